@@ -1,0 +1,73 @@
+"""Text and images to 3D with one frozen diffusion prior.
+
+>>> import unproject
+>>> mesh = unproject.TextToMesh.from_pretrained("toybox")("a red chair").mesh
+>>> mesh.save("chair.glb")
+
+Importing this package is quick: every name below is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .core.priors import load_prior
+    from .geometry.cameras import Camera
+    from .geometry.meshes import Mesh
+    from .geometry.points import PointCloud
+    from .pipelines.image_to_geometry import ImageToDepth, ImageToGeometry, ImageToNormals
+    from .pipelines.shortcuts import depth, normals
+    from .pipelines.text_to_image import TextToImage
+    from .pipelines.text_to_mesh import TextToMesh
+    from .utils.errors import InputError, UnprojectError
+
+__version__ = "0.1.0"
+__all__ = [
+    "Camera",
+    "ImageToDepth",
+    "ImageToGeometry",
+    "ImageToNormals",
+    "InputError",
+    "Mesh",
+    "PointCloud",
+    "TextToImage",
+    "TextToMesh",
+    "UnprojectError",
+    "__version__",
+    "depth",
+    "load_prior",
+    "normals",
+]
+
+_HOMES = {
+    "Camera": ".geometry.cameras",
+    "ImageToDepth": ".pipelines.image_to_geometry",
+    "ImageToGeometry": ".pipelines.image_to_geometry",
+    "ImageToNormals": ".pipelines.image_to_geometry",
+    "InputError": ".utils.errors",
+    "Mesh": ".geometry.meshes",
+    "PointCloud": ".geometry.points",
+    "TextToImage": ".pipelines.text_to_image",
+    "TextToMesh": ".pipelines.text_to_mesh",
+    "UnprojectError": ".utils.errors",
+    "depth": ".pipelines.shortcuts",
+    "load_prior": ".core.priors",
+    "normals": ".pipelines.shortcuts",
+}
+_SUBPACKAGES = ("core", "geometry", "pipelines", "tasks", "toybox", "utils")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _SUBPACKAGES:
+        return import_module(f".{name}", __name__)
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_SUBPACKAGES})

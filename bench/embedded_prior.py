@@ -1,0 +1,127 @@
+"""What the embedded prior draws, scored by the judge: accuracy on test and held-out prompts, guidance and step sweeps."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..pipelines.text_to_image import TextToImage
+from ..toybox.captions import Meaning, Phrase, say
+from ..toybox.catalogue import NOUNS
+from ..toybox.dataset import RenderJob, render_group
+from ..toybox.judge import Judge, frechet
+from ..toybox.materials import COLOURS_SRGB
+from ..toybox.programs import ObjectProgram, draw, is_heldout_pair
+from ..utils.pictures import grid, save_image
+from .runner import Context, share, spread
+
+
+@dataclass(frozen=True)
+class PriorBench:
+    """Sizes of the experiment."""
+
+    images: int = 1000
+    heldout: int = 300
+    sweep_images: int = 250
+    steps: int = 20
+    guidance: float = 3.0
+    guidances: tuple[float, ...] = (1.0, 2.0, 3.0, 5.0, 7.5)
+    step_counts: tuple[int, ...] = (5, 10, 20, 30, 50)
+    batch: int = 50
+    reference_groups: int = 250
+
+
+QUICK = PriorBench(24, 8, 8, 6, 3.0, (1.0, 3.0), (3, 6), 8, 4)
+
+
+def test_programs(count: int) -> list[ObjectProgram]:
+    """The first `count` object programs of the test split."""
+    programs = (draw("test", i) for i in range(count))
+    return [p for p in programs if isinstance(p, ObjectProgram)]
+
+
+def heldout_pairs(count: int, seed: int = 0) -> list[tuple[str, str]]:
+    """Noun-colour pairs that no training image shows, cycled to `count`."""
+    pairs = [(n, c) for n in NOUNS for c in COLOURS_SRGB if is_heldout_pair(n, c)]
+    order = np.random.default_rng(seed).permutation(len(pairs))
+    return [pairs[order[i % len(pairs)]] for i in range(count)]
+
+
+def plain_prompt(noun: str, colour: str) -> str:
+    """"a red chair"."""
+    return say(Meaning((Phrase(noun, colour),)))
+
+
+def draw_images(pipe: TextToImage, prompts: list[str], steps: int, guidance: float, batch: int, seed: int) -> Tensor:
+    """Images (N, 3, 64, 64) in [0, 1]; image i uses seed + i."""
+    parts = []
+    for start in range(0, len(prompts), batch):
+        chosen = prompts[start : start + batch]
+        out = pipe(chosen, num_inference_steps=steps, guidance_scale=guidance, seed=seed + start, output_type="pt")
+        parts.append(torch.as_tensor(out.images))
+    return torch.cat(parts)
+
+
+def reference_features(judge: Judge, groups: int) -> Tensor:
+    """Judge features of test renders, one random view each of `groups` groups x 4 views."""
+    views = [render_group(RenderJob("object", "test", groups), i)["rgb"] for i in range(groups)]
+    images = torch.from_numpy(np.concatenate(views)).permute(0, 3, 1, 2).float() / 255
+    return torch.cat([judge.features(part) for part in images.split(100)])
+
+
+def score(judge: Judge, images: Tensor, nouns: list[str], colours: list[str]) -> dict[str, np.ndarray]:
+    """Per-image flags: noun right, colour right, both."""
+    right_noun, right_colour = [], []
+    for part, wanted_n, wanted_c in zip(images.split(100), _chunks(nouns, 100), _chunks(colours, 100), strict=True):
+        verdict = judge(part)
+        right_noun += [a == b for a, b in zip(verdict.nouns, wanted_n, strict=True)]
+        right_colour += [a == b for a, b in zip(verdict.colours, wanted_c, strict=True)]
+    noun, colour = np.array(right_noun), np.array(right_colour)
+    return {"noun": noun, "colour": colour, "both": noun & colour}
+
+
+def _chunks(items: list[str], size: int) -> list[list[str]]:
+    return [items[i : i + size] for i in range(0, len(items), size)]
+
+
+def run(context: Context) -> dict[str, Any]:
+    """Accuracy with confidence intervals, held-out pairs, and two sweeps of accuracy and toy-FID."""
+    config = QUICK if context.quick else PriorBench()
+    pipe, judge = TextToImage.from_pretrained(context.prior), Judge.from_pretrained()
+    programs = test_programs(config.images)
+    nouns, colours = [p.noun for p in programs], [p.colour for p in programs]
+    prompts = [plain_prompt(n, c) for n, c in zip(nouns, colours, strict=True)]
+    reference = reference_features(judge, config.reference_groups)
+    table: list[dict[str, Any]] = []
+
+    def measure(name: str, n: int, steps: int, guidance: float) -> Tensor:
+        began, rows = time.perf_counter(), pipe.prior.nfe
+        images = draw_images(pipe, prompts[:n], steps, guidance, config.batch, context.seed)
+        took, nfe = time.perf_counter() - began, pipe.prior.nfe - rows
+        flags = score(judge, images, nouns[:n], colours[:n])
+        distance = frechet(reference, torch.cat([judge.features(part) for part in images.split(100)]))
+        row = {"setting": name, "steps": steps, "guidance": guidance, **{k: share(v) for k, v in flags.items()}}
+        table.append({**row, "toy_fid": round(float(distance), 3), "nfe_rows": nfe, "seconds": round(took, 1)})
+        return images
+
+    images = measure("test prompts", config.images, config.steps, config.guidance)
+    pairs = heldout_pairs(config.heldout)
+    drawn = draw_images(
+        pipe, [plain_prompt(*p) for p in pairs], config.steps, config.guidance, config.batch, context.seed + 100_000
+    )
+    held = score(judge, drawn, [p[0] for p in pairs], [p[1] for p in pairs])
+    table.append({"setting": "held-out pairs", "steps": config.steps, "guidance": config.guidance, **{k: share(v) for k, v in held.items()}})
+    for guidance in config.guidances:
+        measure("guidance sweep", config.sweep_images, config.steps, guidance)
+    for steps in config.step_counts:
+        measure("step sweep", config.sweep_images, steps, config.guidance)
+    shown = [i.permute(1, 2, 0).numpy() for i in images[:48]]
+    save_image(context.picture(), grid(shown, columns=8, labels=prompts[:48]))
+    by_noun = {n: spread(score(judge, images, nouns, colours)["both"][np.array(nouns) == n])["mean"] for n in sorted(set(nouns))}
+    worst = dict(sorted(by_noun.items(), key=lambda item: item[1])[:10])
+    return {"config": asdict(config), "seeds": [context.seed], "table": table, "weakest_nouns": worst}

@@ -1,0 +1,104 @@
+"""The experiments by name, and what they share: timing, peak memory, versions and the JSON they leave behind.
+
+An experiment is a module with `run(context) -> dict` that returns at least {"config", "seeds", "table"}: table is a
+list of rows (dicts of plain values), the first of which are the baselines.
+"""
+
+from __future__ import annotations
+
+import importlib
+import resource
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..utils.errors import InputError
+from ..utils.files import write_json
+from ..utils.runs import machine, versions
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A named experiment; `module` holds its `run`."""
+
+    title: str
+    module: str
+
+
+EXPERIMENTS: dict[str, Experiment] = {
+    "embedded-prior": Experiment("What the embedded prior draws: accuracy, toy-FID, guidance and step sweeps", "embedded_prior"),
+    "text-to-mesh": Experiment("Text to mesh by score distillation: judged views, mesh health, cost", "text_to_mesh"),
+    "geometry-heads": Experiment("Depth and normals against constant, plane and a head without the prior", "geometry_heads"),
+    "judge": Experiment("The judge's own accuracy on test renders", "judge"),
+}
+
+
+@dataclass(frozen=True)
+class Context:
+    """What an experiment gets."""
+
+    name: str
+    prior: str = "toybox"
+    seed: int = 0
+    quick: bool = False
+    out: Path = Path("docs/results")
+
+    def picture(self, suffix: str = "") -> Path:
+        """Where the experiment's picture goes."""
+        return self.out / f"{self.name}{suffix}.png"
+
+
+def run_experiment(
+    name: str, out: str | Path = "docs/results", prior: str = "toybox", seed: int = 0, quick: bool = False
+) -> dict[str, Any]:
+    """Runs one experiment and writes out/NAME.json. Raises InputError for an unknown name."""
+    if name not in EXPERIMENTS:
+        raise InputError(f"unknown experiment {name!r}; have {', '.join(EXPERIMENTS)}")
+    module = importlib.import_module(f".{EXPERIMENTS[name].module}", __package__)
+    context = Context(name, prior, seed, quick, Path(out))
+    began = time.perf_counter()
+    result = module.run(context)
+    record = {
+        "experiment": name,
+        "title": EXPERIMENTS[name].title,
+        "quick": quick,
+        "prior": prior,
+        **result,
+        "seconds": round(time.perf_counter() - began, 1),
+        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "versions": versions(),
+        "machine": machine(),
+    }
+    write_json(context.out / f"{name}.json", record)
+    return record
+
+
+def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson score interval of a proportion (Wilson 1927), 95 % by default."""
+    if trials < 1:
+        raise InputError(f"trials={trials}: a proportion needs at least one")
+    p, z2 = successes / trials, z * z / trials
+    centre, half = (p + z2 / 2) / (1 + z2), z * np.sqrt(p * (1 - p) / trials + z2 / (4 * trials)) / (1 + z2)
+    return float(max(0.0, centre - half)), float(min(1.0, centre + half))
+
+
+def share(flags: Sequence[bool] | np.ndarray) -> dict[str, Any]:
+    """A proportion with its 95 % interval and count, rounded for reading."""
+    hits, total = int(np.sum(flags)), len(flags)
+    low, high = wilson(hits, total)
+    return {"value": round(hits / total, 4), "low": round(low, 4), "high": round(high, 4), "n": total}
+
+
+def spread(values: Sequence[float] | np.ndarray) -> dict[str, float]:
+    """Mean, standard deviation, median and count."""
+    array = np.asarray(values, float)
+    return {
+        "mean": round(float(array.mean()), 5),
+        "std": round(float(array.std()), 5),
+        "median": round(float(np.median(array)), 5),
+        "n": len(array),
+    }

@@ -1,0 +1,237 @@
+"""`unproject convert` and `unproject inspect`: files in, files out, facts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import tyro
+
+from ..utils.errors import InputError
+from ..utils.files import read_json
+from ..utils.runs import RunRecord
+from .common import Command, Shown, Table, Target, check_range, size_text
+
+MESHES = (".glb", ".gltf", ".obj", ".stl", ".ply", ".off")
+WRITES = (".glb", ".obj", ".stl", ".ply")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convert(Command):
+    """Turn a mesh, a point cloud or a set of cameras into another format; the suffixes decide which."""
+
+    name: ClassVar[str] = "convert"
+
+    source: tyro.conf.Positional[Path]
+    """Mesh (.glb .gltf .obj .stl .ply .off), point cloud (.ply), transforms.json, or a COLMAP text folder."""
+    destination: tyro.conf.Positional[Path]
+    """.glb, .obj, .stl or .ply for meshes; .ply for points; .json or a folder (COLMAP text) for cameras."""
+    faces: int = 0
+    """Simplify a mesh to about this many triangles (0 = leave it)."""
+
+    def check(self) -> None:
+        """Paths and suffixes."""
+        check_range("--faces", self.faces, 0, 10**9)
+        if self.out is not None:
+            raise InputError("convert takes the output as its second argument, not as --out")
+        if not self.source.exists():
+            raise InputError(f"{self.source} does not exist")
+        if self.source.resolve() == self.destination.resolve():
+            raise InputError(f"source and destination are the same file {self.source}")
+        source, wanted = self.source.suffix.lower(), self.destination.suffix.lower()
+        if self._cameras:
+            if wanted not in (".json", ""):
+                raise InputError(f"cameras become .json or a folder, not {self.destination}")
+        elif source not in MESHES:
+            raise InputError(f"cannot read {self.source}; use {', '.join(MESHES)}, transforms.json or a COLMAP folder")
+        elif wanted not in WRITES:
+            raise InputError(f"cannot write {self.destination}; use {', '.join(WRITES)}")
+
+    @property
+    def _cameras(self) -> bool:
+        return self.source.is_dir() or self.source.suffix.lower() == ".json"
+
+    def target(self) -> Target:
+        """The destination decides."""
+        if self.destination.suffix:
+            return Target(self.destination.parent, self.destination.stem, self.destination.suffix)
+        return Target(self.destination, self.destination.name)
+
+    def plan(self) -> list[str]:
+        """What a dry run says."""
+        return [f"would convert {self.source} to {self.destination}"]
+
+    def run(self, record: RunRecord, target: Target) -> Shown:
+        """Reads, converts, writes."""
+        if self._cameras:
+            return self._convert_cameras(record)
+        if is_point_cloud(self.source):
+            return self._convert_points(record)
+        from ..geometry.extract import decimate
+        from ..geometry.meshes import Mesh
+
+        mesh = Mesh.load(self.source)
+        if 0 < self.faces < len(mesh.faces):
+            mesh = decimate(mesh, self.faces)
+        record.output(mesh.save(self.destination))
+        counts = {"vertices": len(mesh.vertices), "faces": len(mesh.faces)}
+        return Shown([f"{counts['vertices']} vertices, {counts['faces']} triangles"], data=counts)
+
+    def _convert_points(self, record: RunRecord) -> Shown:
+        from ..geometry.points import PointCloud
+
+        if self.destination.suffix.lower() != ".ply":
+            raise InputError(f"{self.source} holds points without triangles; they can only become .ply")
+        cloud = PointCloud.load(self.source)
+        record.output(cloud.save(self.destination))
+        return Shown([f"{len(cloud)} points"], data={"points": len(cloud)})
+
+    def _convert_cameras(self, record: RunRecord) -> Shown:
+        from ..geometry import camera_files
+
+        load = camera_files.load_colmap if self.source.is_dir() else camera_files.load_nerfstudio
+        save = camera_files.save_nerfstudio if self.destination.suffix else camera_files.save_colmap
+        cameras, names = load(self.source)
+        record.output(save(self.destination, cameras, names))
+        return Shown([f"{len(names)} views"], data={"views": len(names)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspect(Command):
+    """Tell what is in a mesh, point cloud, picture, array file, JSON record or model folder."""
+
+    name: ClassVar[str] = "inspect"
+    kinds: ClassVar[tuple[str, ...]] = (".json",)
+    leaves_files: ClassVar[bool] = False
+
+    path: tyro.conf.Positional[Path]
+    """The file or folder."""
+
+    def check(self) -> None:
+        """It has to be there."""
+        if not self.path.exists():
+            raise InputError(f"{self.path} does not exist")
+
+    def run(self, record: RunRecord, target: Target) -> Shown:
+        """Chooses by suffix."""
+        facts = inspect_path(self.path)
+        rows = [(key, _short(value)) for key, value in facts.items()]
+        return Shown(tables=[Table(("property", "value"), rows, str(self.path))], data=facts)
+
+
+def is_point_cloud(path: Path) -> bool:
+    """Whether a PLY file declares no faces; reads only its header."""
+    if path.suffix.lower() != ".ply":
+        return False
+    with open(path, "rb") as file:
+        header = file.read(8192).split(b"end_header")[0]
+    words = [line.split() for line in header.splitlines()]
+    return not any(line[:2] == [b"element", b"face"] and line[2:] != [b"0"] for line in words)
+
+
+def inspect_path(path: Path) -> dict[str, Any]:
+    """Facts about a file or a folder. Raises InputError for a kind nobody knows."""
+    from ..utils.pictures import IMAGE_SUFFIXES
+
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        return _inspect_folder(path)
+    size = {"file": str(path), "size": size_text(path)}
+    if suffix in MESHES:
+        return {**size, **(_inspect_points(path) if is_point_cloud(path) else _inspect_mesh(path))}
+    if suffix in IMAGE_SUFFIXES:
+        return {**size, **_inspect_image(path)}
+    if suffix in (".npz", ".npy"):
+        return {**size, **_inspect_arrays(path)}
+    if suffix == ".json":
+        value = read_json(path)
+        return {**size, **(value if isinstance(value, dict) else {"entries": len(value)})}
+    known = ", ".join((*MESHES, *IMAGE_SUFFIXES, ".npz", ".npy", ".json"))
+    raise InputError(f"cannot inspect {path}: known are {known} and model folders")
+
+
+def _inspect_mesh(path: Path) -> dict[str, Any]:
+    from ..geometry.meshes import Mesh
+
+    mesh = Mesh.load(path)
+    low, high = mesh.bounds
+    return {
+        "kind": "mesh",
+        **mesh.check().to_dict(),
+        "bounds_low": low.tolist(),
+        "bounds_high": high.tolist(),
+        "textures": {name: list(image.shape) for name, image in mesh.textures.items()},
+        "vertex_colors": mesh.vertex_colors is not None,
+        **_validated(path),
+    }
+
+
+def _validated(path: Path) -> dict[str, Any]:
+    """What the Khronos validator says about a GLB, nothing when it is not installed."""
+    from ..geometry.validate import validate_glb
+
+    found = validate_glb(path) if path.suffix.lower() == ".glb" else None
+    return {} if found is None else {"gltf_errors": found["errors"], "gltf_warnings": found["warnings"]}
+
+
+def _inspect_points(path: Path) -> dict[str, Any]:
+    from ..geometry.points import PointCloud
+
+    cloud = PointCloud.load(path)
+    return {
+        "kind": "point cloud",
+        "points": len(cloud),
+        "bounds_low": cloud.points.amin(0).tolist(),
+        "bounds_high": cloud.points.amax(0).tolist(),
+        "colors": cloud.colors is not None,
+        "normals": cloud.normals is not None,
+    }
+
+
+def _inspect_image(path: Path) -> dict[str, Any]:
+    from ..utils.pictures import load_image
+
+    image = load_image(path, min_side=1)
+    height, width, _ = image.shape
+    return {"kind": "picture", "width": width, "height": height, "mean_srgb": image.mean((0, 1)).round(4).tolist()}
+
+
+def _inspect_arrays(path: Path) -> dict[str, Any]:
+    import numpy as np
+
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        arrays = {"array": loaded} if path.suffix.lower() == ".npy" else {name: loaded[name] for name in loaded.files}
+    except (ValueError, OSError, EOFError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    facts: dict[str, Any] = {"kind": "arrays"}
+    for name, array in arrays.items():
+        text = f"{array.dtype} {tuple(array.shape)}"
+        if array.size and np.issubdtype(array.dtype, np.number):
+            finite = array[np.isfinite(array)]
+            text += f", {finite.min():.6g} to {finite.max():.6g}" if finite.size else ", nothing finite"
+        facts[name] = text
+    return facts
+
+
+def _inspect_folder(path: Path) -> dict[str, Any]:
+    names = ("model_index.json", "mv.json", "run.json")
+    found = next((path / name for name in names if (path / name).is_file()), None)
+    if found is None:
+        raise InputError(f"{path} is neither a model folder nor the folder of a run ({', '.join(names)} are missing)")
+    files = [file for file in path.rglob("*") if file.is_file()]
+    return {
+        "kind": "run" if found.name == "run.json" else "model",
+        "files": len(files),
+        "bytes": sum(file.stat().st_size for file in files),
+        **read_json(found),
+    }
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list) and all(isinstance(item, float) for item in value):
+        return "  ".join(f"{item:.4g}" for item in value)
+    return str(value)

@@ -1,0 +1,187 @@
+"""`unproject priors`, `methods` and `doctor`: what there is and what works on this machine."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ..utils.runs import RunRecord, versions
+from .common import Command, Shown, Table, Target
+
+PACKAGES = (
+    *("torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "tokenizers"),
+    *("numpy", "scipy", "PIL", "numba", "kornia", "trimesh", "open3d", "skimage", "xatlas", "fast_simplification"),
+    *("manifold3d", "gsplat", "tyro", "rich", "yaml", "imageio_ffmpeg", "matplotlib"),
+)
+OPTIONAL = {"gradio": "app", "fastapi": "serve", "ray": "scale", "pxr": "usd", "pycolmap": "sfm"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Info(Command):
+    """A command that tells something; it writes a file only when --out names one."""
+
+    kinds: ClassVar[tuple[str, ...]] = (".json",)
+    leaves_files: ClassVar[bool] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Priors(Info):
+    """List the priors that --prior accepts and whether they are on this machine."""
+
+    name: ClassVar[str] = "priors"
+
+    def run(self, record: RunRecord, target: Target) -> Shown:
+        """Lists."""
+        rows = prior_rows()
+        table = Table(("prior", "state", "about"), [(r["name"], r["state"], r["about"]) for r in rows])
+        return Shown(tables=[table], data={"priors": rows})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Methods(Info):
+    """List the implemented methods, where they live and what measures them."""
+
+    name: ClassVar[str] = "methods"
+
+    def run(self, record: RunRecord, target: Target) -> Shown:
+        """Lists."""
+        from ..utils.methods import load_methods
+
+        methods = load_methods()
+        rows = [(n, m.title, m.year, m.kind, m.where, ", ".join(m.bench)) for n, m in methods.items()]
+        data = {name: asdict(method) for name, method in methods.items()}
+        return Shown(
+            tables=[Table(("method", "title", "year", "kind", "where", "bench"), rows)], data={"methods": data}
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doctor(Info):
+    """Check this machine: packages, accelerators, tools and priors, and why some are not active."""
+
+    name: ClassVar[str] = "doctor"
+
+    def run(self, record: RunRecord, target: Target) -> Shown:
+        """Checks; a broken required package makes the last line say so."""
+        checks = [*_package_checks(), *_accelerator_checks(), *_tool_checks(), *_prior_checks()]
+        broken = [c["name"] for c in checks if c["required"] and not c["ok"]]
+        rows = [(c["group"], c["name"], "yes" if c["ok"] else "no", c["detail"]) for c in checks]
+        end = f"required but broken: {', '.join(broken)}" if broken else "everything required works"
+        data = {"ok": not broken, "checks": checks, "versions": versions(), "system": platform.platform()}
+        return Shown([end], [Table(("group", "what", "active", "detail"), rows)], data)
+
+
+def prior_rows() -> list[dict[str, str]]:
+    """Name, state and description of each prior."""
+    from ..core.priors.registry import EMBEDDED, available, registry, weights_root
+
+    rows = []
+    for name, about in available().items():
+        if name in EMBEDDED:
+            here = any((weights_root() / name).glob("*.json"))
+            state = "ready" if here else f"missing: no weights in {weights_root() / name}"
+        else:
+            entry = registry()[name]
+            cached = [repo for repo in (entry.repo, *entry.mirrors) if _in_hub_cache(repo)]
+            state = "ready" if cached else "downloaded on first use"
+        rows.append({"name": name, "state": state, "about": about})
+    return rows
+
+
+def _in_hub_cache(repo: str) -> bool:
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
+    return any((hub / f"models--{repo.replace('/', '--')}").glob("snapshots/*/model_index.json"))
+
+
+def _check(group: str, name: str, ok: bool, detail: str, required: bool = False) -> dict[str, Any]:
+    return {"group": group, "name": name, "ok": ok, "detail": detail, "required": required}
+
+
+def _import_check(group: str, module: str, required: bool, absent: str) -> dict[str, Any]:
+    """Imports a package for real: an installed one may still lack a system library."""
+    try:
+        found = importlib.import_module(module)
+    except ImportError as error:
+        missing = isinstance(error, ModuleNotFoundError) and error.name == module
+        return _check(group, module, False, absent if missing else f"does not import: {error}", required)
+    except Exception as error:
+        return _check(group, module, False, f"does not import: {type(error).__name__}: {error}", required)
+    return _check(group, module, True, str(getattr(found, "__version__", "")), required)
+
+
+def _package_checks() -> list[dict[str, Any]]:
+    required = [_import_check("package", name, True, "not installed: pip install unproject") for name in PACKAGES]
+    return required + [
+        _import_check("extra", name, False, f"not installed: pip install 'unproject[{extra}]'")
+        for name, extra in OPTIONAL.items()
+    ]
+
+
+def _accelerator_checks() -> list[dict[str, Any]]:
+    import torch
+
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    no_cuda = "no CUDA device found" if torch.version.cuda else "this torch is built without CUDA"
+    processor = f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    checks = [
+        _check("accelerator", "cpu", True, processor),
+        _check("accelerator", "cuda", cuda, torch.cuda.get_device_name(0) if cuda else no_cuda),
+        _check("accelerator", "mps", mps, "Apple GPU" if mps else "not an Apple GPU machine"),
+    ]
+    for name, hint in (
+        ("gsplat", "rasterises Gaussians"),
+        ("pytorch3d", "no wheel for the current torch; optional, rasterises meshes"),
+        ("nvdiffrast", "optional, non-commercial licence, never the default"),
+    ):
+        found = _import_check("accelerator", name, False, f"not installed; {hint}")
+        if found["ok"] and not cuda:
+            found.update(ok=False, detail=f"version {found['detail']} is installed but needs a CUDA device; {hint}")
+        checks.append(found)
+    return checks
+
+
+def _tool_checks() -> list[dict[str, Any]]:
+    return [_tool("ffmpeg", _ffmpeg), _tool("node", _node), _tool("gltf-validator", _validator)]
+
+
+def _tool(name: str, probe: Callable[[], tuple[bool, str]]) -> dict[str, Any]:
+    try:
+        ok, detail = probe()
+    except (OSError, RuntimeError, ImportError, subprocess.SubprocessError) as error:
+        ok, detail = False, str(error).splitlines()[0]
+    return _check("tool", name, ok, detail)
+
+
+def _ffmpeg() -> tuple[bool, str]:
+    import imageio_ffmpeg
+
+    return True, f"version {imageio_ffmpeg.get_ffmpeg_version()} writes MP4"
+
+
+def _node() -> tuple[bool, str]:
+    path = shutil.which("node")
+    if path is None:
+        return False, "not on the PATH; only the glTF validator needs it"
+    version = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20, check=True)
+    return True, version.stdout.strip()
+
+
+def _validator() -> tuple[bool, str]:
+    from ..geometry.validate import validator_modules
+
+    found = validator_modules()
+    return found is not None, "`make test` installs it with npm" if found is None else f"in {found}"
+
+
+def _prior_checks() -> list[dict[str, Any]]:
+    return [
+        _check("prior", row["name"], row["state"] == "ready", f"{row['state']}; {row['about']}") for row in prior_rows()
+    ]

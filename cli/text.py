@@ -1,0 +1,148 @@
+"""`unproject text-to-image` and `unproject text-to-mesh`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import tyro
+
+from ..utils.errors import InputError
+from ..utils.runs import RunRecord
+from .common import Shown, Target, check_prompt, check_range, slugify
+from .priors import PriorCommand
+from .views import write_views
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextToImage(PriorCommand):
+    """Draw images from a prompt."""
+
+    name: ClassVar[str] = "text-to-image"
+    kinds: ClassVar[tuple[str, ...]] = (".png", ".jpg", ".jpeg", ".webp")
+
+    prompt: tyro.conf.Positional[str]
+    """What to draw, for example "two red cubes"."""
+    negative: str = ""
+    """What to avoid."""
+    count: int = 1
+    """Number of images; image i uses seed + i."""
+    grid: int = 0
+    """Draw this many images and write them as one sheet."""
+    steps: int | None = None
+    """Solver steps (default: what suits the prior)."""
+    guidance: float | None = None
+    """Classifier-free guidance, 1 is none (default: what suits the prior)."""
+    solver: str | None = None
+    """ddim, dpm++, unipc, euler or heun (default: what suits the prior)."""
+    eta: float = 0.0
+    """Randomness of ddim, 0 to 1."""
+    size: int | None = None
+    """Pixels of a side (default: the prior's own)."""
+    batch: int = 16
+    """Images drawn at once."""
+
+    def slug(self) -> str:
+        """The base name of the outputs."""
+        return slugify(self.prompt)
+
+    def check(self) -> None:
+        """Ranges; an empty prompt is allowed here and means whatever the prior likes."""
+        check_range("--count", self.count, 1, 4096)
+        check_range("--grid", self.grid, 0, 1024)
+        check_range("--batch", self.batch, 1, 1024)
+        if self.steps is not None:
+            check_range("--steps", self.steps, 1, 1000)
+        if self.grid and self.count > 1:
+            raise InputError(f"give --grid {self.grid} or --count {self.count}, not both")
+        super().check()
+
+    def plan(self) -> list[str]:
+        """What a dry run says."""
+        return [*super().plan(), f"would draw {self.grid or self.count} images of {self.prompt!r}"]
+
+    def run(self, record: RunRecord, target: Target) -> Shown:
+        """Draws and writes the images."""
+        from ..pipelines.text_to_image import TextToImage as Pipeline
+        from ..utils.pictures import grid, save_image
+
+        with record.stage("load"):
+            pipe = Pipeline.from_pretrained(self.prior, **self.placement())
+        with record.stage("sample"):
+            made = pipe(
+                self.prompt,
+                self.negative or None,
+                num_inference_steps=self.steps,
+                guidance_scale=self.guidance,
+                num_images_per_prompt=self.grid or self.count,
+                height=self.size,
+                width=self.size,
+                solver=self.solver,
+                eta=self.eta,
+                seed=self.seed,
+                batch_size=self.batch,
+                output_type="np",
+            )
+        record.count("denoiser", made.nfe)
+        suffix = target.suffix or ".png"
+        if self.grid:
+            columns = round(self.grid**0.5)
+            record.output(save_image(target.file(suffix), grid(made.images, columns)))
+        else:
+            for i, image in enumerate(made.images):
+                ending = suffix if self.count == 1 else f"-{i}{suffix}"
+                record.output(save_image(target.file(ending), image))
+        record.notes["seeds"] = made.seeds
+        return Shown()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextToMesh(PriorCommand):
+    """Make a textured mesh from a prompt, with a sheet of views and a turntable film."""
+
+    name: ClassVar[str] = "text-to-mesh"
+    kinds: ClassVar[tuple[str, ...]] = (".glb", ".obj", ".stl", ".ply")
+
+    prompt: tyro.conf.Positional[str]
+    """What to make, for example "a red chair"."""
+    recipe: str = "default"
+    """Packaged recipe in configs/text-to-mesh, or a YAML file."""
+    steps: int | None = None
+    """Optimisation steps (default: the recipe's)."""
+    faces: int | None = None
+    """Triangles of the mesh (default: the recipe's)."""
+    view_size: int = 256
+    """Pixels of the views on the sheet and in the film."""
+    frames: int = 72
+    """Frames of the turntable film (0 = no film)."""
+
+    def slug(self) -> str:
+        """The base name of the outputs."""
+        return slugify(self.prompt)
+
+    def check(self) -> None:
+        """Prompt and ranges."""
+        check_prompt(self.prompt)
+        check_range("--frames", self.frames, 0, 1000)
+        check_range("--view-size", self.view_size, 16, 2048)
+        super().check()
+
+    def plan(self) -> list[str]:
+        """What a dry run says."""
+        return [*super().plan(), f"would make a mesh of {self.prompt!r} with recipe {self.recipe}"]
+
+    def run(self, record: RunRecord, target: Target) -> Shown:
+        """Makes the mesh and its pictures."""
+        from ..pipelines.text_to_mesh import TextToMesh as Pipeline
+
+        with record.stage("load"):
+            pipe = Pipeline.from_pretrained(self.prior, **self.placement())
+        with record.stage("mesh"):
+            made = pipe(self.prompt, seed=self.seed)
+        record.count("denoiser", made.nfe)
+        with record.stage("write"):
+            record.output(made.mesh.save(target.file(target.suffix or ".glb")))
+            write_views(made.mesh, record, target, self.view_size, self.frames)
+        report = made.mesh.check().to_dict()
+        closed = "watertight" if report["watertight"] else f"{report['boundary_edges']} open edges"
+        return Shown([f"{report['faces']} triangles, {closed}"], data={"mesh": report})

@@ -1,0 +1,99 @@
+"""`unproject toybox`: look at the procedural world, or render a data set of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from ..utils.runs import RunRecord
+from .common import Command, Shown, Target, check_range
+
+
+@dataclass(frozen=True, kw_only=True)
+class Toybox(Command):
+    """Show samples of the procedural world on a sheet, or render a data set of it with --render."""
+
+    name: ClassVar[str] = "toybox"
+    kinds: ClassVar[tuple[str, ...]] = (".png",)
+
+    kind: Literal["object", "scene", "room"] = "object"
+    """One object, two or three objects, or a furnished room."""
+    split: Literal["train", "val", "test", "heldout"] = "train"
+    """Which part of the world; heldout holds combinations the other parts never contain."""
+    index: int = 0
+    """Number of the first sample."""
+    count: int = 16
+    """Number of samples on the sheet."""
+    size: int = 128
+    """Pixels of a side."""
+    render: bool = False
+    """Render shards of a data set into --out instead of a sheet; an interrupted run goes on where it was."""
+    groups: int = 1024
+    """With --render: number of groups (four views of an object, two of a room, one of a scene)."""
+    geometry: bool = False
+    """With --render: depth and normals too."""
+    workers: int = 0
+    """With --render: processes (0 = one per processor)."""
+
+    def slug(self) -> str:
+        """The base name of the outputs."""
+        return f"{self.kind}-{self.split}" + ("" if self.render else f"-{self.index}")
+
+    def check(self) -> None:
+        """Ranges of the numbers."""
+        check_range("--index", self.index, 0, 2**31)
+        check_range("--count", self.count, 1, 256)
+        check_range("--size", self.size, 8, 1024)
+        check_range("--groups", self.groups, 1, 2**31)
+        check_range("--workers", self.workers, 0, 1024)
+
+    def plan(self) -> list[str]:
+        """What a dry run says."""
+        if self.render:
+            return [f"would render {self.groups} groups ({self.kind}, {self.split}) at {self.size} px"]
+        return [f"would draw samples {self.index} to {self.index + self.count - 1} ({self.kind}, {self.split})"]
+
+    def run(self, record: RunRecord, target: Target) -> Shown:
+        """Renders the sheet or the set."""
+        return self._render_set(record, target) if self.render else self._sheet(record, target)
+
+    def _render_set(self, record: RunRecord, target: Target) -> Shown:
+        from ..toybox.dataset import RenderJob, render_set
+
+        job = RenderJob(self.kind, self.split, self.groups, self.size, self.geometry, self.index)
+        folder = render_set(job, target.folder, self.workers or None)
+        shards = sorted(folder.glob("shard-*.npz"))
+        for path in shards:
+            record.output(path)
+        return Shown([f"{len(shards)} shards in {folder}"], data={"folder": str(folder), "shards": len(shards)})
+
+    def _sheet(self, record: RunRecord, target: Target) -> Shown:
+        from ..utils.pictures import grid, save_image
+        from ..utils.progress import progress
+
+        numbers = range(self.index, self.index + self.count)
+        drawn = [_sample(self.split, i, self.kind, self.size) for i in progress(numbers, label="rendering")]
+        captions = [caption for _, caption in drawn]
+        columns = max(1, round(len(drawn) ** 0.5))
+        sheet = grid([picture for picture, _ in drawn], columns, labels=captions if self.size >= 96 else None)
+        record.output(save_image(target.file(target.suffix or ".png"), sheet))
+        lines = [f"{i}: {caption}" for i, caption in zip(numbers, captions, strict=True)]
+        return Shown(lines, data={"captions": captions})
+
+
+def _sample(split: str, index: int, kind: str, size: int) -> tuple[Any, str]:
+    """One picture (H, W, 3) uint8 and its caption."""
+    from ..toybox.captions import caption
+    from ..toybox.dataset import RenderJob, render_group
+    from ..toybox.programs import draw
+
+    group = render_group(RenderJob(kind, split, 1, size, False, index), index)
+    return group["rgb"][0], caption(draw(split, index, kind))
+
+
+def room_photo(path: Path, size: int = 512, index: int = 0) -> Path:
+    """Renders a toybox room as a photograph for the demo; stored beside the demo's other outputs."""
+    from ..utils.pictures import save_image
+
+    return save_image(path, _sample("test", index, "room", size)[0])

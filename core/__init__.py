@@ -1,0 +1,1 @@
+"""The shared machinery: frozen priors, sampling, distillation."""

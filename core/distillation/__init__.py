@@ -1,0 +1,1 @@
+"""Learning from a prior, or learning the prior itself: score distillation, objectives and the one trainer."""

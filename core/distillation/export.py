@@ -1,0 +1,46 @@
+"""Folders of weights that are whole or absent and say nothing about the machine that wrote them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from ...utils.errors import UnprojectError
+from ...utils.files import read_json, write_json
+
+
+@contextlib.contextmanager
+def folder_path(path: str | Path) -> Iterator[Path]:
+    """Yields a temporary folder beside `path`; on success it replaces `path`, on failure it is removed.
+
+    Raises UnprojectError when the disk refuses.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        _forget_origin(temporary)
+        if path.exists():
+            previous = path.with_name(f".{path.name}-{secrets.token_hex(4)}.tmp")
+            os.replace(path, previous)
+            os.replace(temporary, path)
+            shutil.rmtree(previous, ignore_errors=True)
+        else:
+            os.replace(temporary, path)
+    except OSError as error:
+        raise UnprojectError(f"writing {path} failed: {error.strerror or error}; what was there is unchanged") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _forget_origin(folder: Path) -> None:
+    """Removes the path a model was loaded from, which diffusers writes into the configs."""
+    for path in (*folder.rglob("config.json"), *folder.rglob("model_index.json")):
+        settings = read_json(path)
+        if settings.pop("_name_or_path", None) is not None:
+            write_json(path, settings)

@@ -1,0 +1,128 @@
+"""Fine-tuning a text-to-image prior into a four-view prior (Shi et al. 2023, "MVDream").
+
+Group batches: joint attention over the F views, camera embedding, one t a group. Single-picture batches (mixed in by
+the data) use the plain 2-D network and keep what it knew. The text encoder stays frozen.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from torch import Tensor, nn
+
+from ....geometry.cameras import Camera, to_mvdream
+from ....utils.pictures import grid, save_image
+from ...priors.multiview import inflate
+from ..export import folder_path
+from ..latents import ViewGroups
+from .base import LossOut, Objective, fixed_init
+from .diffusion import NoiseLossConfig, drop, min_snr_weight, token_ids
+
+FRAMES = 4
+
+
+@dataclass(frozen=True)
+class MultiViewConfig:
+    """The loss; the network comes from the base prior."""
+
+    noise: NoiseLossConfig = NoiseLossConfig()
+    preview_elevation_deg: float = 20.0
+
+
+class MultiViewObjective(Objective):
+    """Trains the inflated U-Net and its camera embedding on `ViewGroups` batches."""
+
+    def __init__(
+        self,
+        config: MultiViewConfig,
+        base: StableDiffusionPipeline,
+        held_out: ViewGroups | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.config, self.held_out = config, held_out
+        self.tokenizer, self.text_encoder, self.vae = base.tokenizer, base.text_encoder, base.vae
+        self.scheduler = DDIMScheduler.from_config(base.scheduler.config)
+        with fixed_init(seed):
+            self.unet = inflate(base.unet)
+        self.modules: dict[str, nn.Module] = {"unet": self.unet}
+        self.frozen: dict[str, nn.Module] = {"text_encoder": self.text_encoder, "vae": self.vae}
+
+    def loss(self, batch: dict[str, Any], rng: torch.Generator, step: int) -> LossOut:
+        """Min-SNR-weighted noise error, one t and one prompt decision per group."""
+        frames, rows = batch["frames"], len(batch["latents"])
+        t = torch.randint(len(self.scheduler.alphas_cumprod), (rows // frames,), generator=rng)
+        t = t.repeat_interleave(frames)
+        captions = drop(batch["captions"], self.config.noise.empty_share, rng, frames)
+        noise = torch.randn(batch["latents"].shape, generator=rng)
+        error = self._error(batch, captions, t, noise)
+        weight = min_snr_weight(self.scheduler.alphas_cumprod, t, self.config.noise.snr_gamma).to(error)
+        name = "eps_mse_views" if frames > 1 else "eps_mse_single"
+        return LossOut((weight * error).mean(), {name: error.detach().mean()})
+
+    def validate(self) -> dict[str, float]:
+        """Unweighted noise error on held-out groups: jointly, and each view alone without a camera."""
+        if self.held_out is None:
+            return {}
+        count = min(self.config.noise.validation_samples // FRAMES, len(self.held_out))
+        rng = torch.Generator().manual_seed(0)
+        errors: dict[str, list[Tensor]] = {"views": [], "single": []}
+        for indices in np.array_split(np.arange(count), max(1, count // 8)):
+            batch = self.held_out.batch(indices, None)
+            t = torch.from_numpy((indices * 997 + 499) % len(self.scheduler.alphas_cumprod)).repeat_interleave(FRAMES)
+            noise = torch.randn(batch["latents"].shape, generator=rng)
+            alone = {**batch, "frames": 1, "c2w": None}
+            errors["views"].append(self._error(batch, batch["captions"], t, noise))
+            errors["single"].append(self._error(alone, batch["captions"], t, noise))
+        return {f"eps_mse_{name}": float(torch.cat(parts).mean()) for name, parts in errors.items()}
+
+    @torch.no_grad()
+    def preview(self, step: int, out: Path) -> None:
+        """Four views of each preview prompt, a row a prompt, front first."""
+        noise = self.config.noise
+        images = self.sample(list(noise.preview_prompts), noise.preview_steps, noise.preview_guidance, seed=0)
+        save_image(out / f"views-{step:07d}.png", grid(list(images.permute(0, 2, 3, 1).cpu().numpy()), columns=FRAMES))
+
+    @torch.no_grad()
+    def sample(self, prompts: list[str], steps: int, guidance: float, seed: int) -> Tensor:
+        """DDIM samples (prompts * 4, 3, H, W) in [0, 1] at azimuths 0, 90, 180, 270; the camera is in both branches."""
+        rows, size = len(prompts) * FRAMES, self.unet.unet.config.sample_size
+        azimuths = torch.arange(FRAMES) * 90.0
+        orbit = Camera.orbit(azimuths, self.config.preview_elevation_deg, 3.0, 40.0, size, size)
+        cameras = to_mvdream(orbit.c2w).repeat(2 * len(prompts), 1).to(self.unet.device)
+        embeds = self._embed([""] * rows + [p for p in prompts for _ in range(FRAMES)])
+        channels = self.unet.unet.config.in_channels
+        x = torch.randn((rows, channels, size, size), generator=torch.Generator().manual_seed(seed)).to(embeds)
+        scheduler = DDIMScheduler.from_config(self.scheduler.config)
+        scheduler.set_timesteps(steps)
+        for t in scheduler.timesteps:
+            without, with_text = self.unet(torch.cat([x, x]), t, embeds, cameras, FRAMES).chunk(2)
+            x = scheduler.step(without + guidance * (with_text - without), t, x).prev_sample
+        return (self.vae.decode(x / self.vae.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1)
+
+    def save(self, out: str | Path, base: str = "toybox") -> Path:
+        """Writes unet/, camera_embedding.safetensors and mv.json in fp16; the rest stays in the folder `base`."""
+        with folder_path(out) as temporary:
+            copy.deepcopy(self.unet).to("cpu", torch.float16, memory_format=torch.contiguous_format).save(
+                temporary, base, frames=FRAMES
+            )
+        return Path(out)
+
+    def _embed(self, captions: list[str]) -> Tensor:
+        with torch.no_grad():
+            return self.text_encoder(token_ids(self.tokenizer, captions).to(self.unet.device)).last_hidden_state
+
+    def _error(self, batch: dict[str, Any], captions: list[str], t: Tensor, noise: Tensor) -> Tensor:
+        """Mean squared noise error per row (B F,)."""
+        device = self.unet.device
+        latents = torch.from_numpy(batch["latents"]).to(device, torch.float32)
+        cameras = None if batch["c2w"] is None else to_mvdream(torch.from_numpy(batch["c2w"]).to(device))
+        noise, t = noise.to(device), t.to(device)
+        noisy = self.scheduler.add_noise(latents, noise, t)  # type: ignore[arg-type]
+        predicted = self.unet(noisy, t, self._embed(captions), cameras, batch["frames"])
+        return (predicted - noise).float().square().mean(dim=(1, 2, 3))

@@ -1,0 +1,188 @@
+"""Score distillation: how a frozen prior pulls on renders.
+
+x = E(render), x_t = alpha x + sigma n. Master form: g = w(t) (eps_a - eps_b) and loss 0.5 |x - sg(x - g)|^2 / B, whose
+gradient in x is g / B. Sums run over pixels and channels, means over images, in every form.
+
+form "score" (SDS, Poole et al. 2022): eps_a the guided prediction, eps_b = n.
+form "recon" (MVDream, Shi et al. 2023; StableDreamer, Guo et al. 2023): 0.5 W |x - sg(x0_target)|^2 / B with
+    x0_target = r x0_cfg std(x0_cond) / std(x0_cfg) + (1 - r) x0_cfg, stds over all views of one object.
+    x - x0_cfg = (sigma / alpha)(eps_a - n), so r = 0 and W = 1 is SDS with w = sigma / alpha, and any w has
+    W = w alpha / sigma.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...utils.errors import InputError, UnprojectError
+from ...utils.ramps import Ramp
+from ..priors.base import Condition, Prior
+from ..sampling.levels import Level, NoiseSchedule
+from ..sampling.prediction import Prediction
+from .time_window import TimeWindow
+
+WEIGHTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "sigma2": lambda alpha, sigma: sigma**2,  # 1 - abar, DreamFusion
+    "ratio": lambda alpha, sigma: sigma / alpha,  # constant weight in x0 form
+    "product": lambda alpha, sigma: sigma * alpha,
+    "one": lambda alpha, sigma: torch.ones_like(sigma),
+}
+
+
+@dataclass(frozen=True)
+class ScoreConfig:
+    """A member of the family."""
+
+    form: Literal["score", "recon"] = "recon"
+    guidance: float = 50.0  # classifier-free scale s: uncond + s (cond - uncond)
+    rescale: float = 0.5  # r of the recon form, [0, 1]
+    weight: Literal["sigma2", "ratio", "product", "one"] = "ratio"
+    space: Literal["latent", "image", "both"] = "latent"  # image: compare decoded targets, no encoder gradient
+    image_weight: float = 0.1  # of the image term where both are used
+    clip: tuple[float, ...] = ()  # largest |g| per element, a number or [step0, v0, v1, step1]; empty: none
+    window: TimeWindow = field(default_factory=TimeWindow)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rescale <= 1:
+            raise InputError(f"score: rescale={self.rescale} must lie in [0, 1]")
+        if self.form == "score" and (self.space != "latent" or self.rescale):
+            raise InputError('form "score" has no target image; use space "latent" and rescale 0, or form "recon"')
+
+
+class GuidanceOut(NamedTuple):
+    """One evaluation of a guidance."""
+
+    loss: Tensor  # scalar to minimise
+    grad_norm: float  # RMS over images of |g| per image, before the encoder
+    t: Tensor  # (B,) train index
+    x0_hat: Tensor  # (B, C, h, w) target the renders are pulled to, scaled latents
+    log: dict[str, float]
+
+
+class DivergedError(UnprojectError):
+    """An optimisation left the range where its numbers mean anything; the message names the remedy."""
+
+
+class ScoreDistillation:
+    """A frozen prior as a loss on renders. Holds no trainable state and never enters checkpoints."""
+
+    def __init__(self, config: ScoreConfig, prior: Prior, condition: Condition) -> None:
+        """`condition` has one row per object, without cameras; each call says how it is seen."""
+        if config.guidance != 1.0 and condition.null is None:
+            raise InputError(f"guidance={config.guidance} needs an unconditional branch; encode a negative prompt")
+        self.config, self.prior, self.condition = config, prior, condition
+        self.schedule = NoiseSchedule.from_config(prior.scheduler_config)
+
+    def __call__(
+        self,
+        images: Tensor,
+        step: int,
+        generator: torch.Generator | None = None,
+        cameras: Tensor | None = None,
+        condition: Condition | None = None,
+        noise: Tensor | None = None,
+        index: Tensor | None = None,
+    ) -> GuidanceOut:
+        """Loss of renders (B, 3, H, W) in [0, 1], views of an object contiguous.
+
+        Args:
+            step: of the optimisation, for the schedules.
+            generator: of levels and noise.
+            cameras: (B, 16) for a multi-view prior, whose views then share attention; None: images are independent.
+            condition: B rows instead of the object's own (view-dependent text).
+            noise: (B, C, h, w), index: (B,) train index; drawn when absent.
+        """
+        config, batch = self.config, images.shape[0]
+        condition = condition or self.seen_from(batch, cameras)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and config.space != "image"):
+            x = self.prior.encode(images)
+        groups = batch // condition.frames
+        if index is None:
+            per_group = config.window.indices(step, groups, self.schedule.steps, generator)
+            index = per_group.repeat_interleave(condition.frames)
+        level = self.schedule.at_index(index.to(x.device))
+        if noise is None:
+            noise = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
+        with torch.no_grad():
+            guided, plain = self.predict(x.detach(), noise, level, condition)
+            target, grad = self.target_and_gradient(x.detach(), noise, guided, plain, step, condition.frames)
+        self._check(grad, index)
+        loss = 0.5 * (x - (x.detach() - grad)).square().sum() / batch if config.space != "image" else x.new_zeros(())
+        if config.space != "latent":
+            share = 1.0 if config.space == "image" else config.image_weight
+            loss = loss + share * self.image_loss(images, target, level)
+        norm = float(grad.flatten(1).square().sum(1).mean().sqrt())
+        log = {"t": float(index.double().mean()) / self.schedule.steps, "grad": norm, "loss": float(loss.detach())}
+        return GuidanceOut(loss, norm, index, target, log)
+
+    def seen_from(self, batch: int, cameras: Tensor | None) -> Condition:
+        """The object's condition for `batch` views; with cameras they form one group per object."""
+        views = batch // self.condition.rows
+        if views * self.condition.rows != batch:
+            raise InputError(f"{batch} images do not divide among {self.condition.rows} prompts")
+        if cameras is None:
+            return self.condition.repeat_interleave(views)
+        return self.condition.with_views(cameras, views)
+
+    def predict(self, x: Tensor, noise: Tensor, level: Level, condition: Condition) -> tuple[Prediction, Prediction]:
+        """(guided, conditional) predictions at the noised point, both branches in one network call."""
+        noised = self.schedule.add_noise(x, noise, level)
+        time, kind, scale = level.times(x), self.prior.prediction_type, self.config.guidance
+        if scale == 1.0:
+            plain = Prediction(noised, level, self.prior.predict(noised, time, condition), kind)
+            return plain, plain
+        raw = self.prior.predict(torch.cat([noised] * 2), torch.cat([time] * 2), condition.guided())
+        uncond, cond = raw.chunk(2)
+        guided = Prediction(noised, level, uncond + scale * (cond - uncond), kind)
+        return guided, Prediction(noised, level, cond, kind)
+
+    def target_and_gradient(
+        self, x: Tensor, noise: Tensor, guided: Prediction, plain: Prediction, step: int, frames: int
+    ) -> tuple[Tensor, Tensor]:
+        """(x0 target, g), both (B, C, h, w); g is dL/dx times B."""
+        alpha, sigma = guided.level.coefficients(x)
+        weight = WEIGHTS[self.config.weight](torch.as_tensor(alpha), torch.as_tensor(sigma))
+        target = guided.x0
+        if self.config.form == "score":
+            grad = weight * (guided.eps - noise)
+        else:
+            if self.config.rescale:
+                target = rescaled(target, plain.x0, self.config.rescale, frames)
+            grad = (weight * alpha / sigma) * (x - target)
+        if self.config.clip:
+            limit = Ramp.of(self.config.clip).at(step)
+            grad = grad.clamp(-limit, limit)
+        return target, grad
+
+    def image_loss(self, images: Tensor, target: Tensor, level: Level) -> Tensor:
+        """0.5 W |image - sg(D(target))|^2 / B (HiFA, Zhu et al. 2023); both at the decoder's size."""
+        with torch.no_grad():
+            decoded = self.prior.decode(target).to(images)
+        if decoded.shape[-1] != images.shape[-1]:
+            images = torch.nn.functional.interpolate(images, decoded.shape[-2:], mode="bilinear", antialias=True)
+        alpha, sigma = level.coefficients(images)
+        weight = WEIGHTS[self.config.weight](torch.as_tensor(alpha), torch.as_tensor(sigma)) * alpha / sigma
+        return 0.5 * (weight * (images - decoded).square()).sum() / images.shape[0]
+
+    def _check(self, grad: Tensor, index: Tensor) -> None:
+        if not bool(torch.isfinite(grad).all()):
+            raise DivergedError(
+                f"the prior {self.prior.name!r} gave a gradient that is not finite at train index {index.tolist()}; "
+                "run it in float32, lower the learning rate or set score.clip"
+            )
+
+
+def rescaled(guided: Tensor, plain: Tensor, share: float, frames: int) -> Tensor:
+    """Guided x0 with its spread pulled to the conditional one's; stds over the (views, C, h, w) of each object."""
+    axes = (1, 2, 3, 4)
+
+    def spread(x: Tensor) -> Tensor:
+        return x.reshape(-1, frames, *x.shape[1:]).std(axes).repeat_interleave(frames)[:, None, None, None]
+
+    factor = spread(plain) / spread(guided).clamp_min(1e-12)
+    return guided * (share * factor + 1 - share)

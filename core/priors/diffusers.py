@@ -1,0 +1,255 @@
+"""Diffusers pipelines as priors: Stable Diffusion 1.x/2.x, SDXL, SD3 and FLUX.
+
+Only the component loading and the text encoding of diffusers are used; sampling is ours. Weights are safetensors,
+pipeline classes come from the table below, never from the repository that holds the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...utils.errors import InputError
+from ...utils.seeds import sample_noise
+from .base import Condition, Prior, Recommended
+from .noise import is_flow
+
+DEFAULT_EMBEDDED_GUIDANCE = 3.5  # FLUX.1-dev
+
+
+class DiffusersPrior(Prior):
+    """What the families share: the pipeline object, the VAE, truncation, saving."""
+
+    backbone = "unet"
+
+    def __init__(self, pipe: Any, name: str = "") -> None:
+        self.pipe, self.name = pipe, name or type(pipe).__name__
+        self.network: nn.Module = getattr(pipe, self.backbone)
+        self.vae = pipe.vae
+        config = {**pipe.scheduler.config, "_class_name": type(pipe.scheduler).__name__}
+        self.scheduler_config = config
+        self.prediction_type = "flow_prediction" if is_flow(config) else config.get("prediction_type", "epsilon")
+        settings = self.network.config
+        side = settings.get("sample_size") or 64
+        channels = settings["in_channels"]
+        self.vae_factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        self.latent_shape = (channels, side, side)
+        self.image_size = side * self.vae_factor
+        weight = next(self.network.parameters())
+        self.device, self.dtype = weight.device, weight.dtype
+        if self.vae.config.get("force_upcast") and self.dtype == torch.float16:
+            self.vae.to(torch.float32)
+        self.freeze()
+
+    def modules(self) -> dict[str, nn.Module]:
+        """See Prior.modules."""
+        return {name: part for name, part in self.pipe.components.items() if isinstance(part, nn.Module)}
+
+    def encode(
+        self, images: Tensor, sample: bool = False, generator: torch.Generator | Sequence[torch.Generator] | None = None
+    ) -> Tensor:
+        """See Prior.encode: (posterior - shift) * scale, the posterior's mean unless `sample`."""
+        posterior = self.vae.encode((2 * images - 1).to(self.vae.device, self.vae.dtype)).latent_dist
+        latents = posterior.mean
+        if sample:
+            if generator is None:
+                raise InputError("encode(sample=True) draws noise: pass a generator")
+            noise = sample_noise(latents.shape[1:], generator, latents.shape[0], latents.device)
+            latents = latents + posterior.std * noise.to(latents.dtype)
+        shift, scale = self._latent_affine()
+        return ((latents - shift) * scale).to(torch.promote_types(images.dtype, torch.float32))
+
+    def decode(self, latents: Tensor, clamp: bool = True) -> Tensor:
+        """See Prior.decode."""
+        shift, scale = self._latent_affine()
+        latents = (latents / scale + shift).to(self.vae.device, self.vae.dtype)
+        images = self.vae.decode(latents, return_dict=False)[0].float() / 2 + 0.5
+        return images.clamp(0, 1) if clamp else images
+
+    def _latent_affine(self) -> tuple[float, float]:
+        return self.vae.config.get("shift_factor") or 0.0, self.vae.config.scaling_factor
+
+    def _tokenizer(self) -> tuple[Any, int]:
+        """The tokenizer that sees most of the prompt and its length limit."""
+        return self.pipe.tokenizer, self.pipe.tokenizer.model_max_length
+
+    def truncated(self, prompt: str) -> str:
+        """See Prior.truncated."""
+        tokenizer, limit = self._tokenizer()
+        ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
+        return tokenizer.decode(ids[limit - 1 : -1], skip_special_tokens=True).strip() if len(ids) > limit else ""
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes the whole pipeline folder, loadable by plain diffusers."""
+        self.pipe.save_pretrained(str(folder), safe_serialization=True)
+        return Path(folder)
+
+
+class StableDiffusionPrior(DiffusersPrior):
+    """Stable Diffusion 1.x and 2.x: one CLIP text encoder, a U-Net."""
+
+    def encode_text(self, prompts: str | Sequence[str], negative: str | Sequence[str] | None = None) -> Condition:
+        """See Prior.encode_text."""
+        texts, against = paired(prompts, negative)
+        embeds, null = self._embed(texts), self._embed(against)
+        return Condition(embeds=embeds, null=null, prompts=texts)
+
+    @torch.no_grad()
+    def _embed(self, texts: list[str]) -> Tensor:
+        tokenizer, limit = self._tokenizer()
+        distinct = list(dict.fromkeys(texts))
+        tokens = tokenizer(distinct, padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
+        encoder = self.pipe.text_encoder
+        mask = tokens.attention_mask.to(self.device) if getattr(encoder.config, "use_attention_mask", None) else None
+        embeds = encoder(tokens.input_ids.to(self.device), attention_mask=mask)[0]
+        return embeds[[distinct.index(text) for text in texts]]
+
+    def _forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        embeds = condition.embeds.to(self.dtype)
+        return self.network(x.to(self.dtype), time, embeds, return_dict=False)[0]
+
+
+class StableDiffusionXLPrior(DiffusersPrior):
+    """SDXL: two text encoders, pooled embedding and size ids."""
+
+    def encode_text(self, prompts: str | Sequence[str], negative: str | Sequence[str] | None = None) -> Condition:
+        """See Prior.encode_text; without a negative prompt the unconditional branch follows the model's own rule."""
+        texts, against = paired(prompts, negative)
+        with torch.no_grad():
+            embeds, null, pooled, null_pooled = self.pipe.encode_prompt(
+                texts, device=self.device, negative_prompt=None if negative is None else against
+            )
+        return Condition(embeds, null, pooled, null_pooled, texts)
+
+    def _forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        height, width = (side * self.vae_factor for side in x.shape[-2:])
+        ids = condition.extra.get("time_ids", (height, width, 0, 0, height, width))
+        time_ids = torch.tensor([ids], device=x.device, dtype=self.dtype).expand(x.shape[0], -1)
+        assert condition.pooled is not None
+        added = {"text_embeds": condition.pooled.to(self.dtype), "time_ids": time_ids}
+        embeds = condition.embeds.to(self.dtype)
+        return self.network(x.to(self.dtype), time, embeds, added_cond_kwargs=added, return_dict=False)[0]
+
+
+class StableDiffusion3Prior(DiffusersPrior):
+    """SD3 and SD3.5: a diffusion transformer on a rectified flow, CLIP and optional T5 text."""
+
+    backbone = "transformer"
+
+    def __init__(self, pipe: Any, name: str = "") -> None:
+        super().__init__(pipe, name)
+        self.latent_multiple = self.network.config["patch_size"]
+
+    def encode_text(self, prompts: str | Sequence[str], negative: str | Sequence[str] | None = None) -> Condition:
+        """See Prior.encode_text."""
+        texts, against = paired(prompts, negative)
+        with torch.no_grad():
+            embeds, null, pooled, null_pooled = self.pipe.encode_prompt(
+                texts, None, None, device=self.device, negative_prompt=against
+            )
+        return Condition(embeds, null, pooled, null_pooled, texts)
+
+    def _tokenizer(self) -> tuple[Any, int]:
+        return (self.pipe.tokenizer_3, 256) if self.pipe.text_encoder_3 is not None else super()._tokenizer()
+
+    def _forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        assert condition.pooled is not None
+        return self.network(
+            hidden_states=x.to(self.dtype),
+            timestep=time,
+            encoder_hidden_states=condition.embeds.to(self.dtype),
+            pooled_projections=condition.pooled.to(self.dtype),
+            return_dict=False,
+        )[0]
+
+    def tokens(self, latents: Tensor) -> int:
+        """See Prior.tokens."""
+        return latents.shape[-2] * latents.shape[-1] // self.latent_multiple**2
+
+
+class FluxPrior(DiffusersPrior):
+    """FLUX.1: latents packed in 2x2 patches, network time in [0, 1], guidance scale as an input where distilled."""
+
+    backbone = "transformer"
+    latent_multiple = 2
+
+    def __init__(self, pipe: Any, name: str = "") -> None:
+        super().__init__(pipe, name)
+        settings = self.network.config
+        self.guidance_embedded = bool(settings["guidance_embeds"])
+        side = getattr(pipe, "default_sample_size", 128)
+        self.latent_shape = (settings["in_channels"] // 4, side, side)
+        self.image_size = side * self.vae_factor
+
+    def encode_text(self, prompts: str | Sequence[str], negative: str | Sequence[str] | None = None) -> Condition:
+        """See Prior.encode_text; guidance-distilled models get an unconditional branch only for a negative prompt."""
+        texts, against = paired(prompts, negative)
+        limit = self._tokenizer()[1]
+        with torch.no_grad():
+            embeds, pooled, _ = self.pipe.encode_prompt(texts, None, device=self.device, max_sequence_length=limit)
+            if negative is None and self.guidance_embedded:
+                return Condition(embeds, None, pooled, None, texts)
+            null, null_pooled, _ = self.pipe.encode_prompt(against, None, device=self.device, max_sequence_length=limit)
+        return Condition(embeds, null, pooled, null_pooled, texts)
+
+    def _tokenizer(self) -> tuple[Any, int]:
+        return self.pipe.tokenizer_2, 512 if self.guidance_embedded else 256
+
+    def _forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        batch, channels, height, width = x.shape
+        rows, columns = height // 2, width // 2
+        patches = x.reshape(batch, channels, rows, 2, columns, 2).permute(0, 2, 4, 1, 3, 5)
+        packed = patches.reshape(batch, rows * columns, channels * 4).to(self.dtype)
+        guidance = None
+        if self.guidance_embedded:
+            scale = float(condition.extra.get("guidance", DEFAULT_EMBEDDED_GUIDANCE))
+            guidance = torch.full((batch,), scale, device=x.device)
+        assert condition.pooled is not None
+        out = self.network(
+            hidden_states=packed,
+            timestep=(time / 1000).to(self.dtype),
+            guidance=guidance,
+            pooled_projections=condition.pooled.to(self.dtype),
+            encoder_hidden_states=condition.embeds.to(self.dtype),
+            txt_ids=torch.zeros(condition.embeds.shape[1], 3, device=x.device, dtype=self.dtype),
+            img_ids=_patch_positions(rows, columns).to(x.device, self.dtype),
+            return_dict=False,
+        )[0]
+        grid = out.reshape(batch, rows, columns, channels, 2, 2).permute(0, 3, 1, 4, 2, 5)
+        return grid.reshape(batch, channels, height, width)
+
+    def tokens(self, latents: Tensor) -> int:
+        """See Prior.tokens."""
+        return latents.shape[-2] * latents.shape[-1] // 4
+
+
+def _patch_positions(rows: int, columns: int) -> Tensor:
+    """(rows * columns, 3): zero, row, column of every patch."""
+    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    return torch.stack([torch.zeros_like(row), row, column], -1).reshape(-1, 3)
+
+
+def paired(prompts: str | Sequence[str], negative: str | Sequence[str] | None) -> tuple[list[str], list[str]]:
+    """Prompts and negative prompts as lists of equal length (one negative prompt serves all)."""
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    against = [negative or ""] * len(texts) if negative is None or isinstance(negative, str) else list(negative)
+    if len(against) == 1:
+        against = against * len(texts)
+    if len(against) != len(texts):
+        raise InputError(f"got {len(against)} negative prompts for {len(texts)} prompts; give one or one per prompt")
+    for text in (*texts, *against):
+        if not isinstance(text, str):
+            raise InputError(f"a prompt must be text, got {type(text).__name__}")
+    return texts, against
+
+
+FAMILIES: dict[str, tuple[type[DiffusersPrior], Recommended]] = {
+    "StableDiffusionPipeline": (StableDiffusionPrior, Recommended(7.5, 50)),
+    "StableDiffusionXLPipeline": (StableDiffusionXLPrior, Recommended(5.0, 50)),
+    "StableDiffusion3Pipeline": (StableDiffusion3Prior, Recommended(7.0, 28, solver="euler")),
+    "FluxPipeline": (FluxPrior, Recommended(3.5, 28, solver="euler")),
+}

@@ -1,0 +1,100 @@
+"""The embedded toybox priors: a miniature Stable Diffusion 1.5 with a known vocabulary, and its multi-view sibling."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ...utils.errors import InputError
+from ...utils.files import read_json, write_json
+from .base import Condition, Recommended
+from .diffusers import StableDiffusionPrior
+from .multiview import MultiViewUNet, read_manifest
+
+VOCABULARY_FILE = "vocabulary.json"
+_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*|[^\w\s.,;:!?'\"()/_-]+")  # words, or runs of symbols such as emoji
+TOYBOX = Recommended(guidance=3.0, steps=20)
+TOYBOX_MULTIVIEW = Recommended(guidance=5.0, steps=30)
+
+
+class EmbeddedPrior(StableDiffusionPrior):
+    """A Stable Diffusion prior that knows which words it has seen."""
+
+    recommended = TOYBOX
+
+    def __init__(self, pipe: Any, name: str = "toybox", vocabulary: tuple[str, ...] = ()) -> None:
+        super().__init__(pipe, name)
+        self.vocabulary = vocabulary
+        self._known = {word for entry in vocabulary for word in _WORD.findall(entry.lower())}
+
+    def unknown_words(self, prompt: str) -> list[tuple[str, list[str]]]:
+        """See Prior.unknown_words; nearest by spelling."""
+        if not self._known:
+            return []
+        words = dict.fromkeys(word for word in _WORD.findall(prompt.lower()) if word not in self._known)
+        known = sorted(self._known)
+        return [(word, difflib.get_close_matches(word, known, n=3, cutoff=0.6)) for word in words]
+
+    def save(self, folder: str | Path) -> Path:
+        """See Prior.save; the vocabulary goes along."""
+        folder = super().save(folder)
+        write_vocabulary(folder, self.vocabulary)
+        return folder
+
+
+class MultiViewPrior(EmbeddedPrior):
+    """A prior whose U-Net sees several views of an object at once and is told their cameras."""
+
+    recommended = TOYBOX_MULTIVIEW
+
+    def __init__(
+        self, pipe: Any, views: MultiViewUNet, name: str = "toybox-mv", vocabulary: tuple[str, ...] = ()
+    ) -> None:
+        """`pipe` gives the VAE, text encoder, tokenizer and scheduler; its own U-Net is replaced."""
+        pipe.register_modules(unet=views.unet)
+        self.views = views
+        super().__init__(pipe, name, vocabulary)
+
+    def modules(self) -> dict[str, nn.Module]:
+        """See Prior.modules."""
+        return {**super().modules(), "camera_embedding": self.views.camera_embedding}
+
+    def _forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        embeds = condition.embeds.to(self.dtype)
+        return self.views(x.to(self.dtype), time, embeds, condition.cameras, condition.frames)
+
+    def save(self, folder: str | Path) -> Path:
+        """See Prior.save: the multi-view files, and everything else in base/."""
+        folder = Path(folder)
+        super().save(folder / "base")
+        return self.views.save(folder, base="base")
+
+
+def read_vocabulary(folder: Path) -> tuple[str, ...]:
+    """Words of vocabulary.json, empty when there is none."""
+    path = folder / VOCABULARY_FILE
+    if not path.is_file():
+        return ()
+    words = read_json(path)
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise InputError(f"{path} must be a list of words")
+    return tuple(words)
+
+
+def write_vocabulary(folder: Path, words: tuple[str, ...]) -> None:
+    """Writes vocabulary.json when there are words."""
+    if words:
+        write_json(folder / VOCABULARY_FILE, list(words))
+
+
+def multiview_base(folder: Path) -> Path | str:
+    """Where the parts a multi-view folder shares live: inside it, beside it, or the name of a prior."""
+    base = str(read_manifest(folder)["base"])
+    for candidate in (folder / base, folder.parent / base):
+        if (candidate / "model_index.json").is_file():
+            return candidate
+    return base

@@ -1,0 +1,52 @@
+"""A prior asked with a condition and guidance: state and level in, Prediction out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...utils.errors import InputError
+from ..priors.base import Condition, Prior
+from .guidance import Guidance
+from .levels import Level, NoiseSchedule
+from .prediction import Prediction
+
+
+class Denoiser:
+    """Calls the prior once per request, both guidance branches in one batch ordered (uncond, cond) as diffusers.
+
+    `nfe` counts network rows spent by this object; `schedule` is the prior's noise path.
+    """
+
+    def __init__(self, prior: Prior, condition: Condition, guidance: Guidance | float | None = None) -> None:
+        self.prior, self.condition = prior, condition
+        self.guidance = guidance if isinstance(guidance, Guidance) else Guidance(1.0 if guidance is None else guidance)
+        self.schedule = NoiseSchedule.from_config(prior.scheduler_config)
+        self.nfe = 0
+        if self.guidance.scale != 1.0 and condition.null is None:
+            raise InputError(
+                f"guidance scale={self.guidance.scale} needs an unconditional branch, which this condition lacks; use 1"
+            )
+        self._both = condition.guided() if self.guidance.scale != 1.0 else None
+
+    def __call__(self, x: Tensor, level: Level) -> Prediction:
+        """Prediction at x (B, C, h, w); B is the number of condition rows."""
+        time = level.times(x)
+        if self._both is None or not self._active(level):
+            raw = self._ask(x, time, self.condition)
+        else:
+            both = self._ask(torch.cat([x, x]), torch.cat([time, time]), self._both)
+            raw = self.guidance.combine(*both.chunk(2))
+        return Prediction(x, level, raw, self.prior.prediction_type)
+
+    def _ask(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        self.nfe += x.shape[0]
+        raw = self.prior.predict(x, time, condition)
+        return raw.to(torch.promote_types(x.dtype, torch.float32))
+
+    def _active(self, level: Level) -> bool:
+        if self.guidance.interval == (0.0, 1.0):
+            return True
+        time = level.model_time
+        mean = float(time.mean()) if isinstance(time, Tensor) else time
+        return self.guidance.active(mean / (1000 if self.schedule.flow else self.schedule.steps))

@@ -1,0 +1,57 @@
+"""The solver protocol: request and response, so that one loop serves single-step, multistep and coupled methods."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ....utils.errors import InputError
+from ..levels import Level
+from ..prediction import Prediction
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+@dataclass(frozen=True)
+class Request:
+    """The next question to the network."""
+
+    x: Tensor
+    level: Level
+
+
+@dataclass(frozen=True)
+class Done:
+    """The final state."""
+
+    x: Tensor
+
+
+class Solver(ABC):
+    """Integrates the reverse process; one Request is one network call. A solver serves one run at a time."""
+
+    @abstractmethod
+    def start(self, x: Tensor, grid: Sequence[Level], generator: Generators = None) -> Request:
+        """Begins a run at state x on grid[0]; returns the first question."""
+
+    @abstractmethod
+    def feed(self, prediction: Prediction) -> Request | Done:
+        """Takes the answer to the last request; returns the next question or the final state."""
+
+    @abstractmethod
+    def replace(self, x: Tensor) -> Request | Done:
+        """Continues from another state at the current level; returns the question (or end) that now holds."""
+
+    def calls(self, steps: int) -> int:
+        """Network calls of a run of `steps` steps."""
+        return steps
+
+    @staticmethod
+    def check_grid(grid: Sequence[Level]) -> None:
+        """Raises InputError unless the grid has at least one step."""
+        if len(grid) < 2:
+            raise InputError(f"a grid of {len(grid)} levels has no step; give at least 2 levels")

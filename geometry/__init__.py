@@ -1,0 +1,1 @@
+"""Cameras, meshes, point clouds, fields, rendering, surface extraction, texturing, files and geometric metrics."""

@@ -1,0 +1,28 @@
+"""The sRGB transfer curve (IEC 61966-2-1) both ways, and texture lookup."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def linear_from_srgb(srgb: Tensor) -> Tensor:
+    """Linear light in [0, 1] from sRGB-encoded values in [0, 1]; differentiable."""
+    return torch.where(srgb <= 0.04045, srgb / 12.92, ((srgb.clamp_min(0.04045) + 0.055) / 1.055) ** 2.4)
+
+
+def srgb_from_linear(linear: Tensor) -> Tensor:
+    """sRGB-encoded values from linear light, both in [0, 1]; differentiable away from the clamp."""
+    return torch.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear.clamp_min(0.0031308) ** (1 / 2.4) - 0.055)
+
+
+def sample_texture(image: Tensor, uv: Tensor) -> Tensor:
+    """Bilinear lookup (N, C) in an image (H, W, C), row 0 on top, at uv (N, 2) with the origin at the bottom left.
+
+    Texel centres lie at (j + 0.5) / W; outside [0, 1] the border texel repeats. Differentiable in both arguments.
+    """
+    grid = torch.stack([uv[:, 0] * 2 - 1, 1 - uv[:, 1] * 2], dim=-1)[None, :, None]  # (1, N, 1, 2)
+    sampled = torch.nn.functional.grid_sample(
+        image.movedim(-1, 0)[None].to(uv.dtype), grid, mode="bilinear", padding_mode="border", align_corners=False
+    )  # (1, C, N, 1)
+    return sampled[0, :, :, 0].T

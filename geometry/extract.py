@@ -1,0 +1,231 @@
+"""From a grid of field values to a closed, oriented, light mesh: marching cubes, cleaning, decimation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import fast_simplification
+import manifold3d
+import numpy as np
+import open3d
+import torch
+import trimesh
+from numpy.typing import NDArray
+from skimage.measure import marching_cubes
+from torch import Tensor
+
+from ..utils.errors import InputError
+from .meshes import Mesh
+from .report import collapsed_mask, edge_table, face_components, merge_positions, signed_volume
+from .unwrap import unwrap
+
+__all__ = ["decimate", "extract_surface", "grid_points", "keep_largest", "remesh", "repair", "unwrap"]
+Grid = NDArray[np.float32]
+
+
+class EmptySurfaceError(InputError):
+    """The field nowhere crosses the level."""
+
+
+def grid_points(resolution: int, bounds: float | Tensor) -> Tensor:
+    """Sample positions (N, N, N, 3) of `extract_surface`: axis 0 is x, corners included."""
+    low, high = _corners(bounds)
+    axes = [torch.linspace(float(low[i]), float(high[i]), resolution) for i in range(3)]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
+
+
+def extract_surface(
+    values: Tensor | Grid, level: float, bounds: float | Tensor = 1.0, sign: int = 1, keep: str = "largest"
+) -> Mesh:
+    """The surface of a grid (Nx, Ny, Nz), x first, whose corner samples lie on `bounds`.
+
+    bounds: half-width of a centred cube, or (2, 3) corners, in metres.
+    sign: +1 when the inside is above the level (density), -1 when below (signed distance).
+    keep: "largest" piece by area, "parts" above 1 % of the area, or "all".
+    The surface is closed where it leaves the bounds, faces outward and has smooth vertex normals. Raises
+    EmptySurfaceError (an InputError) when the grid is all inside or all outside.
+    """
+    grid = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values, dtype=np.float32)
+    if grid.ndim != 3 or min(grid.shape) < 2:
+        raise InputError(f"values has shape {grid.shape}, expected (Nx, Ny, Nz) with at least 2 samples an axis")
+    if sign not in (1, -1):
+        raise InputError(f"sign={sign}; use 1 for densities (inside above the level) or -1 for signed distances")
+    _check_level(grid, level, sign)
+    field = sign * (grid - np.float32(level))
+    vertices, faces = _march(field)
+    low, high = (np.asarray(corner, dtype=np.float64) for corner in _corners(bounds))
+    spacing = (high - low) / (np.array(grid.shape) - 1)
+    positions = torch.from_numpy((low + vertices * spacing).astype(np.float32))
+    mesh = repair(Mesh(positions, torch.from_numpy(faces.astype(np.int64))))
+    if keep != "all":
+        mesh = keep_largest(mesh, share=0.01 if keep == "parts" else None)
+    return mesh.with_smooth_normals()
+
+
+def keep_largest(mesh: Mesh, share: float | None = None) -> Mesh:
+    """The piece of largest area, or with `share` all pieces above that fraction of the total area."""
+    positions, faces = _arrays(mesh)
+    _, welded = merge_positions(positions, faces)
+    labels = face_components(edge_table(welded, len(positions))[0], len(faces))
+    areas = np.bincount(labels, weights=_areas(positions[faces]))
+    kept = np.flatnonzero(areas > share * areas.sum()) if share is not None else np.array([areas.argmax()])
+    return select_faces(mesh, torch.from_numpy(np.isin(labels, kept)))
+
+
+def select_faces(mesh: Mesh, mask: Tensor) -> Mesh:
+    """The faces where mask (F,) is true, with the vertices they use."""
+    used, compact = torch.unique(mesh.faces[mask], return_inverse=True)
+    return replace(
+        mesh,
+        vertices=mesh.vertices[used],
+        faces=compact,
+        vertex_normals=None if mesh.vertex_normals is None else mesh.vertex_normals[used],
+        vertex_colors=None if mesh.vertex_colors is None else mesh.vertex_colors[used],
+        uv_faces=None if mesh.uv_faces is None else mesh.uv_faces[mask],
+    )
+
+
+def repair(mesh: Mesh) -> Mesh:
+    """Welds equal positions, drops collapsed faces, closes small holes, makes the winding consistent and outward.
+
+    Geometry only: normals, colours and textures are dropped, since vertices may merge.
+    """
+    positions, faces = merge_positions(*_arrays(mesh))
+    faces = faces[~collapsed_mask(positions[faces])]
+    welded = _mesh(positions, faces)
+    report = welded.check()
+    if not (report.watertight and report.winding_consistent):
+        positions, faces = _close(positions, faces)
+    if signed_volume(positions[faces]) < 0:
+        faces = faces[:, ::-1]
+    return _mesh(positions, faces)
+
+
+def decimate(mesh: Mesh, faces: int = 40_000) -> Mesh:
+    """At most about `faces` triangles by quadric edge collapse; a closed mesh stays closed.
+
+    When the collapse opens the surface, repairs it; when that fails too, simplifies with manifold3d; when that leaves
+    too many, extracts the surface anew on a coarser grid. Geometry only; normals are recomputed.
+    """
+    if len(mesh.faces) <= faces:
+        return mesh
+    if faces < 4:
+        raise InputError(f"faces={faces}; a closed mesh has at least 4")
+    closed = mesh.check().watertight
+    positions, index = _arrays(mesh)
+    reduced = fast_simplification.simplify(positions.astype(np.float32), index.astype(np.int32), target_count=faces)
+    candidate = _mesh(np.asarray(reduced[0]), np.asarray(reduced[1]))
+    if closed and not _sound(candidate):
+        candidate = repair(candidate)
+        if not _sound(candidate):
+            candidate = _manifold_simplify(mesh, faces)
+            if len(candidate.faces) > 1.25 * faces:
+                candidate = remesh(candidate, _resolution_for(candidate, faces))
+    return candidate.with_smooth_normals()
+
+
+def remesh(mesh: Mesh, resolution: int = 128) -> Mesh:
+    """A closed surface around any mesh: signed distance by ray parity on a grid, then marching cubes. Geometry only."""
+    low, high = mesh.bounds.double().cpu()
+    margin = 2.0 * float((high - low).max()) / resolution
+    bounds = torch.stack([low - margin, high + margin])
+    scene = open3d.t.geometry.RaycastingScene()
+    scene.add_triangles(
+        open3d.core.Tensor(mesh.vertices.detach().cpu().float().numpy()),
+        open3d.core.Tensor(mesh.faces.cpu().numpy().astype(np.uint32)),
+    )
+    points = grid_points(resolution, bounds).float().numpy()
+    distance = scene.compute_signed_distance(open3d.core.Tensor(points), nsamples=5).numpy()
+    return extract_surface(distance, 0.0, bounds, sign=-1, keep="parts")
+
+
+def _corners(bounds: float | Tensor) -> Tensor:
+    """(2, 3) float64 corners."""
+    if isinstance(bounds, Tensor) and bounds.shape == (2, 3):
+        corners = bounds.double().cpu()
+    else:
+        half = float(bounds)
+        corners = torch.tensor([[-half] * 3, [half] * 3], dtype=torch.float64)
+    if not bool((corners[1] > corners[0]).all()):
+        raise InputError(f"bounds {corners.tolist()} are not lower corner, upper corner")
+    return corners
+
+
+def _check_level(grid: Grid, level: float, sign: int) -> None:
+    """Raises InputError when the level is outside the range of the values."""
+    if not np.isfinite(grid).all():
+        raise InputError("the field has NaN or infinite values; it did not converge, lower the learning rate")
+    low, high = float(grid.min()), float(grid.max())
+    inside = grid > level if sign > 0 else grid < level
+    state = "empty" if not inside.any() else ("full" if inside.all() else None)
+    if state is not None:
+        middle = 0.5 * (low + high)
+        raise EmptySurfaceError(
+            f"the field is {state} at level={level:g}: its values are in [{low:g}, {high:g}]; "
+            f"use a level inside, such as {middle:g}, or optimise for longer"
+        )
+
+
+def _march(field: Grid) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Marching cubes of field > 0 padded with one empty layer; vertices in sample units of the unpadded grid."""
+    scale = float(np.abs(field).max())
+    outside = -max(scale, 1e-6)  # far below zero: the cap lies on the bounds
+    padded = np.pad(field, 1, constant_values=outside)
+    padded[np.abs(padded) < 1e-7 * scale] = -1e-7 * scale  # no crossing exactly on a sample
+    vertices, faces, _, _ = marching_cubes(padded, 0.0, gradient_direction="descent", allow_degenerate=True)
+    last = np.array(field.shape) - 1.0
+    return np.clip(vertices.astype(np.float64) - 1.0, -1e-3, last + 1e-3), faces.astype(np.int64)
+
+
+def _close(positions: NDArray[np.float64], faces: NDArray[np.int64]) -> tuple[NDArray, NDArray]:
+    """Drops faces on edges with more than two faces, fills the holes, and makes the winding consistent."""
+    edge_ids, _, counts = edge_table(faces, len(positions))
+    crowded = (counts[edge_ids] > 2).reshape(-1, 3).any(axis=1)
+    mesh = trimesh.Trimesh(positions, faces[~crowded], process=False)
+    trimesh.repair.fill_holes(mesh)
+    trimesh.repair.fix_winding(mesh)
+    return np.asarray(mesh.vertices, dtype=np.float64), np.asarray(mesh.faces, dtype=np.int64)
+
+
+def _manifold_simplify(mesh: Mesh, faces: int) -> Mesh:
+    """Simplification that cannot open a surface: the tolerance grows until few enough faces are left."""
+    positions, index = _arrays(mesh)
+    source = manifold3d.Mesh(vert_properties=positions.astype(np.float32), tri_verts=index.astype(np.uint32))
+    solid = manifold3d.Manifold(source)
+    if solid.status() != manifold3d.Error.NoError:
+        return mesh
+    best, tolerance = mesh, 1e-5 * mesh.diagonal
+    while len(best.faces) > faces and tolerance < 0.02 * mesh.diagonal:
+        reduced = solid.simplify(tolerance).to_mesh()
+        candidate = _mesh(np.asarray(reduced.vert_properties)[:, :3], np.asarray(reduced.tri_verts))
+        if not _sound(candidate):
+            break
+        best, tolerance = candidate, 2 * tolerance
+    return best
+
+
+def _resolution_for(mesh: Mesh, faces: int) -> int:
+    """Samples along the longest side that give about `faces` triangles: marching cubes leaves 2.5 a crossed cell."""
+    low, high = mesh.bounds
+    cell = (2.5 * mesh.check().area / faces) ** 0.5
+    return min(max(int(float((high - low).max()) / cell), 16), 192)
+
+
+def _sound(mesh: Mesh) -> bool:
+    report = mesh.check()
+    return report.watertight and report.winding_consistent and report.signed_volume > 0
+
+
+def _arrays(mesh: Mesh) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    return mesh.vertices.detach().cpu().double().numpy(), mesh.faces.cpu().numpy()
+
+
+def _mesh(positions: NDArray, faces: NDArray) -> Mesh:
+    return Mesh(
+        torch.from_numpy(np.array(positions, dtype=np.float32, order="C")),
+        torch.from_numpy(np.array(faces, dtype=np.int64, order="C")),
+    )
+
+
+def _areas(triangles: NDArray[np.float64]) -> NDArray[np.float64]:
+    return 0.5 * np.linalg.norm(np.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0]), axis=1)

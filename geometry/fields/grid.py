@@ -1,0 +1,100 @@
+"""A pyramid of dense grids, summed: coarse levels carry shape, fine ones detail, and one trilinear lookup reads all.
+
+Sides are nested (17, 33, 65: 2^k + 1), so every coarse node is a fine node and upsampling is exact there. The sum is
+built once a step; a gradient on the fine grid reaches all levels, which lets coarse shape move faster than noise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...utils.errors import InputError
+from .base import Field, Query
+from .heads import Head
+from .rows import trilinear, weighted_rows
+
+
+@dataclass(frozen=True)
+class GridConfig:
+    """A dense pyramid."""
+
+    sides: tuple[int, ...] = (17, 33, 65)  # nodes along an edge, coarse to fine
+    starts: tuple[int, ...] = (0, 0, 0)  # step at which each level begins to learn
+    geometry_lr: float = 0.01  # metres a step (sdf) or logits a step (density)
+    color_lr: float = 0.05  # logits a step
+
+    def __post_init__(self) -> None:
+        if len(self.sides) != len(self.starts) or not self.sides or min(self.sides) < 2:
+            raise InputError(f"grid: sides {self.sides} and starts {self.starts} must be equally long, sides >= 2")
+        if list(self.sides) != sorted(self.sides):
+            raise InputError(f"grid: sides {self.sides} must grow")
+
+
+class GridField(Field):
+    """Sum of dense grids of geometry and colour."""
+
+    kind = "grid"
+
+    def __init__(self, config: GridConfig, head: Head, half: float = 1.0, generator: torch.Generator | None = None):
+        super().__init__(head, half)
+        self.config = config
+        self.geometry = nn.ParameterList([torch.zeros(1, 1, s, s, s) for s in config.sides])
+        self.colors = nn.ParameterList([torch.zeros(1, 3, s, s, s) for s in config.sides])
+        self.active = sum(start <= 0 for start in config.starts)
+
+    @property
+    def side(self) -> int:
+        """Nodes along an edge of the summed grid."""
+        return self.config.sides[max(self.active, 1) - 1]
+
+    @property
+    def spacing(self) -> float:
+        """Edge of a fine cell in metres."""
+        return 2 * self.half / (self.side - 1)
+
+    def summed(self, channels: slice = slice(None)) -> Tensor:
+        """The sum of the active levels (1, C, s, s, s), indexed [x, y, z]."""
+        total: Tensor | None = None
+        for geometry, color in list(zip(self.geometry, self.colors, strict=True))[: max(self.active, 1)]:
+            level = torch.cat([geometry, color], dim=1)[:, channels]
+            total = level if total is None else level + _upsample(total, level.shape[-1])
+        assert total is not None
+        return total
+
+    def query(self) -> Query:
+        """Trilinear lookup in the summed grid."""
+        side = self.side
+        table = self.summed()[0].flatten(1).t().contiguous()  # (side^3, 4)
+        return lambda points: weighted_rows(table, *trilinear(points, side, self.half))
+
+    def roughness(self) -> Tensor:
+        """Mean squared second difference of geometry (per cell edge) plus that of colour, over the summed grid."""
+        grid = self.summed()
+        total = grid.new_zeros(())
+        for axis in (2, 3, 4):
+            n = grid.shape[axis]
+            bend = grid.narrow(axis, 0, n - 2) - 2 * grid.narrow(axis, 1, n - 2) + grid.narrow(axis, 2, n - 2)
+            total = total + (bend[:, :1] / self.spacing).square().mean() + bend[:, 1:].square().mean()
+        return total
+
+    def on_step(self, step: int) -> None:
+        """Adds levels whose start has come."""
+        super().on_step(step)
+        self.active = max(1, sum(start <= step for start in self.config.starts))
+
+    def param_groups(self, lr: float) -> list[dict[str, Any]]:
+        """Geometry and colour move at their own rates; a learnt beta at 0.01 a step."""
+        groups = [
+            {"params": list(self.geometry), "lr": lr * self.config.geometry_lr},
+            {"params": list(self.colors), "lr": lr * self.config.color_lr},
+        ]
+        learnt = [p for p in self.head.parameters() if p.requires_grad]
+        return groups + ([{"params": learnt, "lr": lr * 0.01}] if learnt else [])
+
+
+def _upsample(grid: Tensor, side: int) -> Tensor:
+    return nn.functional.interpolate(grid, size=(side,) * 3, mode="trilinear", align_corners=True)

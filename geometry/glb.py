@@ -1,0 +1,216 @@
+"""The binary glTF 2.0 container: one mesh, one material, written so that the Khronos validator has nothing to say.
+
+Layout: 12-byte header, JSON chunk padded with spaces, BIN chunk padded with zeros, every view aligned to 4 bytes.
+Positions and normals are turned to y up, front +z; uv origin moves to the top left; COLOR_0 is linear.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from ..utils.errors import InputError
+from .cameras import to_gltf_points
+from .colors import linear_from_srgb
+from .meshes import Mesh
+
+MAGIC, VERSION, JSON_CHUNK, BIN_CHUNK = 0x46546C67, 2, 0x4E4F534A, 0x004E4942
+FLOAT, UINT32 = 5126, 5125
+ARRAY_BUFFER, ELEMENT_BUFFER = 34962, 34963
+LINEAR, LINEAR_MIPMAP, CLAMP, REPEAT = 9729, 9987, 33071, 10497
+COMPONENTS = {5121: np.dtype("<u1"), 5123: np.dtype("<u2"), FLOAT: np.dtype("<f4")}
+WIDTHS = {"VEC3": 3, "VEC4": 4}
+
+
+class _Builder:
+    """Collects buffer views and accessors of one binary chunk."""
+
+    def __init__(self) -> None:
+        self.blob = bytearray()
+        self.views: list[dict[str, Any]] = []
+        self.accessors: list[dict[str, Any]] = []
+
+    def view(self, data: bytes, target: int | None = None) -> int:
+        self.blob.extend(b"\0" * (-len(self.blob) % 4))
+        entry: dict[str, Any] = {"buffer": 0, "byteOffset": len(self.blob), "byteLength": len(data)}
+        if target is not None:
+            entry["target"] = target
+        self.views.append(entry)
+        self.blob.extend(data)
+        return len(self.views) - 1
+
+    def floats(self, values: Tensor, with_bounds: bool = False) -> int:
+        """A float attribute (N, C)."""
+        array = np.ascontiguousarray(values.detach().cpu().numpy().astype("<f4"))
+        entry: dict[str, Any] = {
+            "bufferView": self.view(array.tobytes(), ARRAY_BUFFER),
+            "componentType": FLOAT,
+            "count": len(array),
+            "type": f"VEC{array.shape[1]}",
+        }
+        if with_bounds:
+            entry["min"], entry["max"] = array.min(axis=0).tolist(), array.max(axis=0).tolist()
+        self.accessors.append(entry)
+        return len(self.accessors) - 1
+
+    def indices(self, faces: Tensor) -> int:
+        """Triangle indices (F, 3)."""
+        array = faces.detach().cpu().numpy().astype("<u4").reshape(-1)
+        view = self.view(array.tobytes(), ELEMENT_BUFFER)
+        self.accessors.append({"bufferView": view, "componentType": UINT32, "count": len(array), "type": "SCALAR"})
+        return len(self.accessors) - 1
+
+
+def write_glb(mesh: Mesh) -> bytes:
+    """The GLB file of a mesh as bytes."""
+    builder = _Builder()
+    needs_tangents = mesh.uv is not None and "normal" in mesh.textures
+    if needs_tangents and mesh.vertex_normals is None:
+        mesh = mesh.with_smooth_normals()
+    index, uv_index, faces = mesh.split_seams()
+    attributes = {"POSITION": builder.floats(to_gltf_points(mesh.vertices[index]), with_bounds=True)}
+    if mesh.vertex_normals is not None:
+        attributes["NORMAL"] = builder.floats(_unit(to_gltf_points(mesh.vertex_normals[index])))
+    textured = mesh.uv is not None and bool(mesh.textures)
+    if textured and mesh.uv is not None:
+        attributes["TEXCOORD_0"] = builder.floats(torch.stack([mesh.uv[uv_index, 0], 1 - mesh.uv[uv_index, 1]], dim=-1))
+        if needs_tangents and mesh.vertex_normals is not None:
+            positions, normals = mesh.vertices[index], mesh.vertex_normals[index]
+            tangent = vertex_tangents(positions, normals, mesh.uv[uv_index], faces)
+            turned = torch.cat([_unit(to_gltf_points(tangent[:, :3])), tangent[:, 3:]], dim=-1)
+            attributes["TANGENT"] = builder.floats(turned)
+    elif mesh.vertex_colors is not None:
+        attributes["COLOR_0"] = builder.floats(linear_from_srgb(mesh.vertex_colors[index].clamp(0, 1)))
+    tiled = mesh.uv is not None and bool(((mesh.uv < 0) | (mesh.uv > 1)).any())
+    wrap = REPEAT if tiled else CLAMP
+    primitive = {"attributes": attributes, "indices": builder.indices(faces), "material": 0, "mode": 4}
+    document: dict[str, Any] = {
+        "asset": {"version": "2.0", "generator": "unproject"},
+        "scene": 0,
+        "scenes": [{"nodes": [0]}],
+        "nodes": [{"mesh": 0, "name": "object"}],
+        "meshes": [{"primitives": [primitive], "name": "object"}],
+        **_material(mesh.textures if textured else {}, builder, wrap),
+        "accessors": builder.accessors,
+    }
+    return _container(document, builder)
+
+
+def _material(textures: dict[str, NDArray[np.uint8]], builder: _Builder, wrap: int) -> dict[str, Any]:
+    """The material, texture, sampler and image entries; roughness 1 and metallic 0 unless a texture says otherwise."""
+    images = []
+    places: dict[str, int] = {}
+    for name, pixels in textures.items():
+        stream = io.BytesIO()
+        Image.fromarray(pixels).save(stream, format="PNG")
+        images.append({"bufferView": builder.view(stream.getvalue()), "mimeType": "image/png", "name": name})
+        places[name] = len(images) - 1
+    metallic = 1.0 if "metallic_roughness" in places else 0.0
+    physical: dict[str, Any] = {"metallicFactor": metallic, "roughnessFactor": 1.0}
+    if "base_color" in places:
+        physical["baseColorTexture"] = {"index": places["base_color"]}
+    if "metallic_roughness" in places:
+        physical["metallicRoughnessTexture"] = {"index": places["metallic_roughness"]}
+    material: dict[str, Any] = {"name": "surface", "pbrMetallicRoughness": physical}
+    if "normal" in places:
+        material["normalTexture"] = {"index": places["normal"]}
+    if not images:
+        return {"materials": [material]}
+    sampler = {"magFilter": LINEAR, "minFilter": LINEAR_MIPMAP, "wrapS": wrap, "wrapT": wrap}
+    return {
+        "materials": [material],
+        "textures": [{"source": i, "sampler": 0} for i in range(len(images))],
+        "samplers": [sampler],
+        "images": images,
+    }
+
+
+def _container(document: dict[str, Any], builder: _Builder) -> bytes:
+    blob = bytes(builder.blob) + b"\0" * (-len(builder.blob) % 4)
+    document = {**document, "bufferViews": builder.views, "buffers": [{"byteLength": len(blob)}]}
+    text = json.dumps(document, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 4)
+    total = 12 + 8 + len(text) + 8 + len(blob)
+    head = struct.pack("<III", MAGIC, VERSION, total)
+    return head + struct.pack("<II", len(text), JSON_CHUNK) + text + struct.pack("<II", len(blob), BIN_CHUNK) + blob
+
+
+def read_colors(data: bytes) -> Tensor | None:
+    """Linear COLOR_0 (V, 3) in full precision when the file holds exactly one primitive with float or 16-bit colours.
+
+    Raises InputError for a damaged container.
+    """
+    document, blob = split_chunks(data)
+    primitives = [p for mesh in document.get("meshes", []) for p in mesh.get("primitives", [])]
+    if len(primitives) != 1 or "COLOR_0" not in primitives[0].get("attributes", {}):
+        return None
+    try:
+        accessor = document["accessors"][primitives[0]["attributes"]["COLOR_0"]]
+        view = document["bufferViews"][accessor["bufferView"]]
+        dtype, width = COMPONENTS[accessor["componentType"]], WIDTHS[accessor["type"]]
+        packed = width * dtype.itemsize
+        start = view.get("byteOffset", 0) + accessor.get("byteOffset", 0)
+        strides = (view.get("byteStride", packed), dtype.itemsize)
+        values: NDArray[Any] = np.ndarray((accessor["count"], width), dtype, blob, offset=start, strides=strides)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise InputError(f"the glTF colours are damaged: {error}") from error
+    scale = 1.0 if dtype.kind == "f" else float(np.iinfo(dtype).max)
+    return torch.from_numpy(values[:, :3].astype(np.float32) / scale)
+
+
+def split_chunks(data: bytes) -> tuple[dict[str, Any], bytes]:
+    """(JSON document, binary chunk) of GLB bytes. Raises InputError when the container is damaged."""
+    if len(data) < 20:
+        raise InputError(f"a GLB file has at least 20 bytes, this one has {len(data)}")
+    magic, version, total = struct.unpack_from("<III", data)
+    length, kind = struct.unpack_from("<II", data, 12)
+    if magic != MAGIC or version != VERSION or kind != JSON_CHUNK or total > len(data) or 20 + length > len(data):
+        raise InputError("this is not a complete glTF 2.0 binary; export it again")
+    try:
+        document = json.loads(data[20 : 20 + length])
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"the JSON chunk of the GLB is damaged: {error}") from error
+    if not isinstance(document, dict):
+        raise InputError("the JSON chunk of the GLB is not an object")
+    start = 20 + length
+    if start + 8 > len(data):
+        return document, b""
+    blob_length = struct.unpack_from("<I", data, start)[0]
+    return document, data[start + 8 : start + 8 + blob_length]
+
+
+def vertex_tangents(positions: Tensor, normals: Tensor, uv: Tensor, faces: Tensor) -> Tensor:
+    """Tangents (N, 4) from the charts: unit direction of growing u in the surface, and the sign of the bitangent n x t.
+
+    positions, normals (N, 3), uv (N, 2) with v up, faces (F, 3), all split along seams.
+    """
+    p, t = positions.double()[faces], uv.double()[faces]
+    edge1, edge2 = p[:, 1] - p[:, 0], p[:, 2] - p[:, 0]
+    du, dv = t[:, 1:, 0] - t[:, :1, 0], t[:, 1:, 1] - t[:, :1, 1]  # (F, 2) each
+    area = (du[:, 0] * dv[:, 1] - du[:, 1] * dv[:, 0])[:, None]  # signed, twice the chart's
+    along = (edge1 * dv[:, 1:] - edge2 * dv[:, :1]) * torch.sign(area)
+    index = faces.reshape(-1)
+    total = torch.zeros(len(positions), 3, dtype=torch.float64).index_add(0, index, along.repeat_interleave(3, 0))
+    sign = torch.zeros(len(positions), dtype=torch.float64).index_add(0, index, area[:, 0].repeat_interleave(3))
+    unit = _unit(normals).double()
+    flat = total - unit * (total * unit).sum(dim=-1, keepdim=True)
+    axis = torch.nn.functional.one_hot(unit.abs().argmin(dim=-1), 3).double()
+    spare = torch.linalg.cross(unit, axis)  # where the charts give no direction
+    tangent = torch.where(flat.norm(dim=-1, keepdim=True) < 1e-12, spare, flat)
+    handed = torch.where(sign < 0, -1.0, 1.0)[:, None]
+    return torch.cat([_unit(tangent), handed.float()], dim=-1)
+
+
+def _unit(normals: Tensor) -> Tensor:
+    """Unit normals in float64 precision; zero ones become +y so that the file stays valid."""
+    length = normals.double().norm(dim=-1, keepdim=True)
+    fallback = normals.new_tensor([0.0, 1.0, 0.0]).double()
+    return torch.where(length < 1e-12, fallback, normals.double() / length.clamp_min(1e-30)).float()

@@ -1,0 +1,64 @@
+"""Point clouds with colours and normals, in our world (z up, metres)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..utils.errors import InputError
+from .cameras import Camera
+
+
+@dataclass
+class PointCloud:
+    """N points."""
+
+    points: Tensor  # (N, 3) float32, metres
+    colors: Tensor | None = None  # (N, 3) sRGB in [0, 1]
+    normals: Tensor | None = None  # (N, 3) unit
+
+    def __post_init__(self) -> None:
+        if self.points.ndim != 2 or self.points.shape[1] != 3:
+            raise InputError(f"points has shape {tuple(self.points.shape)}, expected (N, 3)")
+        for name in ("colors", "normals"):
+            value = getattr(self, name)
+            if value is not None and value.shape != self.points.shape:
+                raise InputError(f"{name} has shape {tuple(value.shape)}, expected {tuple(self.points.shape)}")
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def save(self, path: str | Path) -> Path:
+        """Writes a binary PLY (float xyz, float normals, uchar rgb), re-opened and checked."""
+        from .files import save_points
+
+        return save_points(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> PointCloud:
+        """Reads a PLY. Raises InputError for anything unusable."""
+        from .files import load_points
+
+        return load_points(path)
+
+    @classmethod
+    def from_depth(cls, depth_m: Tensor, rgb: Tensor | None, camera: Camera, min_depth: float = 0.0) -> PointCloud:
+        """Pixels deeper than `min_depth` of z-depth (B, H, W[, 1]) in metres, coloured by rgb (B, H, W, 3)."""
+        depth = depth_m[..., 0] if depth_m.ndim == 4 else depth_m
+        if depth.shape != (camera.batch, camera.height, camera.width):
+            expected = (camera.batch, camera.height, camera.width)
+            raise InputError(f"depth_m has shape {tuple(depth_m.shape)}, expected {expected}; use camera.resized()")
+        keep = torch.isfinite(depth) & (depth > min_depth)
+        points = camera.unproject(torch.where(keep, depth, torch.ones_like(depth)))[keep]
+        return cls(points.float(), None if rgb is None else rgb[keep].float().clamp(0, 1))
+
+    def subsampled(self, count: int, generator: torch.Generator | None = None) -> PointCloud:
+        """At most `count` points, drawn without replacement."""
+        if len(self) <= count:
+            return self
+        index = torch.randperm(len(self), generator=generator)[:count].to(self.points.device)
+        colors = None if self.colors is None else self.colors[index]
+        return PointCloud(self.points[index], colors, None if self.normals is None else self.normals[index])

@@ -1,0 +1,32 @@
+"""What a user calls: thin recipes over tasks, core and geometry, loaded when first used."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .image_to_geometry import ImageToDepth, ImageToGeometry, ImageToNormals
+    from .shortcuts import depth, normals
+    from .text_to_image import TextToImage
+    from .text_to_mesh import TextToMesh
+
+__all__ = ["ImageToDepth", "ImageToGeometry", "ImageToNormals", "TextToImage", "TextToMesh", "depth", "normals"]
+
+_HOMES = {
+    "ImageToDepth": ".image_to_geometry",
+    "ImageToGeometry": ".image_to_geometry",
+    "ImageToNormals": ".image_to_geometry",
+    "TextToImage": ".text_to_image",
+    "TextToMesh": ".text_to_mesh",
+    "depth": ".shortcuts",
+    "normals": ".shortcuts",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name], __name__), name)
+    globals()[name] = value
+    return value

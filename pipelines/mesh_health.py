@@ -1,0 +1,67 @@
+"""Early signs that an optimisation is lost: nothing left, everything full, numbers that are none."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from ..core.distillation.score import DivergedError
+from ..geometry.fields import Field
+from ..geometry.outputs import RenderOutput
+from ..utils.errors import InputError
+
+
+class CollapsedError(DivergedError):
+    """The object vanished or filled everything; the message names the remedy."""
+
+
+@dataclass(frozen=True)
+class HealthConfig:
+    """Limits; a state must last `patience` steps in a row to count."""
+
+    empty: float = 0.004  # mean alpha below which nothing is left
+    full: float = 0.62  # mean alpha above which the ball is full (a full ball covers about 0.7 of the views)
+    largest: float = 1e4  # |parameter| above which it has exploded
+    patience: int = 8
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.empty < self.full <= 1:
+            raise InputError(f"health: 0 <= empty={self.empty} < full={self.full} <= 1 needed")
+
+
+class Health:
+    """Watches the renders of each step."""
+
+    def __init__(self, config: HealthConfig) -> None:
+        self.config = config
+        self.streak = {"empty": 0, "full": 0}
+
+    def check(self, step: int, field: Field, render: RenderOutput, loss: float) -> None:
+        """Raises CollapsedError or DivergedError, naming step and remedy."""
+        cover = float(render.alpha.detach().mean())
+        if not (math.isfinite(loss) and math.isfinite(cover)):
+            raise DivergedError(f"step {step}: the loss is not finite; lower lr or set score.clip")
+        for state, now in (("empty", cover < self.config.empty), ("full", cover > self.config.full)):
+            self.streak[state] = self.streak[state] + 1 if now else 0
+        if self.streak["empty"] >= self.config.patience:
+            raise CollapsedError(
+                f"step {step}: the object vanished (mean opacity {cover:.4f}); lower losses.opacity, raise "
+                "score.guidance or try another seed"
+            )
+        if self.streak["full"] >= self.config.patience:
+            raise CollapsedError(
+                f"step {step}: the volume filled up (mean opacity {cover:.2f}); raise losses.opacity, lower lr or try "
+                "another seed"
+            )
+        if step % 10 == 0:
+            self.check_parameters(step, field)
+
+    @torch.no_grad()
+    def check_parameters(self, step: int, field: Field) -> None:
+        """Raises DivergedError when a parameter is not finite or far too large."""
+        for name, parameter in field.named_parameters():
+            largest = float(parameter.abs().amax())
+            if not math.isfinite(largest) or largest > self.config.largest:
+                raise DivergedError(f"step {step}: {name} reached {largest:.3g}; lower lr or set score.clip")

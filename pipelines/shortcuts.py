@@ -1,0 +1,34 @@
+"""One-line use: `unproject.depth("photo.jpg")`, `unproject.normals("photo.jpg")`; the loaded head is kept."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..utils.pictures import load_image
+from .image_to_geometry import ImageToDepth, ImageToNormals
+
+Loaded = ImageToDepth | ImageToNormals
+
+
+def depth(image: str | Path | Any, prior: str = "toybox", device: str = "cpu", **options: Any) -> Any:
+    """Depth of a picture (a path, or whatever ImageToDepth takes); options go to the pipeline's call."""
+    return _head(ImageToDepth, prior, device)(_opened(image), **options)
+
+
+def normals(image: str | Path | Any, prior: str = "toybox", device: str = "cpu", **options: Any) -> Any:
+    """Surface normals of a picture (a path, or whatever ImageToNormals takes); options go to the pipeline's call."""
+    return _head(ImageToNormals, prior, device)(_opened(image), **options)
+
+
+@functools.lru_cache(maxsize=2)
+def _head(kind: type[Loaded], prior: str, device: str) -> Any:
+    return kind.from_pretrained(prior, device=device, dtype=torch.float32)
+
+
+def _opened(image: Any) -> Any:
+    return np.asarray(load_image(image)) if isinstance(image, (str, Path)) else image

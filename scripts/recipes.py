@@ -1,0 +1,140 @@
+"""What a training recipe can be: each builds objective, data and export from the values of its YAML file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+
+from ..core.distillation.latents import LatentSet, ViewGroups
+from ..core.distillation.objectives.base import Objective
+from ..core.distillation.objectives.diffusion import DiffusionConfig, DiffusionObjective
+from ..core.distillation.objectives.multiview import MultiViewConfig, MultiViewObjective
+from ..core.distillation.objectives.tokenizer import build_tokenizer
+from ..core.distillation.objectives.vae import PictureBatches, VAEConfig, VAEObjective, save_vae
+from ..core.distillation.sampling_order import Data
+from ..core.distillation.trainer import TrainerConfig
+from ..toybox.captions import caption, vocabulary
+from ..toybox.dataset import RenderedSet
+from ..utils.configs import load_config
+from ..utils.errors import InputError
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training ready to run; `export(folder)` writes the weights the modules hold at that time."""
+
+    trainer: TrainerConfig
+    objective: Objective
+    data: Data
+    export: Callable[[Path], Path]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """A folder for each split."""
+
+    train: str
+    val: str
+
+
+@dataclass(frozen=True)
+class VAERecipe:
+    """Pictures to codec."""
+
+    train: tuple[str, ...]
+    """rendered folders"""
+    val: tuple[str, ...]
+    model: VAEConfig = field(default_factory=VAEConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+
+@dataclass(frozen=True)
+class DiffusionRecipe:
+    """Latents and captions to text-to-image prior."""
+
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+    latents: Splits
+    """folders written by scripts.encode_latents for the same rendered folders"""
+    vae: str
+    """diffusers folder of the codec"""
+    model: DiffusionConfig = field(default_factory=DiffusionConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+
+@dataclass(frozen=True)
+class MultiViewRecipe:
+    """Text-to-image prior and four-view groups to multi-view prior."""
+
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+    latents: Splits
+    base: str
+    """pipeline folder of the 2-D prior"""
+    base_name: str = "toybox"
+    """name under which the exported folder finds the 2-D prior: its sibling"""
+    single_share: float = 0.3
+    """share of batches of single pictures"""
+    model: MultiViewConfig = field(default_factory=MultiViewConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+
+class ObjectPhrases:
+    """Captions of the object alone, whatever the view."""
+
+    def __init__(self, pictures: RenderedSet) -> None:
+        self.pictures = pictures
+
+    def captions(self, indices: np.ndarray, rng: np.random.Generator | None = None) -> list[str]:
+        """One caption for each picture, without its view word."""
+        return [caption(self.pictures.program(int(i)), None, rng) for i in indices]
+
+
+def vae_job(values: dict[str, Any]) -> Job:
+    """Trains on split train, measures PSNR on split val, exports a diffusers AutoencoderKL folder."""
+    recipe = load_config(VAERecipe, values)
+    pictures, held_out = RenderedSet(recipe.train), RenderedSet(recipe.val)
+    objective = VAEObjective(recipe.model, held_out, recipe.trainer.seed)
+    return Job(recipe.trainer, objective, PictureBatches(pictures), lambda out: save_vae(objective.vae, pictures, out))
+
+
+def diffusion_job(values: dict[str, Any]) -> Job:
+    """Trains U-Net and text encoder, exports a whole StableDiffusionPipeline folder."""
+    recipe = load_config(DiffusionRecipe, values)
+    train = LatentSet(recipe.latents.train, RenderedSet(recipe.train))
+    val = LatentSet(recipe.latents.val, RenderedSet(recipe.val))
+    vae = load_vae(recipe.vae)
+    objective = DiffusionObjective(recipe.model, build_tokenizer(vocabulary()), vae, val, recipe.trainer.seed)
+    return Job(recipe.trainer, objective, train, objective.save_pipeline)
+
+
+def multiview_job(values: dict[str, Any]) -> Job:
+    """Fine-tunes the inflated U-Net, exports the multi-view folder."""
+    recipe = load_config(MultiViewRecipe, values)
+    train, val = RenderedSet(recipe.train), RenderedSet(recipe.val)
+    groups = ViewGroups(LatentSet(recipe.latents.train, train), ObjectPhrases(train), recipe.single_share)
+    held_out = ViewGroups(LatentSet(recipe.latents.val, val), ObjectPhrases(val), 0.0)
+    if not (Path(recipe.base) / "model_index.json").is_file():
+        raise InputError(f"base={recipe.base} is not a pipeline folder; train and export the 2-D prior first")
+    base = StableDiffusionPipeline.from_pretrained(recipe.base)
+    objective = MultiViewObjective(recipe.model, base, held_out, recipe.trainer.seed)
+    return Job(recipe.trainer, objective, groups, lambda out: objective.save(out, recipe.base_name))
+
+
+def load_vae(folder: str | Path) -> AutoencoderKL:
+    """The codec in float32, frozen. Raises InputError when the folder holds none."""
+    if not (Path(folder) / "config.json").is_file():
+        raise InputError(f"{folder} holds no codec; train and export one first (scripts.train vae)")
+    return AutoencoderKL.from_pretrained(folder).float().eval().requires_grad_(False)
+
+
+RECIPES: dict[str, Callable[[dict[str, Any]], Job]] = {
+    "vae": vae_job,
+    "diffusion": diffusion_job,
+    "multiview": multiview_job,
+}

@@ -1,0 +1,87 @@
+"""Train from a recipe: python -m unproject.scripts.train RECIPE [--set trainer.steps=100] [--out runs/NAME] [--resume].
+
+RECIPE is a YAML file or the name of a packaged one (configs/train/NAME.yaml). The folder given to --out holds the
+checkpoints, metrics.jsonl, previews and, when the training is done, export/: what the next stage or a user loads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..utils.configs import CONFIGS, read_yaml
+from ..utils.errors import InputError, UnprojectError
+from .recipes import RECIPES, Job
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line. Returns the exit code."""
+    parser = argparse.ArgumentParser(prog="train", description=__doc__.splitlines()[0])
+    parser.add_argument("recipe", help=f"a YAML file, or one of {', '.join(RECIPES)}")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, dotted")
+    parser.add_argument("--out", type=Path, default=None, help="folder of the run (default runs/RECIPE)")
+    parser.add_argument("--resume", action="store_true", help="continue from the newest checkpoint in --out")
+    parser.add_argument("--export", action="store_true", help="only write export/ from the newest checkpoint")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu"))
+    options = parser.parse_args(arguments)
+    try:
+        make, values = read_recipe(options.recipe, options.set)
+        out = options.out or Path("runs") / Path(options.recipe).stem
+        run(make(values), out, options.resume, options.export, options.device)
+    except UnprojectError as error:
+        print(f"train: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def read_recipe(name: str, overrides: list[str]) -> tuple[Callable[[dict[str, Any]], Job], dict[str, Any]]:
+    """(what builds the job, the recipe's values with overrides merged). Raises InputError for what it cannot read."""
+    packaged = CONFIGS / "train" / f"{name}.yaml"
+    values = read_yaml(packaged if packaged.is_file() else name)
+    if not isinstance(values, dict) or values.get("objective") not in RECIPES:
+        raise InputError(f"recipe {name} needs the key 'objective' with one of {', '.join(RECIPES)}")
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise InputError(f"--set {override!r} must look like key=value")
+        _put(values, key.split("."), yaml.safe_load(text))
+    return RECIPES[values.pop("objective")], values
+
+
+def run(job: Job, out: Path, resume: bool, export_only: bool, device: str) -> None:
+    """Trains (unless only the export is wanted) and exports the averaged weights."""
+    from ..core.distillation.checkpoints import latest_checkpoint
+    from ..core.distillation.trainer import Trainer
+
+    trainer = Trainer(job.trainer, job.objective, job.data, out, device)
+    if export_only:
+        found = latest_checkpoint(out)
+        if found is None:
+            raise InputError(f"--export: {out} holds no checkpoint; train first")
+        trainer.load(found)
+    else:
+        result = trainer.run(resume)
+        numbers = "".join(f", {k} {v:.4g}" for k, v in result.validation.items())
+        print(f"{out}: step {result.step} ({result.reason}){numbers}")
+        if result.reason != "done":
+            print(f"not finished: continue with --resume --out {out}, or write the weights so far with --export")
+            return
+    with trainer.averaged():
+        print(job.export(out / "export"))
+
+
+def _put(values: dict[str, Any], path: list[str], value: Any) -> None:
+    for part in path[:-1]:
+        inner = values.get(part)
+        values[part] = inner = dict(inner) if isinstance(inner, dict) else {}
+        values = inner
+    values[path[-1]] = value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from unproject.cli import main
+from unproject.geometry.meshes import Mesh
+from unproject.geometry.points import PointCloud
+from unproject.utils.pictures import save_image
+
+
+@pytest.fixture
+def tetrahedron() -> Mesh:
+    vertices = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]])
+    return Mesh(vertices, torch.tensor([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]]))
+
+
+def facts(capsys: pytest.CaptureFixture[str], path: str) -> dict[str, object]:
+    capsys.readouterr()
+    assert main(["inspect", path, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("suffix", [".obj", ".stl", ".ply", ".glb"])
+def test_convert_keeps_the_solid(
+    in_tmp: Path, capsys: pytest.CaptureFixture[str], tetrahedron: Mesh, suffix: str
+) -> None:
+    tetrahedron.save("a.glb")
+    assert main(["convert", "a.glb", f"out/b{suffix}"]) == 0
+    found = facts(capsys, f"out/b{suffix}")
+    assert found["kind"] == "mesh" and found["faces"] == 4 and found["watertight"] is True
+    assert found["signed_volume"] == pytest.approx(1 / 6, rel=1e-5)
+    assert json.loads(Path("out/b.run.json").read_text())["outputs"] == [f"out/b{suffix}"]
+
+
+def test_points_only_become_points(in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    PointCloud(torch.rand(10, 3, generator=torch.Generator().manual_seed(0))).save("a.ply")
+    assert main(["convert", "a.ply", "b.ply"]) == 0
+    assert facts(capsys, "b.ply")["points"] == 10
+    assert main(["convert", "a.ply", "b.glb"]) == 2
+    assert "holds points without triangles" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("source", "destination", "message"),
+    [
+        ("a.glb", "a.glb", "the same file"),
+        ("a.glb", "b.xyz", "cannot write b.xyz"),
+        ("a.txt", "b.glb", "cannot read a.txt"),
+        ("folder", "b.glb", "cameras become .json or a folder"),
+    ],
+)
+def test_convert_names_what_it_cannot_do(
+    in_tmp: Path, capsys: pytest.CaptureFixture[str], source: str, destination: str, message: str
+) -> None:
+    Path("a.glb").write_bytes(b"")
+    Path("a.txt").write_bytes(b"")
+    Path("folder").mkdir()
+    assert main(["convert", source, destination]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_inspect_pictures_arrays_runs_and_records(in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_image("a.png", np.full((4, 6, 3), 255, np.uint8))
+    assert facts(capsys, "a.png") == {
+        "command": "inspect",
+        "file": "a.png",
+        "size": facts(capsys, "a.png")["size"],
+        "kind": "picture",
+        "width": 6,
+        "height": 4,
+        "mean_srgb": [1.0, 1.0, 1.0],
+    }
+    np.savez("a.npz", depth=np.array([1.0, np.nan, 3.0], np.float32), empty=np.zeros(0))
+    found = facts(capsys, "a.npz")
+    assert found["depth"] == "float32 (3,), 1 to 3"
+    Path("run").mkdir()
+    Path("run/run.json").write_text('{"command": "x"}')
+    assert facts(capsys, "run")["kind"] == "run"
+
+
+@pytest.mark.parametrize("name", ["a.xyz", "empty", "broken.json", "broken.npz", "broken.glb", "broken.png"])
+def test_inspect_refuses_the_rest_by_name(in_tmp: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    Path("empty").mkdir()
+    if name != "empty":
+        Path(name).write_bytes(b"nothing useful {")
+    assert main(["inspect", name]) == 2
+    assert name in capsys.readouterr().err
+
+
+def test_objects_in_array_files_are_never_unpickled(in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save("a.npy", np.array([{"a": 1}], dtype=object))
+    assert main(["inspect", "a.npy"]) == 2
+    assert "cannot be read" in capsys.readouterr().err
+
+
+def test_toybox_sheet_and_data_set(in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["toybox", "--count", "2", "--size", "16", "-o", "sheet.png", "--json"]) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert len(first["captions"]) == 2 and Path("sheet.png").is_file()
+    words = ["toybox", "--render", "--groups", "1", "--size", "16", "--workers", "1", "-o", "set", "--json"]
+    assert main(words) == 0
+    assert json.loads(capsys.readouterr().out)["shards"] == 1
+    assert main([*words, "--kind", "scene"]) == 2
+    assert "holds another data set" in capsys.readouterr().err

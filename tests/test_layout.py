@@ -1,0 +1,173 @@
+"""The shape of the repository: imports point one way, importing is quick, files are small, packages are declared."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+IGNORED = {"tests", "build", "dist", "outputs", "runs", "data", "weights", "docs", "node_modules"}
+LAYERS = ("geometry", "core/priors", "core/sampling", "core/distillation", "tasks", "pipelines")
+EVERYTHING = (*LAYERS, "core", "toybox", "utils", "bench", "scripts", "cli", "app")
+MAY_IMPORT = {
+    "utils": (),
+    "geometry": ("utils",),
+    "toybox": ("geometry", "utils"),
+    "core": ("geometry", "utils", "core/priors", "core/sampling", "core/distillation"),
+    "core/priors": ("geometry", "utils"),
+    "core/sampling": ("core/priors", "geometry", "utils"),
+    "core/distillation": ("core/priors", "core/sampling", "geometry", "utils"),
+    "tasks": ("core", *LAYERS[:4], "utils"),
+    "pipelines": ("tasks", "core", *LAYERS[:4], "utils"),
+    "bench": EVERYTHING,
+    "scripts": EVERYTHING,
+    "cli": EVERYTHING,
+    "app": EVERYTHING,
+}
+FORBIDDEN = {
+    r"\btorch\.manual_seed\(": "seeds the world; pass a generator",
+    r"\.cuda\(\)": "devices follow the data",
+    r"\bimport pickle\b|\bpickle\.load": "pickles run code",
+    r"\btorch\.load\(": "pickles run code; weights are safetensors",
+    r"\bimport torchvision\b|\bfrom torchvision\b": "does not import beside the CPU build of torch",
+    r"(?<![\w.])(eval|exec)\(": "runs text as code",
+    r"\bNotImplementedError\b": "no stubs",
+    r"\b(TODO|FIXME|XXX)\b": "no loose ends",
+    r"allow_pickle=True": "pickles run code",
+    r"""["'](/home|/root|/work|/tmp|/Users)/""": "no path of one machine",
+    r"\bdefault_rng\(\)": "randomness without a seed",
+    r"^except:|\s+except:": "names no error",
+}
+
+
+def sources() -> list[Path]:
+    """Every Python file of the package, without tests and without what is made or hidden."""
+    found = []
+    for folder, folders, files in os.walk(ROOT):
+        folders[:] = [f for f in folders if not f.startswith(".") and f not in IGNORED]
+        found += [Path(folder) / f for f in files if f.endswith(".py") and not f.startswith(".")]
+    return sorted(found)
+
+
+def packages() -> list[str]:
+    folders = {p.parent.relative_to(ROOT) for p in sources() if p.name == "__init__.py"}
+    return sorted("unproject" + "".join(f".{part}" for part in folder.parts) for folder in folders)
+
+
+def layer(module: tuple[str, ...]) -> str:
+    """The layer of a module path inside the package: "geometry", "core/priors", ... or "" for the root."""
+    if not module:
+        return ""
+    if module[0] == "core" and len(module) > 1 and "/".join(module[:2]) in MAY_IMPORT:
+        return "/".join(module[:2])
+    return module[0]
+
+
+def imported_modules(path: Path) -> list[tuple[int, tuple[str, ...]]]:
+    """(line, module path inside the package) of every import of our own code, wherever it stands in the file."""
+    package = path.relative_to(ROOT).parts[:-1]
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = (*package[: len(package) - node.level + 1], *(node.module.split(".") if node.module else ()))
+            names = [(*base, alias.name) for alias in node.names] if node.module is None else [base]
+            found += [(node.lineno, name) for name in names]
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+            found += [(node.lineno, ("unproject", *n.split(".")[1:])) for n in names if n.split(".")[0] == "unproject"]
+    return found
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_imports_point_down(path: Path) -> None:
+    own = layer(path.relative_to(ROOT).with_suffix("").parts[:-1] or (path.stem,))
+    if path.parent == ROOT:
+        return
+    for line, module in imported_modules(path):
+        assert module[:1] != ("unproject",), f"{path}:{line}: imports inside the package are relative"
+        target = layer(module)
+        if target in ("", own) or (target == "__version__" and own == "cli"):
+            continue
+        assert target in MAY_IMPORT[own], f"{path}:{line}: {own} must not import {target}"
+
+
+def test_every_folder_of_code_has_a_rule() -> None:
+    top = {p.relative_to(ROOT).parts[0] for p in sources() if p.parent != ROOT}
+    assert top <= set(MAY_IMPORT)
+
+
+def test_declared_packages_are_the_folders() -> None:
+    text = (ROOT / "pyproject.toml").read_text()
+    block = re.search(r"^packages = \[(.*?)\]", text, re.S | re.M)
+    assert block is not None
+    declared = re.findall(r'"([\w.]+)"', block[1])
+    assert sorted(declared) == packages()
+    assert declared == sorted(declared)
+
+
+def test_every_folder_of_code_is_a_package() -> None:
+    assert {p.parent for p in sources()} == {p.parent for p in sources() if p.name == "__init__.py"}
+
+
+def test_version_is_stated_once() -> None:
+    from unproject import __version__
+
+    assert f'version = "{__version__}"' in (ROOT / "pyproject.toml").read_text()
+
+
+@pytest.mark.parametrize("path", [*sources(), *sorted((ROOT / "tests").rglob("*.py"))], ids=lambda p: p.name)
+def test_file_is_small_and_clean(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert text.count("\n") <= 400, f"{path} has {text.count(chr(10))} lines; split it"
+    if path.name == "test_layout.py":
+        return
+    for pattern, reason in FORBIDDEN.items():
+        hit = re.search(pattern, text, re.M)
+        assert hit is None, f"{path}:{text[: hit.start()].count(chr(10)) + 1}: {hit[0]!r}: {reason}" if hit else ""
+
+
+def test_test_files_have_unique_names_and_no_packages() -> None:
+    files = list((ROOT / "tests").rglob("test_*.py"))
+    assert len({p.name for p in files}) == len(files)
+    assert not list((ROOT / "tests").rglob("__init__.py"))
+
+
+def _run(code: str) -> str:
+    command = [sys.executable, "-c", f"import sys; sys.path[:0] = {sys.path!r}; {code}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_import_is_quick_and_loads_nothing_heavy() -> None:
+    code = (
+        "import time; began = time.process_time(); import unproject; took = time.process_time() - began; "
+        "print(took, *sorted({m.split('.')[0] for m in sys.modules}))"
+    )
+    runs = [_run(code).split() for _ in range(2)]
+    assert min(float(run[0]) for run in runs) < 0.3
+    heavy = {"torch", "numpy", "diffusers", "transformers", "open3d", "gsplat", "gradio", "trimesh", "kornia", "tyro"}
+    assert not heavy & set(runs[0][1:])
+
+
+def test_command_line_module_loads_no_network_library() -> None:
+    loaded = set(_run("import unproject.cli.commands; print(*{m.split('.')[0] for m in sys.modules})").split())
+    assert "tyro" in loaded
+    assert not loaded & {"torch", "diffusers", "transformers", "open3d", "gsplat", "matplotlib"}
+
+
+def test_lazy_names_lead_somewhere() -> None:
+    import unproject
+
+    for name in unproject.__all__:
+        if name != "__version__":
+            home = ROOT / (unproject._HOMES[name].strip(".").replace(".", "/"))
+            assert home.with_suffix(".py").is_file() or home.is_dir(), f"{name} lives in {home}, which is not there"
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        unproject.nonsense  # noqa: B018

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+
+from unproject.utils import progress as module
+from unproject.utils.progress import PlainLines, Progress, progress
+
+
+@pytest.fixture
+def loud(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("UNPROJECT_QUIET", raising=False)
+
+
+def test_silent_when_asked(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("UNPROJECT_QUIET", "1")
+    assert list(progress(range(3), label="x")) == [0, 1, 2]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_short_loops_end_with_one_line_on_standard_error(loud: None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(progress(iter("abc"), label="letters")) == ["a", "b", "c"]
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("letters: 3 in ") and err.count("\n") == 1
+
+
+def test_long_loops_print_every_tenth(
+    loud: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "PlainLines", lambda: PlainLines(interval_s=0))
+    with Progress(1000, "steps") as bar:
+        for i in range(1000):
+            bar.advance(1, loss=i / 3)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 10
+    assert lines[0].startswith("steps: 100/1000 in") and "left" in lines[0] and lines[0].endswith("loss=33")
+    assert lines[-1].startswith("steps: 1000/1000") and "left" not in lines[-1]
+
+
+def test_exceptions_pass_and_the_display_ends(loud: None, capsys: pytest.CaptureFixture[str]) -> None:
+    bar = Progress(5, "work")
+    with pytest.raises(KeyError), bar:
+        bar.advance()
+        raise KeyError("boom")
+    bar.close()
+    assert capsys.readouterr().err.startswith("work: 1/5")
+
+
+def test_broken_display_never_stops_the_work(loud: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = io.StringIO()
+    closed.close()
+    monkeypatch.setattr(module, "PlainLines", lambda: PlainLines(interval_s=0))
+    with Progress(3, "x") as bar:
+        monkeypatch.setattr(sys, "stderr", closed)
+        for _ in range(3):
+            bar.advance()
+    assert bar.done == 3
+
+
+def test_bar_on_a_terminal_may_be_nested(loud: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    screen = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", screen)
+    done = [(a, b) for a in progress(range(2), label="outer") for b in progress(range(2), label="inner [x]")]
+    assert len(done) == 4 and "outer" in screen.getvalue()

@@ -1,0 +1,75 @@
+"""The camera distributions of the toybox: orbits around objects and scenes, and eyes inside rooms."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..geometry.cameras import Camera
+from .scenes import Scene
+
+
+@dataclass(frozen=True)
+class OrbitRange:
+    """Where orbit cameras stand. The distance keeps the unit ball in view: r = margin / sin(fov / 2)."""
+
+    fov_y_deg: tuple[float, float] = (25.0, 42.0)
+    elevation_deg: tuple[float, float] = (-8.0, 45.0)
+    high_elevation_deg: tuple[float, float] = (45.0, 80.0)
+    high_share: float = 0.08  # of the orbits look from above
+    margin: tuple[float, float] = (0.92, 1.08)
+
+
+@dataclass(frozen=True)
+class Orbit:
+    """One orbit camera in angles; azimuth 0 looks at the front."""
+
+    azimuth_deg: float
+    elevation_deg: float
+    distance: float
+    fov_y_deg: float
+
+    def camera(self, size: int) -> Camera:
+        """As a batch of one."""
+        return Camera.orbit(self.azimuth_deg, self.elevation_deg, self.distance, self.fov_y_deg, size)
+
+
+def draw_orbits(rng: np.random.Generator, views: int = 4, spread: OrbitRange = OrbitRange()) -> list[Orbit]:
+    """`views` orbit cameras 360 / views degrees apart that share elevation, distance and field of view."""
+    start = float(rng.uniform(0, 360))
+    limits = spread.high_elevation_deg if rng.random() < spread.high_share else spread.elevation_deg
+    elevation, fov = float(rng.uniform(*limits)), float(rng.uniform(*spread.fov_y_deg))
+    distance = float(rng.uniform(*spread.margin)) / math.sin(math.radians(0.5 * fov))
+    return [Orbit((start + 360 * i / views) % 360, elevation, distance, fov) for i in range(views)]
+
+
+def look_at(eye: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """c2w (4, 4) in OpenCV axes with the horizon level; eye and target must not be in line with z."""
+    forward = (target - eye) / np.linalg.norm(target - eye)
+    right = np.cross(forward, [0.0, 0.0, 1.0])
+    right /= np.linalg.norm(right)
+    c2w = np.eye(4)
+    c2w[:3, :4] = np.stack([right, np.cross(forward, right), forward, eye], axis=1)
+    return c2w
+
+
+def draw_room_camera(rng: np.random.Generator, scene: Scene, size: tuple[int, int]) -> Camera:
+    """An eye 0.5-2 m high near a wall that looks across the room; 40-85 degrees wide."""
+    assert scene.size_m is not None
+    room = np.array(scene.size_m)
+    side, along = int(rng.integers(4)), float(rng.uniform(0.15, 0.85))
+    inset = float(rng.uniform(0.12, 0.9))
+    eye = np.array([along * room[0], inset, 0.0]) if side < 2 else np.array([inset, along * room[1], 0.0])
+    if side % 2:
+        eye[:2] = room[:2] - eye[:2]
+    eye[2] = rng.uniform(0.5, min(2.0, room[2] - 0.3))
+    target = np.array([*(room[:2] * rng.uniform(0.2, 0.8, 2)), rng.uniform(0.1, 1.3)])
+    if np.linalg.norm((target - eye)[:2]) < 0.8:
+        target[:2] = room[:2] - eye[:2]
+    width, height = size
+    focal_px = 0.5 * width / math.tan(math.radians(float(rng.uniform(40, 85))) / 2)
+    K = torch.tensor([[focal_px, 0, width / 2], [0, focal_px, height / 2], [0, 0, 1.0]])
+    return Camera(torch.from_numpy(look_at(eye, target)).float()[None], K[None], width, height)

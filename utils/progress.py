@@ -1,0 +1,146 @@
+"""Progress with time left: a bar on a terminal, about ten plain lines elsewhere, silence under UNPROJECT_QUIET=1.
+
+Everything goes to standard error, so that standard output carries results only. A display problem never stops the work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sized
+from types import TracebackType
+from typing import Any, Protocol, TypeVar
+
+T = TypeVar("T")
+
+
+class _Display(Protocol):
+    def start(self, total: int | None, label: str) -> None: ...
+    def update(self, done: int, note: str) -> None: ...
+    def stop(self, done: int, note: str) -> None: ...
+
+
+class Progress:
+    """A loop of known or unknown length.
+
+    >>> with Progress(total=3, label="steps") as bar:
+    ...     bar.advance(1, loss=0.5)
+    """
+
+    def __init__(self, total: int | None = None, label: str = "") -> None:
+        self.total, self.label, self.done, self.note = total, label, 0, ""
+        self._display: _Display | None = _choose_display()
+        self._call("start", total, label)
+
+    def advance(self, steps: int = 1, **fields: Any) -> None:
+        """Adds finished steps; fields (loss=..., x=...) are shown behind the bar, floats with four digits."""
+        self.done += steps
+        if fields:
+            self.note = " ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in fields.items())
+        self._call("update", self.done, self.note)
+
+    def close(self) -> None:
+        """Ends the display; safe to call twice."""
+        self._call("stop", self.done, self.note)
+        self._display = None
+
+    def _call(self, method: str, *args: Any) -> None:
+        if self._display is None:
+            return
+        try:
+            getattr(self._display, method)(*args)
+        except Exception:
+            self._display = None
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def progress(iterable: Iterable[T], total: int | None = None, label: str = "") -> Iterator[T]:
+    """Yields the items of `iterable` and shows how far it is; `total` defaults to its length when it has one."""
+    if total is None and isinstance(iterable, Sized):
+        total = len(iterable)
+    with Progress(total, label) as bar:
+        for item in iterable:
+            yield item
+            bar.advance()
+
+
+def _choose_display() -> _Display | None:
+    if os.environ.get("UNPROJECT_QUIET") == "1" or sys.stderr is None:
+        return None
+    if sys.stderr.isatty():
+        with contextlib.suppress(ImportError):
+            return _RichBar()
+    return PlainLines()
+
+
+class _RichBar:
+    """One rich bar: label, bar, count, elapsed and remaining time, fields."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}", markup=False),
+        )
+        self.bar = Bar(*columns, console=Console(stderr=True), transient=False)
+
+    def start(self, total: int | None, label: str) -> None:
+        self.task = self.bar.add_task(label or "working", total=total, note="")
+        self.bar.start()
+
+    def update(self, done: int, note: str) -> None:
+        self.bar.update(self.task, completed=done, note=note)
+
+    def stop(self, done: int, note: str) -> None:
+        self.bar.stop()
+
+
+class PlainLines:
+    """A line at every tenth of the way, at most one per `interval_s`; with unknown length one every 30 s."""
+
+    def __init__(self, interval_s: float = 2.0) -> None:
+        self.interval_s = interval_s
+
+    def start(self, total: int | None, label: str) -> None:
+        self.total, self.label = total, label or "working"
+        self.began = self.last_time = time.monotonic()
+        self.last_tenth = self.last_done = 0
+
+    def update(self, done: int, note: str) -> None:
+        now = time.monotonic()
+        if self.total:
+            tenth = 10 * done // self.total
+            due = tenth > self.last_tenth and done < self.total and now - self.last_time >= self.interval_s
+        else:
+            tenth, due = 0, now - self.last_time >= 30.0
+        if due:
+            self.last_tenth, self.last_time = tenth, now
+            self._print(done, note, now)
+
+    def stop(self, done: int, note: str) -> None:
+        if done:
+            self._print(done, note, time.monotonic())
+
+    def _print(self, done: int, note: str, now: float) -> None:
+        took = now - self.began
+        text = f"{self.label}: {done}" + (f"/{self.total}" if self.total else "") + f" in {took:.1f} s"
+        if self.total and 0 < done < self.total:
+            text += f", {took * (self.total - done) / done:.0f} s left"
+        print(text + (f", {note}" if note else ""), file=sys.stderr, flush=True)

@@ -1,0 +1,152 @@
+"""What a run was: command, resolved config, seed, versions, machine, seconds, memory, network calls, files."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from .configs import to_dict
+from .files import write_json
+
+PACKAGES = ("unproject", "torch", "diffusers", "transformers", "numpy", "trimesh", "open3d", "open3d-cpu", "gsplat")
+
+
+class RunRecord:
+    """Collects the facts of one run and writes them as run.json.
+
+    >>> with RunRecord("text-to-mesh", config, seed=0) as run:
+    ...     with run.stage("sample"):
+    ...         ...
+    ...     run.count("unet", prior.nfe)
+    ...     run.output("chair.glb")
+    >>> run.write("outputs/run.json")
+    """
+
+    def __init__(self, command: str, config: Any = None, seed: int | None = None) -> None:
+        self.command, self.config, self.seed = command, config, seed
+        self.nfe: dict[str, int] = {}
+        self.stages: dict[str, float] = {}
+        self.outputs: list[str] = []
+        self.notes: dict[str, Any] = {}
+        self.warnings: list[str] = []
+        self.status, self.error = "running", ""
+        self.started = datetime.now(timezone.utc)
+        self._began = time.perf_counter()
+        self._took: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock seconds so far, or of the whole run once it has ended."""
+        return time.perf_counter() - self._began if self._took is None else self._took
+
+    def count(self, network: str, calls: int) -> None:
+        """Adds network evaluations."""
+        self.nfe[network] = self.nfe.get(network, 0) + calls
+
+    def output(self, path: str | Path) -> Path:
+        """Remembers a written file and returns its path."""
+        if str(path) not in self.outputs:
+            self.outputs.append(str(path))
+        return Path(path)
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Times a part of the run; repeated names add up."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.stages[name] = self.stages.get(name, 0.0) + time.perf_counter() - began
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record as plain JSON types."""
+        record = {
+            "command": self.command,
+            "status": self.status,
+            "error": self.error or None,
+            "started": self.started.isoformat(timespec="seconds"),
+            "seconds": round(self.seconds, 3),
+            "stages": {name: round(seconds, 3) for name, seconds in self.stages.items()},
+            "peak_memory_mb": peak_memory_mb(),
+            "seed": self.seed,
+            "nfe": self.nfe,
+            "config": self.config,
+            "outputs": self.outputs,
+            "notes": self.notes,
+            "warnings": self.warnings,
+            "versions": versions(),
+            "machine": machine(),
+        }
+        return {key: plain(value) for key, value in record.items() if value is not None}
+
+    def write(self, path: str | Path) -> Path:
+        """Writes the record as JSON, atomically; a running record is written as done."""
+        if self.status == "running" and self._took is None:
+            self.status = "done"
+        return write_json(path, self.to_dict())
+
+    def __enter__(self) -> RunRecord:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._took = time.perf_counter() - self._began
+        self.status = "done" if error is None else "failed"
+        self.error = "" if error is None else f"{type(error).__name__}: {error}"
+
+
+def peak_memory_mb() -> float | None:
+    """The largest resident memory of this process so far in MB, None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the packages a result depends on, without importing them."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """Operating system, architecture, processors, and the accelerators torch sees if it is loaded."""
+    facts: dict[str, Any] = {"system": platform.system(), "arch": platform.machine(), "processors": os.cpu_count()}
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        facts["threads"] = torch.get_num_threads()
+        if torch.cuda.is_available():
+            facts["cuda"] = torch.cuda.get_device_name(0)
+    return facts
+
+
+def plain(value: Any) -> Any:
+    """Any value as strict JSON: dataclasses, tuples, paths, scalars of numpy and torch; NaN and infinity as strings."""
+    value = to_dict(value)
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, (str, bool, int)) or value is None:
+        return value
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    return str(value)

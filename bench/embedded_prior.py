@@ -53,7 +53,7 @@ def heldout_pairs(count: int, seed: int = 0) -> list[tuple[str, str]]:
 
 
 def plain_prompt(noun: str, colour: str) -> str:
-    """"a red chair"."""
+    """ "a red chair"."""
     return say(Meaning((Phrase(noun, colour),)))
 
 
@@ -115,13 +115,23 @@ def run(context: Context) -> dict[str, Any]:
         pipe, [plain_prompt(*p) for p in pairs], config.steps, config.guidance, config.batch, context.seed + 100_000
     )
     held = score(judge, drawn, [p[0] for p in pairs], [p[1] for p in pairs])
-    table.append({"setting": "held-out pairs", "steps": config.steps, "guidance": config.guidance, **{k: share(v) for k, v in held.items()}})
+    table.append(
+        {
+            "setting": "held-out pairs",
+            "steps": config.steps,
+            "guidance": config.guidance,
+            **{k: share(v) for k, v in held.items()},
+        }
+    )
     for guidance in config.guidances:
         measure("guidance sweep", config.sweep_images, config.steps, guidance)
     for steps in config.step_counts:
         measure("step sweep", config.sweep_images, steps, config.guidance)
     shown = [i.permute(1, 2, 0).numpy() for i in images[:48]]
     save_image(context.picture(), grid(shown, columns=8, labels=prompts[:48]))
-    by_noun = {n: spread(score(judge, images, nouns, colours)["both"][np.array(nouns) == n])["mean"] for n in sorted(set(nouns))}
+    by_noun = {
+        n: spread(score(judge, images, nouns, colours)["both"][np.array(nouns) == n])["mean"]
+        for n in sorted(set(nouns))
+    }
     worst = dict(sorted(by_noun.items(), key=lambda item: item[1])[:10])
     return {"config": asdict(config), "seeds": [context.seed], "table": table, "weakest_nouns": worst}

@@ -40,8 +40,9 @@ def parse(words: Sequence[str]) -> Command:
     named: list[Any] = [
         Annotated[c, tyro.conf.subcommand(c.name, prefix_name=False, description=c.__doc__)] for c in COMMANDS
     ]
+    union: Any = Union[tuple(named)]  # noqa: UP007
     parsed = tyro.cli(
-        Union[tuple(named)],  # type: ignore[arg-type]  # noqa: UP007
+        union,
         prog="unproject",
         description=HELP,
         args=list(words),

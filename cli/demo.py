@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ..utils.runs import RunRecord
 from .common import Shown, Table, Target, size_text
@@ -38,11 +37,11 @@ class Demo(PriorCommand):
     def run(self, record: RunRecord, target: Target) -> Shown:
         """Runs the commands one after another into one folder."""
         folder = target.folder
-        options = {"prior": self.prior, "seed": self.seed, "device": self.device, "dtype": self.dtype}
+        options: dict[str, Any] = {"prior": self.prior, "seed": self.seed, "device": self.device, "dtype": self.dtype}
         photo = self.photo or room_photo(folder / "photo.png")
         if self.photo is None:
             record.output(photo)
-        commands = (
+        commands: tuple[tuple[PriorCommand, str], ...] = (
             (TextToImage(prompt=self.prompt, grid=16, **options), "images"),
             (TextToMesh(prompt=self.prompt, **options), self.prompt.split()[-1]),
             (Depth(image=photo, **options), "depth"),
@@ -51,14 +50,14 @@ class Demo(PriorCommand):
         )
         rows: list[tuple[str, str, str, str]] = []
         for command, stem in commands:
-            rows += _timed(lambda c=command, s=stem: c.run(record, Target(folder, s)), command.name, record)
+            rows += _timed(command, Target(folder, stem), record)
         return Shown(tables=[Table(("made by", "file", "size", "seconds"), rows)])
 
 
-def _timed(run: Callable[[], Shown], name: str, record: RunRecord) -> list[tuple[str, str, str, str]]:
+def _timed(command: PriorCommand, target: Target, record: RunRecord) -> list[tuple[str, str, str, str]]:
     """Runs one part and gives a row for each file it wrote; the seconds stand on the first."""
     before, began = len(record.outputs), time.perf_counter()
-    run()
+    command.run(record, target)
     took = f"{time.perf_counter() - began:.1f}"
     files = [Path(p) for p in record.outputs[before:]]
-    return [(name, str(p), size_text(p), took if i == 0 else "") for i, p in enumerate(files)]
+    return [(command.name, str(p), size_text(p), took if i == 0 else "") for i, p in enumerate(files)]

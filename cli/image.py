@@ -12,7 +12,7 @@ import tyro
 from ..utils.errors import InputError
 from ..utils.runs import RunRecord
 from .common import Shown, Target, check_range
-from .priors import PriorCommand
+from .priors import PriorCommand, head_names
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,7 +31,11 @@ class ImageCommand(PriorCommand):
 
     def slug(self) -> str:
         """The base name of the outputs."""
-        return self.image.stem or self.name
+        return self._stem(self.image)
+
+    def _stem(self, path: Path) -> str:
+        """photo.jpg becomes photo-depth, so that no command overwrites another's file or the picture itself."""
+        return f"{path.stem or path.resolve().name}-{self.name}"
 
     def check(self) -> None:
         """Paths and ranges."""
@@ -39,10 +43,16 @@ class ImageCommand(PriorCommand):
             raise InputError(f"image {self.image} does not exist")
         if self.image.is_dir() and self.out is not None and self.out.suffix:
             raise InputError(f"--out {self.out} is one file but {self.image} is a folder; give a folder")
+        if self.out is not None and self.out.resolve() == self.image.resolve() and self.image.is_file():
+            raise InputError(f"--out {self.out} is the picture itself; choose another name")
         check_range("--ensemble", self.ensemble, 1, 64)
         if self.steps is not None:
             check_range("--steps", self.steps, 1, 1000)
         super().check()
+
+    def known(self) -> list[str]:
+        """The heads: --prior toybox means the head on that prior."""
+        return head_names()
 
     def pictures(self) -> list[Path]:
         """The pictures to work on."""
@@ -64,7 +74,7 @@ class ImageCommand(PriorCommand):
             pipe = self.load()
         skipped = []
         for path in progress(paths, label=self.name) if len(paths) > 1 else paths:
-            own = target if len(paths) == 1 else Target(target.folder, path.stem)
+            own = target if len(paths) == 1 else Target(target.folder, self._stem(path))
             try:
                 picture = load_image(path)
             except InputError as error:
@@ -101,7 +111,7 @@ class Depth(ImageCommand):
         return ImageToDepth.from_pretrained(self.prior, **self.placement())
 
     def one(self, pipe: Any, picture: np.ndarray, record: RunRecord, target: Target) -> None:
-        """Writes depth.npz, depth-16bit.png and depth.png."""
+        """Writes NAME.npz, NAME-16bit.png and NAME.png."""
         made = pipe(picture, ensemble_size=self.ensemble, num_inference_steps=self.steps, seed=self.seed)
         record.count("denoiser", made.nfe)
         for path in made.save(target.file("")):
@@ -122,7 +132,7 @@ class Normals(ImageCommand):
         return ImageToNormals.from_pretrained(self.prior, **self.placement())
 
     def one(self, pipe: Any, picture: np.ndarray, record: RunRecord, target: Target) -> None:
-        """Writes normals.npz, normals-16bit.png and normals.png."""
+        """Writes NAME.npz, NAME-16bit.png and NAME.png."""
         made = pipe(picture, ensemble_size=self.ensemble, num_inference_steps=self.steps, seed=self.seed)
         record.count("denoiser", made.nfe)
         for path in made.save(target.file("")):
@@ -161,7 +171,6 @@ class Pointcloud(ImageCommand):
         import torch
 
         from ..geometry.cameras import Camera, intrinsics_from_fov
-        from ..geometry.points import PointCloud
 
         made = pipe(picture, ensemble_size=self.ensemble, num_inference_steps=self.steps, seed=self.seed)
         record.count("denoiser", made.nfe)
@@ -169,7 +178,5 @@ class Pointcloud(ImageCommand):
         fov_x = math.radians(self.fov)
         fov_y = torch.tensor([2 * math.atan(math.tan(fov_x / 2) * height / width)])
         camera = Camera(torch.eye(4)[None], intrinsics_from_fov(fov_y, width, height), width, height)
-        unit = torch.as_tensor(made.depth).float().reshape(1, height, width, 1)
-        depth_m = self.near + (self.far - self.near) * unit
-        cloud = PointCloud.from_depth(depth_m, torch.from_numpy(picture)[None], camera)
+        cloud = made.point_cloud(picture, camera, self.near, self.far)
         record.output(cloud.save(target.file(".ply")))

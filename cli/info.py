@@ -182,6 +182,10 @@ def _validator() -> tuple[bool, str]:
 
 
 def _prior_checks() -> list[dict[str, Any]]:
-    return [
-        _check("prior", row["name"], row["state"] == "ready", f"{row['state']}; {row['about']}") for row in prior_rows()
-    ]
+    from ..core.priors.registry import weights_root
+
+    rows = prior_rows()
+    checks = [_check("prior", row["name"], row["state"] == "ready", f"{row['state']}; {row['about']}") for row in rows]
+    head = weights_root() / "toybox-geometry"
+    here = (head / "head.json").is_file()
+    return [*checks, _check("head", head.name, here, f"{'ready' if here else f'no weights in {head}'}; depth, normals")]

@@ -30,9 +30,13 @@ class PriorCommand(Command):
         pick_device(self.device)
         if Path(self.prior).is_dir() or _HUB_ID.fullmatch(self.prior):
             return
-        known = prior_names()
+        known = self.known()
         if self.prior not in known:
             raise InputError(f"--prior {self.prior!r} is unknown; have {', '.join(known)}, a folder, or owner/name")
+
+    def known(self) -> list[str]:
+        """Names --prior accepts."""
+        return prior_names()
 
     def plan(self) -> list[str]:
         """What a dry run says."""
@@ -50,6 +54,13 @@ class PriorCommand(Command):
             large = device.startswith("cuda") and not self.prior.startswith("toybox")
             return torch.float16 if large else torch.float32
         return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[self.dtype]
+
+
+def head_names() -> list[str]:
+    """The geometry heads: the embedded one and those of the registry."""
+    from ..utils.configs import config_path, read_yaml
+
+    return ["toybox", *read_yaml(config_path("tasks/heads"))["heads"]]
 
 
 def prior_names() -> list[str]:

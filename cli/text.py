@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
 import tyro
 
+from ..utils.configs import config_path
 from ..utils.errors import InputError
 from ..utils.runs import RunRecord
 from .common import Shown, Target, check_prompt, check_range, slugify
@@ -69,7 +71,7 @@ class TextToImage(PriorCommand):
         with record.stage("load"):
             pipe = Pipeline.from_pretrained(self.prior, **self.placement())
         with record.stage("sample"):
-            made = pipe(
+            made: Any = pipe(
                 self.prompt,
                 self.negative or None,
                 num_inference_steps=self.steps,
@@ -105,12 +107,18 @@ class TextToMesh(PriorCommand):
 
     prompt: tyro.conf.Positional[str]
     """What to make, for example "a red chair"."""
+    negative: str = ""
+    """What to avoid."""
     recipe: str = "default"
-    """Packaged recipe in configs/text-to-mesh, or a YAML file."""
+    """Packaged recipe in configs/text-to-mesh, or a YAML file; default is what suits the prior."""
     steps: int | None = None
-    """Optimisation steps (default: the recipe's)."""
+    """Optimisation steps; all schedules stretch with them (default: the recipe's)."""
+    guidance: float | None = None
+    """Classifier-free guidance (default: the recipe's)."""
     faces: int | None = None
-    """Triangles of the mesh (default: the recipe's)."""
+    """Triangles of the mesh at most (default: the recipe's)."""
+    work: Path | None = None
+    """Folder for checkpoints and preview.png; an interrupted run continues there."""
     view_size: int = 256
     """Pixels of the views on the sheet and in the film."""
     frames: int = 72
@@ -125,6 +133,12 @@ class TextToMesh(PriorCommand):
         check_prompt(self.prompt)
         check_range("--frames", self.frames, 0, 1000)
         check_range("--view-size", self.view_size, 16, 2048)
+        if self.steps is not None:
+            check_range("--steps", self.steps, 1, 100_000)
+        if self.faces is not None:
+            check_range("--faces", self.faces, 4, 10_000_000)
+        if self.recipe != "default" and not Path(self.recipe).is_file():
+            config_path(f"text-to-mesh/{self.recipe}")
         super().check()
 
     def plan(self) -> list[str]:
@@ -136,13 +150,22 @@ class TextToMesh(PriorCommand):
         from ..pipelines.text_to_mesh import TextToMesh as Pipeline
 
         with record.stage("load"):
-            pipe = Pipeline.from_pretrained(self.prior, **self.placement())
-        with record.stage("mesh"):
-            made = pipe(self.prompt, seed=self.seed)
+            pipe = Pipeline.from_pretrained(self.prior, self.recipe, **self.placement())
+        made = pipe(
+            self.prompt,
+            self.negative or None,
+            seed=self.seed,
+            num_inference_steps=self.steps,
+            guidance_scale=self.guidance,
+            faces=self.faces,
+            out=self.work,
+        )
         record.count("denoiser", made.nfe)
+        record.stages.update(made.seconds)
+        record.notes.update(prior=pipe.prior.name, recipe=made.config, history=made.history)
         with record.stage("write"):
             record.output(made.mesh.save(target.file(target.suffix or ".glb")))
             write_views(made.mesh, record, target, self.view_size, self.frames)
-        report = made.mesh.check().to_dict()
+        report = made.report.to_dict()
         closed = "watertight" if report["watertight"] else f"{report['boundary_edges']} open edges"
         return Shown([f"{report['faces']} triangles, {closed}"], data={"mesh": report})

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..utils.errors import InputError
 from .meshes import Mesh
-from .report import collapsed_mask, edge_table, face_components, merge_positions, signed_volume
+from .report import collapsed_mask, edge_table, face_components, merge_positions, mesh_report, signed_volume
 from .unwrap import unwrap
 
 __all__ = ["decimate", "extract_surface", "grid_points", "keep_largest", "remesh", "repair", "unwrap"]
@@ -86,7 +86,7 @@ def select_faces(mesh: Mesh, mask: Tensor) -> Mesh:
 
 
 def repair(mesh: Mesh) -> Mesh:
-    """Welds equal positions, drops collapsed faces, closes small holes, makes the winding consistent and outward.
+    """Welds equal positions, drops collapsed faces, closes holes, makes the winding consistent and outward.
 
     Geometry only: normals, colours and textures are dropped, since vertices may merge.
     """
@@ -167,24 +167,69 @@ def _check_level(grid: Grid, level: float, sign: int) -> None:
 
 
 def _march(field: Grid) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Marching cubes of field > 0 padded with one empty layer; vertices in sample units of the unpadded grid."""
-    scale = float(np.abs(field).max())
-    outside = -max(scale, 1e-6)  # far below zero: the cap lies on the bounds
-    padded = np.pad(field, 1, constant_values=outside)
-    padded[np.abs(padded) < 1e-7 * scale] = -1e-7 * scale  # no crossing exactly on a sample
+    """Marching cubes of field > 0 padded with one empty layer; vertices in sample units of the unpadded grid.
+
+    No crossing comes closer to a sample than 1e-3 of an edge, so no triangle collapses in float32.
+    """
+    steepest = np.zeros_like(field)
+    for axis in range(3):
+        step = np.abs(np.diff(field, axis=axis))
+        for side in (0, -1):
+            widths = [(0, 0)] * 3
+            widths[axis] = (1, 0) if side == 0 else (0, 1)
+            np.maximum(steepest, np.pad(step, widths), out=steepest)
+    least = np.maximum(1e-3 * steepest, 1e-9 * float(np.abs(field).max()))
+    apart = np.where(np.abs(field) < least, np.where(field > 0, least, -least), field)
+    padded = -1e3 * np.abs(np.pad(apart, 1, mode="edge"))
+    padded[1:-1, 1:-1, 1:-1] = apart
     vertices, faces, _, _ = marching_cubes(padded, 0.0, gradient_direction="descent", allow_degenerate=True)
-    last = np.array(field.shape) - 1.0
-    return np.clip(vertices.astype(np.float64) - 1.0, -1e-3, last + 1e-3), faces.astype(np.int64)
+    return vertices.astype(np.float64) - 1.0, faces.astype(np.int64)
 
 
 def _close(positions: NDArray[np.float64], faces: NDArray[np.int64]) -> tuple[NDArray, NDArray]:
-    """Drops faces on edges with more than two faces, fills the holes, and makes the winding consistent."""
+    """Drops faces on edges with more than two faces, makes the winding consistent and closes the holes."""
     edge_ids, _, counts = edge_table(faces, len(positions))
-    crowded = (counts[edge_ids] > 2).reshape(-1, 3).any(axis=1)
-    mesh = trimesh.Trimesh(positions, faces[~crowded], process=False)
-    trimesh.repair.fill_holes(mesh)
-    trimesh.repair.fix_winding(mesh)
-    return np.asarray(mesh.vertices, dtype=np.float64), np.asarray(mesh.faces, dtype=np.int64)
+    faces = faces[~(counts[edge_ids] > 2).reshape(-1, 3).any(axis=1)]
+    if not mesh_report(positions, faces).winding_consistent:
+        mesh = trimesh.Trimesh(positions, faces, process=False)
+        trimesh.repair.fix_winding(mesh)
+        faces = np.asarray(mesh.faces, dtype=np.int64)
+    edge_ids, _, counts = edge_table(faces, len(positions))
+    half_edges = faces[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2)[counts[edge_ids] == 1]
+    added, caps = [positions], [faces]
+    count = len(positions)
+    for loop in _loops(half_edges):
+        ahead = np.roll(loop, -1)
+        if len(loop) == 3:
+            caps.append(loop[None, ::-1])
+        else:  # a fan around the mean of the rim
+            added.append(positions[loop].mean(axis=0, keepdims=True))
+            caps.append(np.stack([ahead, loop, np.full(len(loop), count)], axis=1))
+            count += 1
+    return np.concatenate(added), np.concatenate(caps)
+
+
+def _loops(half_edges: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Simple closed loops of vertices that use each directed edge (E, 2) at most once."""
+    following: dict[int, list[int]] = {}
+    for start, end in half_edges.tolist():
+        following.setdefault(start, []).append(end)
+    loops = []
+    for start in list(following):
+        while following[start]:
+            walk, place = [start], {start: 0}
+            while following.get(walk[-1]):
+                ahead = following[walk[-1]].pop()
+                if ahead in place:  # came back: cut the loop off and walk on from there
+                    first = place[ahead]
+                    loops.append(np.array(walk[first:], dtype=np.int64))
+                    for vertex in walk[first + 1 :]:
+                        del place[vertex]
+                    walk = walk[: first + 1]
+                else:
+                    place[ahead] = len(walk)
+                    walk.append(ahead)
+    return [loop for loop in loops if len(loop) > 2]
 
 
 def _manifold_simplify(mesh: Mesh, faces: int) -> Mesh:

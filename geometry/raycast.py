@@ -115,9 +115,7 @@ class RayMesh:
         rgb = rgb * alpha + (1 - alpha) * background_like(background, rgb)
         return RenderOutput(rgb=rgb, alpha=alpha, extras=extras, **maps)
 
-    def _shade(
-        self, camera: Camera, faces: Tensor, light: Light | None, channels: Sequence[str]
-    ) -> dict[str, Tensor]:
+    def _shade(self, camera: Camera, faces: Tensor, light: Light | None, channels: Sequence[str]) -> dict[str, Tensor]:
         """Maps (B, H, W, C) of the seen faces (B, H, W), zero on the background."""
         seen = faces >= 0
         face = faces[seen]  # (N,)

@@ -146,9 +146,7 @@ def render(
     origins, directions = camera.rays()
     shape = directions.shape[:3]
     stretch = directions.norm(dim=-1, keepdim=True)  # ray distance per z-depth
-    samples = place_samples(
-        origins.reshape(-1, 3), (directions / stretch).reshape(-1, 3), config, occupancy, generator
-    )
+    samples = place_samples(origins.reshape(-1, 3), (directions / stretch).reshape(-1, 3), config, occupancy, generator)
     snapshot = field.snapshot()
     samples = drop_hidden(snapshot, samples, config)
     density, color = snapshot.density_color(samples.points)

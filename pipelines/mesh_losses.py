@@ -80,7 +80,11 @@ def orientation(scene: Scene) -> Tensor:
 
 
 TERMS: dict[str, Callable[[Scene], Tensor]] = {
-    "opacity": opacity, "entropy": entropy, "spread": spread, "eikonal": eikonal, "smooth": smooth,
+    "opacity": opacity,
+    "entropy": entropy,
+    "spread": spread,
+    "eikonal": eikonal,
+    "smooth": smooth,
     "orientation": orientation,
 }
 

@@ -49,7 +49,7 @@ class ViewTextGuide:
         return self.score(images, step, generator, condition=condition)
 
 
-def make_guide(config: ScoreConfig, prior: Prior, prompt: str, negative: str | None, views: int) -> Guide:
+def make_guide(config: ScoreConfig, prior: Prior, prompt: str, negative: str | None = None) -> Guide:
     """The guide that suits a prior: joint views when it knows cameras, view words otherwise."""
     if hasattr(prior, "views"):
         return MultiViewGuide(config, prior, prior.encode_text([prompt], negative))

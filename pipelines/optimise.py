@@ -45,6 +45,7 @@ class OptimiseConfig:
     guided_px: int = 64  # renders are resized to this for the prior; 0: as rendered
     lr: tuple[float, ...] = (0, 1.0, 0.2, 300)  # factor on the field's own rates
     adam_betas: tuple[float, float] = (0.9, 0.99)
+    adam_eps: float = 1e-4  # gradients far below it (unseen space) barely move anything
     occupancy_every: int = 10
     occupancy_from: int = 20  # step; before it the whole ball is sampled
     checkpoint_every: int = 100  # steps; 0: never
@@ -77,7 +78,7 @@ class Optimisation:
         self.field = make_field(config.field, self.generator).to(device)
         self.occupancy = Occupancy(config.volume, config.field.half)
         groups = self.field.param_groups(1.0)
-        self.optimizer = torch.optim.Adam(groups, betas=config.adam_betas, eps=1e-12)
+        self.optimizer = torch.optim.Adam(groups, betas=config.adam_betas, eps=config.adam_eps)
         self.rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         self.health = Health(config.health)
         self.step = 0

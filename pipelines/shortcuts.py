@@ -6,13 +6,10 @@ import functools
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from ..utils.pictures import load_image
 from .image_to_geometry import ImageToDepth, ImageToNormals
-
-Loaded = ImageToDepth | ImageToNormals
 
 
 def depth(image: str | Path | Any, prior: str = "toybox", device: str = "cpu", **options: Any) -> Any:
@@ -26,9 +23,9 @@ def normals(image: str | Path | Any, prior: str = "toybox", device: str = "cpu",
 
 
 @functools.lru_cache(maxsize=2)
-def _head(kind: type[Loaded], prior: str, device: str) -> Any:
+def _head(kind: type[ImageToDepth] | type[ImageToNormals], prior: str, device: str) -> Any:
     return kind.from_pretrained(prior, device=device, dtype=torch.float32)
 
 
 def _opened(image: Any) -> Any:
-    return np.asarray(load_image(image)) if isinstance(image, (str, Path)) else image
+    return load_image(image) if isinstance(image, (str, Path)) else image

@@ -1,4 +1,4 @@
-"""Encode rendered pictures once: python -m unproject.scripts.encode_latents --vae FOLDER --data FOLDER ... --out FOLDER."""
+"""Encode rendered pictures: python -m unproject.scripts.encode_latents --vae FOLDER --data FOLDER ... --out FOLDER."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from diffusers import AutoencoderKL, StableDiffusionPipeline
@@ -18,8 +18,13 @@ from ..core.distillation.objectives.tokenizer import build_tokenizer
 from ..core.distillation.objectives.vae import PictureBatches, VAEConfig, VAEObjective, save_vae
 from ..core.distillation.sampling_order import Data
 from ..core.distillation.trainer import TrainerConfig
+from ..core.priors import StableDiffusionPrior, load_prior
+from ..tasks.data import GeometryData
+from ..tasks.geometry_head import GeometryHead, HeadConfig
+from ..tasks.train import HeadObjective, LossConfig, random_unet_like
 from ..toybox.captions import caption, vocabulary
 from ..toybox.dataset import RenderedSet
+from ..toybox.judge_train import JudgeConfig, JudgeObjective, labelled
 from ..utils.configs import load_config
 from ..utils.errors import InputError
 
@@ -84,6 +89,35 @@ class MultiViewRecipe:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
 
+@dataclass(frozen=True)
+class JudgeRecipe:
+    """Rendered objects and scenes to judge."""
+
+    train: tuple[str, ...]
+    """rendered folders of indices that no generator trains on"""
+    val: tuple[str, ...]
+    model: JudgeConfig = field(default_factory=JudgeConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+
+@dataclass(frozen=True)
+class GeometryRecipe:
+    """Text-to-image prior and renders with geometry to a depth and normals head."""
+
+    train: tuple[str, ...]
+    """folders rendered with geometry; sizes may differ when model.augment.crop makes them equal"""
+    val: tuple[str, ...]
+    base: str = "toybox"
+    """name or pipeline folder of the prior"""
+    base_name: str = "toybox"
+    """name under which the exported head finds its prior: its sibling"""
+    start_from: Literal["prior", "random"] = "prior"
+    """random: the baseline without a prior"""
+    head: HeadConfig = field(default_factory=HeadConfig)
+    model: LossConfig = field(default_factory=LossConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+
 class ObjectPhrases:
     """Captions of the object alone, whatever the view."""
 
@@ -126,6 +160,33 @@ def multiview_job(values: dict[str, Any]) -> Job:
     return Job(recipe.trainer, objective, groups, lambda out: objective.save(out, recipe.base_name))
 
 
+def judge_job(values: dict[str, Any]) -> Job:
+    """Trains the judge, exports judge.json and judge.safetensors."""
+    recipe = load_config(JudgeRecipe, values)
+    train = labelled(recipe.train)
+    objective = JudgeObjective(recipe.model, train, labelled(recipe.val), recipe.trainer.seed)
+    return Job(recipe.trainer, objective, train, objective.save)  # type: ignore[arg-type]
+
+
+def geometry_job(values: dict[str, Any]) -> Job:
+    """Trains a head, exports unet/ and head.json (which hold the validation numbers)."""
+    recipe = load_config(GeometryRecipe, values)
+    prior = load_prior(recipe.base)
+    if not isinstance(prior, StableDiffusionPrior):
+        raise InputError(f"base={recipe.base} is not a Stable Diffusion prior")
+    head = GeometryHead.from_prior(prior, recipe.head)
+    if recipe.start_from == "random":
+        head = GeometryHead(prior, random_unet_like(head.unet, recipe.trainer.seed), recipe.head)
+    train = GeometryData([RenderedSet(folder) for folder in recipe.train], recipe.model.augment)
+    held_out = GeometryData([RenderedSet(folder) for folder in recipe.val], recipe.model.augment)
+    objective = HeadObjective(recipe.model, head, held_out)
+
+    def export(out: Path) -> Path:
+        return head.save(out, recipe.base_name, validation=objective.validate())
+
+    return Job(recipe.trainer, objective, train, export)
+
+
 def load_vae(folder: str | Path) -> AutoencoderKL:
     """The codec in float32, frozen. Raises InputError when the folder holds none."""
     if not (Path(folder) / "config.json").is_file():
@@ -137,4 +198,6 @@ RECIPES: dict[str, Callable[[dict[str, Any]], Job]] = {
     "vae": vae_job,
     "diffusion": diffusion_job,
     "multiview": multiview_job,
+    "judge": judge_job,
+    "geometry-head": geometry_job,
 }

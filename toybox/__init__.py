@@ -1,0 +1,83 @@
+"""The toybox: a procedural world in which everything is known.
+
+>>> from unproject import toybox
+>>> one = toybox.sample("train", 0)
+>>> one.caption, one.renderings[0].rgb.shape
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .captions import Meaning, caption, parse, say, vocabulary
+    from .catalogue import NOUNS
+    from .dataset import RenderedSet, RenderJob, render_set
+    from .judge import Judge
+    from .programs import draw
+    from .render import Renderer, Rendering, render_views
+    from .samples import Sample, sample
+    from .scenes import make_scene
+    from .sensor import SensorModel, sense
+    from .sheet import write_noun_sheet, write_sheet
+
+__all__ = [
+    "NOUNS",
+    "Judge",
+    "Meaning",
+    "RenderJob",
+    "RenderedSet",
+    "Renderer",
+    "Rendering",
+    "Sample",
+    "SensorModel",
+    "caption",
+    "draw",
+    "make_scene",
+    "parse",
+    "render_set",
+    "render_views",
+    "sample",
+    "say",
+    "sense",
+    "vocabulary",
+    "write_noun_sheet",
+    "write_sheet",
+]
+
+_HOMES = {
+    "NOUNS": "catalogue",
+    "Judge": "judge",
+    "Meaning": "captions",
+    "RenderJob": "dataset",
+    "RenderedSet": "dataset",
+    "Renderer": "render",
+    "Rendering": "render",
+    "Sample": "samples",
+    "SensorModel": "sensor",
+    "caption": "captions",
+    "draw": "programs",
+    "make_scene": "scenes",
+    "parse": "captions",
+    "render_set": "dataset",
+    "render_views": "render",
+    "sample": "samples",
+    "say": "captions",
+    "sense": "sensor",
+    "vocabulary": "captions",
+    "write_noun_sheet": "sheet",
+    "write_sheet": "sheet",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

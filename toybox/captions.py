@@ -7,7 +7,9 @@ sentence the grammar can write. Attributes a sentence does not mention are None 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 
@@ -56,8 +58,20 @@ VIEW_WORDS = {
     "back": ("back view", "seen from behind"),
     "top": ("top view", "seen from above"),
 }
-PLURALS = {"fish": "fishes", "goldfish": "goldfishes", "snowman": "snowmen", "bookshelf": "bookshelves", "shelf": "shelves", "bookcase": "bookcases"}
-ATTRIBUTES = {"shape": SHAPE_WORDS, "finish": FINISH_WORDS, "pattern": PATTERN_WORDS, "colour": COLOUR_WORDS}
+PLURALS = {
+    "fish": "fishes",
+    "goldfish": "goldfishes",
+    "snowman": "snowmen",
+    "bookshelf": "bookshelves",
+    "shelf": "shelves",
+    "bookcase": "bookcases",
+}
+ATTRIBUTES: dict[str, dict[str, tuple[str, ...]]] = {
+    "shape": SHAPE_WORDS,
+    "finish": FINISH_WORDS,
+    "pattern": PATTERN_WORDS,
+    "colour": COLOUR_WORDS,
+}
 DEFAULTS = {"shape": "", "finish": "plastic", "pattern": "plain"}
 
 
@@ -86,7 +100,7 @@ class Meaning:
 
 
 def view_word(azimuth_deg: float, elevation_deg: float) -> str:
-    """The view class of an orbit camera: overhead above 60 degrees, else front and back within 45 degrees, else side."""
+    """The view class of an orbit camera: top above 60 degrees, front and back within 45 degrees, else side."""
     if elevation_deg > 60:
         return "top"
     turned = abs((azimuth_deg + 180) % 360 - 180)
@@ -113,7 +127,7 @@ def thinned(meaning: Meaning, rng: np.random.Generator, keep: float = 0.85, keep
     """The meaning with pattern, finish, shape and view each forgotten at random; noun and colour stay."""
     phrases = []
     for phrase in meaning.phrases:
-        lost = {k: None for k in DEFAULTS if rng.random() > keep}
+        lost: dict[str, Any] = {k: None for k in DEFAULTS if rng.random() > keep}
         phrases.append(replace(phrase, **lost))
     return replace(meaning, phrases=tuple(phrases), view=meaning.view if rng.random() < keep_view else None)
 
@@ -163,7 +177,7 @@ def caption(program: Program, view: str | None = None, rng: np.random.Generator 
     return say(meaning) if rng is None else say(thinned(meaning, rng), rng)
 
 
-def _inverse(table: dict[str, tuple[str, ...]]) -> dict[str, str]:
+def _inverse(table: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
     return {word: value for value, words in table.items() for word in words}
 
 

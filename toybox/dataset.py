@@ -17,13 +17,14 @@ from typing import Any
 
 import numpy as np
 
+from ..geometry.cameras import Camera
 from ..utils.errors import InputError
 from ..utils.files import atomic_path, read_json, write_json
 from ..utils.progress import Progress
 from .captions import caption, view_word
 from .programs import KINDS, ObjectProgram, Program, RoomProgram, SceneProgram, draw, stable_hash
 from .render import Renderer
-from .scenes import make_scene
+from .scenes import Scene, make_scene
 from .views import draw_orbits, draw_room_camera
 
 SHARD_GROUPS = 64
@@ -63,26 +64,30 @@ def program_from_json(data: dict[str, Any]) -> Program:
     return (SceneProgram if kind == "SceneProgram" else RoomProgram)(**values)
 
 
+def group_cameras(
+    split: str, kind: str, index: int, scene: Scene, size: int
+) -> tuple[list[Camera], list[dict[str, float]]]:
+    """The cameras of a group, each a batch of one, and their orbit angles (empty in rooms); a pure function."""
+    rng = np.random.default_rng(stable_hash("views", split, kind, index))
+    if isinstance(scene.program, RoomProgram):
+        cameras = [draw_room_camera(rng, scene, (size, size)) for _ in range(VIEWS["room"])]
+        return cameras, [{} for _ in cameras]
+    orbits = draw_orbits(rng, VIEWS[kind])
+    if isinstance(scene.program, SceneProgram):  # relations hold from the front
+        turned = rng.uniform(-35, 35, len(orbits))
+        orbits = [
+            replace(o, azimuth_deg=float(t) % 360, elevation_deg=abs(o.elevation_deg) + 5)
+            for o, t in zip(orbits, turned, strict=True)
+        ]
+    return [o.camera(size) for o in orbits], [asdict(o) for o in orbits]
+
+
 def render_group(job: RenderJob, index: int) -> dict[str, Any]:
     """Renders one group: arrays (n, ...) and one metadata record a view."""
     program = draw(job.split, index, job.kind)
-    rng = np.random.default_rng(stable_hash("views", job.split, job.kind, index))
     scene = make_scene(program, index)
     renderer = Renderer(scene)
-    views: list[dict[str, Any]] = []
-    if isinstance(program, RoomProgram):
-        cameras = [draw_room_camera(rng, scene, (job.size, job.size)) for _ in range(VIEWS["room"])]
-        views = [{} for _ in cameras]
-    else:
-        orbits = draw_orbits(rng, VIEWS[job.kind])
-        if isinstance(program, SceneProgram):  # relations hold from the front
-            turned = rng.uniform(-35, 35, len(orbits))
-            orbits = [
-                replace(o, azimuth_deg=float(t) % 360, elevation_deg=abs(o.elevation_deg) + 5)
-                for o, t in zip(orbits, turned, strict=True)
-            ]
-        cameras = [o.camera(job.size) for o in orbits]
-        views = [asdict(o) for o in orbits]
+    cameras, views = group_cameras(job.split, job.kind, index, scene, job.size)
     out: dict[str, list[np.ndarray]] = {"rgb": [], "depth_m": [], "normal": [], "c2w": [], "K": []}
     for camera in cameras:
         c2w, K = camera.c2w[0].numpy(), camera.K[0].numpy()

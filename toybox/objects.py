@@ -9,7 +9,6 @@ import functools
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy import sparse
 
 from .catalogue import NOUNS
 from .materials import Look, object_looks
@@ -36,20 +35,37 @@ class ToyObject:
     keypoints: dict[str, np.ndarray] = field(default_factory=dict)
 
 
-def crease_normals(vertices: np.ndarray, faces: np.ndarray, crease_deg: float = CREASE_DEG) -> np.ndarray:
-    """Unit corner normals (F, 3, 3): area-weighted mean over the faces at the vertex within `crease_deg` of this face."""
-    edges = vertices[faces[:, 1]] - vertices[faces[:, 0]], vertices[faces[:, 2]] - vertices[faces[:, 0]]
-    area_normals = np.cross(*edges)
+def _same_place(vertices: np.ndarray, vertex_part: np.ndarray) -> np.ndarray:
+    """A number (V,) shared by the vertices of one part at the same place to 5 digits."""
+    cells = np.round(vertices * 1e5).astype(np.int64)
+    cells -= cells.min(0)
+    spans = cells.max(0) + 1
+    key = ((vertex_part * spans[0] + cells[:, 0]) * spans[1] + cells[:, 1]) * spans[2] + cells[:, 2]
+    return np.unique(key, return_inverse=True)[1].reshape(-1)
+
+
+def crease_normals(
+    vertices: np.ndarray, faces: np.ndarray, vertex_part: np.ndarray | int = 0, crease_deg: float = CREASE_DEG
+) -> np.ndarray:
+    """Unit corner normals (F, 3, 3): area-weighted mean over the faces at the vertex within `crease_deg` of this face.
+
+    vertices (V, 3) within a few units of each other; vertices of different parts (V,) are never shared.
+    """
+    corners = vertices[faces]
+    area_normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     unit = area_normals / np.maximum(np.linalg.norm(area_normals, axis=1, keepdims=True), 1e-12)
-    _, merged = np.unique(np.round(vertices, 5), axis=0, return_inverse=True)
-    corner_vertex = merged.reshape(-1)[faces].reshape(-1)
-    count = len(corner_vertex)
-    at_vertex = sparse.csr_matrix((np.ones(count), (corner_vertex, np.arange(count))))
-    pairs = (at_vertex.T @ at_vertex).tocoo()  # corners that share a position
-    close = (unit[pairs.row // 3] * unit[pairs.col // 3]).sum(1) > np.cos(np.deg2rad(crease_deg))
-    mix = sparse.csr_matrix((np.ones(close.sum()), (pairs.row[close], pairs.col[close])), shape=(count, count))
-    normals = mix @ np.repeat(area_normals, 3, axis=0)
-    normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
+    corner_vertex = _same_place(vertices, np.broadcast_to(vertex_part, len(vertices)))[faces].reshape(-1)
+    order = np.argsort(corner_vertex, kind="stable")
+    valence = np.bincount(corner_vertex)
+    start = (np.cumsum(valence) - valence)[corner_vertex]
+    degree = valence[corner_vertex]  # (3F,) corners that share the place of this corner
+    row = np.repeat(np.arange(len(degree)), degree)
+    within = np.arange(len(row)) - np.repeat(np.cumsum(degree) - degree, degree)
+    column = order[start[row] + within]
+    close = np.einsum("nc,nc->n", unit[row // 3], unit[column // 3]) > np.cos(np.deg2rad(crease_deg))
+    row, column = row[close], column[close]
+    normals = np.stack([np.bincount(row, area_normals[column // 3, i], len(degree)) for i in range(3)], axis=1)
+    normals = normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
     return normals.reshape(-1, 3, 3).astype(np.float32)
 
 
@@ -63,13 +79,13 @@ def build(program: ObjectProgram) -> ToyObject:
     vertices = np.concatenate([p.vertices for p in blueprint.parts])
     faces = np.concatenate([p.faces + o for p, o in zip(blueprint.parts, offsets[:-1], strict=True)])
     sizes = [len(p.faces) for p in blueprint.parts]
-    normals = [crease_normals(p.vertices, p.faces) for p in blueprint.parts]
+    vertex_part = np.repeat(np.arange(len(sizes)), np.diff(offsets))
     phase, scale = float(rng.random()), float(rng.uniform(0.85, 1.2))
     return ToyObject(
         program=program,
         vertices=vertices.astype(np.float32),
         faces=faces,
-        corner_normals=np.concatenate(normals),
+        corner_normals=crease_normals(vertices, faces, vertex_part),
         face_part=np.repeat(np.arange(len(sizes)), sizes),
         face_slot=np.repeat([SLOTS.index(p.slot) for p in blueprint.parts], sizes),
         part_names=tuple(p.name for p in blueprint.parts),

@@ -13,7 +13,7 @@ import manifold3d
 import numpy as np
 import trimesh
 
-Vec = Sequence[float]
+from .solid import Solid, Vec, euler, joined, revolve, unit_box, unit_sphere, z_to
 
 # Material slots a part may name. "body" takes the colour, pattern and finish of the caption, "trim" a darker
 # shade of the same colour; the others have fixed looks, listed in `materials.SLOT_LOOKS`.
@@ -37,12 +37,12 @@ class Blueprint:
     parts: list[Part] = field(default_factory=list)
     keypoints: dict[str, np.ndarray] = field(default_factory=dict)
 
-    def add(self, name: str, slot: str, *solids: trimesh.Trimesh) -> None:
+    def add(self, name: str, slot: str, *solids: Solid) -> None:
         """Adds the solids as one part."""
         if slot not in SLOTS:
             raise ValueError(f"slot {slot!r} of part {name!r} is unknown; have {', '.join(SLOTS)}")
-        mesh = trimesh.util.concatenate(solids) if len(solids) > 1 else solids[0]
-        self.parts.append(Part(name, slot, np.asarray(mesh.vertices, float), np.asarray(mesh.faces, np.int64)))
+        whole = joined(solids)
+        self.parts.append(Part(name, slot, whole.vertices, whole.faces))
 
     def point(self, name: str, xyz: Vec) -> None:
         """Names a keypoint, on or just outside the surface."""
@@ -74,34 +74,30 @@ class Blueprint:
 # --- solids; all closed, outward winding ------------------------------------------------------------------
 
 
-def _from_manifold(solid: manifold3d.Manifold) -> trimesh.Trimesh:
+def _from_manifold(solid: manifold3d.Manifold) -> Solid:
     mesh = solid.to_mesh()
-    return trimesh.Trimesh(np.asarray(mesh.vert_properties)[:, :3], np.asarray(mesh.tri_verts), process=False)
+    return Solid(np.asarray(mesh.vert_properties, float)[:, :3], np.asarray(mesh.tri_verts, np.int64))
 
 
-def _to_manifold(mesh: trimesh.Trimesh) -> manifold3d.Manifold:
-    merged = trimesh.Trimesh(mesh.vertices, mesh.faces, process=True)
+def _to_manifold(solid: Solid) -> manifold3d.Manifold:
+    merged = trimesh.Trimesh(solid.vertices, solid.faces, process=True)
     return manifold3d.Manifold(
         manifold3d.Mesh(np.asarray(merged.vertices, np.float32), np.asarray(merged.faces, np.uint32))
     )
 
 
-def place(mesh: trimesh.Trimesh, at: Vec = (0, 0, 0), rotate: Vec = (0, 0, 0)) -> trimesh.Trimesh:
+def place(solid: Solid, at: Vec = (0, 0, 0), rotate: Vec = (0, 0, 0)) -> Solid:
     """A copy turned by rotate = degrees about x, then y, then z, and moved to `at`."""
-    matrix = trimesh.transformations.euler_matrix(*np.deg2rad(np.asarray(rotate, float)), axes="sxyz")
-    matrix[:3, 3] = at
-    moved = mesh.copy()
-    moved.apply_transform(matrix)
-    return moved
+    turned = solid.turned(euler(rotate)) if any(rotate) else solid
+    return turned.shifted(at)
 
 
-def box(size: Vec, at: Vec = (0, 0, 0), rotate: Vec = (0, 0, 0), bevel: float = 0.0) -> trimesh.Trimesh:
+def box(size: Vec, at: Vec = (0, 0, 0), rotate: Vec = (0, 0, 0), bevel: float = 0.0) -> Solid:
     """Box of full size (x, y, z), centred on `at`; `bevel` cuts 45-degree edges of that width."""
-    size = np.asarray(size, float)
     if bevel <= 0:
-        return place(trimesh.creation.box(extents=size), at, rotate)
-    b = min(bevel, 0.45 * size.min())
-    half = 0.5 * size
+        return place(unit_box().scaled(size), at, rotate)
+    half = 0.5 * np.asarray(size, float)
+    b = min(bevel, 0.9 * half.min())
     corners = [
         np.array([sx, sy, sz]) * (half - b * np.array([ax != 0, ax != 1, ax != 2]))
         for sx in (-1, 1)
@@ -112,75 +108,64 @@ def box(size: Vec, at: Vec = (0, 0, 0), rotate: Vec = (0, 0, 0), bevel: float = 
     return place(hull(np.array(corners)), at, rotate)
 
 
-def hull(points: np.ndarray) -> trimesh.Trimesh:
+def hull(points: np.ndarray) -> Solid:
     """Convex hull of (N, 3) points."""
     return _from_manifold(manifold3d.Manifold.hull_points(np.asarray(points, float)))
 
 
-def cylinder(
-    radius: float, height: float, at: Vec = (0, 0, 0), rotate: Vec = (0, 0, 0), sides: int = 28
-) -> trimesh.Trimesh:
+def cylinder(radius: float, height: float, at: Vec = (0, 0, 0), rotate: Vec = (0, 0, 0), sides: int = 28) -> Solid:
     """Cylinder along z, centred on `at`."""
-    return place(trimesh.creation.cylinder(radius=radius, height=height, sections=sides), at, rotate)
+    half = 0.5 * abs(height)
+    return place(revolve(np.array([(0, -half), (radius, -half), (radius, half), (0, half)], float), sides), at, rotate)
 
 
 def cone(
     radius: float, height: float, at: Vec = (0, 0, 0), rotate: Vec = (0, 0, 0), top: float = 0.0, sides: int = 28
-) -> trimesh.Trimesh:
+) -> Solid:
     """Cone (or frustum with radius `top`) along +z, base centred on `at`."""
     profile = [(0.0, 0.0), (radius, 0.0), (top, height), (0.0, height)]
-    return lathe(profile if top > 0 else profile[:2] + [(0.0, height)], at, rotate, sides)
+    return lathe(profile if top > 0 else [*profile[:2], (0.0, height)], at, rotate, sides)
 
 
-def sphere(radius: float, at: Vec = (0, 0, 0), detail: int = 3) -> trimesh.Trimesh:
+def sphere(radius: float, at: Vec = (0, 0, 0), detail: int = 3) -> Solid:
     """Icosphere."""
-    return place(trimesh.creation.icosphere(subdivisions=detail, radius=radius), at)
+    return unit_sphere(detail).scaled(radius).shifted(at)
 
 
-def ellipsoid(radii: Vec, at: Vec = (0, 0, 0), rotate: Vec = (0, 0, 0), detail: int = 3) -> trimesh.Trimesh:
+def ellipsoid(radii: Vec, at: Vec = (0, 0, 0), rotate: Vec = (0, 0, 0), detail: int = 3) -> Solid:
     """Ellipsoid with semi-axes (x, y, z)."""
-    mesh = trimesh.creation.icosphere(subdivisions=detail, radius=1.0)
-    mesh.apply_scale(np.asarray(radii, float))
-    return place(mesh, at, rotate)
+    return place(unit_sphere(detail).scaled(radii), at, rotate)
 
 
-def capsule(start: Vec, end: Vec, radius: float) -> trimesh.Trimesh:
+def capsule(start: Vec, end: Vec, radius: float) -> Solid:
     """Round-ended bar from start to end."""
     a, b = np.asarray(start, float), np.asarray(end, float)
-    mesh = trimesh.creation.capsule(height=float(np.linalg.norm(b - a)), radius=radius, count=[16, 10])
-    mesh.apply_translation([0, 0, -0.5 * (mesh.bounds[0][2] + mesh.bounds[1][2])])
-    mesh.apply_transform(trimesh.geometry.align_vectors([0, 0, 1], b - a))
-    mesh.apply_translation(0.5 * (a + b))
-    return mesh
+    quarter = np.linspace(0.0, 0.5 * np.pi, 9)
+    angles = np.concatenate([-quarter[::-1], quarter])
+    profile = radius * np.stack([np.cos(angles), np.sin(angles)], 1)
+    profile[:, 1] += np.repeat([-0.5, 0.5], 9) * np.linalg.norm(b - a)
+    return revolve(profile, 10).turned(z_to(b - a)).shifted(0.5 * (a + b))
 
 
-def bar(start: Vec, end: Vec, radius: float, top: float | None = None, sides: int = 20) -> trimesh.Trimesh:
+def bar(start: Vec, end: Vec, radius: float, top: float | None = None, sides: int = 20) -> Solid:
     """Flat-ended rod from start to end; `top` is the radius at the end (tapered when given)."""
     a, b = np.asarray(start, float), np.asarray(end, float)
-    mesh = cone(radius, float(np.linalg.norm(b - a)), top=radius if top is None else top, sides=sides)
-    mesh.apply_transform(trimesh.geometry.align_vectors([0, 0, 1], b - a))
-    mesh.apply_translation(a)
-    return mesh
+    rod = cone(radius, float(np.linalg.norm(b - a)), top=radius if top is None else top, sides=sides)
+    return rod.turned(z_to(b - a)).shifted(a)
 
 
-def torus(major: float, minor: float, at: Vec = (0, 0, 0), rotate: Vec = (0, 0, 0)) -> trimesh.Trimesh:
+def torus(major: float, minor: float, at: Vec = (0, 0, 0), rotate: Vec = (0, 0, 0)) -> Solid:
     """Ring around z."""
-    return place(trimesh.creation.torus(major, minor, major_sections=36, minor_sections=14), at, rotate)
+    angles = np.linspace(0, 2 * np.pi, 15)
+    return place(revolve(minor * np.stack([np.cos(angles), np.sin(angles)], 1) + [major, 0.0], 36), at, rotate)
 
 
-def lathe(
-    profile: Sequence[Vec], at: Vec = (0, 0, 0), rotate: Vec = (0, 0, 0), sides: int = 28
-) -> trimesh.Trimesh:
+def lathe(profile: Sequence[Vec], at: Vec = (0, 0, 0), rotate: Vec = (0, 0, 0), sides: int = 28) -> Solid:
     """Solid of revolution about z of a profile [(radius, z), ...] that starts and ends on the axis, bottom first."""
-    mesh = trimesh.creation.revolve(np.asarray(profile, float), sections=sides)
-    if mesh.volume < 0:
-        mesh.invert()
-    return place(mesh, at, rotate)
+    return place(revolve(np.asarray(profile, float), sides).outward(), at, rotate)
 
 
-def prism(
-    outline: Sequence[Vec], depth: float, at: Vec = (0, 0, 0), rotate: Vec = (0, 0, 0)
-) -> trimesh.Trimesh:
+def prism(outline: Sequence[Vec], depth: float, at: Vec = (0, 0, 0), rotate: Vec = (0, 0, 0)) -> Solid:
     """A 2-D outline [(x, y), ...] (any simple polygon) extruded along z, centred in z on `at`.
 
     `rotate=(90, 0, 0)` turns the outline's (x, y) into the world's (x, z): a side view; `rotate=(90, 0, 90)` into
@@ -189,18 +174,15 @@ def prism(
     points = np.asarray(outline, float)
     area = 0.5 * np.sum(points[:, 0] * np.roll(points[:, 1], -1) - points[:, 1] * np.roll(points[:, 0], -1))
     section = manifold3d.CrossSection([points if area > 0 else points[::-1]])
-    mesh = _from_manifold(section.extrude(depth))
-    mesh.apply_translation([0, 0, -0.5 * depth])
-    return place(mesh, at, rotate)
+    return place(_from_manifold(section.extrude(depth)).shifted((0, 0, -0.5 * depth)), at, rotate)
 
 
-def tube(path: Sequence[Vec], radius: float | Sequence[float], sides: int = 14) -> trimesh.Trimesh:
+def tube(path: Sequence[Vec], radius: float | Sequence[float], sides: int = 14) -> Solid:
     """A round tube through a polyline, with round joints; `radius` one number or one per point."""
     points = np.asarray(path, float)
     radii = np.broadcast_to(np.asarray(radius, float), len(points))
     solids = [bar(a, b, ra, rb, sides) for a, b, ra, rb in zip(points[:-1], points[1:], radii[:-1], radii[1:])]
-    solids += [sphere(float(r), p, detail=2) for p, r in zip(points, radii)]
-    return trimesh.util.concatenate(solids)
+    return joined([*solids, *(sphere(float(r), p, detail=2) for p, r in zip(points, radii))])
 
 
 def arc(centre: Vec, radius: float, start_deg: float, end_deg: float, plane: str = "xz", count: int = 12) -> np.ndarray:
@@ -212,7 +194,7 @@ def arc(centre: Vec, radius: float, start_deg: float, end_deg: float, plane: str
     return points
 
 
-def carve(solid: trimesh.Trimesh, *holes: trimesh.Trimesh) -> trimesh.Trimesh:
+def carve(solid: Solid, *holes: Solid) -> Solid:
     """solid minus holes (exact boolean)."""
     result = _to_manifold(solid)
     for hole in holes:
@@ -220,11 +202,6 @@ def carve(solid: trimesh.Trimesh, *holes: trimesh.Trimesh) -> trimesh.Trimesh:
     return _from_manifold(result)
 
 
-def mirror_y(*solids: trimesh.Trimesh) -> list[trimesh.Trimesh]:
+def mirror_y(*solids: Solid) -> list[Solid]:
     """The solids and their mirror images in y."""
-    twins = []
-    for solid in solids:
-        twin = solid.copy()
-        twin.apply_transform(np.diag([1.0, -1.0, 1.0, 1.0]))
-        twins.append(twin)
-    return [*solids, *twins]
+    return [*solids, *(solid.mirrored_y() for solid in solids)]

@@ -8,6 +8,7 @@ that the train, val and test splits never contain.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import astuple, dataclass
 
 import numpy as np
@@ -112,7 +113,9 @@ def draw_scene(rng: np.random.Generator) -> SceneProgram:
 def draw_room(rng: np.random.Generator) -> RoomProgram:
     """Five to eleven members: mostly furniture, then anything that fits in a room."""
     furniture = tuple(n for n, noun in NOUNS.items() if noun.family == "furniture")
-    small = tuple(n for n, noun in NOUNS.items() if noun.family in ("kitchen", "things", "creatures", "plants", "solids"))
+    small = tuple(
+        n for n, noun in NOUNS.items() if noun.family in ("kitchen", "things", "creatures", "plants", "solids")
+    )
     members = [draw_object(rng, furniture) for _ in range(int(rng.integers(3, 7)))]
     members += [draw_object(rng, small) for _ in range(int(rng.integers(2, 6)))]
     return RoomProgram(tuple(members), int(rng.integers(2**31)))
@@ -126,7 +129,11 @@ def draw(split: str, index: int, kind: str = "object") -> Program:
         raise InputError(f"kind={kind!r} is unknown; have {', '.join(KINDS)}")
     if index < 0:
         raise InputError(f"index={index} is negative; samples are numbered from 0")
-    drawers = {"object": draw_object, "scene": draw_scene, "room": draw_room}
+    drawers: dict[str, Callable[[np.random.Generator], Program]] = {
+        "object": draw_object,
+        "scene": draw_scene,
+        "room": draw_room,
+    }
     rng = np.random.default_rng(stable_hash("draw", split, kind, index))
     while True:
         program = drawers[kind](rng)

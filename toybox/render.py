@@ -43,9 +43,7 @@ class Rendering:
 def sh_basis(n: np.ndarray) -> np.ndarray:
     """Real spherical harmonics up to order 2, (N, 9), in the order 1, y, z, x, xy, yz, 3z^2-1, xz, x^2-y^2."""
     x, y, z = n[:, 0], n[:, 1], n[:, 2]
-    return SH_C * np.stack(
-        [np.ones_like(x), y, z, x, x * y, y * z, 3 * z * z - 1, x * z, x * x - y * y], axis=1
-    )
+    return SH_C * np.stack([np.ones_like(x), y, z, x, x * y, y * z, 3 * z * z - 1, x * z, x * x - y * y], axis=1)
 
 
 class Renderer:
@@ -71,7 +69,9 @@ class Renderer:
             owner.append(np.full(len(toy.faces), index))
             offset += len(toy.vertices)
         for index, surface in enumerate(scene.surfaces):
-            corners = surface.corner + np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) @ np.stack([surface.span_u, surface.span_v])
+            corners = surface.corner + np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) @ np.stack(
+                [surface.span_u, surface.span_v]
+            )
             normal = np.cross(surface.span_u, surface.span_v)
             vertices.append(corners.astype(np.float32))
             faces.append(np.array([[0, 1, 2], [0, 2, 3]]) + offset)
@@ -88,9 +88,7 @@ class Renderer:
         self.canonical = np.concatenate(canonical).astype(np.float32)
         self.look, self.part, self.owner = np.concatenate(look), np.concatenate(part), np.concatenate(owner)
         self.caster = o3d.t.geometry.RaycastingScene(nthreads=1)
-        self.caster.add_triangles(
-            o3d.core.Tensor(self.vertices), o3d.core.Tensor(self.faces.astype(np.uint32))
-        )
+        self.caster.add_triangles(o3d.core.Tensor(self.vertices), o3d.core.Tensor(self.faces.astype(np.uint32)))
 
     def render(
         self, c2w: np.ndarray, K: np.ndarray, size: int | tuple[int, int], samples: int = 2, geometry: bool = True
@@ -167,7 +165,14 @@ class Renderer:
         return out + self._direct(hits, normal, diffuse, f0, rough, n_v, light)
 
     def _direct(
-        self, hits: Hits, normal: np.ndarray, diffuse: np.ndarray, f0: np.ndarray, rough: np.ndarray, n_v: np.ndarray, light: Light
+        self,
+        hits: Hits,
+        normal: np.ndarray,
+        diffuse: np.ndarray,
+        f0: np.ndarray,
+        rough: np.ndarray,
+        n_v: np.ndarray,
+        light: Light,
     ) -> np.ndarray:
         """Sun or lamp: Lambert plus GGX with the Smith-Schlick visibility term, shadowed."""
         if light.lamp_position is not None:
@@ -228,7 +233,9 @@ class Renderer:
         offsets = points - c2w[:3, 3]
         rays = np.concatenate([np.broadcast_to(c2w[:3, 3], points.shape), offsets], 1).astype(np.float32)
         reach = self.caster.cast_rays(o3d.core.Tensor(rays))["t_hit"].numpy()  # 1 = the keypoint itself
-        tolerance = 0.04 / np.maximum(np.linalg.norm(offsets, axis=1), 1e-9) * np.cbrt(np.linalg.det(placed.matrix[:3, :3]))
+        tolerance = (
+            0.04 / np.maximum(np.linalg.norm(offsets, axis=1), 1e-9) * np.cbrt(np.linalg.det(placed.matrix[:3, :3]))
+        )
         inside = (pixels >= 0).all(1) & (pixels < [width, height]).all(1) & (camera[:, 2] > 0)
         visible = inside & (reach > 1 - tolerance)
         return {n: (float(u), float(v), bool(s)) for n, (u, v), s in zip(names, pixels, visible, strict=True)}
@@ -255,7 +262,11 @@ def _split_sum(f0: np.ndarray, rough: np.ndarray, n_v: np.ndarray) -> np.ndarray
 
 
 def render_views(
-    scene: Scene, cameras: Sequence[tuple[np.ndarray, np.ndarray]], size: int | tuple[int, int], samples: int = 2, geometry: bool = True
+    scene: Scene,
+    cameras: Sequence[tuple[np.ndarray, np.ndarray]],
+    size: int | tuple[int, int],
+    samples: int = 2,
+    geometry: bool = True,
 ) -> list[Rendering]:
     """Renders the scene from several (c2w, K)."""
     renderer = Renderer(scene)

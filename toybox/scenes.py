@@ -116,7 +116,10 @@ def multi_scene(program: SceneProgram, rng: np.random.Generator) -> Scene:
     """Objects that face the viewer at +x; relations hold from there (left of = towards the viewer's left, -y)."""
     toys = [build(m) for m in program.members]
     if program.count > 1:
-        toys = [build(ObjectProgram(**{**vars(program.members[0]), "seed": program.members[0].seed + i})) for i in range(program.count)]
+        toys = [
+            build(ObjectProgram(**{**vars(program.members[0]), "seed": program.members[0].seed + i}))
+            for i in range(program.count)
+        ]
     sizes = [float(rng.uniform(0.85, 1.15)) for _ in toys]
     widths = [s * np.ptp(t.vertices[:, 1]) for s, t in zip(sizes, toys, strict=True)]
     depths = [s * np.ptp(t.vertices[:, 0]) for s, t in zip(sizes, toys, strict=True)]
@@ -146,7 +149,9 @@ def _wall_look(rng: np.random.Generator, floor: bool) -> Look:
     pale = 0.35 * colour_linear(colour) + 0.65 * linear_from_srgb(np.full(3, rng.uniform(0.6, 0.95)))
     if floor and rng.random() < 0.6:
         tone = linear_from_srgb(np.array([0.62, 0.45, 0.29]) * rng.uniform(0.7, 1.2))
-        return Look(tuple(tone), 0.5, 0.0, "plain" if rng.random() < 0.6 else "checkered", True, float(rng.random()), 0.9)
+        return Look(
+            tuple(tone), 0.5, 0.0, "plain" if rng.random() < 0.6 else "checkered", True, float(rng.random()), 0.9
+        )
     pattern = str(rng.choice(["plain", "striped", "checkered", "brick", "dotted"], p=[0.6, 0.12, 0.1, 0.1, 0.08]))
     return Look(tuple(pale), 0.9, 0.0, pattern, False, float(rng.random()), float(rng.uniform(0.7, 1.6)))
 
@@ -168,7 +173,9 @@ def _room_surfaces(size: np.ndarray, rng: np.random.Generator) -> tuple[Surface,
     rug = 0.5 * np.array([x, y, 0]) + np.array([0, 0, 0.012])
     span = np.array([rng.uniform(0.8, 0.45 * x), rng.uniform(0.8, 0.45 * y)])
     corner = rug - np.array([0.5 * span[0], 0.5 * span[1], 0])
-    surfaces.append(Surface("rug", corner, np.array([span[0], 0, 0]), np.array([0, span[1], 0]), _wall_look(rng, False)))
+    surfaces.append(
+        Surface("rug", corner, np.array([span[0], 0, 0]), np.array([0, span[1], 0]), _wall_look(rng, False))
+    )
     frame = Look((0.9, 0.95, 1.0), 0.3, 0.0)
     for _ in range(int(rng.integers(1, 4))):  # pictures and windows on the walls
         width, height = rng.uniform(0.5, 1.4), rng.uniform(0.5, 1.1)
@@ -180,7 +187,7 @@ def _room_surfaces(size: np.ndarray, rng: np.random.Generator) -> tuple[Surface,
 
 
 def room_scene(program: RoomProgram, rng: np.random.Generator) -> Scene:
-    """A closed room in metres, corner at the origin; furniture stands along walls, other things on the floor or on it."""
+    """A closed room in metres, corner at the origin; furniture along walls, other things on the floor."""
     size = np.array([rng.uniform(3.0, 5.5), rng.uniform(3.0, 5.5), rng.uniform(2.3, 3.0)])
     placed: list[Placed] = []
     discs: list[tuple[np.ndarray, float]] = []
@@ -192,7 +199,9 @@ def room_scene(program: RoomProgram, rng: np.random.Generator) -> Scene:
         radius = 0.55 * scale * float(np.hypot(*np.ptp(toy.vertices[:, :2], axis=0)))
         for _ in range(25):
             wall = int(rng.integers(4)) if noun.family == "furniture" else -1
-            spot = rng.uniform([radius, radius], [max(size[0] - radius, radius + 0.01), max(size[1] - radius, radius + 0.01)])
+            spot = rng.uniform(
+                [radius, radius], [max(size[0] - radius, radius + 0.01), max(size[1] - radius, radius + 0.01)]
+            )
             yaw = float(rng.uniform(0, 360))
             if wall >= 0:
                 axis, high = wall // 2, wall % 2
@@ -207,7 +216,7 @@ def room_scene(program: RoomProgram, rng: np.random.Generator) -> Scene:
     sh = draw_light(rng).environment_sh * 0.75
     light = Light(None, lamp, np.full(3, rng.uniform(3.0, 6.0)), sh)
     surfaces = _room_surfaces(size, rng)
-    return Scene(program, tuple(placed), light, np.ones(3), surfaces, tuple(map(float, size)))
+    return Scene(program, tuple(placed), light, np.ones(3), surfaces, (float(size[0]), float(size[1]), float(size[2])))
 
 
 def make_scene(program: Program, look_seed: int = 0) -> Scene:

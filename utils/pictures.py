@@ -257,6 +257,6 @@ def _to_srgb(image: Image.Image, path: Path) -> npt.NDArray[np.float32]:
             raise InputError(f"{path} holds values outside [0, {top:g}]; save it as an 8- or 16-bit picture")
         return np.repeat((values / top).astype(np.float32)[..., None], 3, axis=-1)
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        rgba = np.asarray(image.convert("RGBA"), dtype=np.float32) / 255
+        rgba = np.asarray(image.convert("RGBA"), dtype=np.float32) / np.float32(255)
         return rgba[..., :3] * rgba[..., 3:] + (1 - rgba[..., 3:])
-    return np.asarray(image.convert("RGB"), dtype=np.float32) / 255
+    return np.asarray(image.convert("RGB"), dtype=np.float32) / np.float32(255)

@@ -36,7 +36,9 @@ def save_checkpoint(
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
             for name, values in tensors.items():
-                save_file({k: v.detach().contiguous().cpu() for k, v in values.items()}, temporary / f"{name}.safetensors")
+                save_file(
+                    {k: v.detach().contiguous().cpu() for k, v in values.items()}, temporary / f"{name}.safetensors"
+                )
             for name, value in documents.items():
                 (temporary / f"{name}.json").write_text(json.dumps(value, indent=2) + "\n")
             for path in (*temporary.iterdir(), temporary):
@@ -96,7 +98,8 @@ def copy_into(named: Mapping[str, Tensor], values: Tensors, what: str) -> None:
 def optimizer_state(optimizer: torch.optim.Optimizer, named: Mapping[str, nn.Parameter]) -> tuple[Tensors, Any]:
     """(tensors keyed "parameter name:slot", hyperparameters per group with the names of its parameters)."""
     name_of = {id(p): n for n, p in named.items()}
-    tensors, plain = {}, {}
+    tensors: Tensors = {}
+    plain: dict[str, Any] = {}
     for parameter, slots in optimizer.state.items():
         for slot, value in slots.items():
             key = f"{name_of[id(parameter)]}:{slot}"

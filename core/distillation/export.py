@@ -33,7 +33,9 @@ def folder_path(path: str | Path) -> Iterator[Path]:
         else:
             os.replace(temporary, path)
     except OSError as error:
-        raise UnprojectError(f"writing {path} failed: {error.strerror or error}; what was there is unchanged") from error
+        raise UnprojectError(
+            f"writing {path} failed: {error.strerror or error}; what was there is unchanged"
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

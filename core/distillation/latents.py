@@ -49,7 +49,10 @@ def encode_latents(vae: AutoencoderKL, pictures: Pictures, out: str | Path) -> P
             indices = np.arange(start, min(start + SHARD, len(pictures)))
             path = out / f"latents-{number:05d}.npy"
             if not (path.exists() and len(np.load(path, mmap_mode="r")) == len(indices)):
-                parts = [posterior_means(vae, pictures, p) * scale for p in np.array_split(indices, -(-len(indices) // CHUNK))]
+                parts = [
+                    posterior_means(vae, pictures, p) * scale
+                    for p in np.array_split(indices, -(-len(indices) // CHUNK))
+                ]
                 with atomic_path(path) as temporary:
                     np.save(temporary, torch.cat(parts).cpu().to(torch.float16).contiguous().numpy())
             bar.advance(len(indices))

@@ -285,8 +285,9 @@ class Trainer:
         load_optimizer_state(self._optimizer, self.named, slots, groups)
         rates = read_document(checkpoint, "lr")
         self._schedule.last_epoch = rates["last_epoch"]
-        for group, rate in zip(self._optimizer.param_groups, self._schedule.get_lr(), strict=True):
-            group["lr"] = rate
+        factors = [factor(self._schedule.last_epoch) for factor in self._schedule.lr_lambdas]
+        for group, base, factor in zip(self._optimizer.param_groups, self._schedule.base_lrs, factors, strict=True):
+            group["lr"] = base * factor
         if rates["scaler"] and self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(rates["scaler"])
         torch.set_rng_state(read_tensors(checkpoint, "rng")["torch"])

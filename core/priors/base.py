@@ -172,7 +172,9 @@ class Prior(ABC):
         if added:
             condition = replace(condition, extra={**condition.extra, **added})
         self.nfe += rows
-        time = torch.as_tensor(time, device=x.device).expand(rows)
+        if not isinstance(time, Tensor):
+            time = torch.tensor(time, dtype=torch.promote_types(x.dtype, torch.float32))
+        time = time.to(x.device).expand(rows)
         return self._forward(x, time, condition).to(x.dtype)
 
     def parameters(self) -> Iterator[nn.Parameter]:

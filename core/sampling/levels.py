@@ -155,7 +155,7 @@ class NoiseSchedule:
         if not self.flow:
             return [self.at_index(i) for i in indices] + [last]
         shift = self.dynamic_shift(tokens) if self.dynamic and tokens else self.shift
-        sigmas = [(i + 1) / self.steps for i in indices]
+        sigmas = [1 - k / n for k in range(n)] if spacing == "trailing" else [(i + 1) / self.steps for i in indices]
         if spacing == "linspace":  # diffusers stretches to the shifted smallest train sigma, then shifts again
             smallest = _shifted(1 / self.steps, shift)
             sigmas = [1 - k * (1 - smallest) / max(n - 1, 1) for k in range(n)]

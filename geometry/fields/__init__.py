@@ -10,6 +10,17 @@ from .heads import Head, HeadConfig, make_head
 from .triplane import TriplaneConfig, TriplaneField
 
 __all__ = [
-    "Field", "FieldConfig", "GridConfig", "GridField", "HashConfig", "HashField", "Head", "HeadConfig", "Snapshot",
-    "TriplaneConfig", "TriplaneField", "make_field", "make_head",
+    "Field",
+    "FieldConfig",
+    "GridConfig",
+    "GridField",
+    "HashConfig",
+    "HashField",
+    "Head",
+    "HeadConfig",
+    "Snapshot",
+    "TriplaneConfig",
+    "TriplaneField",
+    "make_field",
+    "make_head",
 ]

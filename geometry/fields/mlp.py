@@ -18,7 +18,7 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList([nn.Linear(a, b) for a, b in pairwise(sizes)])
         with torch.no_grad():
             for i, (layer, fan_in) in enumerate(zip(self.layers, sizes, strict=False)):
-                bound = math.sqrt(6 / fan_in) * (0.1 if i == layers else 1.0)
+                bound = math.sqrt(6 / fan_in) * (0.02 if i == layers else 1.0)
                 layer.weight.copy_((torch.rand(layer.weight.shape, generator=generator) * 2 - 1) * bound)
                 layer.bias.zero_()
 

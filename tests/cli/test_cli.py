@@ -112,8 +112,11 @@ def test_version(run: Run) -> None:
         (("text-to-image", "a cup", "--device", "tpu9"), "--device 'tpu9' is not a device"),
         (("text-to-image", "a cup", "--device", "cuda:77"), "--device cuda:77 is not available"),
         (("text-to-mesh", "  "), "the prompt is empty"),
+        (("text-to-mesh", "a cup", "--recipe", "toybo"), "did you mean 'text-to-mesh/toybox'"),
         (("text-to-mesh", "a cup", "-o", "cup.png"), "text-to-mesh writes a folder or .glb"),
+        (("depth", "picture.png", "--prior", "sdxl"), "--prior 'sdxl' is unknown; have toybox, marigold-depth"),
         (("depth", "missing.png"), "image missing.png does not exist"),
+        (("depth", "picture.png", "-o", "picture.png"), "--out picture.png is the picture itself"),
         (("depth", ".", "-o", "depth.png"), "is one file but . is a folder"),
         (("pointcloud", ".", "--near", "3", "--far", "2"), "need 0 < near < far"),
         (("pointcloud", ".", "--fov", "180"), "--fov must lie between 1 and 170"),
@@ -125,6 +128,7 @@ def test_version(run: Run) -> None:
     ],
 )
 def test_bad_input_is_exit_code_2_and_one_message(run: Run, words: tuple[str, ...], message: str) -> None:
+    save_image("picture.png", np.zeros((4, 4, 3)))
     code, out, err = run(*words)
     assert code == 2
     assert re.sub(r"[\s│]+", " ", out + err).count("Traceback") == 0
@@ -268,7 +272,7 @@ def test_folder_of_pictures_skips_what_cannot_be_read(run: Run, monkeypatch: pyt
     save_image("photos/a.png", np.zeros((4, 4, 3)))
     Path("photos/c.jpg").write_text("no picture")
     code, out, _ = run("depth", "photos", "-o", "out")
-    assert (code, done) == (0, ["a", "b"])
+    assert (code, done) == (0, ["a-depth", "b-depth"])
     assert "skipped: photos/c.jpg is not an image" in out
     assert run("depth", "photos/c.jpg")[0] == 2
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+
 from unproject.geometry.bake import bake, dilate_charts, rasterise_uv
 from unproject.geometry.extract import extract_surface, grid_points
 from unproject.geometry.meshes import Mesh

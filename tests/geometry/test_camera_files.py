@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from unproject.geometry.camera_files import load_colmap, load_nerfstudio, save_colmap, save_nerfstudio
 from unproject.geometry.cameras import NERFSTUDIO_COLMAP_TRANSFORM, Camera, to_nerfstudio
 from unproject.geometry.points import PointCloud

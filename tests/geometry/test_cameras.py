@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
+
 from unproject.geometry import cameras as cams
 from unproject.geometry.cameras import Camera
 from unproject.geometry.meshes import Mesh

@@ -9,6 +9,7 @@ import pytest
 import torch
 import trimesh
 from torch import Tensor
+
 from unproject.geometry.extract import (
     decimate,
     extract_surface,
@@ -71,7 +72,7 @@ def test_a_surface_that_leaves_the_bounds_is_closed_there(distance: Tensor) -> N
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_noise_is_closed_too(seed: int) -> None:
-    values = torch.randn(14, 14, 14, generator=torch.Generator().manual_seed(seed))
+    values = torch.randn(12, 12, 12, generator=torch.Generator().manual_seed(seed))
     values[values.abs() < 0.3] = 0.0  # many samples exactly on the level
     assert_closed(extract_surface(values, 0.0))
 
@@ -99,6 +100,7 @@ def test_pieces_are_chosen_by_area() -> None:
     largest = extract_surface(field, 0.0, sign=-1)
     assert largest.check().signed_volume == pytest.approx(4 / 3 * math.pi * 0.4**3, rel=0.03)
     crumb = select_faces(largest, torch.arange(len(largest.faces)) < 2)
+    crumb = replace(crumb, vertices=crumb.vertices + 3)
     assert keep_largest(join_meshes([largest, crumb]), share=0.01).check().watertight
 
 
@@ -113,7 +115,7 @@ def test_decimation_keeps_the_surface_closed_and_in_place(ball: Mesh) -> None:
 
 
 def test_decimation_of_a_tangle_stays_closed() -> None:
-    values = torch.randn(16, 16, 16, generator=torch.Generator().manual_seed(3))
+    values = torch.randn(12, 12, 12, generator=torch.Generator().manual_seed(3))
     tangle = extract_surface(values, 0.2)
     light = decimate(tangle, len(tangle.faces) // 3)
     assert_closed(light)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 import trimesh
+
 from unproject.geometry.meshes import Mesh
 from unproject.geometry.metrics import chamfer, compare_meshes, f_score, nearest_distances, sample_surface
 from unproject.utils.errors import InputError
@@ -49,11 +50,11 @@ def test_samples_lie_on_the_surface_in_proportion_to_area() -> None:
 
 def test_compare_meshes_sees_a_shift_and_a_flip() -> None:
     ball = Mesh.from_trimesh(trimesh.creation.icosphere(3))
-    same = compare_meshes(ball, ball, 4000, torch.Generator().manual_seed(0))
-    assert same["f_score"] > 0.95 and same["normal_consistency"] > 0.98
-    moved = compare_meshes(replace(ball, vertices=ball.vertices + 0.3), ball, 4000, torch.Generator().manual_seed(0))
+    same = compare_meshes(ball, ball, 16_000, torch.Generator().manual_seed(0))
+    assert same["f_score"] > 0.97 and same["normal_consistency"] > 0.98
+    moved = compare_meshes(replace(ball, vertices=ball.vertices + 0.3), ball, 16_000, torch.Generator().manual_seed(0))
     assert moved["chamfer"] > 3 * same["chamfer"] and moved["f_score"] < 0.6
-    flipped = compare_meshes(replace(ball, faces=ball.faces.flip(1)), ball, 4000, torch.Generator().manual_seed(0))
+    flipped = compare_meshes(replace(ball, faces=ball.faces.flip(1)), ball, 16_000, torch.Generator().manual_seed(0))
     assert flipped["normal_consistency"] < -0.98
 
 

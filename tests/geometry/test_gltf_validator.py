@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from unproject.geometry.bake import bake
 from unproject.geometry.extract import extract_surface, grid_points
 from unproject.geometry.meshes import Mesh

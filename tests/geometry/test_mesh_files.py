@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+
 from unproject.geometry.cameras import Camera
 from unproject.geometry.colors import linear_from_srgb, sample_texture, srgb_from_linear
 from unproject.geometry.files import WRITABLE

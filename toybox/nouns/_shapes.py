@@ -5,24 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import trimesh
 
 from ..parts import Blueprint, box, cylinder, hull, mirror_y, prism, sphere
+from ..solid import Solid
 
 ALONG_X = (0, 90, 0)  # turns a solid's z axis to +x
 ALONG_Y = (90, 0, 0)  # turns a solid's z axis to -y; turns an outline (x, y) to the side view (x, z)
 FRONT_VIEW = (90, 0, 90)  # turns an outline (x, y) to the world's (y, z), extruded along x
 
 
-def copies(solid: trimesh.Trimesh, spots: Sequence[Sequence[float]]) -> trimesh.Trimesh:
+def copies(solid: Solid, spots: Sequence[Sequence[float]]) -> Solid:
     """The solid (V vertices) moved by each of the spots (N, 3), as one mesh of N * V vertices."""
     shifts = np.asarray(spots, float)[:, None]
     vertices = (shifts + solid.vertices[None]).reshape(-1, 3)
     steps = len(solid.vertices) * np.arange(len(shifts))[:, None, None]
-    return trimesh.Trimesh(vertices, (steps + solid.faces[None]).reshape(-1, 3), process=False)
+    return Solid(vertices, (steps + solid.faces[None]).reshape(-1, 3))
 
 
-def pane(quad: np.ndarray, u: Sequence[float], v: Sequence[float], thick: float = 0.04) -> trimesh.Trimesh:
+def pane(quad: np.ndarray, u: Sequence[float], v: Sequence[float], thick: float = 0.04) -> Solid:
     """A window on a wall: quad (4, 3) runs bottom start, bottom end, top end, top start; u, v are ranges in 0..1."""
     a, b, c, d = np.asarray(quad, float)
     spots = [(1 - s) * (1 - t) * a + s * (1 - t) * b + s * t * c + (1 - s) * t * d for s in u for t in v]
@@ -33,7 +33,7 @@ def pane(quad: np.ndarray, u: Sequence[float], v: Sequence[float], thick: float 
 
 def cabin(
     x: Sequence[float], z: Sequence[float], width: float, rake: Sequence[float], taper: float
-) -> tuple[trimesh.Trimesh, dict[str, np.ndarray]]:
+) -> tuple[Solid, dict[str, np.ndarray]]:
     """A cabin narrowing upwards and its walls (4, 3): x, z ranges; rake = inset of the top at (back, front)."""
     y, t = 0.5 * width, 0.5 * width - taper
     (x0, x1), (z0, z1), (back, front) = x, z, rake
@@ -98,7 +98,7 @@ def door(
     b.point("door sill", (x + 0.5 * deep + 0.04, 0, z + 0.02))
 
 
-def window(size: float, x: float, y: float, z: float, tall: float = 1.0) -> tuple[trimesh.Trimesh, trimesh.Trimesh]:
+def window(size: float, x: float, y: float, z: float, tall: float = 1.0) -> tuple[Solid, Solid]:
     """Frame and pane of a window on a wall at x looking along +x."""
     frame = box((0.1, size * 1.4, size * tall * 1.35), (x, y, z))
     return frame, box((0.15, size, size * tall), (x, y, z))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import trimesh
 
 from ..parts import Blueprint, bar, box, carve, cone, cylinder, hull, lathe, mirror_y, place, prism, sphere, torus
+from ..solid import Solid
 from . import Noun
 from ._shapes import ALONG_X, FRONT_VIEW, arch, copies, door, gable, roof, window
 
@@ -48,7 +48,7 @@ def house(rng: np.random.Generator) -> Blueprint:
     return b
 
 
-def _battlement(half_x: float, half_y: float, z: float, size: float, count: int, x: float = 0.0) -> trimesh.Trimesh:
+def _battlement(half_x: float, half_y: float, z: float, size: float, count: int, x: float = 0.0) -> Solid:
     """Merlons around the rectangle of half sizes (half_x, half_y) centred on (x, 0) at height z."""
     spots = np.linspace(-1, 1, count)
     pairs = {(s, t) for s in spots for t in (-1.0, 1.0)} | {(t, s) for s in spots for t in (-1.0, 1.0)}
@@ -315,7 +315,7 @@ def tent(rng: np.random.Generator) -> Blueprint:
         corners = [(r * np.cos(a), r * np.sin(a)) for a in angles]
     high = (0.68, 0.6, 0.58)[style] * tall
 
-    def opening(grow: float, out: float) -> trimesh.Trimesh:
+    def opening(grow: float, out: float) -> Solid:
         w, h = wide + grow, high + 1.4 * grow
         ring = [(x + out, -w, 0), (x + out, w, 0), (x + out - lean * h, 0, h)]
         if style == 2:

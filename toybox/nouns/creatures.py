@@ -58,8 +58,13 @@ def cat(rng: Generator) -> Blueprint:
     u, b = rng.uniform, Blueprint()
     wide, tall, hr, ear = u(0.36, 0.46), u(0.5, 0.68), u(0.36, 0.44), u(0.28, 0.4)
     side, tail = float(rng.choice([-1, 1])), u(0.5, 0.85)
-    b.add("torso", "body", lathe([(0, 0), (wide, 0.02), (1.06 * wide, 0.2), (0.85 * wide, 0.6 * tall),
-                                  (0.58 * wide, tall), (0, tall + 0.06)]))
+    b.add(
+        "torso",
+        "body",
+        lathe(
+            [(0, 0), (wide, 0.02), (1.06 * wide, 0.2), (0.85 * wide, 0.6 * tall), (0.58 * wide, tall), (0, tall + 0.06)]
+        ),
+    )
     b.add("haunches", "body", *mirror_y(blob((0.3, 0.17, 0.25), (0.08, 0.85 * wide, 0.24))))
     x, y = 0.8 * wide, 0.14
     b.add("front legs", "body", *mirror_y(capsule((0.5 * wide, y, 0.65 * tall), (x, y, 0.1), 0.105)))
@@ -69,8 +74,16 @@ def cat(rng: Generator) -> Blueprint:
     b.add("head", "body", ellipsoid(radii, head))
     base = head + [-0.05, 0.62 * hr, 0.45 * hr]
     tip = base + [0, 0.2 * ear, 0.38 * hr + ear]
-    corners = np.array([base + [0.1, -0.2, 0], base + [0.1, 0.18, -0.05], base + [-0.1, 0, 0], tip + [-0.04, 0, 0],
-                        tip + [0.04, 0.03, 0], tip + [0.04, -0.03, 0]])
+    corners = np.array(
+        [
+            base + [0.1, -0.2, 0],
+            base + [0.1, 0.18, -0.05],
+            base + [-0.1, 0, 0],
+            tip + [-0.04, 0, 0],
+            tip + [0.04, 0.03, 0],
+            tip + [0.04, -0.03, 0],
+        ]
+    )
     b.add("ears", "body", *mirror_y(hull(corners)))
     inner = (corners - corners.mean(0)) * 0.62 + corners.mean(0) + [0.06, 0, -0.02]
     b.add("inner ears", "skin", *mirror_y(hull(inner)))
@@ -99,9 +112,22 @@ def duck(rng: Generator) -> Blueprint:
     radii, z = np.array([length, wide, u(0.36, 0.44)]), 0.5
     b.add("torso", "body", ellipsoid(radii, (0, 0, z)))
     tip = np.array([-length - 0.18, 0, z + 0.42])
-    b.add("tail", "body", hull(np.array([tip + [0, 0.06, 0], tip - [0, 0.06, 0], [-0.5 * length, 0.3, z + 0.1],
-                                         [-0.5 * length, -0.3, z + 0.1], [-0.9 * length, 0, z - 0.1],
-                                         [-0.4 * length, 0, z + 0.3]])))
+    b.add(
+        "tail",
+        "body",
+        hull(
+            np.array(
+                [
+                    tip + [0, 0.06, 0],
+                    tip - [0, 0.06, 0],
+                    [-0.5 * length, 0.3, z + 0.1],
+                    [-0.5 * length, -0.3, z + 0.1],
+                    [-0.9 * length, 0, z - 0.1],
+                    [-0.4 * length, 0, z + 0.3],
+                ]
+            )
+        ),
+    )
     b.point("tail tip", tip)
     head = np.array([0.55 * length, 0, z + radii[2] + neck + 0.6 * hr])
     b.add("neck", "body", capsule((0.5 * length, 0, z + 0.1), head, 0.6 * hr))
@@ -133,18 +159,69 @@ def fish(rng: Generator) -> Blueprint:
     c = np.array([0, 0, z])
     b.add("torso", "body", ellipsoid(radii, c))
     x, fork = -radii[0] + 0.18, u(0.1, 0.3)
-    b.add("tail fin", "body", prism([(x, 0.1), (x - 0.34, tail), (x - 0.52, tail), (x - 0.52 + fork, 0),
-                                     (x - 0.52, -tail), (x - 0.34, -tail), (x, -0.1)], 0.13, c, (90, 0, 0)))
+    b.add(
+        "tail fin",
+        "body",
+        prism(
+            [
+                (x, 0.1),
+                (x - 0.34, tail),
+                (x - 0.52, tail),
+                (x - 0.52 + fork, 0),
+                (x - 0.52, -tail),
+                (x - 0.34, -tail),
+                (x, -0.1),
+            ],
+            0.13,
+            c,
+            (90, 0, 0),
+        ),
+    )
     b.point("tail top", (x - 0.43, 0, z + tail))
     b.point("tail bottom", (x - 0.43, 0, z - tail))
     top = radii[2] - 0.06
-    b.add("back fin", "trim", prism([(0.42, 0.8 * top), (0.15, top + fin), (-0.35, top + 0.8 * fin), (-0.5, 0.6 * top),
-                                     (0, 0.5)], 0.12, c, (90, 0, 0)) if fin < 0.25 else
-          hull(np.array([[0.4, 0, z + 0.75 * top], [-0.5, 0.06, z + 0.6 * top], [-0.5, -0.06, z + 0.6 * top],
-                         [-0.42, 0.06, z + top + fin], [-0.42, -0.06, z + top + fin], [0, 0, z + top + fin]])))
-    b.add("belly fins", "trim", *mirror_y(hull(np.array([[0.2, 0.05, z - 0.6 * top], [-0.15, 0.05, z - 0.6 * top],
-                                                       [0.2, 0.12, z - 0.6 * top], [-0.2, 0.3, 0], [0.0, 0.3, 0],
-                                                       [0.0, 0.2, 0], [-0.2, 0.2, 0]]))))
+    b.add(
+        "back fin",
+        "trim",
+        prism(
+            [(0.42, 0.8 * top), (0.15, top + fin), (-0.35, top + 0.8 * fin), (-0.5, 0.6 * top), (0, 0.5)],
+            0.12,
+            c,
+            (90, 0, 0),
+        )
+        if fin < 0.25
+        else hull(
+            np.array(
+                [
+                    [0.4, 0, z + 0.75 * top],
+                    [-0.5, 0.06, z + 0.6 * top],
+                    [-0.5, -0.06, z + 0.6 * top],
+                    [-0.42, 0.06, z + top + fin],
+                    [-0.42, -0.06, z + top + fin],
+                    [0, 0, z + top + fin],
+                ]
+            )
+        ),
+    )
+    b.add(
+        "belly fins",
+        "trim",
+        *mirror_y(
+            hull(
+                np.array(
+                    [
+                        [0.2, 0.05, z - 0.6 * top],
+                        [-0.15, 0.05, z - 0.6 * top],
+                        [0.2, 0.12, z - 0.6 * top],
+                        [-0.2, 0.3, 0],
+                        [0.0, 0.3, 0],
+                        [0.0, 0.2, 0],
+                        [-0.2, 0.2, 0],
+                    ]
+                )
+            )
+        ),
+    )
     pair(b, "belly fin", (-0.1, 0.25, 0))
     side = np.array([0.0, 0.95 * radii[1], z - 0.08])
     b.add("side fins", "trim", *mirror_y(blob((0.24, 0.06, 0.14), side + [-0.05, 0.08, 0], (0, -20, 28))))
@@ -183,8 +260,14 @@ def elephant(rng: Generator) -> Blueprint:
     b.add("inner ears", "skin", *mirror_y(blob((0.05, 0.6 * ear, 0.72 * ear), fan + [0.06, 0, 0], (0, 0, -14))))
     pair(b, "ear", fan + [0, 0, 1.15 * ear])
     down, curl, up = 0.55 * z, u(0.2, 0.4), u(0.05, 0.4)
-    path = head + np.array([[0.75 * hr, 0, -0.15], [hr + 0.16, 0, -0.2 - 0.5 * down], [hr + 0.26, 0, -0.2 - down],
-                            [hr + 0.26 + curl, 0, -0.2 - down + up]])
+    path = head + np.array(
+        [
+            [0.75 * hr, 0, -0.15],
+            [hr + 0.16, 0, -0.2 - 0.5 * down],
+            [hr + 0.26, 0, -0.2 - down],
+            [hr + 0.26 + curl, 0, -0.2 - down + up],
+        ]
+    )
     for k, r in enumerate((0.17, 0.14, 0.12)):
         b.add(f"trunk {k}", "body", capsule(path[k], path[k + 1], r))
     b.add("nostril", "dark", sphere(0.07, path[3] + 0.09 * unit(path[3] - path[2]), detail=2))
@@ -237,7 +320,7 @@ def turtle(rng: Generator) -> Blueprint:
     rx, ry, rise, hr, leg = u(0.62, 0.76), u(0.54, 0.64), u(0.42, 0.62), u(0.22, 0.29), u(0.16, 0.26)
     z = leg + 0.08
     dome = lathe([(0, 0), (1, 0), *((np.cos(t), np.sin(t)) for t in np.linspace(0.15, 1.4, 8)), (0, 1)])
-    dome.apply_scale([rx, ry, rise])
+    dome = dome.scaled((rx, ry, rise))
     b.add("shell", "body", place(dome, (0, 0, z)))
     b.add("shell rim", "trim", blob((rx + 0.09, ry + 0.09, 0.12), (0, 0, z)))
     sides, k = int(rng.integers(5, 7)), 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
-import trimesh
 from numpy.random import Generator
 
 from ..parts import (
@@ -23,10 +22,11 @@ from ..parts import (
     place,
     sphere,
 )
+from ..solid import Solid
 
 
 @lru_cache(maxsize=1)
-def _unit_blob() -> trimesh.Trimesh:
+def _unit_blob() -> Solid:
     """The unit ball as 12 meridians and 6 bands."""
     turn = np.linspace(0.0, np.pi, 7)
     radius = np.sin(turn)
@@ -34,11 +34,9 @@ def _unit_blob() -> trimesh.Trimesh:
     return lathe(np.stack([radius, -np.cos(turn)], -1), sides=12)
 
 
-def blob(radii: Vec, at: Vec = (0, 0, 0), rotate: Vec = (0, 0, 0)) -> trimesh.Trimesh:
+def blob(radii: Vec, at: Vec = (0, 0, 0), rotate: Vec = (0, 0, 0)) -> Solid:
     """A coarse ellipsoid (120 faces) for small parts."""
-    mesh = _unit_blob().copy()
-    mesh.apply_scale(np.asarray(radii, float))
-    return place(mesh, at, rotate)
+    return place(_unit_blob().scaled(radii), at, rotate)
 
 
 def surface(centre: Vec, radii: Vec, dy: float, dz: float, side: int = 1) -> np.ndarray:
@@ -113,8 +111,13 @@ def robot(rng: Generator) -> Blueprint:
     if style == "box":
         b.add("head", "body", box((d, hw, hh), (0, 0, top), bevel=0.06))
     else:
-        b.add("head", "body", lathe([(0, -hh / 2), (hw / 2, -hh / 2), (hw / 2, 0.15 * hh), (0.36 * hw, 0.42 * hh),
-                                     (0, hh / 2)], (0, 0, top)))
+        b.add(
+            "head",
+            "body",
+            lathe(
+                [(0, -hh / 2), (hw / 2, -hh / 2), (hw / 2, 0.15 * hh), (0.36 * hw, 0.42 * hh), (0, hh / 2)], (0, 0, top)
+            ),
+        )
     b.add("screen", "dark", box((0.16, 0.78 * hw, 0.6 * hh), (front - 0.05, 0, top - 0.02), bevel=0.03))
     eye = (front + 0.03, 0.19 * hw, top + 0.04)
     b.add("eyes", "lamp", *mirror_y(cylinder(0.125 * hw, 0.1, eye, (0, 90, 0))))
@@ -166,9 +169,22 @@ def snowman(rng: Generator) -> Blueprint:
     nose, way = u(0.3, 0.46), (0, 92, 0)
     b.add("carrot", "accent", cone(0.1, nose, head + [0.85 * hr, 0, -0.05], way))
     b.point("nose tip", head + [0.85 * hr + nose, 0, -0.05 - 0.035 * nose])
-    scarf = (head[2] - 0.78 * hr)
-    b.add("scarf", "trim", lathe([(0, -0.1), (0.72 * hr, -0.1), (0.72 * hr + 0.1, -0.03), (0.72 * hr + 0.1, 0.03),
-                                    (0.72 * hr, 0.1), (0, 0.1)], (0, 0, scarf)))
+    scarf = head[2] - 0.78 * hr
+    b.add(
+        "scarf",
+        "trim",
+        lathe(
+            [
+                (0, -0.1),
+                (0.72 * hr, -0.1),
+                (0.72 * hr + 0.1, -0.03),
+                (0.72 * hr + 0.1, 0.03),
+                (0.72 * hr, 0.1),
+                (0, 0.1),
+            ],
+            (0, 0, scarf),
+        ),
+    )
     b.add("scarf end", "trim", box((0.1, 0.16, 0.4), (0.86 * r, 0.28 * hr + 0.06, scarf - 0.2), (8, -14, 0), 0.02))
     brim, crown, top = 0.8 * hr, u(0.24, 0.42), head[2] + 0.74 * hr
     if u() < 0.6:
@@ -182,9 +198,15 @@ def snowman(rng: Generator) -> Blueprint:
         b.point("hat top", (0, 0, top + crown + 0.13))
     shoulder, up = np.array([0, 0.85 * r, z + 0.25 * r]), u(0.05, 0.4)
     hand = shoulder + [0.1, 0.5, up]
-    b.add("arms", "wood", *mirror_y(bar(shoulder, hand, 0.05, 0.04), bar(hand * 0.8 + shoulder * 0.2,
-                                    hand + [0.05, -0.06, 0.17], 0.035), bar(hand * 0.8 + shoulder * 0.2,
-                                    hand + [0.05, 0.14, -0.02], 0.035)))
+    b.add(
+        "arms",
+        "wood",
+        *mirror_y(
+            bar(shoulder, hand, 0.05, 0.04),
+            bar(hand * 0.8 + shoulder * 0.2, hand + [0.05, -0.06, 0.17], 0.035),
+            bar(hand * 0.8 + shoulder * 0.2, hand + [0.05, 0.14, -0.02], 0.035),
+        ),
+    )
     pair(b, "hand", hand)
     return b
 
@@ -210,8 +232,15 @@ def owl(rng: Generator) -> Blueprint:
     b.add("pupils", "dark", *mirror_y(cylinder(0.46 * eye, 0.24, ring + [0.02, 0, 0], (0, 90, 0))))
     pair(b, "eye", ring + [0.14, 0, 0])
     q = surface(head, hrad, 0, -0.1)
-    b.add("beak", "accent", hull(np.array([q + [0, 0.08, 0.06], q + [0, -0.08, 0.06], q + [0.13, 0, 0.02],
-                                           q + [0.13, 0, -0.17], q + [0, 0, -0.1]])))
+    b.add(
+        "beak",
+        "accent",
+        hull(
+            np.array(
+                [q + [0, 0.08, 0.06], q + [0, -0.08, 0.06], q + [0.13, 0, 0.02], q + [0.13, 0, -0.17], q + [0, 0, -0.1]]
+            )
+        ),
+    )
     b.point("beak tip", q + [0.13, 0, -0.17])
     for k, (dy, dz) in enumerate(((0.15, -0.2), (-0.15, -0.2), (0.0, -0.36))):
         s = surface(c, radii, dy, dz * radii[2] / 0.7)

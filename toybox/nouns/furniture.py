@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-import trimesh
 
 from ..parts import Blueprint, Vec, bar, box, capsule, cone, cylinder, lathe, mirror_y, place, prism, sphere
+from ..solid import Solid
 from . import Noun
 from .solids import badge, corners, disc
 
 
-def _legs(
-    rng: np.random.Generator, x: float, y: float, height: float, thick: float, splay: float = 0.0
-) -> list[trimesh.Trimesh]:
+def _legs(rng: np.random.Generator, x: float, y: float, height: float, thick: float, splay: float = 0.0) -> list[Solid]:
     """Four legs of half-thickness `thick` under the corners (+-x, +-y), from the floor to `height`."""
     style = rng.integers(3)
     low, high = (0.75 * thick, 1.35 * thick) if style == 1 else (thick, thick)
@@ -51,12 +49,15 @@ def chair(rng: np.random.Generator) -> Blueprint:
     splay = (0.0, 0.1)[rng.integers(2)]
     seat = rng.uniform(0.16, 0.24)
     bp.add("seat", "body", box((d, w, seat), (0, 0, z), bevel=0.04))
-    bp.add("legs", ("trim", "wood", "body")[rng.integers(3)],
-           *_legs(rng, 0.5 * d - 1.3 * thick, 0.5 * w - 1.3 * thick, z - 0.3 * seat, thick, splay))
+    bp.add(
+        "legs",
+        ("trim", "wood", "body")[rng.integers(3)],
+        *_legs(rng, 0.5 * d - 1.3 * thick, 0.5 * w - 1.3 * thick, z - 0.3 * seat, thick, splay),
+    )
     lean = rng.uniform(3, 12)
     origin = np.array([0.09 - 0.5 * d, 0, z])
 
-    def back(solid: trimesh.Trimesh) -> trimesh.Trimesh:
+    def back(solid: Solid) -> Solid:
         return place(solid, origin, (0, -lean, 0))
 
     def on_back(x: float, y: float, height: float) -> np.ndarray:
@@ -124,8 +125,11 @@ def sofa(rng: np.random.Generator) -> Blueprint:
         at = (0.64 - 0.5 * d, s * (0.5 * inner - 0.36), leg + 0.54 + 0.5 * size)
         turn = (s * rng.uniform(3, 12), -18, 0)
         bp.add(f"pillow {i + 1}", "light", box((0.2, 1.25 * size, size), at, turn, bevel=0.08))
-    bp.add("legs", ("wood", "dark", "metal")[rng.integers(3)],
-           *_legs(rng, 0.5 * d - 0.14, 0.5 * w - 0.16, leg + 0.02, 0.08))
+    bp.add(
+        "legs",
+        ("wood", "dark", "metal")[rng.integers(3)],
+        *_legs(rng, 0.5 * d - 0.14, 0.5 * w - 0.16, leg + 0.02, 0.08),
+    )
     corners(bp, 0.5 * d - 0.14, 0.5 * w - 0.16, 0.0, "{} foot")
     for s, side in ((1, "left"), (-1, "right")):
         top = arm_top - 0.05 + 0.62 * arm if rolled else arm_top
@@ -269,7 +273,7 @@ def lamp(rng: np.random.Generator) -> Blueprint:
 
 def _books(bp: Blueprint, rng: np.random.Generator, floors: np.ndarray, gap: float, half: float, front: float) -> None:
     slots = ("light", "trim", "dark", "wood", "accent")
-    books: dict[str, list[trimesh.Trimesh]] = {}
+    books: dict[str, list[Solid]] = {}
     for floor in floors:
         y = -half
         stop = half - rng.uniform(0.0, 0.8) * half

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import trimesh
 
 from ..parts import Blueprint, Vec, arc, bar, box, capsule, carve, cylinder, ellipsoid, hull, lathe, prism, sphere
+from ..solid import Solid
 from . import Noun
 from .solids import DRAWINGS, PLATES, badge, plaque
 
@@ -28,14 +28,12 @@ def _vessel(outer: Sequence[Vec], thickness: float, floor: float) -> list[Vec]:
     return [(0.0, outer[0][1]), *outer, *inner, (bottom, floor), (0.0, floor)]
 
 
-def _hoop(inner: float, outer: float, low: float, high: float) -> trimesh.Trimesh:
+def _hoop(inner: float, outer: float, low: float, high: float) -> Solid:
     """Flat ring about z between two radii and two heights."""
     return lathe([(inner, low), (outer, low), (outer, high), (inner, high), (inner, low)], sides=36)
 
 
-def _loop(
-    path: Sequence[Vec] | np.ndarray, radius: float | Sequence[float], normal: Vec, sides: int = 14
-) -> trimesh.Trimesh:
+def _loop(path: Sequence[Vec] | np.ndarray, radius: float | Sequence[float], normal: Vec, sides: int = 14) -> Solid:
     """Closed round tube (one radius, or one per point) along a polyline in the plane with the given unit normal."""
     points = np.asarray(path, float)
     steps = np.diff(points, axis=0)
@@ -54,15 +52,15 @@ def _loop(
     starts = sides * np.arange(n - 1)[:, None]
     a, b = (starts + ends).ravel(), (starts + following).ravel()
     last = (n - 1) * sides
-    faces = np.concatenate([
-        np.stack([a, b, b + sides], 1), np.stack([a, b + sides, a + sides], 1),
-        np.stack([following, ends, np.full(sides, n * sides)], 1),
-        np.stack([last + ends, last + following, np.full(sides, n * sides + 1)], 1),
-    ])
-    mesh = trimesh.Trimesh(np.concatenate([rings.reshape(-1, 3), points[[0, -1]]]), faces, process=False)
-    if mesh.volume < 0:
-        mesh.invert()
-    return mesh
+    faces = np.concatenate(
+        [
+            np.stack([a, b, b + sides], 1),
+            np.stack([a, b + sides, a + sides], 1),
+            np.stack([following, ends, np.full(sides, n * sides)], 1),
+            np.stack([last + ends, last + following, np.full(sides, n * sides + 1)], 1),
+        ]
+    )
+    return Solid(np.concatenate([rings.reshape(-1, 3), points[[0, -1]]]), faces).outward()
 
 
 def _badge_on(bp: Blueprint, rng: np.random.Generator, outer: Sequence[Vec], z: float, width: float) -> None:
@@ -97,8 +95,12 @@ def mug(rng: np.random.Generator) -> Blueprint:
     tall = rng.uniform(0.27, 0.33) * height
     wall = _wall(outer, middle)[0] - 0.06
     if rng.random() < 0.35:
-        path = [(0, -wall, middle + tall), (0, -wall - reach, middle + tall), (0, -wall - reach, middle - 0.6 * tall),
-                (0, -wall, middle - tall)]
+        path = [
+            (0, -wall, middle + tall),
+            (0, -wall - reach, middle + tall),
+            (0, -wall - reach, middle - 0.6 * tall),
+            (0, -wall, middle - tall),
+        ]
     else:
         path = arc((0, 0, 0), 1.0, 90, 270, "yz", 11) * [1, reach, tall] + [0, -wall, middle]
     bp.add("handle", ("body", "trim")[rng.integers(2)], _loop(path, thick, (1, 0, 0)))
@@ -118,8 +120,13 @@ def teapot(rng: np.random.Generator) -> Blueprint:
     lid = rng.uniform(0.42, 0.55)
     base = tall * (1 + np.sqrt(1 - lid**2)) - 0.03
     dome = rng.uniform(0.15, 0.3)
-    bp.add("lid", "trim", lathe([(0, base - 0.1), (lid, base - 0.1), (lid, base + 0.08), (0.6 * lid, base + dome),
-                                 (0, base + dome + 0.04)]))
+    bp.add(
+        "lid",
+        "trim",
+        lathe(
+            [(0, base - 0.1), (lid, base - 0.1), (lid, base + 0.08), (0.6 * lid, base + dome), (0, base + dome + 0.04)]
+        ),
+    )
     knob = rng.uniform(0.13, 0.19)
     bp.add("knob", ("body", "light")[rng.integers(2)], sphere(knob, (0, 0, base + dome + knob), 2))
     wide = rng.uniform(0.16, 0.2)
@@ -160,8 +167,10 @@ def bottle(rng: np.random.Generator) -> Blueprint:
     bend = np.linspace(0, 0.5 * np.pi, 6)[1:]
     round_off = rng.random() < 0.5
     ease = np.sin(bend) if round_off else 0.5 * (1 - np.cos(2 * bend))
-    shoulders = [(neck + (1 - neck) * (np.cos(b) if round_off else 1 - e), body + shoulder * (b / bend[-1]))
-                 for b, e in zip(bend, ease)]
+    shoulders = [
+        (neck + (1 - neck) * (np.cos(b) if round_off else 1 - e), body + shoulder * (b / bend[-1]))
+        for b, e in zip(bend, ease)
+    ]
     profile = [(0, 0), (0.88, 0), (1, 0.12), (1, body), *shoulders, (neck, top), (0, top)]
     bp.add("bottle", "body", lathe(profile, sides=36))
     cap_height = rng.uniform(0.28, 0.45)
@@ -263,8 +272,11 @@ def toaster(rng: np.random.Generator) -> Blueprint:
     bp.add("slots", "dark", *(box((0.18, length - 0.02, 0.06), (x, 0, height - 0.2)) for x in rows))
     base = rng.uniform(0.12, 0.2)
     bp.add("base", "trim", box((depth + 0.06, width + 0.06, base), (0, 0, 0.5 * base), bevel=0.03))
-    feet = [cylinder(0.13, 0.14, (sx * 0.32 * depth, sy * 0.38 * width, -0.05), sides=16)
-            for sx in (-1, 1) for sy in (-1, 1)]
+    feet = [
+        cylinder(0.13, 0.14, (sx * 0.32 * depth, sy * 0.38 * width, -0.05), sides=16)
+        for sx in (-1, 1)
+        for sy in (-1, 1)
+    ]
     bp.add("feet", "dark", *feet)
     pop = rng.uniform(0.2, 0.4)
     slice_width = min(0.85 * length, 1.1)
@@ -303,15 +315,29 @@ def jug(rng: np.random.Generator) -> Blueprint:
     waist = rng.uniform(0.52, 0.64)
     brim = rng.uniform(0.66, 0.78)
     neck = 0.78 * height
-    outer = [(0.6, 0), (0.66, 0.08), (0.9, 0.55 * belly), (1, belly), (0.93, 0.5 * (belly + 0.6 * height)),
-             (waist + 0.12, 0.66 * height), (waist, neck), (brim, height)]
+    outer = [
+        (0.6, 0),
+        (0.66, 0.08),
+        (0.9, 0.55 * belly),
+        (1, belly),
+        (0.93, 0.5 * (belly + 0.6 * height)),
+        (waist + 0.12, 0.66 * height),
+        (waist, neck),
+        (brim, height),
+    ]
     bp.add("jug", "body", lathe(_vessel(outer, 0.1, 0.6 * height), sides=36))
     bp.add("drink", "light", cylinder(waist - 0.06, 0.06, (0, 0, 0.84 * height), sides=24))
     reach = rng.uniform(0.5, 0.75)
-    lip = np.array([
-        (0.55 * brim, -0.4, height), (0.55 * brim, 0.4, height), (0.8 * waist, 0, 0.72 * height),
-        (brim + reach, -0.1, height + 0.14), (brim + reach, 0.1, height + 0.14), (brim + reach - 0.1, 0, height - 0.05),
-    ])
+    lip = np.array(
+        [
+            (0.55 * brim, -0.4, height),
+            (0.55 * brim, 0.4, height),
+            (0.8 * waist, 0, 0.72 * height),
+            (brim + reach, -0.1, height + 0.14),
+            (brim + reach, 0.1, height + 0.14),
+            (brim + reach - 0.1, 0, height - 0.05),
+        ]
+    )
     bp.add("lip", "trim", hull(lip))
     out = rng.uniform(0.55, 0.75)
     thick = rng.uniform(0.12, 0.16)

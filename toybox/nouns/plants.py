@@ -155,8 +155,14 @@ def cactus(rng: Generator) -> Blueprint:
         b.add("blossom heart", "accent", blob((0.07, 0.07, 0.08), bloom + [0, 0, 0.05]))
         b.point("top", bloom + [0, 0, 0.13])
     else:
-        b.add("spine tuft", "light", *(cone(0.05, 0.2, bloom + [1e-3 * s, -1e-3 * t, -0.03], (t, s, 0), sides=8)
-                                       for t, s in ((0, 0), (35, 0), (-35, 0), (0, 35), (0, -35))))
+        b.add(
+            "spine tuft",
+            "light",
+            *(
+                cone(0.05, 0.2, bloom + [1e-3 * s, -1e-3 * t, -0.03], (t, s, 0), sides=8)
+                for t, s in ((0, 0), (35, 0), (-35, 0), (0, 35), (0, -35))
+            ),
+        )
         b.point("top", bloom + [0, 0, 0.17])
     return b
 
@@ -165,8 +171,20 @@ def mushroom(rng: Generator) -> Blueprint:
     """A mushroom house: dotted cap on a pale stem with a door in front."""
     u, b = rng.uniform, Blueprint()
     r, rise, stem, tall, lip = u(0.62, 0.78), u(0.45, 0.68), u(0.27, 0.33), u(0.46, 0.58), u(0.05, 0.12)
-    b.add("stem", "light", lathe([(0, 0), (1.2 * stem, 0), (1.22 * stem, 0.1), (stem, 0.6 * tall),
-                                  (0.95 * stem, tall + 0.1), (0, tall + 0.1)]))
+    b.add(
+        "stem",
+        "light",
+        lathe(
+            [
+                (0, 0),
+                (1.2 * stem, 0),
+                (1.22 * stem, 0.1),
+                (stem, 0.6 * tall),
+                (0.95 * stem, tall + 0.1),
+                (0, tall + 0.1),
+            ]
+        ),
+    )
     t = np.linspace(0.0, 0.5 * np.pi, 9)[:-1]
     outer = np.stack([r * np.cos(t), rise * np.sin(t)], -1)
     b.add("cap", "body", lathe([(0, 0.02), (0.75 * r, -lip), (0.95 * r, -0.7 * lip), *outer, (0, rise)], (0, 0, tall)))
@@ -223,8 +241,10 @@ def palm(rng: Generator) -> Blueprint:
         out, side = np.array([np.cos(a), np.sin(a), 0]), np.array([-np.sin(a), np.cos(a), 0])
         long = reach * u(0.9, 1.08)
         rows = [(0.0, 0.0, 0.07), (0.42 * long, 0.26, 0.18), (0.78 * long, 0.17, 0.15), (long, -droop, 0.035)]
-        rings = [np.array([crown + d * out + [0, 0, z] + v for v in (w * side, -w * side, [0, 0, 0.09], [0, 0, -0.03])])
-                 for d, z, w in rows]
+        rings = [
+            np.array([crown + d * out + [0, 0, z] + v for v in (w * side, -w * side, [0, 0, 0.09], [0, 0, -0.03])])
+            for d, z, w in rows
+        ]
         solids = [hull(np.concatenate([p, 1.02 * q - 0.02 * p])) for p, q in zip(rings[:-1], rings[1:])]
         b.add(f"frond {k}", ("body", "trim")[k % 3 == 2], *solids)
         tip_points.append(crown + long * out + [0, 0, -droop])

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import trimesh
 
 from ..parts import Blueprint, Vec, box, cylinder, hull, lathe, place, prism, torus
+from ..solid import Solid
 from . import Noun
 
 Outline = Sequence[Vec] | np.ndarray
@@ -61,10 +61,7 @@ PLATES: dict[str, np.ndarray] = {
     "square": 0.92 * np.array([(1, 0.7), (0.7, 1), (-0.7, 1), (-1, 0.7), (-1, -0.7), (-0.7, -1), (0.7, -1), (1, -0.7)]),
     "hexagon": 1.05 * disc(1.0, sides=6),
     "scalloped": np.stack(
-        [
-            (1.0 + 0.09 * np.cos(8 * t)) * np.array([np.cos(t), np.sin(t)])
-            for t in 2 * np.pi * np.arange(48) / 48
-        ]
+        [(1.0 + 0.09 * np.cos(8 * t)) * np.array([np.cos(t), np.sin(t)]) for t in 2 * np.pi * np.arange(48) / 48]
     ),
 }
 
@@ -74,15 +71,36 @@ DRAWINGS: dict[str, tuple[np.ndarray, ...]] = {
     "heart": (heart(0.68),),
     "face": (disc(0.17, (-0.33, 0.27), 1.5, 14), disc(0.17, (0.33, 0.27), 1.5, 14), _smile()),
     "crescent": (_crescent(),),
-    "cross": (np.array([(a, b) for a, b in 0.22 * np.array(
-        [(1, 3), (-1, 3), (-1, 1), (-3, 1), (-3, -1), (-1, -1), (-1, -3), (1, -3), (1, -1), (3, -1), (3, 1), (1, 1)]
-    )]),),
+    "cross": (
+        np.array(
+            [
+                (a, b)
+                for a, b in 0.22
+                * np.array(
+                    [
+                        (1, 3),
+                        (-1, 3),
+                        (-1, 1),
+                        (-3, 1),
+                        (-3, -1),
+                        (-1, -1),
+                        (-1, -3),
+                        (1, -3),
+                        (1, -1),
+                        (3, -1),
+                        (3, 1),
+                        (1, 1),
+                    ]
+                )
+            ]
+        ),
+    ),
     "bolt": (np.array([(0.25, 0.8), (-0.45, -0.1), (-0.05, -0.1), (-0.25, -0.8), (0.45, 0.15), (0.05, 0.15)]),),
     "triangle": (np.array([(0, 0.72), (-0.66, -0.44), (0.66, -0.44)]),),
 }
 
 
-def plaque(outline: Outline, at: Vec, scale: float, lift: float, sink: float, tilt: float = 0.0) -> trimesh.Trimesh:
+def plaque(outline: Outline, at: Vec, scale: float, lift: float, sink: float, tilt: float = 0.0) -> Solid:
     """Slab with a (y, z) outline whose face looks along +x, `tilt` degrees upwards.
 
     It reaches from `sink` behind the surface point `at` to `lift` in front of it.
@@ -213,8 +231,11 @@ def spire(rng: np.random.Generator) -> Blueprint:
     bp = Blueprint()
     height = rng.uniform(1.9, 2.9)
     blunt = rng.uniform(0.03, 0.12)
-    bp.add("cone", "body", lathe([(0, 0), (1, 0), (blunt, height * (1 - blunt)), (0.5 * blunt, height), (0, height)],
-                                 sides=40))
+    bp.add(
+        "cone",
+        "body",
+        lathe([(0, 0), (1, 0), (blunt, height * (1 - blunt)), (0.5 * blunt, height), (0, height)], sides=40),
+    )
     style = ("plain", "band", "cap")[rng.integers(3)]
     slope = (1 - blunt) / (height * (1 - blunt))
 

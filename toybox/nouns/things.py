@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import trimesh
 from numpy.random import Generator
 
 from ..parts import (
@@ -24,6 +23,7 @@ from ..parts import (
     sphere,
     torus,
 )
+from ..solid import joined
 from . import Noun
 
 
@@ -49,7 +49,7 @@ def badge(
     The plate's outer face lies `proud` outside of `at`, a point of the surface; its inner one `depth` inside.
     """
     figure = prism(_figure(str(rng.choice(["star", "heart", "bolt", "disc"])), 0.72 * radius), 0.04, rotate=(90, 0, 90))
-    figure.apply_translation([proud, 0, 0])
+    figure = figure.shifted((proud, 0, 0))
     plate = cylinder(radius, depth + proud, (0.5 * (proud - depth), 0, 0), (0, 90, 0))
     b.add("badge plate", "light", place(plate, at, (0, -lift, 0)))
     b.add("badge drawing", "dark", place(figure, at, (0, -lift, 0)))
@@ -81,8 +81,15 @@ def hammer(rng: Generator) -> Blueprint:
         b.add("neck", "metal", cylinder(0.62 * hr, 0.3, (0, 0.62 * half, z), (90, 0, 0)))
         b.add("strike face", "body", cylinder(1.02 * hr, 0.24, (0, left, z), (90, 0, 0)))
         y = -0.5 * half
-        side = [(y, 0.8 * hr), (y - 0.35, 0.55 * hr), (y - 0.62, -0.35 * hr), (y - 0.66, -0.75 * hr),
-                (y - 0.5, -0.35 * hr), (y - 0.28, -0.3 * hr), (y, -0.75 * hr)]
+        side = [
+            (y, 0.8 * hr),
+            (y - 0.35, 0.55 * hr),
+            (y - 0.62, -0.35 * hr),
+            (y - 0.66, -0.75 * hr),
+            (y - 0.5, -0.35 * hr),
+            (y - 0.28, -0.3 * hr),
+            (y, -0.75 * hr),
+        ]
         prong = prism(side, 0.4 * depth, (0.3 * depth, 0, z), (90, 0, 90))
         b.add("claw", "body", prong, place(prong, (-0.6 * depth, 0, 0)))
         b.point("claw tip", (0.3 * depth, y - 0.66, z - 0.75 * hr))
@@ -295,12 +302,16 @@ def gift(rng: Generator) -> Blueprint:
     b.add("lid", "body", box((d + 0.1, w + 0.1, lid), (0, 0, h - lid / 2 + 0.06), bevel=0.02))
     b.add("lid edge", "trim", box((d + 0.07, w + 0.07, 0.06), (0, 0, h - lid + 0.05)))
     top = h + 0.06
-    b.add("ribbon", slot, box((d + 0.04, band, h), (0, 0, h / 2)), box((band, w + 0.04, h), (0, 0, h / 2)),
-          box((d + 0.14, band, lid + 0.04), (0, 0, h - lid / 2 + 0.06)),
-          box((band, w + 0.14, lid + 0.04), (0, 0, h - lid / 2 + 0.06)))
+    b.add(
+        "ribbon",
+        slot,
+        box((d + 0.04, band, h), (0, 0, h / 2)),
+        box((band, w + 0.04, h), (0, 0, h / 2)),
+        box((d + 0.14, band, lid + 0.04), (0, 0, h - lid / 2 + 0.06)),
+        box((band, w + 0.14, lid + 0.04), (0, 0, h - lid / 2 + 0.06)),
+    )
     loop, lift = u(0.17, 0.24), u(18, 38)
-    ring = torus(0.72 * loop, 0.3 * loop)
-    ring.apply_scale([0.85, 1.3, 1.9])
+    ring = torus(0.72 * loop, 0.3 * loop).scaled((0.85, 1.3, 1.9))
     a = np.deg2rad(lift)
     at = np.array([0, 1.3 * loop * np.cos(a), top + 0.08 + 1.3 * loop * np.sin(a)])
     b.add("bow loops", "trim", *mirror_y(place(place(ring, rotate=(0, 90, 0)), at, (lift, 0, 0))))
@@ -334,7 +345,7 @@ def umbrella(rng: Generator) -> Blueprint:
     b.add("canopy", "body", canopy)
     points = [(p[0], 0, p[1]) for p in (*outer[::2], (0.0, rise))]
     pieces = [bar(p, q, 0.035, sides=6) for p, q in zip(points[:-1], points[1:])]
-    rib = trimesh.util.concatenate([*pieces, sphere(0.065, points[0], detail=1)])
+    rib = joined([*pieces, sphere(0.065, points[0], detail=1)])
     b.add("ribs", "trim", *(place(rib, (0, 0, tall), (0, 0, turn * (2 * k + 1))) for k in range(sides)))
     for k, name in zip((0, sides // 2 - 1, sides // 2, -1), ("front left", "back left", "back right", "front right")):
         a = np.deg2rad(turn) + 2 * np.pi * k / sides

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import trimesh
 
 from ..parts import Blueprint, bar, box, carve, cone, cylinder, ellipsoid, hull, lathe, mirror_y, place, prism, sphere
+from ..solid import Solid
 from . import Noun
 from ._shapes import ALONG_X, ALONG_Y, cabin, lights, pane, wheels
 
@@ -186,7 +186,7 @@ def airplane(rng: np.random.Generator) -> Blueprint:
     marks = [(0, -1), (0.18, -1), (0.62, -0.45), (1, -0.05), (1, 0.5), (0.88, 0.72), (0.62, 0.9), (0.3, 0.98), (0, 1)]
     b.add("fuselage", "body", lathe([(p * r, q * half) for p, q in marks], rotate=ALONG_X))
 
-    def wing(root: float, size: float, tip: float, reach: float, lag: float, at: Sequence[float]) -> trimesh.Trimesh:
+    def wing(root: float, size: float, tip: float, reach: float, lag: float, at: Sequence[float]) -> Solid:
         right = [(root, 0), (root - lag, -reach), (root - lag - tip, -reach), (root - size, 0)]
         return prism([*right, (root - lag - tip, reach), (root - lag, reach)], 0.15, at)
 

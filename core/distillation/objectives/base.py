@@ -39,8 +39,9 @@ class Objective(ABC):
         """Numbers on held-out data, with the weights the modules hold now (the trainer puts the average there)."""
         return {}
 
-    def preview(self, step: int, out: Path) -> None:
-        """Pictures of the state of the training, written into the folder `out`."""
+    def preview(self, step: int, out: Path) -> list[Path]:
+        """Pictures of the state of the training, written into the folder `out`. Returns their paths."""
+        return []
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ w_t = min(SNR_t, gamma) / SNR_t (Hang et al. 2023) and empty prompts for classif
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ class DiffusionConfig:
     text_width: int = 128
     text_layers: int = 3
     text_heads: int = 4
-    noise: NoiseLossConfig = NoiseLossConfig()
+    noise: NoiseLossConfig = field(default_factory=NoiseLossConfig)
 
 
 class DiffusionObjective(Objective):
@@ -118,10 +118,10 @@ class DiffusionObjective(Objective):
             errors.append(self._error(latents, noise, t, self.embed(batch["captions"])))
         return {"eps_mse": float(torch.cat(errors).mean())}
 
-    def preview(self, step: int, out: Path) -> None:
+    def preview(self, step: int, out: Path) -> list[Path]:
         """A grid of samples of fixed prompts and seeds through the stock diffusers pipeline."""
         if self.vae is None:
-            return
+            return []
         noise = self.config.noise
         pipeline = self.pipeline()
         pipeline.set_progress_bar_config(disable=True)
@@ -132,7 +132,9 @@ class DiffusionObjective(Objective):
             generator=torch.Generator().manual_seed(0),
             output_type="np",
         ).images
-        save_image(out / f"samples-{step:07d}.png", grid(list(images), columns=4))
+        path = out / f"samples-{step:07d}.png"
+        save_image(path, grid(list(images), columns=4))
+        return [path]
 
     def pipeline(self) -> StableDiffusionPipeline:
         """The stock pipeline around the current weights."""
@@ -227,4 +229,3 @@ def min_snr_weight(alphas_cumprod: Tensor, t: Tensor, gamma: float) -> Tensor:
     abar = alphas_cumprod[t]
     snr = abar / (1.0 - abar)
     return snr.clamp(max=gamma) / snr if gamma > 0 else torch.ones_like(snr)
-

@@ -7,7 +7,7 @@ the data) use the plain 2-D network and keep what it knew. The text encoder stay
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ FRAMES = 4
 class MultiViewConfig:
     """The loss; the network comes from the base prior."""
 
-    noise: NoiseLossConfig = NoiseLossConfig()
+    noise: NoiseLossConfig = field(default_factory=NoiseLossConfig)
     preview_elevation_deg: float = 20.0
 
 
@@ -82,11 +82,13 @@ class MultiViewObjective(Objective):
         return {f"eps_mse_{name}": float(torch.cat(parts).mean()) for name, parts in errors.items()}
 
     @torch.no_grad()
-    def preview(self, step: int, out: Path) -> None:
+    def preview(self, step: int, out: Path) -> list[Path]:
         """Four views of each preview prompt, a row a prompt, front first."""
         noise = self.config.noise
         images = self.sample(list(noise.preview_prompts), noise.preview_steps, noise.preview_guidance, seed=0)
-        save_image(out / f"views-{step:07d}.png", grid(list(images.permute(0, 2, 3, 1).cpu().numpy()), columns=FRAMES))
+        path = out / f"views-{step:07d}.png"
+        save_image(path, grid(list(images.permute(0, 2, 3, 1).cpu().numpy()), columns=FRAMES))
+        return [path]
 
     @torch.no_grad()
     def sample(self, prompts: list[str], steps: int, guidance: float, seed: int) -> Tensor:

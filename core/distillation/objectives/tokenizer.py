@@ -27,7 +27,13 @@ def build_tokenizer(words: Iterable[str], max_length: int = MAX_LENGTH) -> CLIPT
         raise InputError("the vocabulary must hold single lower-case words")
     merges = _merges(words)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = [*alphabet, *(letter + END_OF_WORD for letter in alphabet), *("".join(pair) for pair in merges), START, END]
+    tokens = [
+        *alphabet,
+        *(letter + END_OF_WORD for letter in alphabet),
+        *("".join(pair) for pair in merges),
+        START,
+        END,
+    ]
     vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=max_length)
 

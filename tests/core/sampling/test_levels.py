@@ -90,7 +90,7 @@ def test_dynamic_shift_matches_diffusers():
     mu = calculate_shift(1024)
     scheduler.set_timesteps(sigmas=np.linspace(1, 1 / 7, 7), mu=mu)
     schedule = NoiseSchedule.from_config({**scheduler.config, "_class_name": "FlowMatchEulerDiscreteScheduler"})
-    np.testing.assert_allclose([lv.sigma for lv in schedule.grid(7, tokens=1024)], scheduler.sigmas.numpy(), atol=2e-3)
+    np.testing.assert_allclose([lv.sigma for lv in schedule.grid(7, tokens=1024)], scheduler.sigmas.numpy(), atol=1e-6)
 
 
 @pytest.mark.parametrize("schedule", [SD, FLOW])

@@ -1,0 +1,210 @@
+"""Text to mesh by score distillation: 48 test prompts and 16 held-out noun-colour pairs, judged from eight sides.
+
+Meshes are made by worker processes with one thread each (two small runs side by side beat one with two threads) and
+kept under runs/bench, so that an interrupted run goes on where it was; the JSON is made from all of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import resource
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..geometry.cameras import Camera, orbit_distance
+from ..geometry.meshes import Mesh
+from ..geometry.metrics import compare_meshes
+from ..geometry.raycast import RayMesh
+from ..geometry.validate import validate_glb
+from ..toybox.captions import Meaning, Phrase, say
+from ..toybox.judge import Judge
+from ..toybox.objects import build
+from ..toybox.programs import ObjectProgram
+from ..utils.configs import to_dict
+from ..utils.errors import UnprojectError
+from ..utils.files import read_json, write_json
+from ..utils.pictures import grid, save_image
+from .embedded_prior import heldout_pairs, test_programs
+from .runner import Context, share, spread
+
+AZIMUTHS = tuple(range(0, 360, 45))
+QUADRANTS = (0, 90, 180, 270)
+
+
+@dataclass(frozen=True)
+class MeshBench:
+    """Sizes of the experiment."""
+
+    test_prompts: int = 48
+    heldout_prompts: int = 16
+    steps: int | None = None  # None: the recipe's
+    workers: int = 2
+    view_size: int = 64
+    elevation_deg: float = 15.0
+    references: int = 6  # toybox instances of the same noun the nearest of which is compared
+    work: str = "runs/bench/text-to-mesh"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One prompt and what it means."""
+
+    index: int
+    noun: str
+    colour: str
+    heldout: bool
+
+    @property
+    def prompt(self) -> str:
+        return say(Meaning((Phrase(self.noun, self.colour),)))
+
+
+def prompts(config: MeshBench) -> list[Wanted]:
+    """Nouns and colours of the first test programs with distinct nouns, then held-out pairs."""
+    chosen: dict[str, str] = {}
+    for program in test_programs(40 * config.test_prompts):
+        if len(chosen) < config.test_prompts:
+            chosen.setdefault(program.noun, program.colour)
+    wanted = [Wanted(i, n, c, False) for i, (n, c) in enumerate(chosen.items())]
+    pairs = heldout_pairs(config.heldout_prompts, seed=1)
+    return wanted + [Wanted(len(wanted) + i, n, c, True) for i, (n, c) in enumerate(pairs)]
+
+
+def fingerprint(prior: str, config: MeshBench) -> str:
+    """Changes with the weights, the recipe and the sizes, so that old meshes are never taken for new ones."""
+    from ..core.distillation.latents import weights_hash
+    from ..pipelines.text_to_mesh import TextToMesh
+
+    pipe = TextToMesh.from_pretrained(prior)
+    nets = [weights_hash(net) for net in pipe.prior.modules().values()]
+    described = json.dumps([nets, to_dict(pipe.recipe), config.steps, config.view_size], sort_keys=True, default=str)
+    return hashlib.sha256(described.encode()).hexdigest()[:12]
+
+
+def make_one(wanted: Wanted, prior: str, seed: int, config: MeshBench, folder: str) -> dict[str, Any]:
+    """Makes, measures and keeps one mesh; returns its record (an earlier one when it is there)."""
+    from ..pipelines.text_to_mesh import TextToMesh
+
+    place = Path(folder) / f"{wanted.index:03d}"
+    if (place / "result.json").exists():
+        return dict(read_json(place / "result.json"))
+    torch.set_num_threads(1)
+    record: dict[str, Any] = {**asdict(wanted), "prompt": wanted.prompt, "seed": seed}
+    began = time.perf_counter()
+    try:
+        out = TextToMesh.from_pretrained(prior)(wanted.prompt, seed=seed, num_inference_steps=config.steps)
+    except UnprojectError as error:  # a collapse is a result
+        record |= {"failed": str(error), "seconds": time.perf_counter() - began}
+        write_json(place / "result.json", record)
+        return record
+    record |= {"seconds": time.perf_counter() - began, "forwards": out.nfe, "report": out.report.to_dict()}
+    out.mesh.save(place / "mesh.glb")
+    checked = validate_glb(place / "mesh.glb")
+    record["validator"] = None if checked is None else {k: checked[k] for k in ("errors", "warnings")}
+    views = judged_views(out.mesh, config)
+    save_image(place / "views.png", grid([v.permute(1, 2, 0).numpy() for v in views], columns=len(AZIMUTHS), pad=0))
+    record |= judge_views(Judge.from_pretrained(), views, wanted)
+    record |= nearest_reference(out.mesh, wanted, config.references)
+    record["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    write_json(place / "result.json", record)
+    return record
+
+
+def judged_views(mesh: Mesh, config: MeshBench) -> torch.Tensor:
+    """Eight views (8, 3, H, W) over light grey, as the texture is (the prior paints its shading)."""
+    distance = orbit_distance(0.95, 32.0)
+    cameras = Camera.orbit(list(map(float, AZIMUTHS)), config.elevation_deg, distance, 32.0, config.view_size)
+    background = torch.full((3,), 0.85)
+    out = RayMesh(mesh).render(cameras, ("rgb", "alpha"), background, supersample=2)
+    return out.rgb.permute(0, 3, 1, 2).clamp(0, 1)
+
+
+def judge_views(judge: Judge, views: torch.Tensor, wanted: Wanted) -> dict[str, Any]:
+    """Share of views and verdict of all views together for noun and colour, and the quadrants that show a front."""
+    verdict = judge(views)
+    noun = verdict.noun_probs.mean(0).argmax().item()
+    colour = verdict.colour_probs.mean(0).argmax().item()
+    front = (judge.front_visible(views) > 0.5).tolist()
+    seen = [front[AZIMUTHS.index(q)] for q in QUADRANTS]
+    return {
+        "judged_noun": verdict.answers["noun"][int(noun)],
+        "judged_colour": verdict.answers["colour"][int(colour)],
+        "noun_views": float(np.mean([n == wanted.noun for n in verdict.nouns])),
+        "colour_views": float(np.mean([c == wanted.colour for c in verdict.colours])),
+        "front_quadrants": [q for q, s in zip(QUADRANTS, seen, strict=True) if s],
+        "two_fronts": bool((seen[0] and seen[2]) or (seen[1] and seen[3])),
+    }
+
+
+def nearest_reference(mesh: Mesh, wanted: Wanted, count: int) -> dict[str, float]:
+    """Chamfer distance and F-score (tau = 1 % and 5 % of the diagonal) to the nearest of `count` toybox instances."""
+    found = []
+    for seed in range(count):
+        toy = build(ObjectProgram(wanted.noun, wanted.colour, seed=seed))
+        reference = Mesh(torch.from_numpy(toy.vertices), torch.from_numpy(toy.faces))
+        found.append(compare_meshes(mesh, reference, generator=torch.Generator().manual_seed(0)))
+    best = min(found, key=lambda m: m["chamfer"])
+    return {k: float(v) for k, v in best.items()}
+
+
+def summary(name: str, records: list[dict[str, Any]]) -> dict[str, Any]:
+    """One row of the table."""
+    made = [r for r in records if "failed" not in r]
+    validated = [r["validator"] for r in made if r["validator"] is not None]
+    return {
+        "prompts": name,
+        "noun": share([r.get("judged_noun") == r["noun"] for r in records]),
+        "colour": share([r.get("judged_colour") == r["colour"] for r in records]),
+        "two_fronts": share([bool(r.get("two_fronts", True)) for r in records]),
+        "watertight": share([bool(r.get("report", {}).get("watertight", False)) for r in records]),
+        "largest_component": spread([r["report"]["largest_component_share"] for r in made]),
+        "chamfer": spread([r["chamfer"] for r in made]),
+        "f_score": spread([r["f_score"] for r in made]),
+        "validator_errors": sum(v["errors"] for v in validated),
+        "validator_warnings": sum(v["warnings"] for v in validated),
+        "validated": len(validated),
+        "failed": len(records) - len(made),
+        "seconds": spread([r["seconds"] for r in made]),
+        "peak_memory_mb": spread([r["peak_memory_mb"] for r in made]),
+        "forwards": spread([r["forwards"] for r in made]),
+    }
+
+
+def run(context: Context) -> dict[str, Any]:
+    """Makes every mesh that is not there yet, then the table and one picture of all of them."""
+    config = MeshBench(2, 1, 20, references=2, work="runs/bench/text-to-mesh-quick") if context.quick else MeshBench()
+    wanted = prompts(config)
+    folder = str(Path(config.work) / fingerprint(context.prior, config))
+    seeds = [context.seed + w.index for w in wanted]
+    n = len(wanted)
+    with ProcessPoolExecutor(config.workers) as pool:
+        records = list(pool.map(make_one, wanted, [context.prior] * n, seeds, [config] * n, [folder] * n))
+    rows = [
+        summary("test", [r for r in records if not r["heldout"]]),
+        summary("held-out", [r for r in records if r["heldout"]]),
+    ]
+    save_sheet(context.picture(), records, Path(folder))
+    return {"config": asdict(config), "seeds": seeds, "table": [*rows, summary("all", records)], "meshes": records}
+
+
+def save_sheet(path: Path, records: list[dict[str, Any]], folder: Path) -> None:
+    """Front quarter, side and back of every mesh, named."""
+    from ..utils.pictures import load_image
+
+    tiles, labels = [], []
+    for record in records:
+        views = folder / f"{record['index']:03d}" / "views.png"
+        if views.exists():
+            strip = load_image(views)
+            side = strip.shape[0]
+            tiles.append(np.concatenate([strip[:, k * side : (k + 1) * side] for k in (1, 3, 5)], axis=1))
+            labels.append(record["prompt"])
+    if tiles:
+        save_image(path, grid(tiles, columns=6, labels=labels))

@@ -1,0 +1,152 @@
+"""Pictures of any kind and size as network inputs, and the camera a picture was probably taken with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from ..geometry.cameras import Camera
+from ..utils.errors import InputError
+from ..utils.files import read_json
+from ..utils.pictures import load_image, to_rgb8
+
+PictureLike = str | Path | Image.Image | np.ndarray | Tensor
+DEFAULT_FOV_DEG = 55.0  # of the longer side, an ordinary phone or kit lens
+FILM_DIAGONAL_MM = math.hypot(36, 24)
+EXIF_IFD, FOCAL_35MM = 0x8769, 0xA405
+# camera right, down, forward as world axes: z up, looking along -x, as one who faces the front of an object
+UPRIGHT = ((0.0, 0.0, -1.0, 0.0), (1.0, 0.0, 0.0, 0.0), (0.0, -1.0, 0.0, 0.0), (0.0, 0.0, 0.0, 1.0))
+
+
+def pictures(image: PictureLike | Sequence[PictureLike]) -> Tensor:
+    """(N, 3, H, W) float32 in [0, 1]. Raises InputError for other kinds, ranges and mixed sizes."""
+    if isinstance(image, (list, tuple)):
+        if not image:
+            raise InputError("image is an empty list; give at least one picture")
+        parts = [_batch(one) for one in image]
+        if len({tuple(part.shape[1:]) for part in parts}) > 1:
+            raise InputError("the pictures differ in size; give them one by one")
+        return torch.cat(parts)
+    return _batch(image)  # type: ignore[arg-type]
+
+
+def _batch(image: PictureLike) -> Tensor:
+    """(N, 3, H, W) of a picture, or of a batch array (N, H, W, 3) or tensor (N, 3, H, W)."""
+    if isinstance(image, (str, Path)):
+        return _from_array(load_image(image))
+    if isinstance(image, Image.Image):
+        return _from_array(to_rgb8(np.asarray(image if image.mode in ("L", "RGB", "RGBA") else image.convert("RGB"))))
+    if isinstance(image, np.ndarray):
+        return _from_array(image)
+    if not isinstance(image, Tensor):
+        raise InputError(f"image is a {type(image).__name__}; give a path, PIL image, array or tensor")
+    tensor = image[None] if image.ndim == 3 else image
+    if tensor.ndim != 4 or tensor.shape[1] not in (1, 3):
+        raise InputError(f"image has shape {tuple(image.shape)}, expected (3, H, W) or (N, 3, H, W)")
+    scaled = tensor.float() / 255 if tensor.dtype == torch.uint8 else tensor.float()
+    return _checked(scaled.expand(-1, 3, -1, -1))
+
+
+def _from_array(array: np.ndarray) -> Tensor:
+    if array.ndim == 2:
+        array = array[..., None]
+    array = array[None] if array.ndim == 3 else array
+    if array.ndim != 4 or array.shape[-1] not in (1, 3):
+        raise InputError(f"image has shape {array.shape}, expected (H, W, 3) or (N, H, W, 3)")
+    if array.dtype == np.uint8:
+        array = array.astype(np.float32) / 255
+    elif not np.issubdtype(array.dtype, np.floating):
+        raise InputError(f"image has dtype {array.dtype}, expected uint8 or floats in [0, 1]")
+    tensor = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)).permute(0, 3, 1, 2)
+    return _checked(tensor.expand(-1, 3, -1, -1))
+
+
+def _checked(images: Tensor) -> Tensor:
+    if images.numel() == 0 or not bool(torch.isfinite(images).all()):
+        raise InputError("image is empty or holds values that are not finite")
+    low, high = float(images.min()), float(images.max())
+    if low < -1e-4 or high > 1 + 1e-4:
+        raise InputError(f"image has values in [{low:.3g}, {high:.3g}], expected [0, 1]")
+    return images.clamp(0, 1)
+
+
+def resized(images: Tensor, longest: int) -> Tensor:
+    """The longest edge at `longest` px (0: as it is), antialiased; the other edge rounds down, to 1 px at least."""
+    if longest == 0:
+        return images
+    height, width = images.shape[2:]
+    edge = max(height, width)
+    size = (max(height * longest // edge, 1), max(width * longest // edge, 1))
+    return F.interpolate(images, size, mode="bilinear", antialias=True)
+
+
+def fitted(images: Tensor, longest: int, multiple: int) -> tuple[Tensor, tuple[int, int]]:
+    """Images at the processing size, edges repeated to multiples of `multiple`; and the size (H, W) without those."""
+    small = resized(images, longest)
+    height, width = small.shape[2:]
+    return F.pad(small, (0, -width % multiple, 0, -height % multiple), mode="replicate"), (height, width)
+
+
+def photo_camera(
+    width: int,
+    height: int,
+    *,
+    fov_deg: float | None = None,
+    K: str | Path | np.ndarray | None = None,
+    photo: str | Path | None = None,
+) -> Camera:
+    """A camera for a picture: K if given, else fov_deg, else the EXIF focal length of `photo`, else 55 degrees.
+
+    Args:
+        width: px. Likewise `height`.
+        fov_deg: field of view of the longer side.
+        K: intrinsics in px, (3, 3) or a JSON file that holds them as a list or under "K".
+        photo: the picture's file.
+
+    The camera stands upright at the origin of our world (z up) and looks along -x.
+    """
+    if K is not None:
+        matrix = torch.from_numpy(_read_intrinsics(K)).float()
+    else:
+        focal_px = None if fov_deg is not None or photo is None else exif_focal_px(photo, width, height)
+        if focal_px is None:
+            angle = DEFAULT_FOV_DEG if fov_deg is None else fov_deg
+            if not 1 <= angle <= 170:
+                raise InputError(f"fov_deg={angle} must lie between 1 and 170")
+            focal_px = 0.5 * max(width, height) / math.tan(math.radians(angle) / 2)
+        matrix = torch.tensor([[focal_px, 0, width / 2], [0, focal_px, height / 2], [0, 0, 1.0]])
+    return Camera(torch.tensor(UPRIGHT)[None], matrix[None], width, height)
+
+
+def _read_intrinsics(source: str | Path | np.ndarray) -> np.ndarray:
+    values: Any = source
+    if isinstance(source, (str, Path)):
+        found = read_json(source)
+        values = found.get("K") if isinstance(found, dict) else found
+    try:
+        matrix = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"K in {source} is no matrix of numbers") from error
+    if matrix.shape != (3, 3) or not np.isfinite(matrix).all() or min(matrix[0, 0], matrix[1, 1]) <= 0:
+        raise InputError(f"K must be a 3 x 3 matrix in px with positive focal lengths, got {matrix.tolist()}")
+    return matrix
+
+
+def exif_focal_px(path: str | Path, width: int, height: int) -> float | None:
+    """Focal length in px from the 35-mm equivalent in a photo's EXIF (same diagonal angle), None without one."""
+    try:
+        with Image.open(path) as image:
+            focal_mm = image.getexif().get_ifd(EXIF_IFD).get(FOCAL_35MM)
+    except (OSError, ValueError, SyntaxError):
+        return None
+    if not focal_mm or not 5 <= float(focal_mm) <= 2000:
+        return None
+    return float(focal_mm) / FILM_DIAGONAL_MM * math.hypot(width, height)

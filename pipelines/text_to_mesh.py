@@ -1,0 +1,212 @@
+"""Text to mesh: a field is optimised until a frozen prior likes its renders, then turned into a textured mesh."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.utils import BaseOutput
+
+from ..core.distillation.score import ScoreConfig
+from ..core.priors import Prior, load_prior, weights_root
+from ..geometry.fields import Field
+from ..geometry.meshes import Mesh
+from ..geometry.report import MeshReport
+from ..utils.configs import load_config, to_dict
+from ..utils.errors import InputError
+from ..utils.pictures import grid, save_image
+from ..utils.progress import Progress
+from ..utils.runs import RunRecord
+from .mesh_finish import MeshConfig, textured_mesh, write_pictures
+from .mesh_priors import make_guide
+from .mesh_schedule import with_steps
+from .mesh_views import turntable_cameras
+from .optimise import Optimisation, OptimiseConfig
+
+MULTI_VIEW = {"toybox": "toybox-mv"}  # the sibling that sees several views, preferred when its weights are there
+REAL_BACKBONES = "sd15, sd21-base or an MVDream checkpoint"
+StepEnd = Callable[["TextToMesh", int, dict[str, float], dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class MeshRecipe:
+    """configs/text-to-mesh/*.yaml: what pulls, what is optimised, how it becomes a mesh."""
+
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+    optimise: OptimiseConfig = field(default_factory=OptimiseConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    preview_every: int = 25  # steps between updates of preview.png; 0: never
+
+
+@dataclass
+class TextToMeshOutput(BaseOutput):
+    """A mesh, and what made it."""
+
+    mesh: Mesh  # closed, UV-mapped, base_color texture in sRGB with the shading the prior paints
+    field: Field  # the optimised field
+    report: MeshReport
+    prompt: str
+    seed: int
+    nfe: int  # network rows spent
+    seconds: dict[str, float]  # "optimise", "mesh"
+    history: list[dict[str, float]]  # the log of each step
+    config: MeshRecipe
+
+    def save(self, folder: str | Path, name: str = "mesh.glb", frames: int = 36, size: int = 256) -> list[Path]:
+        """Writes the mesh, turntable.gif, turntable.mp4, sheet.png and run.json; returns their paths."""
+        folder = Path(folder)
+        record = RunRecord("text-to-mesh", self.config, self.seed)
+        record.count("denoiser", self.nfe)
+        record.stages.update(self.seconds)
+        record.notes.update({"prompt": self.prompt, "mesh": self.report.to_dict(), "history": self.history})
+        with record.stage("write"):
+            paths = [self.mesh.save(folder / name), *write_pictures(self.mesh, folder, frames, size)]
+        for path in paths:
+            record.output(path)
+        return [*paths, record.write(folder / "run.json")]
+
+
+class TextToMesh:
+    """Textured meshes from prompts with any prior.
+
+    >>> pipe = TextToMesh.from_pretrained("toybox")
+    >>> pipe("a red chair", seed=0).mesh.save("chair.glb")
+    """
+
+    def __init__(self, prior: Prior, recipe: MeshRecipe | str | Path | None = None) -> None:
+        """`recipe`: None or "default" is what suits the prior; else a packaged name, a YAML file or a MeshRecipe."""
+        self.prior = prior
+        self.recipe = recipe if isinstance(recipe, MeshRecipe) else load_recipe(recipe, prior)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path = "toybox",
+        recipe: MeshRecipe | str | Path | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        **options: Any,
+    ) -> TextToMesh:
+        """Loads a prior by name, folder, registry id or hub repository.
+
+        "toybox" loads its multi-view sibling when that is installed; "toybox" as a folder stays single-view.
+        """
+        chosen = str(name)
+        sibling = MULTI_VIEW.get(chosen)
+        if sibling and (weights_root() / sibling / "mv.json").is_file():
+            chosen = sibling
+        return cls(load_prior(chosen, device, dtype, **options), recipe)
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Writes the prior as a folder `from_pretrained` reads."""
+        return self.prior.save(folder)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> TextToMesh:
+        """Moves and casts the prior."""
+        self.prior.to(device, dtype)
+        return self
+
+    def __call__(
+        self,
+        prompt: str,
+        negative_prompt: str | None = None,
+        *,
+        seed: int = 0,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        faces: int | None = None,
+        out: str | Path | None = None,
+        resume: bool = True,
+        callback_on_step_end: StepEnd | None = None,
+    ) -> TextToMeshOutput:
+        """Makes one mesh.
+
+        Args:
+            prompt: what to make; words the prior has never seen raise a warning that names them.
+            negative_prompt: what to move away from.
+            seed: of everything random; the same seed gives the same mesh on the same machine.
+            num_inference_steps: optimisation steps; all schedules of the recipe stretch with them.
+            guidance_scale: classifier-free guidance; None: the recipe's.
+            faces: triangles at most; None: the recipe's.
+            out: folder for checkpoints and preview.png; None: nothing is written.
+            resume: continue from a checkpoint in `out`.
+            callback_on_step_end: called with (pipe, step, log, {"optimisation": ...}).
+        """
+        check_prompt(self.prior, prompt)
+        recipe = self._adjusted(num_inference_steps, guidance_scale, faces)
+        guide = make_guide(recipe.score, self.prior, prompt, negative_prompt)
+        work = Optimisation(recipe.optimise, guide, seed, self.prior.device)
+        folder = None if out is None else Path(out)
+        if folder is not None and not (resume and work.resume(folder)):
+            folder.mkdir(parents=True, exist_ok=True)
+        nfe, began = self.prior.nfe, time.perf_counter()
+        history = self._optimise(work, recipe, folder, prompt, callback_on_step_end)
+        optimised = time.perf_counter()
+        mesh = textured_mesh(work.field, recipe.mesh, recipe.optimise.volume)
+        seconds = {"optimise": optimised - began, "mesh": time.perf_counter() - optimised}
+        return TextToMeshOutput(
+            mesh, work.field, mesh.check(), prompt, seed, self.prior.nfe - nfe, seconds, history, recipe
+        )
+
+    def _adjusted(self, steps: int | None, guidance: float | None, faces: int | None) -> MeshRecipe:
+        recipe = self.recipe if steps is None else with_steps(self.recipe, steps)
+        changes: dict[str, Any] = {}
+        if guidance is not None:
+            changes["score.guidance"] = guidance
+        if faces is not None:
+            changes["mesh.faces"] = faces
+        return load_config(MeshRecipe, to_dict(recipe), **changes) if changes else recipe
+
+    def _optimise(
+        self, work: Optimisation, recipe: MeshRecipe, folder: Path | None, prompt: str, callback: StepEnd | None
+    ) -> list[dict[str, float]]:
+        history: list[dict[str, float]] = []
+        with Progress(total=recipe.optimise.steps - work.step, label=prompt) as bar:
+
+            def on_step(work: Optimisation, step: int, log: dict[str, float]) -> None:
+                history.append({"step": step, **{key: round(value, 6) for key, value in log.items()}})
+                bar.advance(1, t=f"{log.get('t', 0):.2f}", opacity=f"{log['alpha']:.2f}")
+                if folder is not None and recipe.preview_every and step % recipe.preview_every == 0:
+                    write_preview(work, folder / "preview.png")
+                if callback is not None:
+                    callback(self, step, log, {"optimisation": work})
+
+            work.run(folder, on_step)
+        return history
+
+
+def load_recipe(recipe: str | Path | None, prior: Prior) -> MeshRecipe:
+    """A recipe by packaged name or file; None and "default" choose by the prior."""
+    if recipe is None or recipe == "default":
+        kind = "toybox" if prior.image_size <= 64 else "stable-diffusion"
+        recipe = kind if hasattr(prior, "views") else f"{kind}-single-view"
+    known = isinstance(recipe, str) and not recipe.endswith((".yaml", ".yml"))
+    return load_config(MeshRecipe, f"text-to-mesh/{recipe}" if known else recipe)
+
+
+def check_prompt(prior: Prior, prompt: str) -> None:
+    """Raises InputError for an empty prompt; warns about words the prior cannot know."""
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise InputError("the prompt is empty; say what to make, for example 'a red chair'")
+    unknown = prior.unknown_words(prompt)
+    if unknown:
+        told = "; ".join(f"{word!r}" + (f" (nearest: {', '.join(near)})" if near else "") for word, near in unknown)
+        warnings.warn(
+            f"the prior {prior.name!r} has never seen {told}; use words it knows or a real backbone ({REAL_BACKBONES})",
+            UserWarning,
+            stacklevel=3,
+        )
+    lost = prior.truncated(prompt)
+    if lost:
+        warnings.warn(f"the end of the prompt is cut off: {lost!r}; shorten it", UserWarning, stacklevel=3)
+
+
+def write_preview(work: Optimisation, path: Path, views: int = 4, size: int = 96) -> Path:
+    """A strip of views of the field as it is: colours above normals."""
+    seen = work.picture(turntable_cameras(views, size))
+    return save_image(path, grid([*seen.rgb.cpu(), *(0.5 * seen.normal + 0.5).cpu()], views))

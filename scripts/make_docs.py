@@ -1,0 +1,81 @@
+"""Fill the tables of README.md and docs/ from docs/results: python -m unproject.scripts.make_docs [--check].
+
+A table stands between `<!-- table:NAME -->` and `<!-- /table -->`; NAME is the experiment, optionally with `:COLUMNS`
+(comma-separated keys of its rows). No number of a table is typed by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..utils.errors import InputError, UnprojectError
+from ..utils.files import read_json, write_text
+
+ROOT = Path(__file__).resolve().parent.parent
+BLOCK = re.compile(r"(<!-- table:([a-z0-9-]+)(?::([a-z0-9_,]+))? -->\n)(.*?)(<!-- /table -->)", re.DOTALL)
+
+
+def cell(value: Any) -> str:
+    """A value as table text: proportions as percent with their interval, spreads as mean and deviation."""
+    if isinstance(value, dict) and {"value", "low", "high"} <= value.keys():
+        return f"{100 * value['value']:.1f} % ({100 * value['low']:.0f}-{100 * value['high']:.0f}, n={value['n']})"
+    if isinstance(value, dict) and {"mean", "std"} <= value.keys():
+        return f"{value['mean']:.4g} ± {value['std']:.2g}"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "" if value is None else str(value)
+
+
+def table(result: dict[str, Any], columns: list[str] | None) -> str:
+    """The rows of an experiment as a Markdown table."""
+    rows = result["table"]
+    names = columns or list(dict.fromkeys(key for row in rows for key in row))
+    lines = ["| " + " | ".join(n.replace("_", " ") for n in names) + " |", "|" + " --- |" * len(names)]
+    lines += ["| " + " | ".join(cell(row.get(n)) for n in names) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def fill(text: str, results: Path) -> str:
+    """The page with every table block made anew. Raises InputError when an experiment has no result."""
+
+    def replace(match: re.Match[str]) -> str:
+        path = results / f"{match[2]}.json"
+        if not path.exists():
+            raise InputError(
+                f"the page wants a table of {match[2]}, but {path.name} is missing; run unproject bench {match[2]}"
+            )
+        columns = match[3].split(",") if match[3] else None
+        return match[1] + table(read_json(path), columns) + match[5]
+
+    return BLOCK.sub(replace, text)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line. Exit code 1 with --check when a page is out of date."""
+    parser = argparse.ArgumentParser(prog="make_docs", description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="only say whether the pages are up to date")
+    options = parser.parse_args(arguments)
+    stale = []
+    try:
+        for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]:
+            before = page.read_text()
+            after = fill(before, ROOT / "docs" / "results")
+            if after != before:
+                stale.append(page.name)
+                if not options.check:
+                    write_text(page, after)
+    except UnprojectError as error:
+        print(f"make_docs: {error}", file=sys.stderr)
+        return error.exit_code
+    print(f"{'out of date' if options.check else 'updated'}: {', '.join(stale) or 'nothing'}")
+    return 1 if options.check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

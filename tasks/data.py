@@ -1,0 +1,91 @@
+"""Training batches of images with exact depth and normals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..utils.errors import InputError
+
+
+class GeometryPictures(Protocol):
+    """Images (n, H, W, 3) uint8 with the columns depth_m (n, H, W) and normal (n, H, W, 3) int8, OpenCV, x 127."""
+
+    def __len__(self) -> int: ...
+
+    def images(self, indices: np.ndarray) -> np.ndarray: ...
+
+    def column(self, name: str, indices: np.ndarray) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """What happens to a training image."""
+
+    crop: int = 0
+    """px of a random square window; 0 = the whole image"""
+    flip: bool = True
+    gain: float = 0.3
+    """spread of brightness and of each colour channel, in log units"""
+    contrast: float = 0.3
+    noise: float = 0.02
+    """largest standard deviation of grain"""
+
+
+class GeometryData:
+    """Batches of rendered sets: "images" uint8 (B, H, W, 3), "depth_m" (B, H, W) and "normals" (B, H, W, 3) float32.
+
+    Depth is 0 and normals are zero where nothing is seen; normals are in OpenCV camera axes.
+    """
+
+    def __init__(self, sets: Sequence[GeometryPictures], augment: AugmentConfig = AugmentConfig()) -> None:
+        if not sets:
+            raise InputError("give at least one rendered set")
+        self.sets, self.augment = list(sets), augment
+        self._ends = np.cumsum([len(part) for part in self.sets])
+        self.identity = {"lengths": [len(part) for part in self.sets]}
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def batch(self, indices: np.ndarray, rng: np.random.Generator | None) -> dict[str, Any]:
+        """The images at `indices`, augmented with `rng`, or cropped to the middle and plain without."""
+        rows = [self._row(int(i), rng) for i in indices]
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def _row(self, index: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
+        which = int(np.searchsorted(self._ends, index, side="right"))
+        part, inner = self.sets[which], np.array([index - (int(self._ends[which - 1]) if which else 0)])
+        image = part.images(inner)[0]
+        depth_m = part.column("depth_m", inner)[0].astype(np.float32)
+        normals = part.column("normal", inner)[0].astype(np.float32) / 127
+        window = self._window(image.shape[:2], rng)
+        image, depth_m, normals = image[window], depth_m[window], normals[window]
+        if rng is not None:
+            if self.augment.flip and rng.random() < 0.5:
+                image, depth_m = image[:, ::-1], depth_m[:, ::-1]
+                normals = normals[:, ::-1] * np.array([-1, 1, 1], np.float32)
+            image = self._recoloured(image, rng)
+        return {"images": image, "depth_m": depth_m, "normals": normals}
+
+    def _window(self, size: tuple[int, int], rng: np.random.Generator | None) -> tuple[slice, slice]:
+        side = self.augment.crop or min(size)
+        if side > min(size):
+            raise InputError(f"crop={side} is larger than the images of {size[1]} x {size[0]} px")
+        spare = [length - side for length in size]
+        start = [length // 2 if rng is None else int(rng.integers(length + 1)) for length in spare]
+        return slice(start[0], start[0] + side), slice(start[1], start[1] + side)
+
+    def _recoloured(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Gain, tint, contrast and grain, drawn once an image; uint8."""
+        config = self.augment
+        gain = np.exp(config.gain * (0.5 * rng.normal() + 0.25 * rng.normal(size=3)))
+        values = image.astype(np.float32) / 255 * gain.astype(np.float32)
+        middle = values.mean()
+        values = middle + (values - middle) * np.float32(np.exp(config.contrast * rng.normal()))
+        if config.noise > 0:
+            values = values + np.float32(rng.uniform(0, config.noise)) * rng.normal(size=image.shape).astype(np.float32)
+        return np.rint(values.clip(0, 1) * 255).astype(np.uint8)

@@ -1,0 +1,234 @@
+"""Depth and normals from a text-to-image prior: the target latents are denoised beside the image's latent.
+
+Marigold (Ke et al. 2024): network input [z_image, z_target,t] on channels; one group of latent channels a target.
+E2E-FT (Garcia et al. 2025): the same network asked once at t = T - 1 with z_target = 0 is a regressor.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+
+from ..core.priors import StableDiffusionPrior, load_prior
+from ..core.sampling import DDIM, Kind, Level, NoiseSchedule, Prediction, Sampler
+from ..core.sampling.grids import Spacing
+from ..utils.configs import load_config, to_dict
+from ..utils.errors import InputError
+from ..utils.files import read_json, write_json
+from ..utils.runs import versions
+from .codecs import DepthCodec, NormalCodec, Space, StackCodec, TargetCodec
+
+TARGETS = ("depth", "normals")
+MANIFEST = "head.json"
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """How a head is asked; saved with its weights."""
+
+    targets: tuple[str, ...] = TARGETS
+    """in the order of the latent groups"""
+    kind: Kind = "v_prediction"
+    """what the network's output means; need not be the prior's"""
+    start: Literal["zeros", "noise"] = "zeros"
+    """zeros: a one-step regressor; noise: a sampler"""
+    steps: int = 1
+    spacing: Spacing = "trailing"
+    final: Literal["zero", "index0"] = "zero"
+    """zero: the result is the predicted x0; index0: the state at the least-noise train step"""
+    processing_resolution: int = 96
+    """px of the longest edge; 0 = the input's own"""
+    prompt_padding: Literal["max_length", "do_not_pad"] = "max_length"
+    """of the empty prompt"""
+    depth_space: Space = "linear"
+    shift_invariant: bool = True
+    """of depth; False: up to scale only"""
+    full_z_range: bool = True
+    """of normals; see NormalCodec"""
+
+    def __post_init__(self) -> None:
+        if not self.targets or not set(self.targets) <= set(TARGETS) or len(set(self.targets)) < len(self.targets):
+            raise InputError(f"targets={self.targets} must be distinct names out of {', '.join(TARGETS)}")
+        if self.steps < 1 or self.processing_resolution < 0:
+            raise InputError(f"steps={self.steps} must be >= 1 and processing_resolution >= 0")
+        if self.start == "zeros" and self.steps != 1:
+            raise InputError(f"steps={self.steps}: a head that starts from zeros is a one-step regressor; use 1")
+
+    def codec(self) -> StackCodec:
+        """The codecs of the targets."""
+        depth = DepthCodec(self.depth_space, invariance="affine" if self.shift_invariant else "scale")
+        known: dict[str, TargetCodec] = {"depth": depth, "normals": NormalCodec(full_z_range=self.full_z_range)}
+        return StackCodec({name: known[name] for name in self.targets})
+
+
+class GeometryHead:
+    """A U-Net that predicts maps, and the prior whose VAE and empty prompt it uses."""
+
+    def __init__(self, prior: StableDiffusionPrior, unet: UNet2DConditionModel, config: HeadConfig) -> None:
+        self.prior, self.unet, self.config, self.codec = prior, unet, config, config.codec()
+        self.schedule = NoiseSchedule.from_config(prior.scheduler_config)
+        self.latent_channels = prior.vae.config.latent_channels
+        expected = (self.latent_channels * (1 + self.groups), self.latent_channels * self.groups)
+        if (unet.config.in_channels, unet.config.out_channels) != expected:
+            raise InputError(
+                f"a head for {', '.join(config.targets)} needs a U-Net with {expected[0]} input and {expected[1]} "
+                f"output channels, got {unet.config.in_channels} and {unet.config.out_channels}"
+            )
+        self.nfe = 0
+        self._empty: Tensor | None = None
+
+    @property
+    def groups(self) -> int:
+        """Number of targets n."""
+        return self.codec.groups
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network lives."""
+        return next(self.unet.parameters()).device
+
+    @classmethod
+    def from_prior(cls, prior: StableDiffusionPrior, config: HeadConfig = HeadConfig()) -> GeometryHead:
+        """An untrained head that starts from the prior's weights (`expanded_unet`)."""
+        return cls(prior, expanded_unet(prior.network, len(config.targets)), config)
+
+    @classmethod
+    def load(
+        cls, folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> GeometryHead:
+        """Reads what `save` wrote. Raises InputError when it is no head or its base prior is missing."""
+        folder = Path(folder)
+        manifest = read_json(folder / MANIFEST)
+        if not isinstance(manifest, dict) or not {"base", "config"} <= manifest.keys():
+            raise InputError(f"{folder / MANIFEST} must name the base prior and hold the head's config")
+        config = load_config(HeadConfig, manifest["config"])
+        beside = folder.resolve().parent / str(manifest["base"])
+        prior = load_prior(beside if beside.is_dir() else str(manifest["base"]), device, dtype)
+        if not isinstance(prior, StableDiffusionPrior):
+            raise InputError(f"the base {manifest['base']!r} of {folder} is not a Stable Diffusion prior")
+        try:
+            unet = UNet2DConditionModel.from_pretrained(folder / "unet", use_safetensors=True, torch_dtype=dtype)
+        except OSError as error:
+            raise InputError(f"{folder} holds no usable unet/: {str(error).splitlines()[0]}") from error
+        return cls(prior, unet.to(device).eval().requires_grad_(False), config)
+
+    def save(self, folder: str | Path, base: str = "toybox", **facts: Any) -> Path:
+        """Writes unet/ (fp16 safetensors) and head.json; `base` names the prior, found as a sibling folder or by name.
+
+        `facts` go into head.json, e.g. validation numbers.
+        """
+        folder = Path(folder)
+        copy = UNet2DConditionModel.from_config(self.unet.config)
+        copy.load_state_dict(self.unet.state_dict())
+        copy.half().save_pretrained(folder / "unet", safe_serialization=True)
+        write_json(folder / MANIFEST, {"base": base, "config": to_dict(self.config), "versions": versions(), **facts})
+        return folder
+
+    def empty_prompt(self) -> Tensor:
+        """Embedding (1, L, D) of the empty prompt, padded as the config says."""
+        if self._empty is None:
+            tokenizer, encoder = self.prior.pipe.tokenizer, self.prior.pipe.text_encoder
+            limit = tokenizer.model_max_length
+            ids = tokenizer(
+                "", padding=self.config.prompt_padding, max_length=limit, truncation=True, return_tensors="pt"
+            ).input_ids
+            with torch.no_grad():
+                self._empty = encoder(ids.to(encoder.device))[0]
+        return self._empty
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Latents (B, C, h, w) of images (B, 3, H, W) in [0, 1]."""
+        return self.prior.encode(images)
+
+    def encode_targets(self, targets: dict[str, Tensor], valid: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        """(latents (B, n C, h, w), codec states) of targets by name."""
+        pictures, states = self.codec.encode(targets, valid)  # (B, n, 3, H, W)
+        latents = self.prior.encode(pictures.flatten(0, 1) / 2 + 0.5)  # (B n, C, h, w)
+        return latents.reshape(pictures.shape[0], -1, *latents.shape[2:]), states
+
+    def decode_pictures(self, latents: Tensor) -> Tensor:
+        """Pictures (B, n, 3, H, W), about [-1, 1], of latents (B, n C, h, w); differentiable."""
+        groups = latents.reshape(-1, self.latent_channels, *latents.shape[2:])  # (B n, C, h, w)
+        pictures = 2 * self.prior.decode(groups, clamp=False) - 1
+        return pictures.reshape(latents.shape[0], self.groups, *pictures.shape[1:])
+
+    def decode(self, latents: Tensor) -> dict[str, Tensor]:
+        """Maps by name: depth (B, 1, H, W) in [0, 1], unit normals (B, 3, H, W) in the viewer frame."""
+        return self.codec.decode(self.decode_pictures(latents))
+
+    def denoiser(self, image_latents: Tensor) -> HeadDenoiser:
+        """The head for fixed images (B, C, h, w)."""
+        return HeadDenoiser(self, image_latents)
+
+    def levels(self, steps: int, spacing: Spacing | None = None) -> list[Level]:
+        """steps + 1 levels from the noisiest to the end."""
+        grid = self.schedule.grid(steps, spacing or self.config.spacing, self.config.final)
+        return [self.first_level() if level.index == self.schedule.steps - 1 else level for level in grid]
+
+    def first_level(self) -> Level:
+        """Train index T - 1; exactly pure noise on schedules with zero terminal signal."""
+        last = self.schedule.steps - 1
+        if self.prior.scheduler_config.get("rescale_betas_zero_snr"):
+            return Level(0.0, 1.0, -math.inf, float(last), float(last))
+        return self.schedule.at_index(last)
+
+    def shape(self, image_latents: Tensor) -> tuple[int, int, int]:
+        """(n C, h, w) of the target latents."""
+        return (self.latent_channels * self.groups, *image_latents.shape[2:])
+
+    @torch.no_grad()
+    def predict(
+        self,
+        image_latents: Tensor,
+        start: Tensor,
+        steps: int | None = None,
+        spacing: Spacing | None = None,
+    ) -> Tensor:
+        """Target latents (B, n C, h, w) from a start state: noise, or zeros for a regressor. DDIM."""
+        levels = self.levels(steps or self.config.steps, spacing)
+        return Sampler(DDIM()).run(self.denoiser(image_latents), start, levels)
+
+    def with_config(self, **changes: Any) -> GeometryHead:
+        """The same networks asked differently."""
+        return GeometryHead(self.prior, self.unet, replace(self.config, **changes))
+
+
+class HeadDenoiser:
+    """State and level in, Prediction out, for fixed image latents; `Sampler` runs it like any denoiser."""
+
+    def __init__(self, head: GeometryHead, image_latents: Tensor) -> None:
+        self.head, self.image_latents = head, image_latents
+
+    def __call__(self, x: Tensor, level: Level) -> Prediction:
+        """Prediction at target latents x (B, n C, h, w)."""
+        head = self.head
+        dtype = head.unet.dtype
+        joined = torch.cat([self.image_latents, x], 1).to(dtype)  # image first
+        embeds = head.empty_prompt().to(x.device, dtype).expand(len(x), -1, -1)
+        head.nfe += len(x)
+        raw = head.unet(joined, level.times(x), embeds, return_dict=False)[0]
+        return Prediction(x, level, raw.to(torch.promote_types(x.dtype, torch.float32)), head.config.kind)
+
+
+def expanded_unet(unet: UNet2DConditionModel, targets: int) -> UNet2DConditionModel:
+    """A copy with (1 + n) C inputs and n C outputs.
+
+    conv_in's kernel is repeated 1 + n times and divided by 1 + n, conv_out's kernel and bias are repeated n times: with
+    z_target = z_image in every group, every group of the output is the original output.
+    """
+    config = {name: value for name, value in unet.config.items() if not name.startswith("_")}
+    copies = 1 + targets
+    config["in_channels"], config["out_channels"] = config["in_channels"] * copies, config["out_channels"] * targets
+    grown = UNet2DConditionModel.from_config(config)
+    state = unet.state_dict()
+    state["conv_in.weight"] = state["conv_in.weight"].repeat(1, copies, 1, 1) / copies
+    state["conv_out.weight"] = state["conv_out.weight"].repeat(targets, 1, 1, 1)
+    state["conv_out.bias"] = state["conv_out.bias"].repeat(targets)
+    grown.load_state_dict({name: value.float() for name, value in state.items()})
+    return grown.to(unet.device)

@@ -1,0 +1,180 @@
+"""Finding and loading a geometry head: embedded, a folder, a known id of configs/tasks/heads.yaml, a hub repository.
+
+Marigold repositories and folders load through diffusers' own pipeline classes, whose networks we then run; weights
+are safetensors and no code is downloaded.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ..core.priors import StableDiffusionPrior, weights_root
+from ..utils.configs import load_config
+from ..utils.errors import InputError
+from ..utils.files import read_json
+from .geometry_head import MANIFEST, GeometryHead, HeadConfig
+
+EMBEDDED = {"toybox": "toybox-geometry", "toybox-geometry": "toybox-geometry"}
+MARIGOLD = {"MarigoldDepthPipeline": "depth", "MarigoldNormalsPipeline": "normals"}
+
+
+@dataclass(frozen=True)
+class HeadEntry:
+    """One published head."""
+
+    repo: str
+    licence: str
+    target: Literal["depth", "normals"]
+    start: Literal["zeros", "noise"] = "noise"
+    steps: int = 0
+    """0 = the repository's default"""
+
+
+@dataclass(frozen=True)
+class HeadTable:
+    """configs/tasks/heads.yaml."""
+
+    heads: dict[str, HeadEntry]
+
+
+@functools.cache
+def head_table() -> dict[str, HeadEntry]:
+    """The known heads by id."""
+    return load_config(HeadTable, "tasks/heads").heads
+
+
+def load_head(
+    name: str | Path,
+    targets: Sequence[str] = (),
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    **options: Any,
+) -> GeometryHead:
+    """A frozen head.
+
+    Args:
+        name: "toybox", a folder that `GeometryHead.save` or a Marigold pipeline wrote, an id of the table, or a hub
+            repository "owner/name".
+        targets: what it has to predict; empty: anything.
+        device: where the networks live.
+        dtype: their dtype.
+        options: passed to diffusers' loading (e.g. revision, variant, cache_dir, local_files_only), and `start`
+            ("zeros" or "noise") for repositories that the table does not know.
+
+    Raises InputError when it is unknown, unreachable or does not predict the targets.
+    """
+    text = str(name)
+    options.pop("trust_remote_code", None)
+    if text in EMBEDDED:
+        folder = weights_root() / EMBEDDED[text]
+        if not (folder / MANIFEST).is_file():
+            raise InputError(
+                f"the weights of the geometry head are not in {folder}; reinstall, or set UNPROJECT_WEIGHTS"
+            )
+        head = GeometryHead.load(folder, device, dtype)
+    elif Path(text).is_dir():
+        head = _from_folder(Path(text), device, dtype, options)
+    elif text in head_table():
+        head = _from_entry(head_table()[text], device, dtype, options)
+    elif "/" in text and not text.startswith((".", "/")):
+        entry = next((entry for entry in head_table().values() if entry.repo == text), None)
+        head = _from_entry(entry, device, dtype, options) if entry else _from_hub(text, device, dtype, options)
+    else:
+        raise InputError(
+            f"head {text!r} is neither a name nor a folder; have toybox, {', '.join(head_table())}, "
+            "a folder with head.json, or a hub repository owner/name"
+        )
+    missing = [target for target in targets if target not in head.config.targets]
+    if missing:
+        raise InputError(f"head {text!r} predicts {', '.join(head.config.targets)}, not {', '.join(missing)}")
+    return head
+
+
+def _from_folder(folder: Path, device: Any, dtype: torch.dtype, options: dict[str, Any]) -> GeometryHead:
+    if (folder / MANIFEST).is_file():
+        return GeometryHead.load(folder, device, dtype)
+    index = folder / "model_index.json"
+    family = read_json(index).get("_class_name") if index.is_file() else None
+    beside = folder.resolve().parent / f"{folder.resolve().name}-geometry"
+    if family not in MARIGOLD and (beside / MANIFEST).is_file():
+        return GeometryHead.load(beside, device, dtype)
+    if family not in MARIGOLD:
+        raise InputError(
+            f"{folder} holds no geometry head: it needs {MANIFEST} or a Marigold pipeline "
+            f"({', '.join(MARIGOLD)}); train one with `unproject train geometry-head`"
+        )
+    start = options.pop("start", "noise")
+    return marigold_head(
+        _load_pipeline(family, str(folder), dtype, {"local_files_only": True, **options}), start, device
+    )
+
+
+def _from_entry(entry: HeadEntry, device: Any, dtype: torch.dtype, options: dict[str, Any]) -> GeometryHead:
+    options = {"start": entry.start, **options}
+    head = _from_hub(entry.repo, device, dtype, options)
+    return head.with_config(steps=entry.steps) if entry.steps else head
+
+
+def _from_hub(repo: str, device: Any, dtype: torch.dtype, options: dict[str, Any]) -> GeometryHead:
+    """Fetches a repository. Raises InputError naming what failed and the ways out."""
+    from huggingface_hub import hf_hub_download
+
+    start = options.pop("start", "noise")
+    keep = {k: v for k, v in options.items() if k in ("revision", "cache_dir", "local_files_only", "token")}
+    try:
+        family = read_json(hf_hub_download(repo, "model_index.json", **keep)).get("_class_name")
+        target = next((entry.target for entry in head_table().values() if entry.repo == repo), None)
+        if family not in MARIGOLD and target is not None:
+            family = next(kind for kind, predicts in MARIGOLD.items() if predicts == target)
+        if family not in MARIGOLD:
+            raise InputError(f"{repo} is a {family}; supported are {', '.join(MARIGOLD)}")
+        pipe = _load_pipeline(family, repo, dtype, options)
+    except InputError:
+        raise
+    except Exception as error:  # the hub client raises many kinds: offline, gated, vanished, time-out
+        reason = (str(error).strip().splitlines() or [""])[0][:200]
+        raise InputError(
+            f"head {repo!r} could not be fetched ({type(error).__name__}: {reason}). Check the network and HF_TOKEN, "
+            "give a local folder instead, or use the embedded head: toybox"
+        ) from error
+    return marigold_head(pipe, start, device)
+
+
+def _load_pipeline(family: str, source: str, dtype: torch.dtype, options: dict[str, Any]) -> Any:
+    import diffusers
+
+    return getattr(diffusers, family).from_pretrained(source, torch_dtype=dtype, use_safetensors=True, **options)
+
+
+def marigold_head(
+    pipe: Any, start: Literal["zeros", "noise"] = "noise", device: torch.device | str = "cpu"
+) -> GeometryHead:
+    """A head out of a diffusers Marigold depth or normals pipeline; the weights are shared."""
+    family = type(pipe).__name__
+    scheduler = type(pipe.scheduler).__name__
+    if family not in MARIGOLD:
+        raise InputError(f"{family} is no geometry pipeline; have {', '.join(MARIGOLD)}")
+    if scheduler != "DDIMScheduler":
+        raise InputError(f"the scheduler {scheduler} of this head is not supported; use a DDIM checkpoint (-v1-1)")
+    settings, prior = pipe.config, StableDiffusionPrior(pipe.to(device), family)
+    depth = MARIGOLD[family] == "depth"
+    config = HeadConfig(
+        targets=(MARIGOLD[family],),
+        kind=pipe.scheduler.config.prediction_type,
+        start=start,
+        steps=1 if start == "zeros" else settings.get("default_denoising_steps") or 4,
+        spacing="trailing" if start == "zeros" else pipe.scheduler.config.timestep_spacing,
+        final="zero" if start == "zeros" or pipe.scheduler.config.set_alpha_to_one else "index0",
+        processing_resolution=settings.get("default_processing_resolution") or 0,
+        prompt_padding="do_not_pad",
+        depth_space="disparity" if depth and settings.get("prediction_type") == "disparity" else "linear",
+        shift_invariant=bool(settings.get("shift_invariant", True)) if depth else True,
+        full_z_range=bool(settings.get("use_full_z_range", True)),
+    )
+    return GeometryHead(prior, pipe.unet, config)

@@ -1,0 +1,212 @@
+"""Score distillation on an exact Gaussian prior: identities, closed forms, limits, messages."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from unproject.core.distillation.score import DivergedError, ScoreConfig, ScoreDistillation, rescaled
+from unproject.core.distillation.time_window import TimeWindow
+from unproject.core.priors import FLOW_SCHEDULE, SD_SCHEDULE, GaussianMixturePrior
+from unproject.core.sampling import NoiseSchedule
+from unproject.utils.errors import InputError
+
+MU, TAU = 0.3, 0.5
+PLAIN = ScoreConfig(form="recon", guidance=1.0, rescale=0.0, weight="ratio")
+SDS = ScoreConfig(form="score", guidance=1.0, rescale=0.0, weight="sigma2")
+
+
+def prior(kind: str = "epsilon", side: int = 4, components: int = 1) -> GaussianMixturePrior:
+    schedule = FLOW_SCHEDULE if kind == "flow_prediction" else {**SD_SCHEDULE, "prediction_type": kind}
+    means = torch.stack([torch.full((2, side, side), MU + 0.8 * k) for k in range(components)])
+    names = ("red", "blue")[:components]
+    return GaussianMixturePrior(means, torch.full((components,), TAU), names=names, scheduler_config=schedule)
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def gradient(score: ScoreDistillation, x: Tensor, noise: Tensor, index: Tensor, **options) -> Tensor:
+    """B dL/dx for latents x; `encode` of the analytic prior is 2 image - 1."""
+    images = ((x + 1) / 2).requires_grad_()
+    score(images, 0, noise=noise, index=index, **options).loss.backward()
+    return images.grad / 2 * len(x)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample", "flow_prediction"])
+@pytest.mark.parametrize("t", [20, 500, 980])
+def test_recon_without_rescale_is_sds_with_sigma_over_alpha(kind, t):
+    model = prior(kind)
+    score = ScoreDistillation(PLAIN, model, model.encode_text("any"))
+    x, noise, index = draw(3, 2, 4, 4), draw(3, 2, 4, 4, seed=1), torch.full((3,), t)
+    level = NoiseSchedule.from_config(model.scheduler_config).at_index(index)
+    noised = level.alpha * x + level.sigma * noise
+    eps = level.sigma * (noised - level.alpha * MU) / (level.alpha**2 * TAU**2 + level.sigma**2)
+    expected = level.sigma / level.alpha * (eps - noise)
+    got = gradient(score, x, noise, index)
+    assert float((got - expected).norm() / expected.norm()) < 1e-6
+    for weight, factor in (("sigma2", level.sigma**2), ("product", level.sigma * level.alpha), ("one", 1.0)):
+        other = ScoreDistillation(replace(SDS, weight=weight), model, model.encode_text("any"))
+        wanted = factor * (eps - noise)
+        assert float((gradient(other, x, noise, index) - wanted).norm() / wanted.norm()) < 1e-6
+        same = ScoreDistillation(replace(PLAIN, weight=weight), model, model.encode_text("any"))
+        assert float((gradient(same, x, noise, index) - wanted).norm() / wanted.norm()) < 1e-6
+
+
+def test_flow_gradient_is_the_velocity_difference():
+    model, t = prior("flow_prediction"), 0.6
+    score = ScoreDistillation(replace(SDS, weight="one"), model, model.encode_text("any"))
+    x, noise, index = draw(2, 2, 4, 4), draw(2, 2, 4, 4, seed=1), torch.full((2,), 599)
+    noised = (1 - t) * x + t * noise
+    shrink = (1 - t) * TAU**2 / ((1 - t) ** 2 * TAU**2 + t**2)
+    x0 = MU + shrink * (noised - (1 - t) * MU)
+    velocity = (noised - x0) / t
+    expected = (1 - t) * (velocity - (noise - x))
+    torch.testing.assert_close(gradient(score, x, noise, index), expected, rtol=1e-6, atol=1e-9)
+
+
+def test_sds_mean_and_variance_on_a_gaussian():
+    model = prior(side=64)
+    score = ScoreDistillation(SDS, model, model.encode_text("any"))
+    index = torch.full((32,), 400)
+    x = torch.full((32, 2, 64, 64), 1.1, dtype=torch.float64)
+    got = gradient(score, x, draw(32, 2, 64, 64), index)
+    level = NoiseSchedule.from_config(model.scheduler_config).at_index(400.0)
+    weight, v = level.sigma**2, level.alpha**2 * TAU**2 + level.sigma**2
+    assert float(got.mean()) == pytest.approx(weight * level.sigma * level.alpha * (1.1 - MU) / v, rel=0.02)
+    assert float(got.var()) == pytest.approx((weight * level.alpha**2 * TAU**2 / v) ** 2, rel=0.02)
+
+
+def test_guidance_combines_both_branches():
+    model = prior(components=2)
+    condition = model.encode_text("red", "blue")
+    x, noise, index = draw(2, 2, 4, 4), draw(2, 2, 4, 4, seed=1), torch.tensor([300, 700])
+    parts = {}
+    for name, words, scale in (("red", "red", 1.0), ("blue", "blue", 1.0)):
+        parts[name] = gradient(
+            ScoreDistillation(replace(PLAIN, guidance=scale), model, model.encode_text(words)), x, noise, index
+        )
+    both = gradient(ScoreDistillation(replace(PLAIN, guidance=4.0), model, condition), x, noise, index)
+    torch.testing.assert_close(both, parts["blue"] + 4.0 * (parts["red"] - parts["blue"]))
+    with pytest.raises(InputError, match="unconditional"):
+        ScoreDistillation(replace(PLAIN, guidance=4.0), model, replace(condition, null=None))
+
+
+def test_rescale_matches_the_spread_of_the_group_not_of_each_view():
+    guided = draw(4, 2, 3, 3) * torch.tensor([1.0, 2.0, 3.0, 4.0])[:, None, None, None]
+    plain = draw(4, 2, 3, 3, seed=1)
+    full = rescaled(guided, plain, 1.0, frames=2)
+    for group in (slice(0, 2), slice(2, 4)):
+        assert float(full[group].std()) == pytest.approx(float(plain[group].std()))
+    ratio = guided[0].std() / guided[1].std()
+    assert float(full[0].std() / full[1].std()) == pytest.approx(float(ratio))
+    torch.testing.assert_close(rescaled(guided, plain, 0.0, 2), guided)
+
+
+def test_sum_over_pixels_mean_over_images():
+    model = prior()
+    score = ScoreDistillation(PLAIN, model, model.encode_text("any"))
+    images, noise = draw(1, 2, 4, 4), draw(1, 2, 4, 4, seed=1)
+    once = score(images, 0, noise=noise, index=torch.tensor([500])).loss
+    twice = score(images.repeat(2, 1, 1, 1), 0, noise=noise.repeat(2, 1, 1, 1), index=torch.tensor([500, 500])).loss
+    torch.testing.assert_close(once, twice)
+    out = score(images, 0, noise=noise, index=torch.tensor([500]))
+    assert float(out.loss) == pytest.approx(0.5 * out.grad_norm**2)
+
+
+def test_image_space_equals_latent_space_when_decoding_is_affine():
+    model = prior()
+    images, noise, index = (0.25 * draw(2, 2, 4, 4) + 0.5), draw(2, 2, 4, 4, seed=1), torch.tensor([400, 400])
+    grads = {}
+    for space in ("latent", "image"):
+        leaf = images.clone().requires_grad_()
+        score = ScoreDistillation(replace(PLAIN, space=space), model, model.encode_text("any"))
+        score(leaf, 0, noise=noise, index=index).loss.backward()
+        grads[space] = leaf.grad
+    torch.testing.assert_close(grads["image"] * 4, grads["latent"])  # latents are 2 image - 1
+
+
+def test_annealed_descent_on_pixels_ends_at_the_mean():
+    model = prior()
+    window = TimeWindow(low=(0, 0.9, 0.02, 60), high=(0, 0.98, 0.1, 60))
+    score = ScoreDistillation(replace(PLAIN, window=window), model, model.encode_text("any"))
+    generator = torch.Generator().manual_seed(0)
+    x = torch.zeros(1, 2, 4, 4, dtype=torch.float64)
+    for step in range(120):
+        index = window.indices(step, 1, 1000, generator)
+        x = x - 0.3 * gradient(score, x, torch.zeros_like(x), index)
+    assert float((x - MU).abs().max()) < 0.05
+
+
+def test_fixed_noise_loss_falls_monotonically():
+    model = prior()
+    score = ScoreDistillation(PLAIN, model, model.encode_text("any"))
+    x, noise, index = draw(1, 2, 4, 4), draw(1, 2, 4, 4, seed=3), torch.tensor([600])
+    losses = []
+    for _ in range(30):
+        losses.append(float(score((x + 1) / 2, 0, noise=noise, index=index).loss))
+        x = x - 0.3 * gradient(score, x, noise, index)
+    assert all(later < before for before, later in zip(losses, losses[1:], strict=False))
+
+
+def test_clip_limits_every_element_and_follows_its_schedule():
+    model = prior()
+    config = replace(PLAIN, clip=(0, 0.5, 0.1, 100))
+    score = ScoreDistillation(config, model, model.encode_text("any"))
+    x, noise = 9 * draw(2, 2, 4, 4), draw(2, 2, 4, 4, seed=1)
+    assert float(gradient(score, x, noise, torch.tensor([900, 900])).abs().max()) == pytest.approx(0.5)
+
+
+class Broken(GaussianMixturePrior):
+    def _forward(self, x, time, condition):
+        return super()._forward(x, time, condition) * float("nan")
+
+
+def test_nan_is_an_error_with_a_remedy():
+    model = Broken(torch.zeros(1, 2, 4, 4), torch.ones(1))
+    score = ScoreDistillation(PLAIN, model, model.encode_text("any"))
+    with pytest.raises(DivergedError, match=r"index \[123\].*float32"):
+        score(torch.zeros(1, 2, 4, 4), 0, noise=torch.zeros(1, 2, 4, 4), index=torch.tensor([123]))
+
+
+def test_window_moves_both_ends_and_shares_one_level():
+    window = TimeWindow(low=(0, 0.5, 0.02, 100), high=(0, 0.98, 0.5, 100))
+    assert window.bounds(0) == (0.5, 0.98)
+    assert window.bounds(50) == pytest.approx((0.26, 0.74))
+    assert window.bounds(500) == (0.02, 0.5)
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.stack([window.indices(500, 3, 1000, generator) for _ in range(200)])
+    assert bool((drawn == drawn[:, :1]).all()) and drawn.min() >= 20 and drawn.max() <= 500
+    apart = replace(window, shared=False).indices(500, 3, 1000, generator)
+    assert len(set(apart.tolist())) == 3
+    assert TimeWindow((1.0,), (1.0,)).indices(0, 1, 1000, None).tolist() == [999.0]
+
+
+def test_hifa_schedule_is_a_square_root():
+    window = TimeWindow(low=(0.02,), high=(0.98,), draw="sqrt", steps=400)
+    assert window.indices(0, 2, 1000, None).tolist() == [980.0, 980.0]
+    assert window.indices(100, 1, 1000, None).tolist() == [500.0]
+    assert window.indices(400, 1, 1000, None).tolist() == [20.0]
+
+
+def test_views_of_an_object_share_the_level():
+    model = prior()
+    window = TimeWindow((0.02,), (0.98,), shared=False)
+    score = ScoreDistillation(replace(PLAIN, window=window), model, model.encode_text(["any", "all"]))
+    out = score(draw(8, 2, 4, 4), 0, torch.Generator().manual_seed(0), cameras=torch.zeros(4, 16))
+    assert len(set(out.t[:4].tolist())) == 1 and len(set(out.t.tolist())) == 2
+    with pytest.raises(InputError, match="do not divide"):
+        score(draw(3, 2, 4, 4), 0, torch.Generator().manual_seed(0))
+
+
+def test_bad_settings_are_refused():
+    with pytest.raises(InputError, match="rescale"):
+        ScoreConfig(rescale=1.5)
+    with pytest.raises(InputError, match="no target image"):
+        ScoreConfig(form="score", space="image", rescale=0.0)
+    with pytest.raises(InputError, match="fractions"):
+        TimeWindow(low=(2.0,))

@@ -1,0 +1,129 @@
+"""Fields: lookups, heads, start shapes, normals, gradients."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from unproject.geometry.fields import FieldConfig, GridConfig, GridField, HeadConfig, make_field, make_head
+from unproject.geometry.fields.rows import trilinear, weighted_rows
+from unproject.utils.errors import InputError
+from unproject.utils.ramps import Ramp
+
+KINDS = ("grid", "hash", "triplane")
+
+
+def points(count: int = 64, half: float = 0.9, seed: int = 0) -> torch.Tensor:
+    return (2 * torch.rand(count, 3, generator=torch.Generator().manual_seed(seed)) - 1) * half
+
+
+def make(kind: str = "grid", head: str = "sdf", **options) -> torch.nn.Module:
+    config = FieldConfig(kind=kind, head=HeadConfig(kind=head, beta=(0.05,)), **options)
+    return make_field(config, torch.Generator().manual_seed(1))
+
+
+def test_trilinear_reproduces_affine_functions():
+    side = 5
+    axis = torch.linspace(-1, 1, side)
+    nodes = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1).view(-1, 3)
+    affine = torch.tensor([[1.0, -2.0, 0.5], [0.3, 0.1, -1.0]])
+    table = nodes @ affine.t() + 0.7
+    x = points(100, 1.0)
+    torch.testing.assert_close(weighted_rows(table, *trilinear(x, side, 1.0)), x @ affine.t() + 0.7)
+
+
+def test_trilinear_clamps_outside_and_hits_nodes():
+    table = torch.arange(27.0)[:, None]
+    corner = torch.tensor([[-5.0, -5.0, -5.0], [5.0, 5.0, 5.0], [0.0, 0.0, 0.0], [-1.0, 0.0, 1.0]])
+    got = weighted_rows(table, *trilinear(corner, 3, 1.0))[:, 0]
+    assert got.tolist() == [0.0, 26.0, 13.0, 0 * 9 + 1 * 3 + 2.0]
+
+
+def test_weighted_rows_gradient():
+    table = torch.randn(8, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    index = torch.tensor([[0, 1], [1, 1], [7, 3]])
+    weight = torch.tensor([[0.2, 0.8], [0.5, 0.5], [1.0, -1.0]], dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda t: weighted_rows(t, index, weight), (table,))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_start_is_a_sphere(kind):
+    field, x = make(kind), points(200)
+    value, color = field.snapshot().value_color(x)
+    tolerance = 0.0 if kind == "grid" else 0.05
+    torch.testing.assert_close(value, x.norm(dim=-1) - 0.5, atol=tolerance + 1e-6, rtol=0)
+    torch.testing.assert_close(color, torch.full_like(color, 0.5), atol=0.05, rtol=0)
+    cosine = (field.snapshot().normal(x) * torch.nn.functional.normalize(x, dim=-1)).sum(-1)
+    assert cosine[x.norm(dim=-1) > 0.2].min() > 0.9
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("head", ["sdf", "density"])
+def test_density_is_high_inside_and_low_outside(kind, head):
+    field = make(kind, head)
+    inside, outside = field.density(points(20, 0.1)), field.density(torch.tensor([[0.9, 0.0, 0.0], [0.0, -0.9, 0.1]]))
+    assert inside.min() > 10 > 2 > outside.max()
+    assert field.color(points(20)).min() >= 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_parameter_gets_a_gradient(kind):
+    field = make(kind)
+    density, color = field.snapshot().density_color(points(500, 0.6))
+    (density.sum() + color.square().sum() + field.roughness()).backward()
+    missing = [name for name, p in field.named_parameters() if p.requires_grad and p.grad is None]
+    assert not missing
+    grouped = {id(p) for group in field.param_groups(1.0) for p in group["params"]}
+    assert grouped == {id(p) for p in field.parameters() if p.requires_grad}
+
+
+def test_laplace_density_closed_form():
+    head = make_head(HeadConfig(beta=(0.1,)))
+    value = torch.tensor([-1.0, 0.0, 0.1, 1.0])
+    expected = torch.tensor([1 - 0.5 * math.exp(-10), 0.5, 0.5 * math.exp(-1), 0.5 * math.exp(-10)]) / 0.1
+    torch.testing.assert_close(head.density(value), expected)
+
+
+def test_beta_follows_its_ramp_or_is_learnt():
+    head = make_head(HeadConfig(beta=(0, 0.1, 0.02, 100)))
+    head.on_step(50)
+    assert float(head.beta) == pytest.approx(0.06)
+    head.on_step(1000)
+    assert float(head.beta) == pytest.approx(0.02)
+    learnt = make_head(HeadConfig(beta=(0, 0.1, 0.02, 100), learn_beta=True))
+    learnt.on_step(1000)
+    assert float(learnt.beta) == pytest.approx(0.1)
+    learnt.density(torch.zeros(1)).sum().backward()
+    assert learnt.log_beta.grad is not None
+
+
+def test_pyramid_levels_add_up_and_start_late():
+    config = GridConfig(sides=(3, 5), starts=(0, 10))
+    field = GridField(config, make_head(HeadConfig(beta=(0.1,))))
+    with torch.no_grad():
+        field.geometry[0].fill_(0.25)
+        field.geometry[1].fill_(0.5)
+    x = points(10)
+    base = x.norm(dim=-1) - 0.5
+    torch.testing.assert_close(field.snapshot().value_color(x)[0], base + 0.25)
+    field.on_step(10)
+    torch.testing.assert_close(field.snapshot().value_color(x)[0], base + 0.75)
+    assert field.spacing == 0.5
+
+
+def test_roughness_of_affine_grids_is_zero():
+    field = GridField(GridConfig(sides=(5,), starts=(0,)), make_head(HeadConfig()))
+    with torch.no_grad():
+        field.geometry[0].copy_(torch.linspace(-1, 1, 5).view(1, 1, 5, 1, 1).expand(1, 1, 5, 5, 5))
+    assert float(field.roughness()) < 1e-10
+
+
+def test_wrong_configs_name_the_value():
+    with pytest.raises(InputError, match="sides"):
+        GridConfig(sides=(33, 17), starts=(0, 0))
+    with pytest.raises(InputError, match="schedule"):
+        Ramp.of([1, 2])
+    with pytest.raises(InputError, match="positive"):
+        HeadConfig(radius=0.0)

@@ -1,0 +1,131 @@
+"""Volume rendering against closed forms: homogeneous ball, opaque sphere, linear depth, gradients."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from unproject.geometry.cameras import Camera
+from unproject.geometry.fields import FieldConfig, GridConfig, GridField, HeadConfig, make_field, make_head
+from unproject.geometry.volume import Occupancy, VolumeConfig, render
+
+RADIUS = 0.5
+
+
+def sphere(beta: float = 0.004) -> GridField:
+    """A hard sphere: signed distance with a steep density."""
+    head = make_head(HeadConfig(radius=RADIUS, beta=(beta,), beta_min=beta))
+    return GridField(GridConfig(sides=(33,), starts=(0,)), head)
+
+
+def camera(size: int = 33, azimuth: float = 30.0, elevation: float = 20.0) -> Camera:
+    return Camera.orbit(azimuth, elevation, 3.0, 40.0, size)
+
+
+def analytic_sphere(camera: Camera) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(hit, z-depth, normal) of the sphere, (B, H, W, 1 or 3)."""
+    origins, directions = camera.rays()
+    a, b = directions.square().sum(-1), (origins * directions).sum(-1)
+    c = origins.square().sum(-1) - RADIUS**2
+    root = b * b - a * c
+    depth = (-b - root.clamp_min(0).sqrt()) / a
+    point = origins + depth[..., None] * directions
+    return (root > 0)[..., None], depth[..., None], point / RADIUS
+
+
+def test_homogeneous_ball_opacity_is_one_minus_exp_of_the_chord():
+    field = sphere()
+    density = 2.0
+    field.head.density = lambda value: torch.full_like(value, density)  # type: ignore[method-assign]
+    config = VolumeConfig(step=0.005, radius=RADIUS, hidden=0.0)
+    view = camera(17)
+    out = render(field, view, 0.0, config, normals=False)
+    origins, directions = view.rays()
+    unit = torch.nn.functional.normalize(directions, dim=-1)
+    middle = -(origins * unit).sum(-1)
+    chord = 2 * (RADIUS**2 - (origins + middle[..., None] * unit).square().sum(-1)).clamp_min(0).sqrt()
+    torch.testing.assert_close(out.alpha[..., 0], 1 - torch.exp(-density * chord), atol=density * config.step, rtol=0)
+
+
+def test_opaque_sphere_matches_ray_intersection():
+    view = camera(48)
+    out = render(sphere(), view, 1.0, VolumeConfig(step=0.01))
+    hit, depth, normal = analytic_sphere(view)
+    core = hit & (out.alpha > 0.999)
+    union = (hit | (out.alpha > 0.5)).sum()
+    assert float((hit & (out.alpha > 0.5)).sum() / union) > 0.97
+    assert float((out.depth - depth)[core].abs().mean()) < 0.01 * RADIUS
+    angle = torch.rad2deg(torch.acos((out.normal * normal).sum(-1, keepdim=True).clamp(-1, 1)))
+    assert float(angle[core].median()) < 2.0
+    assert float(out.depth[~hit & (out.alpha < 1e-3)].abs().max()) == 0.0
+
+
+def test_background_shows_where_nothing_is():
+    background = torch.tensor([[0.1, 0.5, 0.9]])
+    out = render(sphere(), camera(), background)
+    torch.testing.assert_close(out.rgb[0, 0, 0], background[0])
+    assert float(out.alpha[0, 0, 0]) == 0.0
+
+
+@pytest.mark.parametrize("kind", ["grid", "hash", "triplane"])
+def test_occupancy_changes_nothing_visible(kind):
+    config = VolumeConfig(occupied=1e-3, hidden=0.0)
+    choice = FieldConfig(kind=kind, head=HeadConfig(beta=(0.01,)))
+    field = make_field(choice, torch.Generator().manual_seed(0))
+    occupancy = Occupancy(config, field.half)
+    full = render(field, camera(), 1.0, config, occupancy, normals=False)
+    occupancy.update(field, torch.Generator().manual_seed(0))
+    assert 0.02 < occupancy.share < 0.5
+    skipped = render(field, camera(), 1.0, config, occupancy, normals=False)
+    torch.testing.assert_close(skipped.rgb, full.rgb, atol=2e-3, rtol=0)
+
+
+def test_hidden_samples_carry_no_weight():
+    kept = render(sphere(0.02), camera(), 1.0, VolumeConfig(hidden=0.0), normals=False)
+    dropped = render(sphere(0.02), camera(), 1.0, VolumeConfig(hidden=1e-3), normals=False)
+    torch.testing.assert_close(dropped.alpha, kept.alpha, atol=1.1e-3, rtol=0)
+
+
+def test_jitter_follows_the_generator():
+    def shot(seed: int) -> torch.Tensor:
+        return render(sphere(0.05), camera(), generator=torch.Generator().manual_seed(seed), normals=False).alpha
+
+    torch.testing.assert_close(shot(1), shot(1), atol=0, rtol=0)
+    assert float((shot(1) - shot(2)).abs().max()) > 1e-4
+
+
+def test_spread_is_small_for_surfaces_and_large_for_fog():
+    surface = render(sphere(0.005), camera(), normals=False).extras["spread"]
+    fog = render(sphere(0.3), camera(), normals=False).extras["spread"]
+    middle = camera().height // 2
+    assert float(surface[0, middle, middle]) < 1e-3 < 1e-2 < float(fog[0, middle, middle])
+
+
+def test_gradient_matches_finite_differences():
+    field = GridField(GridConfig(sides=(5,), starts=(0,)), make_head(HeadConfig(beta=(0.2,)))).double()
+    view = Camera.orbit(10.0, 5.0, 3.0, 40.0, 2)
+    view = type(view)(view.c2w.double(), view.K.double(), 2, 2)
+
+    def loss() -> torch.Tensor:
+        return render(field, view, 0.3, VolumeConfig(hidden=0.0), normals=False).rgb.square().sum()
+
+    loss().backward()
+    for name, place in (("geometry", (0, 0, 3, 2, 2)), ("colors", (0, 1, 2, 2, 3))):
+        parameter, step = getattr(field, name)[0], 1e-5
+        with torch.no_grad():
+            parameter[place] += step
+            up = loss()
+            parameter[place] -= 2 * step
+            down = loss()
+            parameter[place] += step
+        expected = (up - down) / (2 * step)
+        assert math.isclose(float(parameter.grad[place]), float(expected), rel_tol=1e-5, abs_tol=1e-9)
+
+
+def test_camera_inside_the_ball_sees_only_what_is_ahead():
+    view = Camera.orbit(0.0, 0.0, 0.7, 30.0, 9)
+    away = type(view)(view.c2w * view.c2w.new_tensor([-1.0, 1.0, -1.0, 1.0]), view.K, 9, 9)
+    assert float(render(sphere(), view, normals=False).alpha[0, 4, 4]) > 0.99
+    assert float(render(sphere(), away, normals=False).alpha[0, 4, 4]) < 1e-3

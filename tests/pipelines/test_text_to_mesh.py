@@ -1,0 +1,251 @@
+"""Text to mesh with a prior that knows the answer: a coloured box seen from the camera of each row."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import trimesh
+from torch import Tensor
+
+from unproject.core.distillation.score import DivergedError
+from unproject.core.priors import SD_SCHEDULE, Condition, Prior
+from unproject.core.sampling import NoiseSchedule
+from unproject.geometry.cameras import Camera, opencv_from_opengl
+from unproject.geometry.meshes import Mesh
+from unproject.geometry.raycast import RayMesh
+from unproject.pipelines.mesh_health import CollapsedError, Health, HealthConfig
+from unproject.pipelines.mesh_priors import ViewTextGuide, make_guide
+from unproject.pipelines.mesh_schedule import stretched
+from unproject.pipelines.mesh_views import ViewConfig, draw_backgrounds, draw_cameras, view_classes
+from unproject.pipelines.optimise import Optimisation
+from unproject.pipelines.text_to_mesh import MeshRecipe, TextToMesh, load_recipe
+from unproject.utils.configs import CONFIGS, load_config
+from unproject.utils.errors import InputError
+from unproject.utils.seeds import generator
+
+SIZE, FOV = 24, 34.0
+EXTENTS = (0.9, 0.6, 1.1)
+RECIPE = {
+    "score": {"guidance": 1.0, "rescale": 0.0, "window": {"low": [0.02], "high": [0.98]}},
+    "optimise": {
+        "steps": 40,
+        "sizes": [[0, SIZE]],
+        "guided_px": SIZE,
+        "lr": [0, 2.0, 0.4, 40],
+        "occupancy_every": 5,
+        "occupancy_from": 5,
+        "checkpoint_every": 4,
+        "views": {
+            "fov_y_deg": [FOV, FOV],
+            "elevation_deg": [-45.0, 45.0],
+            "margin": [1.0, 1.0],
+            "grey": [1.0, 1.0],
+            "grey_share": 1.0,
+        },
+        "field": {
+            "head": {"beta": [0, 0.1, 0.03, 30]},
+            "grid": {"sides": [9, 17, 33], "starts": [0, 0, 0], "geometry_lr": 0.02},
+        },
+        "volume": {"step": 0.05, "cells": 16},
+        "losses": {"eikonal": [1.0], "smooth": [0.01]},
+    },
+    "mesh": {"resolution": 40, "faces": 800, "texture": 96, "depth_samples": 4, "visibility_views": 24},
+    "preview_every": 20,
+}
+
+
+def box() -> Mesh:
+    """A box, red with a blue top."""
+    shape = trimesh.creation.box(EXTENTS).subdivide().subdivide()
+    mesh = Mesh.from_trimesh(shape)
+    top = mesh.vertices[:, 2:] > 0.99 * EXTENTS[2] / 2
+    return replace(mesh, vertex_colors=torch.where(top, torch.tensor([0.1, 0.2, 0.9]), torch.tensor([0.9, 0.15, 0.1])))
+
+
+class BoxPrior(Prior):
+    """Pixels as latents; the posterior mean is the box from the row's camera, whatever the noise."""
+
+    name, scheduler_config, image_size, latent_shape = "box", SD_SCHEDULE, SIZE, (3, SIZE, SIZE)
+    views = True
+
+    def __init__(self) -> None:
+        self.scene, self.schedule = RayMesh(box()), NoiseSchedule.from_config(SD_SCHEDULE)
+
+    def modules(self):
+        return {}
+
+    def unknown_words(self, prompt):
+        return [("wombat", ["cat"])] if "wombat" in prompt else []
+
+    def encode_text(self, prompts, negative=None):
+        prompts = [prompts] if isinstance(prompts, str) else prompts
+        empty = torch.zeros(len(prompts), 1, 1)
+        return Condition(empty, empty, prompts=list(prompts))
+
+    def encode(self, images, sample=False, generator=None):
+        return 2 * images - 1
+
+    def decode(self, latents, clamp=True):
+        return (latents + 1) / 2
+
+    def target(self, cameras: Tensor) -> Tensor:
+        pose = opencv_from_opengl(cameras.view(-1, 4, 4)).clone()
+        pose[:, :3, 3] /= math.sin(math.radians(FOV / 2))
+        like = Camera.orbit(0.0, 0.0, 1.0, FOV, SIZE)
+        view = Camera(pose, like.K.expand(len(pose), 3, 3), SIZE, SIZE)
+        return self.encode(self.scene.render(view).rgb.permute(0, 3, 1, 2))
+
+    def _forward(self, x, time, condition):
+        level = self.schedule.at_index(time)
+        alpha, sigma = level.coefficients(x)
+        return (x - alpha * self.target(condition.cameras)) / sigma
+
+
+def recipe(**changes) -> MeshRecipe:
+    return load_config(MeshRecipe, RECIPE, **changes)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("box")
+    return TextToMesh(BoxPrior(), recipe())("a box", seed=3, out=folder), folder
+
+
+def test_recovers_a_closed_box_of_the_right_size(made):
+    report = made[0].report
+    assert report.watertight and report.winding_consistent and report.components == 1 and report.euler == 2
+    assert report.faces <= 800
+    assert report.signed_volume == pytest.approx(math.prod(EXTENTS), rel=0.12)
+    size = made[0].mesh.bounds[1] - made[0].mesh.bounds[0]
+    torch.testing.assert_close(size, torch.tensor(EXTENTS), atol=0.12, rtol=0)
+
+
+def test_texture_has_the_colours_of_the_box(made):
+    colors = made[0].mesh.with_vertex_colors()
+    top = colors.vertices[:, 2] > 0.95 * colors.vertices[:, 2].max()
+    side = colors.vertices[:, 2].abs() < 0.3
+    torch.testing.assert_close(colors.vertex_colors[top].median(0)[0], torch.tensor([0.1, 0.2, 0.9]), atol=0.15, rtol=0)
+    torch.testing.assert_close(
+        colors.vertex_colors[side].median(0)[0], torch.tensor([0.9, 0.15, 0.1]), atol=0.15, rtol=0
+    )
+
+
+def test_cost_and_history_are_reported(made):
+    output, folder = made
+    assert output.nfe == 40 * 4 and len(output.history) == 40 and output.history[-1]["step"] == 40
+    assert output.seconds["optimise"] > 0 and (folder / "preview.png").is_file()
+
+
+def test_output_folder_holds_everything(made, tmp_path):
+    names = {path.name for path in made[0].save(tmp_path, frames=2, size=32)}
+    assert names == {"mesh.glb", "turntable.gif", "turntable.mp4", "sheet.png", "run.json"}
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["nfe"] == {"denoiser": 160} and record["notes"]["mesh"]["watertight"] is True
+    assert Mesh.load(tmp_path / "mesh.glb").textures["base_color"].shape == (96, 96, 3)
+
+
+def test_resumed_run_is_equal_to_the_bit(tmp_path):
+    config = recipe(**{"optimise.steps": 7}).optimise
+    guide = make_guide(recipe().score, BoxPrior(), "a box")
+    whole = Optimisation(config, guide, seed=5)
+    whole.run()
+    first = Optimisation(config, guide, seed=5)
+
+    def stop(work, step, log):
+        if step == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        first.run(tmp_path, stop)
+    second = Optimisation(config, guide, seed=5)
+    assert second.resume(tmp_path) and second.step == 4
+    second.run(tmp_path)
+    for name, parameter in whole.field.named_parameters():
+        assert torch.equal(parameter, dict(second.field.named_parameters())[name]), name
+    with pytest.raises(InputError, match="seed"):
+        Optimisation(config, guide, seed=6).resume(tmp_path)
+    with pytest.raises(InputError, match="another lr"):
+        Optimisation(replace(config, lr=(1.0,)), guide, seed=5).resume(tmp_path)
+
+
+def test_collapse_is_noticed_early_and_names_the_remedy():
+    empty = recipe(**{"optimise.losses": {"opacity": [1e6]}, "optimise.steps": 200, "optimise.lr": [20.0]})
+    with pytest.raises(CollapsedError, match=r"vanished.*losses\.opacity"):
+        TextToMesh(BoxPrior(), empty)("a box")
+
+
+def test_health_notices_full_volumes_and_wild_numbers():
+    work = Optimisation(recipe().optimise, make_guide(recipe().score, BoxPrior(), "a box"), 0)
+    health = Health(HealthConfig(full=0.1, patience=2))
+    seen = work.picture(draw_cameras(ViewConfig(), 12, generator(0)))
+    health.check(0, work.field, seen, 1.0)
+    with pytest.raises(CollapsedError, match="filled up"):
+        health.check(1, work.field, seen, 1.0)
+    with pytest.raises(DivergedError, match="step 3: the loss is not finite"):
+        Health(HealthConfig()).check(3, work.field, seen, float("nan"))
+    with torch.no_grad():
+        work.field.geometry[0].fill_(1e9)
+    with pytest.raises(DivergedError, match=r"geometry\.0 reached"):
+        Health(HealthConfig()).check(10, work.field, seen, 1.0)
+
+
+def test_unknown_words_warn_and_empty_prompts_raise():
+    short = recipe(**{"optimise.steps": 1, "mesh.texture": 16})
+    with pytest.warns(UserWarning, match=r"'wombat' \(nearest: cat\).*sd15"):
+        TextToMesh(BoxPrior(), short)("a wombat")
+    with pytest.raises(InputError, match="empty"):
+        TextToMesh(BoxPrior(), short)("  ")
+
+
+def test_steps_stretch_every_schedule():
+    pipe = TextToMesh(BoxPrior(), recipe())
+    changed = pipe._adjusted(steps=80, guidance=2.0, faces=100)
+    assert changed.optimise.steps == 80 and changed.optimise.lr == (0, 2.0, 0.4, 80)
+    assert changed.optimise.field.head.beta == (0, 0.1, 0.03, 60) and changed.optimise.occupancy_from == 10
+    assert changed.score.guidance == 2.0 and changed.mesh.faces == 100 and changed.score.window.low == (0.02,)
+    assert stretched((1.0,), 3) == (1.0,)
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "text-to-mesh").glob("*.yaml")), ids=lambda p: p.stem)
+def test_packaged_recipes_load(path: Path):
+    assert load_config(MeshRecipe, path).optimise.steps > 0
+
+
+def test_recipe_follows_the_prior():
+    assert load_recipe("default", BoxPrior()) == load_recipe("toybox", BoxPrior())
+    with pytest.raises(InputError, match="toybox"):
+        load_recipe("toybix", BoxPrior())
+
+
+def test_camera_groups_are_ninety_degrees_apart_and_share_the_rest():
+    config = ViewConfig(groups=2)
+    camera = draw_cameras(config, 32, generator(4))
+    azimuth = torch.rad2deg(torch.atan2(camera.centres[:, 1], camera.centres[:, 0])).view(2, 4)
+    steps = (azimuth[:, 1:] - azimuth[:, :-1]) % 360
+    torch.testing.assert_close(steps, torch.full_like(steps, 90.0), atol=1e-3, rtol=0)
+    height = camera.centres[:, 2].view(2, 4)
+    torch.testing.assert_close(height, height[:, :1].expand(2, 4))
+    radius = camera.centres.norm(dim=-1) * torch.sin(camera.fov_y_rad / 2)
+    assert radius.min() > 0.919 and radius.max() < 1.081
+    background = draw_backgrounds(config, generator(0))
+    assert background.shape == (8, 3) and torch.equal(background[0], background[3])
+
+
+def test_view_words_follow_the_camera():
+    camera = Camera.orbit([0, 44, 90, 136, 180, 270, 10], [0, 0, 0, 0, 10, 0, 70], 3.0, 30.0, 8)
+    assert view_classes(camera) == ["front", "front", "side", "back", "back", "side", "top"]
+
+    class Words(BoxPrior):
+        def predict(self, x, time, condition, **_):
+            self.asked = condition.prompts
+            return torch.zeros_like(x)
+
+    model = Words()
+    guide = ViewTextGuide(recipe().score, model, "a box")
+    guide(torch.zeros(7, 3, SIZE, SIZE), camera, 0, generator(0))
+    assert model.asked[3:] == ["a box, back view", "a box, back view", "a box, side view", "a box, top view"]

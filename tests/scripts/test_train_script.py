@@ -1,0 +1,89 @@
+"""The training command: recipes, overrides, messages, and a whole tiny run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from diffusers import AutoencoderKL
+
+from unproject.scripts import encode_latents, recipes, train
+from unproject.utils.configs import CONFIGS, load_config, read_yaml
+from unproject.utils.errors import InputError
+
+KINDS = {
+    "vae": recipes.VAERecipe,
+    "diffusion": recipes.DiffusionRecipe,
+    "multiview": recipes.MultiViewRecipe,
+    "judge": recipes.JudgeRecipe,
+    "geometry-head": recipes.GeometryRecipe,
+}
+
+
+class Pictures:
+    """Stands for a rendered set."""
+
+    def __init__(self, folders) -> None:
+        self.pixels = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), dtype=np.uint8)
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def images(self, indices):
+        return self.pixels[indices]
+
+
+@pytest.fixture
+def tiny(monkeypatch, tmp_path):
+    monkeypatch.setattr(recipes, "RenderedSet", Pictures)
+    monkeypatch.setattr(encode_latents, "RenderedSet", Pictures)
+    path = tmp_path / "tiny.yaml"
+    model = "{widths: [8, 8], norm_groups: 4, validation_images: 4}"
+    path.write_text(f"objective: vae\ntrain: [a]\nval: [b]\nmodel: {model}\ntrainer: {{steps: 2, batch: 2}}\n")
+    return str(path)
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "train").glob("*.yaml")), ids=lambda p: p.stem)
+def test_packaged_recipes_are_valid(path):
+    assert KINDS.keys() == recipes.RECIPES.keys()
+    values = read_yaml(path)
+    load_config(KINDS[values.pop("objective")], values)
+
+
+def test_overrides_are_dotted_and_typed(tiny):
+    _, values = train.read_recipe(tiny, ["trainer.steps=7", "val=[c, d]", "model.kl=0.5"])
+    assert (
+        values["trainer"] == {"steps": 7, "batch": 2} and values["val"] == ["c", "d"] and values["model"]["kl"] == 0.5
+    )
+
+
+def test_mistakes_are_named(tiny, tmp_path, capsys):
+    (tmp_path / "odd.yaml").write_text("objective: magic\n")
+    with pytest.raises(InputError, match="vae, diffusion, multiview"):
+        train.read_recipe(str(tmp_path / "odd.yaml"), [])
+    with pytest.raises(InputError, match="key=value"):
+        train.read_recipe(tiny, ["trainer.steps"])
+    assert train.main([tiny, "--set", "trainer.stpes=3"]) == 2
+    assert "trainer.stpes" in capsys.readouterr().err
+    assert train.main([tiny, "--export", "--out", str(tmp_path / "none")]) == 2
+    assert "no checkpoint" in capsys.readouterr().err
+
+
+def test_a_run_trains_exports_resumes_and_feeds_the_encoder(tiny, tmp_path, capsys):
+    out = tmp_path / "run"
+    arguments = [tiny, "--out", str(out), "--device", "cpu"]
+    assert train.main([*arguments, "--set", "trainer.max_minutes=0"]) == 0
+    assert "--resume" in capsys.readouterr().out and not (out / "export").exists()
+    assert train.main([*arguments, "--resume"]) == 0
+    assert "psnr" in capsys.readouterr().out
+    assert AutoencoderKL.from_pretrained(out / "export").config.latent_channels == 4
+    assert train.main(arguments) == 2
+    assert "already holds ckpt-2" in capsys.readouterr().err
+    assert train.main([*arguments, "--export"]) == 0
+    latents = tmp_path / "latents"
+    assert encode_latents.main(["--vae", str(out / "export"), "--data", "a", "--out", str(latents)]) == 0
+    assert json.loads((latents / "latents.json").read_text())["count"] == 6
+    assert encode_latents.main(["--vae", str(tmp_path), "--data", "a", "--out", str(latents)]) == 2
+    assert {p.name for p in Path(out).iterdir()} >= {"metrics.jsonl", "recipe.json", "LATEST", "ckpt-2", "export"}

@@ -1,0 +1,210 @@
+"""The concat head: expansion identity, regressor, sampler, files; the objective: gradients, masks, learning."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from unproject.core.sampling import Prediction
+from unproject.tasks.data import AugmentConfig, GeometryData
+from unproject.tasks.geometry_head import GeometryHead, HeadConfig, expanded_unet
+from unproject.tasks.heads import head_table, load_head, marigold_head
+from unproject.tasks.train import HeadObjective, LossConfig, edge_error, latent_mask, random_unet_like
+from unproject.utils.errors import InputError
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def make_head(prior, **config) -> GeometryHead:
+    return GeometryHead.from_prior(prior, HeadConfig(processing_resolution=32, **config))
+
+
+@pytest.mark.parametrize("targets", [1, 2, 3])
+def test_expanded_unet_repeats_the_prior_when_every_group_is_the_image(tiny_prior, targets: int) -> None:
+    z, t = torch.randn(2, 4, 8, 8, generator=seeded()), torch.tensor([10.0, 900.0])
+    text = torch.randn(2, 8, 32, generator=seeded(1))
+    original = tiny_prior.network(z, t, text, return_dict=False)[0]
+    grown = expanded_unet(tiny_prior.network, targets).eval()
+    out = grown(torch.cat([z] * (1 + targets), 1), t, text, return_dict=False)[0]
+    torch.testing.assert_close(out, original.repeat(1, targets, 1, 1), rtol=0, atol=2e-5)
+
+
+def test_first_level_is_the_noisiest_and_trailing_starts_there(tiny_prior) -> None:
+    head = make_head(tiny_prior, start="noise", steps=4)
+    assert head.first_level().index == 999
+    assert head.levels(1)[0].index == 999
+    assert head.levels(1, "leading")[0].index == 1  # the published bug: pure noise asked at the clean end
+    assert head.levels(4)[-1].sigma == 0
+
+
+def test_zero_signal_schedules_start_from_exactly_pure_noise(marigold) -> None:
+    head = marigold_head(marigold("depth"))
+    assert (head.first_level().alpha, head.first_level().sigma) == (0.0, 1.0)
+
+
+def test_one_step_is_the_predicted_clean_latent(tiny_prior) -> None:
+    head = make_head(tiny_prior)
+    condition = torch.randn(1, 4, 8, 8, generator=seeded())
+    start = torch.zeros(1, 8, 8, 8)
+    with torch.no_grad():
+        prediction: Prediction = head.denoiser(condition)(start, head.first_level())
+    torch.testing.assert_close(head.predict(condition, start), prediction.x0, rtol=0, atol=0)
+    level = head.first_level()
+    torch.testing.assert_close(prediction.x0, -level.sigma * prediction.raw, rtol=0, atol=1e-6)  # v with z = 0
+
+
+def test_calls_are_counted(tiny_prior) -> None:
+    head = make_head(tiny_prior, start="noise", steps=3)
+    head.predict(torch.zeros(2, 4, 8, 8), torch.zeros(2, 8, 8, 8))
+    assert head.nfe == 6
+
+
+def test_targets_survive_the_latent_layout(tiny_prior) -> None:
+    head = make_head(tiny_prior)
+    depth = torch.rand(2, 1, 32, 32, generator=seeded()) + 1
+    normals = torch.zeros(2, 3, 32, 32)
+    normals[:, 2] = 1
+    latents, states = head.encode_targets(
+        {"depth": depth, "normals": normals}, torch.ones_like(depth, dtype=torch.bool)
+    )
+    assert latents.shape == (2, 8, 8, 8)
+    assert states["depth"].low.shape == (2, 1, 1, 1)
+    alone = head.prior.encode(head.codec.parts["normals"].encode(normals, depth > 0)[0] / 2 + 0.5)
+    torch.testing.assert_close(latents[:, 4:], alone, rtol=0, atol=1e-5)  # normals are the second group
+    assert head.decode_pictures(latents).shape == (2, 2, 3, 32, 32)
+
+
+def test_saved_head_loads_beside_its_prior(head_folder) -> None:
+    head = GeometryHead.load(head_folder)
+    assert head.config == HeadConfig(processing_resolution=32)
+    assert head.prior.name == "tiny"
+    manifest = json.loads((head_folder / "head.json").read_text())
+    assert manifest["base"] == "tiny"
+    assert "torch" in manifest["versions"]
+    assert not any(p.requires_grad for p in head.unet.parameters())
+
+
+def test_weights_survive_saving_in_half_precision(tiny_prior, head_folder) -> None:
+    saved = GeometryHead.load(head_folder).unet.state_dict()
+    for name, value in make_head(tiny_prior).unet.state_dict().items():
+        torch.testing.assert_close(saved[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_prior_folder_leads_to_the_head_beside_it(head_folder) -> None:
+    assert load_head(head_folder.parent / "tiny").config.targets == ("depth", "normals")
+
+
+def test_messages_name_the_way_out(tiny_prior, head_folder, marigold, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("UNPROJECT_WEIGHTS", str(tmp_path))
+    with pytest.raises(InputError, match="toybox-geometry"):
+        load_head("toybox")
+    with pytest.raises(InputError, match="neither a name nor a folder"):
+        load_head("nonsense")
+    with pytest.raises(InputError, match="no geometry head"):
+        load_head(tmp_path)
+    marigold("depth").save_pretrained(tmp_path / "marigold")
+    with pytest.raises(InputError, match="predicts depth, not normals"):
+        load_head(tmp_path / "marigold", ("normals",))
+    with pytest.raises(InputError, match="input and 8"):
+        GeometryHead(tiny_prior, tiny_prior.network, HeadConfig())
+    with pytest.raises(InputError, match="one-step regressor"):
+        HeadConfig(steps=4)
+    with pytest.raises(InputError, match="distinct names"):
+        HeadConfig(targets=("depth", "depth"))
+
+
+def test_published_heads_are_listed_with_their_start() -> None:
+    table = head_table()
+    assert table["marigold-depth"].start == "noise"
+    assert (table["e2e-ft-depth"].start, table["e2e-ft-depth"].steps) == ("zeros", 1)
+
+
+@pytest.mark.parametrize("loss", ["end_to_end", "latent"])
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_loss_reaches_the_unet_and_nothing_else(tiny_prior, planes, loss: str, kind: str) -> None:
+    head = make_head(tiny_prior, kind=kind)
+    objective = HeadObjective(LossConfig(loss=loss), head)
+    batch = GeometryData([planes()]).batch(np.arange(2), np.random.default_rng(0))
+    out = objective.loss(batch, seeded(), 0)
+    out.loss.backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in objective.modules["unet"].parameters())
+    assert all(p.grad is None for p in objective.frozen["vae"].parameters())
+    again = objective.loss(batch, seeded(), 0)
+    assert out.loss.item() == again.loss.item()
+
+
+def test_images_without_valid_pixels_cost_nothing_and_keep_gradients_finite(tiny_prior, planes) -> None:
+    pictures = planes(2)
+    pictures.columns["depth_m"][0] = 0
+    objective = HeadObjective(LossConfig(), make_head(tiny_prior))
+    objective.loss(GeometryData([pictures]).batch(np.arange(2), None), seeded(), 0).loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in objective.modules["unet"].parameters())
+
+
+def test_a_few_steps_lower_the_loss(tiny_prior, planes) -> None:
+    objective = HeadObjective(LossConfig(), make_head(tiny_prior))
+    data = GeometryData([planes(4)])
+    optimizer = torch.optim.AdamW(objective.modules["unet"].parameters(), lr=3e-3)
+    losses = []
+    for step in range(12):
+        out = objective.loss(data.batch(np.arange(4), None), seeded(step), step)
+        optimizer.zero_grad()
+        out.loss.backward()
+        optimizer.step()
+        losses.append(out.loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_validation_and_preview(tiny_prior, planes, tmp_path) -> None:
+    objective = HeadObjective(LossConfig(validation_images=4), make_head(tiny_prior), GeometryData([planes(6)]))
+    found = objective.validate()
+    assert set(found) == {"abs_rel", "delta1", "silog", "upright", "normals_mean", "normals_below_30"}
+    assert all(np.isfinite(value) for value in found.values())
+    objective.preview(3, tmp_path)
+    assert (tmp_path / "geometry-0000003.png").is_file()
+
+
+def test_random_network_has_the_same_shape_and_depends_on_the_seed_only(tiny_prior) -> None:
+    unet = make_head(tiny_prior).unet
+    one, same, other = (random_unet_like(unet, seed).state_dict() for seed in (0, 0, 1))
+    assert {k: v.shape for k, v in one.items()} == {k: v.shape for k, v in unet.state_dict().items()}
+    torch.testing.assert_close(one["conv_in.weight"], same["conv_in.weight"], rtol=0, atol=0)
+    assert not torch.equal(one["conv_in.weight"], other["conv_in.weight"])
+
+
+def test_mirroring_keeps_normals_consistent_with_depth(planes) -> None:
+    """On a plane z = 2 + a x + b y the OpenCV normal is along (a, b, -1): so it must be after augmentation."""
+    data = GeometryData([planes(4)], AugmentConfig(crop=24))
+    rng = np.random.default_rng(0)
+    batch = data.batch(np.array([0, 1, 2, 3] * 4), rng)
+    assert batch["images"].shape == (16, 24, 24, 3)
+    slope = np.gradient(batch["depth_m"], 2 / 31, axis=2).mean((1, 2))
+    from_normals = (-batch["normals"][..., 0] / batch["normals"][..., 2]).mean((1, 2))
+    np.testing.assert_allclose(from_normals, slope, atol=0.02)
+
+
+def test_several_sets_are_one(planes) -> None:
+    data = GeometryData([planes(3, 32, 0), planes(5, 48, 1)], AugmentConfig(crop=32))
+    assert len(data) == 8
+    np.testing.assert_array_equal(data.batch(np.array([3]), None)["images"][0], planes(5, 48, 1).rgb[0][8:40, 8:40])
+    with pytest.raises(InputError, match="crop=64"):
+        GeometryData([planes()], AugmentConfig(crop=64)).batch(np.array([0]), None)
+
+
+def test_latent_mask_wants_whole_cells() -> None:
+    valid = torch.ones(1, 1, 8, 8, dtype=torch.bool)
+    valid[0, 0, 3, 3] = False
+    assert latent_mask(valid, 4).flatten().tolist() == [False, True, True, True]
+
+
+def test_edge_error_ignores_shifts_and_sees_steps() -> None:
+    valid = torch.ones(1, 16, 16, dtype=torch.bool)
+    assert edge_error(torch.full((1, 16, 16), 0.7), valid).item() == 0
+    step = torch.zeros(1, 16, 16)
+    step[..., 8:] = 1
+    assert edge_error(step, valid).item() == pytest.approx((1 / 15 + 1 / 7 + 1 / 3) / 6, rel=1e-5)

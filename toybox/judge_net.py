@@ -1,0 +1,107 @@
+"""The network of the judge: a residual net of three-by-three convolutions with one linear head for each question."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+
+@dataclass(frozen=True)
+class JudgeShape:
+    """Shape of the network for square pictures of `image_size` px."""
+
+    widths: tuple[int, ...] = (24, 64, 128, 192)
+    """channels per stage; the first works at half the picture's size, each further one at half of the one before"""
+    blocks: tuple[int, ...] = (1, 1, 2, 1)
+    """residual blocks per stage"""
+    features: int = 192
+    """length of the feature vector"""
+    image_size: int = 64
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(relu(conv(x))), normalised, with a projected and pooled shortcut when the shape changes."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(inputs, outputs, 3, stride, 1)
+        self.first_norm: nn.Module = nn.BatchNorm2d(outputs)
+        self.second = nn.Conv2d(outputs, outputs, 3, 1, 1)
+        self.second_norm: nn.Module = nn.BatchNorm2d(outputs)
+        self.shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, h, w) to (B, outputs, h / stride, w / stride)."""
+        short = self.shortcut(F.avg_pool2d(x, self.stride) if self.stride > 1 else x)
+        hidden = F.relu(self.first_norm(self.first(x)))
+        return F.relu(short + self.second_norm(self.second(hidden)))
+
+
+class JudgeNet(nn.Module):
+    """Pictures (B, 3, S, S) in [0, 1] to a feature vector and the logits of every question."""
+
+    def __init__(self, shape: JudgeShape, heads: Mapping[str, int]) -> None:
+        super().__init__()
+        self.shape = shape
+        width = shape.widths[0]
+        self.stem = nn.Conv2d(12, width, 3, 1, 1)
+        stages: list[nn.Module] = []
+        for number, (outputs, count) in enumerate(zip(shape.widths, shape.blocks, strict=True)):
+            for block in range(count):
+                stages.append(ResidualBlock(width, outputs, 2 if number and not block else 1))
+                width = outputs
+        self.stages = nn.Sequential(*stages)
+        last = shape.image_size >> len(shape.widths)
+        self.places = nn.Conv2d(width, 16, 1)  # keeps where things are, which the mean over the picture forgets
+        self.feature = nn.Linear(width + 16 * last * last, shape.features)
+        self.heads = nn.ModuleDict({name: nn.Linear(shape.features, size) for name, size in heads.items()})
+
+    def features(self, images: Tensor) -> Tensor:
+        """The feature vector (B, features), which the heads read."""
+        x = self.stages(F.relu(self.stem(F.pixel_unshuffle(2.0 * images - 1.0, 2))))
+        together = torch.cat([x.mean(dim=(2, 3)), F.relu(self.places(x)).flatten(1)], dim=1)
+        return F.silu(self.feature(together))
+
+    def answers(self, features: Tensor) -> dict[str, Tensor]:
+        """Logits (B, answers) of each head."""
+        return {name: head(features) for name, head in self.heads.items()}
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Logits of each head for pictures (B, 3, S, S)."""
+        return self.answers(self.features(images))
+
+
+def build_net(shape: JudgeShape, heads: Mapping[str, int], seed: int = 0) -> JudgeNet:
+    """A fresh network whose initial weights depend on the seed only; the global generator is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.set_rng_state(torch.Generator().manual_seed(seed).get_state())
+        return JudgeNet(shape, heads)
+
+
+def folded(net: JudgeNet) -> JudgeNet:
+    """A copy in eval mode whose normalisations are part of the convolutions."""
+    net = copy.deepcopy(net).eval()
+    for block in net.stages:
+        assert isinstance(block, ResidualBlock)
+        for name in ("first", "second"):
+            norm = getattr(block, f"{name}_norm")
+            if isinstance(norm, nn.BatchNorm2d):
+                setattr(block, name, fuse_conv_bn_eval(getattr(block, name), norm))
+                setattr(block, f"{name}_norm", nn.Identity())
+    return net
+
+
+def without_norms(shape: JudgeShape, heads: Mapping[str, int]) -> JudgeNet:
+    """The network in the form `folded` gives, ready to load its weights."""
+    net = JudgeNet(shape, heads).eval()
+    for block in net.stages:
+        assert isinstance(block, ResidualBlock)
+        block.first_norm = block.second_norm = nn.Identity()
+    return net

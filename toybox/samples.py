@@ -1,0 +1,47 @@
+"""One sample of the world as a pure function of (split, index, kind, size)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..geometry.cameras import Camera
+from ..utils.errors import InputError
+from .captions import Meaning, caption, meaning_of, view_word
+from .dataset import group_cameras
+from .programs import ObjectProgram, Program, RoomProgram, draw
+from .render import Rendering, render_views
+from .scenes import Scene, make_scene
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A program, what it says in words, and its rendered views with all channels."""
+
+    program: Program
+    caption: str
+    """complete and canonical, of the first view; "a furnished room" for rooms"""
+    meaning: Meaning | None
+    """the structured meaning of the caption; None for rooms"""
+    scene: Scene
+    cameras: Camera
+    """one for each view: four around an object, two before a scene, four in a room"""
+    renderings: tuple[Rendering, ...]
+
+
+def sample(split: str, index: int, kind: str = "object", size: int = 64) -> Sample:
+    """Sample number `index` of a split: the same on every machine, in any order and any process.
+
+    Its pictures are those of `render_set` for the same arguments. Raises InputError for unknown splits and kinds.
+    """
+    if size < 8:
+        raise InputError(f"size={size} is too small; need at least 8 px")
+    program = draw(split, index, kind)
+    scene = make_scene(program, index)
+    cameras, views = group_cameras(split, kind, index, scene, size)
+    pairs = [(c.c2w[0].numpy().astype(float), c.K[0].numpy().astype(float)) for c in cameras]
+    renderings = tuple(render_views(scene, pairs, size))
+    if isinstance(program, RoomProgram):
+        return Sample(program, "a furnished room", None, scene, Camera.cat(cameras), renderings)
+    first = views[0]
+    word = view_word(first["azimuth_deg"], first["elevation_deg"]) if isinstance(program, ObjectProgram) else None
+    return Sample(program, caption(program, word), meaning_of(program, word), scene, Camera.cat(cameras), renderings)

@@ -1,4 +1,4 @@
-"""What the embedded prior draws, scored by the judge: accuracy on test and held-out prompts, guidance and step sweeps."""
+"""What the embedded prior draws, scored by the judge: accuracy on test and held-out prompts, two sweeps."""
 
 from __future__ import annotations
 

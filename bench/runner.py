@@ -30,13 +30,9 @@ class Experiment:
 
 
 EXPERIMENTS: dict[str, Experiment] = {
-    "embedded-prior": Experiment(
-        "What the embedded prior draws: accuracy, toy-FID, guidance and step sweeps", "embedded_prior"
-    ),
+    "embedded-prior": Experiment("What the embedded prior draws: accuracy, toy-FID, sweeps", "embedded_prior"),
     "text-to-mesh": Experiment("Text to mesh by score distillation: judged views, mesh health, cost", "text_to_mesh"),
-    "geometry-heads": Experiment(
-        "Depth and normals against constant, plane and a head without the prior", "geometry_heads"
-    ),
+    "geometry-heads": Experiment("Depth and normals against simple baselines", "geometry_heads"),
     "judge": Experiment("The judge's own accuracy on test renders", "judge"),
 }
 

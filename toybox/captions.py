@@ -66,7 +66,7 @@ PLURALS = {
     "shelf": "shelves",
     "bookcase": "bookcases",
 }
-ATTRIBUTES: dict[str, dict[str, tuple[str, ...]]] = {
+ATTRIBUTES: dict[str, Mapping[str, tuple[str, ...]]] = {
     "shape": SHAPE_WORDS,
     "finish": FINISH_WORDS,
     "pattern": PATTERN_WORDS,
@@ -236,7 +236,8 @@ def satisfies(program: ObjectProgram, phrase: Phrase) -> bool:
 def vocabulary() -> tuple[str, ...]:
     """Every word and punctuation mark the grammar can write, sorted."""
     texts = [*PREFIXES, *COUNTS.values(), "a an , ."]
-    for table in (*ATTRIBUTES.values(), RELATION_WORDS, VIEW_WORDS):
+    tables: list[Mapping[str, tuple[str, ...]]] = [*ATTRIBUTES.values(), RELATION_WORDS, VIEW_WORDS]
+    for table in tables:
         texts += [word for words in table.values() for word in words]
     texts += [*_NOUN_WORDS, *_PLURAL_WORDS]
     return tuple(sorted({word for text in texts for word in re.findall(r"[a-z0-9]+|[^\sa-z0-9]", text)}))

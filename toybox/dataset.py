@@ -115,7 +115,7 @@ def render_shard(job: RenderJob, folder: str, number: int) -> int:
     groups = range(job.first + start, job.first + min(start + SHARD_GROUPS, job.groups))
     if not path.exists():
         parts = [render_group(job, g) for g in groups]
-        arrays = {k: np.concatenate([p[k] for p in parts]) for k in parts[0] if k != "records"}
+        arrays: dict[str, Any] = {k: np.concatenate([p[k] for p in parts]) for k in parts[0] if k != "records"}
         records = json.dumps([r for p in parts for r in p["records"]])
         with atomic_path(path) as temporary:
             np.savez_compressed(temporary, records=np.frombuffer(records.encode(), np.uint8), **arrays)

@@ -158,8 +158,8 @@ class Judge:
         if not (folder / "judge.json").is_file() or not (folder / "judge.safetensors").is_file():
             raise InputError(f"{folder} holds no judge; set UNPROJECT_WEIGHTS, or train one (scripts.train judge)")
         card = read_json(folder / "judge.json")
-        shape = JudgeShape(**{k: tuple(v) if isinstance(v, list) else v for k, v in card["shape"].items()})
-        net = without_norms(shape, head_sizes(card["answers"]))
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in card["shape"].items()}
+        net = without_norms(JudgeShape(**values), head_sizes(card["answers"]))
         net.load_state_dict({k: v.float() for k, v in load_file(folder / "judge.safetensors").items()})
         return cls(net.to(device, memory_format=torch.channels_last), card["answers"])  # type: ignore[call-overload]
 

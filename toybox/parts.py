@@ -97,7 +97,7 @@ def box(size: Vec, at: Vec = (0, 0, 0), rotate: Vec = (0, 0, 0), bevel: float = 
     if bevel <= 0:
         return place(unit_box().scaled(size), at, rotate)
     half = 0.5 * np.asarray(size, float)
-    b = min(bevel, 0.9 * half.min())
+    b = min(bevel, 0.45 * float(np.min(size)))
     corners = [
         np.array([sx, sy, sz]) * (half - b * np.array([ax != 0, ax != 1, ax != 2]))
         for sx in (-1, 1)

@@ -56,12 +56,12 @@ class NoiseLossConfig:
 class DiffusionConfig:
     """Shape of the networks and of the loss."""
 
-    widths: tuple[int, int, int] = (48, 96, 144)
+    widths: tuple[int, int, int] = (48, 96, 112)
     """channels of the three levels; the lower two have cross-attention"""
     layers_per_block: int = 1
     transformer_layers: int = 2
     """depth of each cross-attention stage"""
-    heads: tuple[int, int, int] = (2, 4, 6)
+    heads: tuple[int, int, int] = (2, 4, 4)
     norm_groups: int = 16
     latent_size: int = 16
     latent_channels: int = 4

@@ -152,7 +152,7 @@ def opponent(error: Tensor, gain: float) -> Tensor:
 @torch.no_grad()
 def _open_paths(vae: AutoencoderKL, config: VAEConfig) -> None:
     """Initial weights that pass brightness and colour alike: residual branches start at zero, resampling and
-    shortcut convolutions as orthogonal maps, the first and last convolution amplify and attenuate colour differences."""
+    shortcut convolutions as orthogonal maps, the outermost convolutions amplify and attenuate colour differences."""
     for name, module in vae.named_modules():
         if isinstance(module, ResnetBlock2D):
             nn.init.zeros_(module.conv2.weight)

@@ -24,6 +24,8 @@ from ..geometry.volume import Occupancy, VolumeConfig, render
 from ..utils.errors import InputError
 from ..utils.pictures import save_gif, save_image, save_mp4
 
+Mask = NDArray[np.bool_]
+
 
 @dataclass(frozen=True)
 class MeshConfig:
@@ -79,7 +81,7 @@ def unseen(
         wall = torch.where(seen.alpha > 0.5, seen.depth, torch.full_like(seen.depth, torch.inf))[0, ..., 0]
         pixel, z = camera[view].project(points[left])
         column, row = pixel[0].long().clamp(0, size - 1).unbind(-1)
-        left = left[z[0] > wall[row, column] + 2 * field.spacing]
+        left = left[z[0] > wall[row, column] + 0.5 * field.spacing]
     hidden = torch.zeros(empty.size, dtype=torch.bool)
     hidden[left.cpu()] = True
     return hidden.view(empty.shape).numpy()

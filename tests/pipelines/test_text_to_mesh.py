@@ -52,7 +52,7 @@ RECIPE = {
             "grid": {"sides": [9, 17, 33], "starts": [0, 0, 0], "geometry_lr": 0.02},
         },
         "volume": {"step": 0.05, "cells": 16},
-        "losses": {"eikonal": [1.0], "smooth": [0.01]},
+        "losses": {"smooth": [1.0]},
     },
     "mesh": {"resolution": 40, "faces": 800, "texture": 96, "depth_samples": 4, "visibility_views": 24},
     "preview_every": 20,

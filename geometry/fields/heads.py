@@ -7,6 +7,7 @@ Laplace (Yariv et al. 2021, "Volume Rendering of Neural Implicit Surfaces", eq. 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,7 +35,7 @@ class HeadConfig:
             raise InputError("head: radius, beta_min and scale must be positive")
 
 
-class Head(nn.Module):
+class Head(nn.Module, ABC):
     """Base: `outward` is the sign that turns the value's gradient into the outward direction."""
 
     outward: float
@@ -44,13 +45,13 @@ class Head(nn.Module):
         super().__init__()
         self.config = config
 
+    @abstractmethod
     def density(self, value: Tensor) -> Tensor:
         """Density in 1/metre of geometry values, any shape."""
-        raise NotImplementedError
 
+    @abstractmethod
     def start_shape(self, points: Tensor) -> Tensor:
         """Geometry value (N,) of the start shape at points (N, 3)."""
-        raise NotImplementedError
 
     def on_step(self, step: int) -> None:
         """Moves schedules."""

@@ -26,6 +26,7 @@ from unproject.core.distillation.objectives.vae import (
     VAEConfig,
     VAEObjective,
     build_vae,
+    opponent,
     save_vae,
     to_model,
 )
@@ -153,10 +154,18 @@ def test_codec_loss_is_pure_and_samples_only_after_the_first_steps():
 
 
 def test_codec_loss_is_the_weighted_sum_of_its_parts():
-    objective = VAEObjective(replace(VAE, l1=2.0, mse=3.0, kl=1e-3))
-    out = objective.loss({"images": Renders().images(np.arange(2))}, rng(), 0)
-    parts = out.logs
-    assert out.loss.item() == pytest.approx((2 * parts["l1"] + 3 * parts["mse"] + 1e-3 * parts["kl"]).item(), rel=1e-6)
+    objective = VAEObjective(replace(VAE, l1=2.0, mse=3.0, kl=1e-3, opponent=(0.5, 0.1), opponent_steps=10))
+    for step, weight in ((0, 0.5), (5, 0.3), (10, 0.1), (99, 0.1)):
+        out = objective.loss({"images": Renders().images(np.arange(2))}, rng(), step)
+        parts = out.logs
+        total = 2 * parts["l1"] + 3 * parts["mse"] + weight * parts["opponent"] + 1e-3 * parts["kl"]
+        assert out.loss.item() == pytest.approx(total.item(), rel=1e-5)
+
+
+def test_opponent_space_keeps_grey_and_amplifies_differences():
+    grey = torch.full((1, 3, 2, 2), 0.3)
+    colour = torch.tensor([0.2, -0.1, -0.1])[None, :, None, None]
+    assert torch.allclose(opponent(grey + colour, 4.0), grey + 4 * colour, atol=1e-6)
 
 
 def test_validation_psnr_of_a_known_error(monkeypatch):

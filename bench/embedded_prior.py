@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..pipelines.text_to_image import TextToImage
+from ..pipelines.text_to_image import TextToImage, TextToImageOutput
 from ..toybox.captions import Meaning, Phrase, say
 from ..toybox.catalogue import NOUNS
 from ..toybox.dataset import RenderJob, render_group
@@ -63,6 +63,7 @@ def draw_images(pipe: TextToImage, prompts: list[str], steps: int, guidance: flo
     for start in range(0, len(prompts), batch):
         chosen = prompts[start : start + batch]
         out = pipe(chosen, num_inference_steps=steps, guidance_scale=guidance, seed=seed + start, output_type="pt")
+        assert isinstance(out, TextToImageOutput)
         parts.append(torch.as_tensor(out.images))
     return torch.cat(parts)
 

@@ -26,7 +26,7 @@ MAGIC, VERSION, JSON_CHUNK, BIN_CHUNK = 0x46546C67, 2, 0x4E4F534A, 0x004E4942
 FLOAT, UINT32 = 5126, 5125
 ARRAY_BUFFER, ELEMENT_BUFFER = 34962, 34963
 LINEAR, LINEAR_MIPMAP, CLAMP, REPEAT = 9729, 9987, 33071, 10497
-COMPONENTS = {5121: np.dtype("<u1"), 5123: np.dtype("<u2"), FLOAT: np.dtype("<f4")}
+COMPONENTS: dict[int, np.dtype[Any]] = {5121: np.dtype("<u1"), 5123: np.dtype("<u2"), FLOAT: np.dtype("<f4")}
 WIDTHS = {"VEC3": 3, "VEC4": 4}
 
 

@@ -60,7 +60,7 @@ class Mesh:
     def to(self, device: torch.device | str) -> Mesh:
         """The same mesh with tensors on another device."""
         names = ("vertices", "faces", "vertex_normals", "uv", "uv_faces", "vertex_colors")
-        moved = {n: None if getattr(self, n) is None else getattr(self, n).to(device) for n in names}
+        moved: dict[str, Any] = {n: None if getattr(self, n) is None else getattr(self, n).to(device) for n in names}
         return replace(self, **moved)
 
     def check(self) -> MeshReport:
@@ -96,7 +96,7 @@ class Mesh:
 
     def with_vertex_colors(self) -> Mesh:
         """Vertex colours looked up in the base colour texture (mean over the corners of a vertex); textures dropped."""
-        if self.uv is None or "base_color" not in self.textures:
+        if self.uv is None or self.uv_faces is None or "base_color" not in self.textures:
             return replace(self, uv=None, uv_faces=None, textures={})
         image = torch.from_numpy(self.textures["base_color"][..., :3].astype(np.float32) / 255)
         corners = sample_texture(image.to(self.uv.device), self.uv)[self.uv_faces.reshape(-1)]  # (3F, 3)

@@ -50,7 +50,7 @@ class RenderOutput:
         if not outputs:
             raise InputError("RenderOutput.cat got no outputs")
         names = ("rgb", "alpha", "depth", "normal", "albedo", "roughness", "metallic")
-        joined = {}
+        joined: dict[str, Any] = {}
         for name in names:
             values = [getattr(output, name) for output in outputs]
             joined[name] = None if any(v is None for v in values) else torch.cat(values)

@@ -142,7 +142,7 @@ def render(
 
     Extras: "spread" (B, H, W, 1) metres^2, variance of the weights along the ray; "snapshot".
     """
-    occupancy = occupancy or Occupancy(config, field.half)
+    occupancy = occupancy or Occupancy(config, field.half_side)
     origins, directions = camera.rays()
     shape = directions.shape[:3]
     stretch = directions.norm(dim=-1, keepdim=True)  # ray distance per z-depth

@@ -48,7 +48,7 @@ class MeshConfig:
 def lattice_values(field: Field, resolution: int, radius: float, chunk: int = 262_144) -> Tensor:
     """Geometry value on a lattice (N, N, N), x first, corners on the cube; outside the ball `radius` it is outside."""
     device = next(field.parameters()).device
-    points = grid_points(resolution, field.half).view(-1, 3).float()
+    points = grid_points(resolution, field.half_side).view(-1, 3).float()
     snapshot = field.snapshot()
     values = torch.cat([snapshot.value_color(part.to(device))[0].cpu() for part in points.split(chunk)])
     beyond = points.norm(dim=-1) - radius  # metres outside the rendered ball
@@ -70,10 +70,10 @@ def unseen(
     if views == 0:
         return np.zeros_like(empty)
     device = next(field.parameters()).device
-    occupancy = Occupancy(volume, field.half)
+    occupancy = Occupancy(volume, field.half_side)
     occupancy.update(field)
-    camera = orthographic_shell(views, field.half, size).to(device)
-    points = grid_points(len(empty), field.half).view(-1, 3).float().to(device)
+    camera = orthographic_shell(views, field.half_side, size).to(device)
+    points = grid_points(len(empty), field.half_side).view(-1, 3).float().to(device)
     left = torch.from_numpy(empty.reshape(-1)).to(device).nonzero()[:, 0]
     left = left[points[left].norm(dim=-1) < volume.radius]
     for view in range(views):
@@ -108,7 +108,7 @@ def surface_of(field: Field, config: MeshConfig, volume: VolumeConfig) -> Mesh:
     hidden = unseen(field, grid <= 0, volume, config.visibility_views) | (binary_fill_holes(grid > 0) & (grid <= 0))
     grid[hidden] = 0.5 * max(float(grid.max()), 1e-3)
     try:
-        mesh = extract_surface(grid, 0.0, field.half, sign=1, keep="all")
+        mesh = extract_surface(grid, 0.0, field.half_side, sign=1, keep="all")
     except EmptySurfaceError as error:
         raise DivergedError(f"the optimised field has no surface ({error}); try more steps or another seed") from error
     return decimate(keep_largest(mesh, config.keep), config.faces).with_smooth_normals()

@@ -61,7 +61,7 @@ def spread(scene: Scene) -> Tensor:
 
 def eikonal(scene: Scene, points: int = 4096) -> Tensor:
     """Deviation of the distance's slope from one, at random points of the cube."""
-    half = scene.field.half - scene.field.spacing
+    half = scene.field.half_side - scene.field.spacing
     draw = torch.rand(points, 3, generator=scene.generator) * 2 - 1
     gradient = scene.snapshot.gradient((draw * half).to(scene.render.rgb))
     return (gradient.norm(dim=-1) - 1).square().mean()

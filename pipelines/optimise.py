@@ -139,7 +139,7 @@ class Optimisation:
         state: dict[str, Tensor] = {"generator": self.generator.get_state()}
         if self.occupancy.mask is not None:
             state["occupancy"] = self.occupancy.mask
-        tensors = {"field": dict(named), "optimizer": slots, "state": state}
+        tensors: dict[str, dict[str, Tensor]] = {"field": dict(named), "optimizer": slots, "state": state}
         facts = {"step": self.step, "seed": self.seed, "config": to_dict(self.config), "health": self.health.streak}
         return save_checkpoint(out, self.step, tensors, {"optimizer": document, "optimisation": facts})
 

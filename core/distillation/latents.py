@@ -19,10 +19,14 @@ SHARD = 4096  # pictures
 CHUNK = 64
 
 
-class CaptionedPictures(Pictures, Protocol):
-    """Pictures with texts; with `rng` a paraphrase is drawn."""
+class Captioned(Protocol):
+    """Texts by number; with `rng` a paraphrase is drawn."""
 
     def captions(self, indices: np.ndarray, rng: np.random.Generator | None = None) -> list[str]: ...
+
+
+class CaptionedPictures(Pictures, Captioned, Protocol):
+    """Pictures with texts."""
 
 
 def weights_hash(model: torch.nn.Module) -> str:
@@ -90,7 +94,7 @@ class ViewGroups:
     {"latents": (B F, C, h, w), "captions": list of B F, "c2w": (B F, 4, 4) float32 or None, "frames": F or 1}
     """
 
-    def __init__(self, latents: LatentSet, phrases: CaptionedPictures, single_share: float) -> None:
+    def __init__(self, latents: LatentSet, phrases: Captioned, single_share: float) -> None:
         """`phrases.captions` describe the object whatever the view; `latents.pictures` has groups() and cameras()."""
         self.latents, self.phrases, self.single_share = latents, phrases, single_share
         self.groups = np.asarray(latents.pictures.groups())  # type: ignore[attr-defined]

@@ -57,8 +57,10 @@ class GaussianMixturePrior(Prior):
         )
         self.names = tuple(names) or tuple(str(k) for k in range(count))
         self.name, self.scheduler_config = "analytic", scheduler_config
-        kind = "flow_prediction" if is_flow(scheduler_config) else scheduler_config.get("prediction_type", "epsilon")
-        self.prediction_type: PredictionType = kind
+        kind: PredictionType = (
+            "flow_prediction" if is_flow(scheduler_config) else scheduler_config.get("prediction_type", "epsilon")
+        )
+        self.prediction_type = kind
         self.latent_shape = (means.shape[1], means.shape[2], means.shape[3])
         self.image_size, self.dtype = means.shape[-1], torch.float64
 

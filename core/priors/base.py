@@ -50,7 +50,9 @@ class Condition:
         return self.embeds.shape[0]
 
     def _mapped(self, change: Callable[[Tensor], Tensor], prompts: list[str]) -> Condition:
-        tensors = {f.name: change(v) for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
+        tensors: dict[str, Any] = {
+            f.name: change(v) for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)
+        }
         return replace(self, prompts=prompts, **tensors)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Condition:

@@ -33,7 +33,7 @@ class DiffusersPrior(Prior):
         config = {**pipe.scheduler.config, "_class_name": type(pipe.scheduler).__name__}
         self.scheduler_config = config
         self.prediction_type = "flow_prediction" if is_flow(config) else config.get("prediction_type", "epsilon")
-        settings = self.network.config
+        settings = pipe.transformer.config
         side = settings.get("sample_size") or 64
         channels = settings["in_channels"]
         self.vae_factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
@@ -142,7 +142,7 @@ class StableDiffusion3Prior(DiffusersPrior):
 
     def __init__(self, pipe: Any, name: str = "") -> None:
         super().__init__(pipe, name)
-        self.latent_multiple = self.network.config["patch_size"]
+        self.latent_multiple = int(pipe.transformer.config["patch_size"])
 
     def encode_text(self, prompts: str | Sequence[str], negative: str | Sequence[str] | None = None) -> Condition:
         """See Prior.encode_text."""
@@ -179,7 +179,7 @@ class FluxPrior(DiffusersPrior):
 
     def __init__(self, pipe: Any, name: str = "") -> None:
         super().__init__(pipe, name)
-        settings = self.network.config
+        settings = pipe.transformer.config
         self.guidance_embedded = bool(settings["guidance_embeds"])
         side = getattr(pipe, "default_sample_size", 128)
         self.latent_shape = (settings["in_channels"] // 4, side, side)

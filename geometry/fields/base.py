@@ -25,7 +25,7 @@ class Field(nn.Module, ABC):
 
     def __init__(self, head: Head, half: float = 1.0) -> None:
         super().__init__()
-        self.head, self.half = head, half
+        self.head, self.half_side = head, half
 
     @abstractmethod
     def query(self) -> Query:

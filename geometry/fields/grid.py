@@ -24,7 +24,8 @@ class GridConfig:
 
     sides: tuple[int, ...] = (17, 33, 65)  # nodes along an edge, coarse to fine
     starts: tuple[int, ...] = (0, 0, 0)  # step at which each level begins to learn
-    geometry_lr: float = 0.01  # metres a step (sdf) or logits a step (density)
+    geometry_lr: float = 0.01  # of the coarsest level, metres a step (sdf) or logits a step (density)
+    geometry_decay: float = 0.5  # factor on it from level to level; 0.5 keeps slopes alike, 1 lets fine levels roughen
     color_lr: float = 0.05  # logits a step
 
     def __post_init__(self) -> None:
@@ -54,7 +55,7 @@ class GridField(Field):
     @property
     def spacing(self) -> float:
         """Edge of a fine cell in metres."""
-        return 2 * self.half / (self.side - 1)
+        return 2 * self.half_side / (self.side - 1)
 
     def summed(self, channels: slice = slice(None)) -> Tensor:
         """The sum of the active levels (1, C, s, s, s), indexed [x, y, z]."""
@@ -69,7 +70,7 @@ class GridField(Field):
         """Trilinear lookup in the summed grid."""
         side = self.side
         table = self.summed()[0].flatten(1).t().contiguous()  # (side^3, 4)
-        return lambda points: weighted_rows(table, *trilinear(points, side, self.half))
+        return lambda points: weighted_rows(table, *trilinear(points, side, self.half_side))
 
     def roughness(self) -> Tensor:
         """Mean squared second difference of geometry (per cell edge) plus that of colour, over the summed grid."""
@@ -87,11 +88,13 @@ class GridField(Field):
         self.active = max(1, sum(start <= step for start in self.config.starts))
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
-        """Geometry and colour move at their own rates; a learnt beta at 0.01 a step."""
+        """Each geometry level and colour move at their own rates; a learnt beta at 0.01 a step."""
+        config = self.config
         groups = [
-            {"params": list(self.geometry), "lr": lr * self.config.geometry_lr},
-            {"params": list(self.colors), "lr": lr * self.config.color_lr},
+            {"params": [level], "lr": lr * config.geometry_lr * config.geometry_decay**depth}
+            for depth, level in enumerate(self.geometry)
         ]
+        groups.append({"params": list(self.colors), "lr": lr * config.color_lr})
         learnt = [p for p in self.head.parameters() if p.requires_grad]
         return groups + ([{"params": learnt, "lr": lr * 0.01}] if learnt else [])
 

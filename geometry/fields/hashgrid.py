@@ -62,14 +62,14 @@ class HashField(Field):
     @property
     def spacing(self) -> float:
         """Edge of a cell of the finest level in metres, at most 1/48 of the cube."""
-        return 2 * self.half / max(self.config.fine, 48)
+        return 2 * self.half_side / max(self.config.fine, 48)
 
     def query(self) -> Query:
         """Features of all levels, then the decoder."""
 
         def ask(points: Tensor) -> Tensor:
             parts = [
-                weighted_rows(table, *hashed(points, r, len(table), self.half))
+                weighted_rows(table, *hashed(points, r, len(table), self.half_side))
                 for table, r in zip(self.tables, self.config.resolutions, strict=True)
             ]
             return self.decoder(torch.cat(parts, dim=-1))

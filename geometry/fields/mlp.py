@@ -15,9 +15,10 @@ class Decoder(nn.Module):
     def __init__(self, features: int, width: int, generator: torch.Generator | None = None, layers: int = 1) -> None:
         super().__init__()
         sizes = [features] + [width] * layers + [4]
-        self.layers = nn.ModuleList([nn.Linear(a, b) for a, b in pairwise(sizes)])
+        linears = [nn.Linear(a, b) for a, b in pairwise(sizes)]
+        self.layers = nn.ModuleList(linears)
         with torch.no_grad():
-            for i, (layer, fan_in) in enumerate(zip(self.layers, sizes, strict=False)):
+            for i, (layer, fan_in) in enumerate(zip(linears, sizes, strict=False)):
                 bound = math.sqrt(6 / fan_in) * (0.02 if i == layers else 1.0)
                 layer.weight.copy_((torch.rand(layer.weight.shape, generator=generator) * 2 - 1) * bound)
                 layer.bias.zero_()

@@ -41,13 +41,13 @@ class TriplaneField(Field):
     @property
     def spacing(self) -> float:
         """Edge of a texel in metres."""
-        return 2 * self.half / (self.config.side - 1)
+        return 2 * self.half_side / (self.config.side - 1)
 
     def query(self) -> Query:
         """Sum of the three projections, then the decoder."""
 
         def ask(points: Tensor) -> Tensor:
-            flat = torch.stack([points[:, list(axes)] for axes in AXES]) / self.half  # (3, N, 2)
+            flat = torch.stack([points[:, list(axes)] for axes in AXES]) / self.half_side  # (3, N, 2)
             read = nn.functional.grid_sample(
                 self.planes, flat[:, None].to(self.planes), align_corners=True, padding_mode="border"
             )

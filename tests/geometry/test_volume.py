@@ -74,7 +74,7 @@ def test_occupancy_changes_nothing_visible(kind):
     config = VolumeConfig(occupied=1e-3, hidden=0.0)
     choice = FieldConfig(kind=kind, head=HeadConfig(beta=(0.01,)))
     field = make_field(choice, torch.Generator().manual_seed(0))
-    occupancy = Occupancy(config, field.half)
+    occupancy = Occupancy(config, field.half_side)
     full = render(field, camera(), 1.0, config, occupancy, normals=False)
     occupancy.update(field, torch.Generator().manual_seed(0))
     assert 0.02 < occupancy.share < 0.5

@@ -32,8 +32,8 @@ def house(rng: np.random.Generator) -> Blueprint:
         panes.append(window(0.8 * size, half_x, 0, eaves + 0.2 * rise))
     b.add("window frames", "light", *[frame for frame, _ in panes])
     b.add("window panes", "dark" if rng.random() < 0.5 else "glass", *[pane for _, pane in panes])
-    spots = [(s * 0.4 * half_x, z) for s in ((-1, 1) if rng.random() < 0.5 else (0,))]
-    b.add("side windows", "glass", *[box((0.26, 2 * half_y + 0.06, 0.28), (x, 0, h)) for x, h in spots])
+    columns = [(s * 0.4 * half_x, z) for s in ((-1, 1) if rng.random() < 0.5 else (0,))]
+    b.add("side windows", "glass", *[box((0.26, 2 * half_y + 0.06, 0.28), (x, 0, h)) for x, h in columns])
     side, x = float(rng.choice((-1, 1))), -0.35 * half_x
     y, peak = side * 0.5 * half_y, ridge + rng.uniform(0.15, 0.35)
     b.add("chimney", "body", box((0.3, 0.3, peak - eaves), (x, y, 0.5 * (peak + eaves))))

@@ -123,9 +123,9 @@ def sofa(rng: np.random.Generator) -> Blueprint:
         bp.add(f"back cushion {i + 1}", "body", box((0.24, each - 0.06, 0.56 * tall), at, (0, -10, 0), bevel=0.1))
     size = rng.uniform(0.38, 0.43)
     for i, s in enumerate((-1, 1) if rng.random() < 0.7 else (1,)):
-        at = (0.64 - 0.5 * d, s * (0.5 * inner - 0.36), leg + 0.54 + 0.5 * size)
+        spot = (0.64 - 0.5 * d, s * (0.5 * inner - 0.36), leg + 0.54 + 0.5 * size)
         turn = (s * rng.uniform(3, 12), -18, 0)
-        bp.add(f"pillow {i + 1}", "light", box((0.2, 1.25 * size, size), at, turn, bevel=0.08))
+        bp.add(f"pillow {i + 1}", "light", box((0.2, 1.25 * size, size), spot, turn, bevel=0.08))
     bp.add(
         "legs",
         ("wood", "dark", "metal")[rng.integers(3)],

@@ -95,7 +95,7 @@ def mug(rng: np.random.Generator) -> Blueprint:
     tall = rng.uniform(0.27, 0.33) * height
     wall = _wall(outer, middle)[0] - 0.06
     if rng.random() < 0.35:
-        path = [
+        path: np.ndarray | list[tuple[float, float, float]] = [
             (0, -wall, middle + tall),
             (0, -wall - reach, middle + tall),
             (0, -wall - reach, middle - 0.6 * tall),
@@ -343,7 +343,8 @@ def jug(rng: np.random.Generator) -> Blueprint:
     thick = rng.uniform(0.12, 0.16)
     upper, lower = 0.88 * height, 0.8 * belly
     if rng.random() < 0.5:
-        path = [(-waist, 0, upper), (-0.75 - out, 0, upper + 0.1), (-0.95 - out, 0, 0.6 * height), (-0.85, 0, lower)]
+        corners = [(-waist, 0, upper), (-0.75 - out, 0, upper + 0.1), (-0.95 - out, 0, 0.6 * height), (-0.85, 0, lower)]
+        path = np.array(corners)
     else:
         path = arc((0, 0, 0), 1.0, 90, 262, "xz", 11) * [out + 0.3, 1, 0.5 * (upper - lower)]
         path = path - (0.7, 0, -0.5 * (upper + lower))

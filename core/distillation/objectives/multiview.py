@@ -110,9 +110,10 @@ class MultiViewObjective(Objective):
     def save(self, out: str | Path, base: str = "toybox") -> Path:
         """Writes unet/, camera_embedding.safetensors and mv.json in fp16; the rest stays in the folder `base`."""
         with folder_path(out) as temporary:
-            copy.deepcopy(self.unet).to("cpu", torch.float16, memory_format=torch.contiguous_format).save(
-                temporary, base, frames=FRAMES
-            )
+            copied = copy.deepcopy(self.unet).to("cpu", torch.float16)
+            for tensor in (*copied.parameters(), *copied.buffers()):
+                tensor.data = tensor.data.contiguous()
+            copied.save(temporary, base, frames=FRAMES)
         return Path(out)
 
     def _embed(self, captions: list[str]) -> Tensor:

@@ -33,7 +33,7 @@ class DiffusersPrior(Prior):
         config = {**pipe.scheduler.config, "_class_name": type(pipe.scheduler).__name__}
         self.scheduler_config = config
         self.prediction_type = "flow_prediction" if is_flow(config) else config.get("prediction_type", "epsilon")
-        settings = pipe.transformer.config
+        settings = self.network.config
         side = settings.get("sample_size") or 64
         channels = settings["in_channels"]
         self.vae_factor = 2 ** (len(self.vae.config.block_out_channels) - 1)

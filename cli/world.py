@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from ..utils.errors import InputError
 from ..utils.runs import RunRecord
 from .common import Command, Shown, Target, check_range
 
@@ -27,10 +28,14 @@ class Toybox(Command):
     """Number of samples on the sheet."""
     size: int = 128
     """Pixels of a side."""
+    sheet: bool = False
+    """Nouns against looks (colours, patterns, finishes, shapes) instead of samples."""
+    nouns: bool = False
+    """Every noun from four sides instead of samples."""
     render: bool = False
     """Render shards of a data set into --out instead of a sheet; an interrupted run goes on where it was."""
     groups: int = 1024
-    """With --render: number of groups (four views of an object, two of a room, one of a scene)."""
+    """With --render: number of groups (four views of an object or a room, two of a scene)."""
     geometry: bool = False
     """With --render: depth and normals too."""
     workers: int = 0
@@ -38,10 +43,14 @@ class Toybox(Command):
 
     def slug(self) -> str:
         """The base name of the outputs."""
+        if self.sheet or self.nouns:
+            return "looks" if self.sheet else "nouns"
         return f"{self.kind}-{self.split}" + ("" if self.render else f"-{self.index}")
 
     def check(self) -> None:
         """Ranges of the numbers."""
+        if self.render + self.sheet + self.nouns > 1:
+            raise InputError("--render, --sheet and --nouns are three different things; give one of them")
         check_range("--index", self.index, 0, 2**31)
         check_range("--count", self.count, 1, 256)
         check_range("--size", self.size, 8, 1024)
@@ -52,11 +61,21 @@ class Toybox(Command):
         """What a dry run says."""
         if self.render:
             return [f"would render {self.groups} groups ({self.kind}, {self.split}) at {self.size} px"]
+        if self.sheet or self.nouns:
+            return ["would draw nouns in different looks" if self.sheet else "would draw every noun from four sides"]
         return [f"would draw samples {self.index} to {self.index + self.count - 1} ({self.kind}, {self.split})"]
 
     def run(self, record: RunRecord, target: Target) -> Shown:
         """Renders the sheet or the set."""
-        return self._render_set(record, target) if self.render else self._sheet(record, target)
+        if self.render:
+            return self._render_set(record, target)
+        if self.sheet or self.nouns:
+            from ..toybox.sheet import write_noun_sheet, write_sheet
+
+            write = write_sheet if self.sheet else write_noun_sheet
+            path = record.output(write(target.file(target.suffix or ".png"), size=self.size))
+            return Shown(data={"sheet": str(path)})
+        return self._samples(record, target)
 
     def _render_set(self, record: RunRecord, target: Target) -> Shown:
         from ..toybox.dataset import RenderJob, render_set
@@ -68,7 +87,7 @@ class Toybox(Command):
             record.output(path)
         return Shown([f"{len(shards)} shards in {folder}"], data={"folder": str(folder), "shards": len(shards)})
 
-    def _sheet(self, record: RunRecord, target: Target) -> Shown:
+    def _samples(self, record: RunRecord, target: Target) -> Shown:
         from ..utils.pictures import grid, save_image
         from ..utils.progress import progress
 
@@ -83,13 +102,11 @@ class Toybox(Command):
 
 
 def _sample(split: str, index: int, kind: str, size: int) -> tuple[Any, str]:
-    """One picture (H, W, 3) uint8 and its caption."""
-    from ..toybox.captions import caption
-    from ..toybox.dataset import RenderJob, render_group
-    from ..toybox.programs import draw
+    """One picture (H, W, 3) float32 in [0, 1] and its caption."""
+    from ..toybox.samples import sample
 
-    group = render_group(RenderJob(kind, split, 1, size, False, index), index)
-    return group["rgb"][0], caption(draw(split, index, kind))
+    one = sample(split, index, kind, size)
+    return one.renderings[0].rgb, one.caption
 
 
 def room_photo(path: Path, size: int = 512, index: int = 0) -> Path:

@@ -121,6 +121,7 @@ def test_version(run: Run) -> None:
         (("pointcloud", ".", "--near", "3", "--far", "2"), "need 0 < near < far"),
         (("pointcloud", ".", "--fov", "180"), "--fov must lie between 1 and 170"),
         (("toybox", "--count", "0"), "--count must lie between 1 and 256, got 0"),
+        (("toybox", "--sheet", "--nouns"), "--render, --sheet and --nouns are three different things"),
         (("inspect", "missing.glb"), "missing.glb does not exist"),
         (("convert", "missing.glb", "a.obj"), "missing.glb does not exist"),
         (("train", "missing"), "missing"),

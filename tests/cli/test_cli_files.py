@@ -10,7 +10,7 @@ import torch
 from unproject.cli import main
 from unproject.geometry.meshes import Mesh
 from unproject.geometry.points import PointCloud
-from unproject.utils.pictures import save_image
+from unproject.utils.pictures import load_image, save_image
 
 
 @pytest.fixture
@@ -107,3 +107,11 @@ def test_toybox_sheet_and_data_set(in_tmp: Path, capsys: pytest.CaptureFixture[s
     assert json.loads(capsys.readouterr().out)["shards"] == 1
     assert main([*words, "--kind", "scene"]) == 2
     assert "holds another data set" in capsys.readouterr().err
+
+
+def test_toybox_shows_rooms_and_looks(in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["toybox", "--kind", "room", "--count", "1", "--size", "16", "-o", "room.png"]) == 0
+    assert "a furnished room" in capsys.readouterr().out
+    assert load_image("room.png").shape[:2] == (16 + 4, 16 + 4)
+    assert main(["toybox", "--sheet", "--size", "8", "-o", "looks.png"]) == 0
+    assert load_image("looks.png").shape[1] >= 8 * 8

@@ -181,7 +181,7 @@ def _trained(
     """Errors on the test rooms after a short training, and its seconds."""
     head = GeometryHead.from_prior(prior, HeadConfig())
     if start == "random":
-        head = GeometryHead(prior, random_unet_like(head.unet, seed), head.config)  # type: ignore[arg-type]
+        head = GeometryHead(prior, random_unet_like(head.unet, seed), head.config)
     objective = HeadObjective(LossConfig(), head)
     settings = TrainerConfig(
         steps=config.budget_steps,

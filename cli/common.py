@@ -225,7 +225,7 @@ def _calls(nfe: Mapping[str, int]) -> str:
 def _plain_warnings(record: RunRecord) -> Iterator[None]:
     """Each user warning once, as one line on standard error and in the record; developers' warnings are dropped."""
 
-    def show(message: Warning | str, category: type[Warning], *_: Any) -> None:
+    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
         text = " ".join(str(message).split())
         if issubclass(category, UserWarning) and text not in record.warnings:
             record.warnings.append(text)
@@ -234,5 +234,5 @@ def _plain_warnings(record: RunRecord) -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", UserWarning)
-        warnings.showwarning = show  # type: ignore[assignment]
+        warnings.showwarning = show
         yield

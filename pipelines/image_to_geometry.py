@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -59,7 +60,7 @@ class Made:
     latent: Tensor | None
 
 
-class _FromImage(Generic[Out]):
+class _FromImage(ABC, Generic[Out]):
     """Loading and prediction, shared by the pipelines below."""
 
     needs: tuple[str, ...] = ()
@@ -141,8 +142,9 @@ class _FromImage(Generic[Out]):
         result = self._outputs(made, output_type, output_latent, self.head.nfe - before, seed)
         return self._chosen(result)
 
+    @abstractmethod
     def _chosen(self, result: GeometryOutput) -> Out:
-        return result  # type: ignore[return-value]
+        """The part of everything predicted that this pipeline returns."""
 
     def _settings(
         self, steps: int | None, spacing: Any, members: int, resolution: int | None, batch: int, alignment: Alignment
@@ -299,6 +301,9 @@ class ImageToGeometry(_FromImage[GeometryOutput]):
     >>> made = ImageToGeometry.from_pretrained("toybox")("room.jpg")
     >>> made.save("room")
     """
+
+    def _chosen(self, result: GeometryOutput) -> GeometryOutput:
+        return result
 
 
 class ImageToDepth(_FromImage[DepthOutput]):

@@ -35,11 +35,11 @@ def pictures(image: PictureLike | Sequence[PictureLike]) -> Tensor:
         if len({tuple(part.shape[1:]) for part in parts}) > 1:
             raise InputError("the pictures differ in size; give them one by one")
         return torch.cat(parts)
-    return _batch(image)  # type: ignore[arg-type]
+    return _batch(image)
 
 
-def _batch(image: PictureLike) -> Tensor:
-    """(N, 3, H, W) of a picture, or of a batch array (N, H, W, 3) or tensor (N, 3, H, W)."""
+def _batch(image: object) -> Tensor:
+    """(N, 3, H, W) of a picture, or of a batch array (N, H, W, 3) or tensor (N, 3, H, W); refuses anything else."""
     if isinstance(image, (str, Path)):
         return _from_array(load_image(image))
     if isinstance(image, Image.Image):

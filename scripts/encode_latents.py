@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", required=True, help="folder of the latents")
     options = parser.parse_args(arguments)
     try:
-        vae = load_vae(options.vae).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        vae = load_vae(options.vae).to(memory_format=torch.channels_last)
         print(encode_latents(vae, RenderedSet(options.data), options.out))
     except UnprojectError as error:
         print(f"encode_latents: {error}", file=sys.stderr)

@@ -11,7 +11,7 @@ import numpy as np
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 
 from ..core.distillation.latents import LatentSet, ViewGroups
-from ..core.distillation.objectives.base import Objective
+from ..core.distillation.objectives.base import Trainable
 from ..core.distillation.objectives.diffusion import DiffusionConfig, DiffusionObjective
 from ..core.distillation.objectives.multiview import MultiViewConfig, MultiViewObjective
 from ..core.distillation.objectives.tokenizer import build_tokenizer
@@ -34,7 +34,7 @@ class Job:
     """A training ready to run; `export(folder)` writes the weights the modules hold at that time."""
 
     trainer: TrainerConfig
-    objective: Objective
+    objective: Trainable
     data: Data
     export: Callable[[Path], Path]
 
@@ -165,7 +165,7 @@ def judge_job(values: dict[str, Any]) -> Job:
     recipe = load_config(JudgeRecipe, values)
     train = labelled(recipe.train)
     objective = JudgeObjective(recipe.model, train, labelled(recipe.val), recipe.trainer.seed)
-    return Job(recipe.trainer, objective, train, objective.save)  # type: ignore[arg-type]
+    return Job(recipe.trainer, objective, train, objective.save)
 
 
 def geometry_job(values: dict[str, Any]) -> Job:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from ..core.distillation.objectives.base import LossOut, Objective, fixed_init
@@ -229,10 +230,10 @@ def latent_mask(valid: Tensor, factor: int) -> Tensor:
     return F.max_pool2d((~valid).float(), factor) == 0
 
 
-def random_unet_like(unet: nn.Module, seed: int) -> nn.Module:
+def random_unet_like(unet: UNet2DConditionModel, seed: int) -> UNet2DConditionModel:
     """A network of the same shape with fresh random weights: the baseline without a prior."""
     with fixed_init(seed):
-        return type(unet).from_config(unet.config)  # type: ignore[attr-defined]
+        return type(unet).from_config(unet.config)
 
 
 def _mean(values: Tensor, valid: Tensor) -> Tensor:

@@ -122,8 +122,9 @@ class JudgeObjective:
         off = np.concatenate(errors)
         return {**scores, **({"azimuth_deg": float(np.nanmedian(off))} if np.isfinite(off).any() else {})}
 
-    def preview(self, step: int, out: Path) -> None:
+    def preview(self, step: int, out: Path) -> list[Path]:
         """The judge draws nothing."""
+        return []
 
     @torch.no_grad()
     def calibrate(self) -> None:

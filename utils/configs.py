@@ -8,13 +8,16 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union
 
 import yaml
 
 from .errors import InputError
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
@@ -101,7 +104,7 @@ def _nearest(word: str, known: Sequence[str]) -> str:
 
 def _build(cls: type[T], values: Mapping[str, Any], prefix: str, where: str) -> T:
     hints = typing.get_type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
     for key in values:
         if key not in fields:
             have = f"; valid keys: {', '.join(fields)}"
@@ -134,7 +137,7 @@ def _convert(hint: Any, value: Any, key: str, where: str) -> Any:
         if isinstance(hint, type) and isinstance(value, hint):
             return value
         if isinstance(value, Mapping):
-            return _build(typing.cast(type, hint), value, f"{key}.", where)
+            return _build(typing.cast("type[DataclassInstance]", hint), value, f"{key}.", where)
         raise _wrong(key, value, "keys and values", where)
     base = origin or hint
     if base in (tuple, list, Sequence):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -27,6 +27,15 @@ class Captioned(Protocol):
 
 class CaptionedPictures(Pictures, Captioned, Protocol):
     """Pictures with texts."""
+
+
+@runtime_checkable
+class GroupedPictures(Protocol):
+    """Pictures of which some are four views of one object."""
+
+    def groups(self) -> np.ndarray: ...  # indices (G, 4)
+
+    def cameras(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]: ...  # c2w (n, 4, 4), K (n, 3, 3)
 
 
 def weights_hash(model: torch.nn.Module) -> str:
@@ -97,9 +106,10 @@ class ViewGroups:
     def __init__(self, latents: LatentSet, phrases: Captioned, single_share: float) -> None:
         """`phrases.captions` describe the object whatever the view; `latents.pictures` has groups() and cameras()."""
         self.latents, self.phrases, self.single_share = latents, phrases, single_share
-        self.groups = np.asarray(latents.pictures.groups())  # type: ignore[attr-defined]
-        if len(self.groups) == 0:
+        pictures = latents.pictures
+        if not isinstance(pictures, GroupedPictures) or len(pictures.groups()) == 0:
             raise InputError("the data set has no four-view groups; render objects, not scenes")
+        self.groups, self.cameras = np.asarray(pictures.groups()), pictures.cameras
         self.identity = {**latents.identity, "groups": len(self.groups), "single_share": single_share}
 
     def __len__(self) -> int:
@@ -113,6 +123,6 @@ class ViewGroups:
             singles = rng.integers(len(self.latents), size=views.size)
             return {**self.latents.batch(singles, rng), "c2w": None, "frames": 1}
         texts = self.phrases.captions(views[:, 0], rng)
-        c2w, _ = self.latents.pictures.cameras(views.ravel())  # type: ignore[attr-defined]
+        c2w, _ = self.cameras(views.ravel())
         captions = [text for text in texts for _ in range(frames)]
         return {"latents": self.latents.latents[views.ravel()], "captions": captions, "c2w": c2w, "frames": frames}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -11,10 +11,24 @@ from torch.utils.data import default_collate
 from ...utils.errors import InputError
 
 
-class Data(Protocol):
-    """A map-style data set: `__len__` with either `batch(indices, rng)` (fast) or `__getitem__` (collated)."""
+@runtime_checkable
+class BatchedData(Protocol):
+    """A data set that makes whole batches, the fast way."""
 
     def __len__(self) -> int: ...
+
+    def batch(self, indices: np.ndarray, rng: np.random.Generator) -> dict[str, Any]: ...
+
+
+class ItemData(Protocol):
+    """A map-style data set; its items are collated."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+Data = BatchedData | ItemData
 
 
 class SampleOrder:
@@ -50,6 +64,6 @@ def seed_of(*parts: int) -> int:
 
 def fetch(data: Data, indices: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
     """One batch; `rng` serves data sets that draw something per visit (a paraphrase, a view)."""
-    if hasattr(data, "batch"):
+    if isinstance(data, BatchedData):
         return data.batch(indices, rng)
-    return default_collate([data[int(i)] for i in indices])  # type: ignore[index]
+    return default_collate([data[int(i)] for i in indices])

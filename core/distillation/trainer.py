@@ -41,7 +41,7 @@ from .checkpoints import (
     save_checkpoint,
 )
 from .loop_parts import Window, check_recipe, drop_newer, stop_signals
-from .objectives.base import LossOut, Objective
+from .objectives.base import Loss, Trainable
 from .sampling_order import Data, SampleOrder, fetch, seed_of
 
 
@@ -101,12 +101,12 @@ class TrainResult:
 class _Net(nn.Module):
     """The objective's networks and its loss as one module, so that DDP sees a single forward pass."""
 
-    def __init__(self, objective: Objective) -> None:
+    def __init__(self, objective: Trainable) -> None:
         super().__init__()
         self.nets = nn.ModuleDict(objective.modules)
         self._loss = objective.loss
 
-    def forward(self, batch: dict[str, Any], rng: torch.Generator, step: int) -> LossOut:
+    def forward(self, batch: dict[str, Any], rng: torch.Generator, step: int) -> Loss:
         return self._loss(batch, rng, step)
 
 
@@ -114,7 +114,7 @@ class Trainer:
     """Minimises an objective on data and writes checkpoints, metrics.jsonl and previews into `out`."""
 
     def __init__(
-        self, config: TrainerConfig, objective: Objective, data: Data, out: str | Path, device: str = "auto"
+        self, config: TrainerConfig, objective: Trainable, data: Data, out: str | Path, device: str = "auto"
     ) -> None:
         self.config, self.objective, self.data, self.out = config, objective, data, Path(out)
         self.accelerator = Accelerator(

@@ -47,5 +47,5 @@ def load_mvdream(
     dtype: torch.dtype = torch.float32,
 ) -> MultiViewPrior:
     """A multi-view prior from a safetensors file; `base` gives VAE, text encoder and schedule (SD 2.1 base)."""
-    views = convert_mvdream(load_file(path), base.network.config).to(device, dtype)  # type: ignore[arg-type]
+    views = convert_mvdream(load_file(path), base.pipe.unet.config).to(device, dtype)
     return MultiViewPrior(base.pipe, views, Path(path).stem)

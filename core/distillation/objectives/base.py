@@ -6,7 +6,7 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,30 @@ class LossOut(NamedTuple):
 
     loss: Tensor
     logs: dict[str, Tensor]
+
+
+class Loss(Protocol):
+    """What a trainer reads of a loss; `LossOut` is one."""
+
+    @property
+    def loss(self) -> Tensor: ...
+
+    @property
+    def logs(self) -> dict[str, Tensor]: ...
+
+
+class Trainable(Protocol):
+    """What a trainer needs of an objective, for those of packages that do not import this one."""
+
+    modules: dict[str, nn.Module]
+    frozen: dict[str, nn.Module]
+    config: Any
+
+    def loss(self, batch: dict[str, Any], rng: torch.Generator, step: int) -> Loss: ...
+
+    def validate(self) -> dict[str, float]: ...
+
+    def preview(self, step: int, out: Path) -> list[Path]: ...
 
 
 class Objective(ABC):

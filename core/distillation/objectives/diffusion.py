@@ -173,7 +173,7 @@ class DiffusionObjective(Objective):
 
     def _error(self, latents: Tensor, noise: Tensor, t: Tensor, embeds: Tensor) -> Tensor:
         """Mean squared noise error per sample (B,)."""
-        noisy = self.scheduler.add_noise(latents, noise, t)  # type: ignore[arg-type]
+        noisy = self.scheduler.add_noise(latents, noise, t)
         return (self.unet(noisy, t, embeds, return_dict=False)[0] - noise).float().square().mean(dim=(1, 2, 3))
 
 

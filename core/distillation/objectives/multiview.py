@@ -126,6 +126,6 @@ class MultiViewObjective(Objective):
         latents = torch.from_numpy(batch["latents"]).to(device, torch.float32)
         cameras = None if batch["c2w"] is None else to_mvdream(torch.from_numpy(batch["c2w"]).to(device))
         noise, t = noise.to(device), t.to(device)
-        noisy = self.scheduler.add_noise(latents, noise, t)  # type: ignore[arg-type]
+        noisy = self.scheduler.add_noise(latents, noise, t)
         predicted = self.unet(noisy, t, self._embed(captions), cameras, batch["frames"])
         return (predicted - noise).float().square().mean(dim=(1, 2, 3))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import secrets
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from ..utils.errors import InputError, UnprojectError
 from ..utils.progress import Progress
 from ..utils.seeds import generator as seeded
 from ..utils.seeds import sample_noise
+from .prompts import warn_about
 
 StepEnd = Callable[["TextToImage", int, float, dict[str, Tensor]], dict[str, Tensor] | None]
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -156,7 +156,7 @@ class TextToImage:
         if not prompts or not all(isinstance(text, str) for text in prompts):
             raise InputError(f"prompt={prompt!r} must be text or a non-empty list of texts")
         for text in dict.fromkeys(prompts):
-            warn_about(self.prior, text)
+            warn_about(self.prior, text, REAL_BACKBONES)
         return prompts
 
     def _check(self, scale: float, images: int, output_type: str, batch_size: int | None) -> None:
@@ -225,30 +225,6 @@ class _Run:
             return None
         changed = self.callback(self.pipe, call, float(level.model_time), {"latents": x})
         return (changed or {}).get("latents")
-
-
-def warn_about(prior: Prior, prompt: str) -> None:
-    """Warns of an empty prompt, of an ending the text encoder cannot see and of words the prior has never seen."""
-    if not prompt.strip():
-        warnings.warn("the prompt is empty: the image will show whatever the prior likes", stacklevel=4)
-        return
-    cut = prior.truncated(prompt)
-    if cut:
-        shown = cut if len(cut) <= 80 else f"{cut[:60]} ... {cut[-17:]}"
-        warnings.warn(
-            f"the prompt is longer than the text encoder of {prior.name!r} reads; the last {len(cut.split())} words "
-            f"are ignored: {shown!r}",
-            stacklevel=4,
-        )
-    unknown = prior.unknown_words(prompt)
-    if unknown:
-        named = [f"{word!r}" + (f" (nearest: {', '.join(near)})" if near else "") for word, near in unknown[:8]]
-        more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
-        warnings.warn(
-            f"the prior {prior.name!r} has never seen {', '.join(named)}{more}; the result will not show it. "
-            f"Backbones that know such words: --prior {REAL_BACKBONES}",
-            stacklevel=4,
-        )
 
 
 def _randomness(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +26,7 @@ from .mesh_priors import make_guide
 from .mesh_schedule import with_steps
 from .mesh_views import turntable_cameras
 from .optimise import Optimisation, OptimiseConfig
+from .prompts import warn_about
 
 MULTI_VIEW = {"toybox": "toybox-mv"}  # the sibling that sees several views, preferred when its weights are there
 REAL_BACKBONES = "sd15, sd21-base or an MVDream checkpoint"
@@ -137,7 +137,9 @@ class TextToMesh:
             resume: continue from a checkpoint in `out`.
             callback_on_step_end: called with (pipe, step, log, {"optimisation": ...}).
         """
-        check_prompt(self.prior, prompt)
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise InputError("the prompt is empty; say what to make, for example 'a red chair'")
+        warn_about(self.prior, prompt, REAL_BACKBONES)
         recipe = self._adjusted(num_inference_steps, guidance_scale, faces)
         guide = make_guide(recipe.score, self.prior, prompt, negative_prompt)
         work = Optimisation(recipe.optimise, guide, seed, self.prior.device)
@@ -187,23 +189,6 @@ def load_recipe(recipe: str | Path | None, prior: Prior) -> MeshRecipe:
         recipe = kind if hasattr(prior, "views") else f"{kind}-single-view"
     known = isinstance(recipe, str) and not recipe.endswith((".yaml", ".yml"))
     return load_config(MeshRecipe, f"text-to-mesh/{recipe}" if known else recipe)
-
-
-def check_prompt(prior: Prior, prompt: str) -> None:
-    """Raises InputError for an empty prompt; warns about words the prior cannot know."""
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise InputError("the prompt is empty; say what to make, for example 'a red chair'")
-    unknown = prior.unknown_words(prompt)
-    if unknown:
-        told = "; ".join(f"{word!r}" + (f" (nearest: {', '.join(near)})" if near else "") for word, near in unknown)
-        warnings.warn(
-            f"the prior {prior.name!r} has never seen {told}; use words it knows or a real backbone ({REAL_BACKBONES})",
-            UserWarning,
-            stacklevel=3,
-        )
-    lost = prior.truncated(prompt)
-    if lost:
-        warnings.warn(f"the end of the prompt is cut off: {lost!r}; shorten it", UserWarning, stacklevel=3)
 
 
 def write_preview(work: Optimisation, path: Path, views: int = 4, size: int = 96) -> Path:

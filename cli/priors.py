@@ -67,4 +67,4 @@ def prior_names() -> list[str]:
     """The embedded priors and those of the registry, read without loading any network library."""
     from ..utils.configs import config_path, read_yaml
 
-    return ["toybox", "toybox-mv", *read_yaml(config_path("priors"))["priors"]]
+    return ["toybox", "toybox-mv", "toybox-dit", *read_yaml(config_path("priors"))["priors"]]

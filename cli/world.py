@@ -26,8 +26,8 @@ class Toybox(Command):
     """Number of the first sample."""
     count: int = 16
     """Number of samples on the sheet."""
-    size: int = 128
-    """Pixels of a side."""
+    size: int | None = None
+    """Pixels of a side (default: 128 on a sheet, 64 with --render)."""
     sheet: bool = False
     """Nouns against looks (colours, patterns, finishes, shapes) instead of samples."""
     nouns: bool = False
@@ -41,6 +41,11 @@ class Toybox(Command):
     workers: int = 0
     """With --render: processes (0 = one per processor)."""
 
+    @property
+    def pixels(self) -> int:
+        """The size in force."""
+        return self.size or (64 if self.render else 128)
+
     def slug(self) -> str:
         """The base name of the outputs."""
         if self.sheet or self.nouns:
@@ -53,14 +58,14 @@ class Toybox(Command):
             raise InputError("--render, --sheet and --nouns are three different things; give one of them")
         check_range("--index", self.index, 0, 2**31)
         check_range("--count", self.count, 1, 256)
-        check_range("--size", self.size, 8, 1024)
+        check_range("--size", self.pixels, 8, 1024)
         check_range("--groups", self.groups, 1, 2**31)
         check_range("--workers", self.workers, 0, 1024)
 
     def plan(self) -> list[str]:
         """What a dry run says."""
         if self.render:
-            return [f"would render {self.groups} groups ({self.kind}, {self.split}) at {self.size} px"]
+            return [f"would render {self.groups} groups ({self.kind}, {self.split}) at {self.pixels} px"]
         if self.sheet or self.nouns:
             return ["would draw nouns in different looks" if self.sheet else "would draw every noun from four sides"]
         return [f"would draw samples {self.index} to {self.index + self.count - 1} ({self.kind}, {self.split})"]
@@ -73,14 +78,14 @@ class Toybox(Command):
             from ..toybox.sheet import write_noun_sheet, write_sheet
 
             write = write_sheet if self.sheet else write_noun_sheet
-            path = record.output(write(target.file(target.suffix or ".png"), size=self.size))
+            path = record.output(write(target.file(target.suffix or ".png"), size=self.pixels))
             return Shown(data={"sheet": str(path)})
         return self._samples(record, target)
 
     def _render_set(self, record: RunRecord, target: Target) -> Shown:
         from ..toybox.dataset import RenderJob, render_set
 
-        job = RenderJob(self.kind, self.split, self.groups, self.size, self.geometry, self.index)
+        job = RenderJob(self.kind, self.split, self.groups, self.pixels, self.geometry, self.index)
         folder = render_set(job, target.folder, self.workers or None)
         shards = sorted(folder.glob("shard-*.npz"))
         for path in shards:
@@ -92,10 +97,10 @@ class Toybox(Command):
         from ..utils.progress import progress
 
         numbers = range(self.index, self.index + self.count)
-        drawn = [_sample(self.split, i, self.kind, self.size) for i in progress(numbers, label="rendering")]
+        drawn = [_sample(self.split, i, self.kind, self.pixels) for i in progress(numbers, label="rendering")]
         captions = [caption for _, caption in drawn]
         columns = max(1, round(len(drawn) ** 0.5))
-        sheet = grid([picture for picture, _ in drawn], columns, labels=captions if self.size >= 96 else None)
+        sheet = grid([picture for picture, _ in drawn], columns, labels=captions if self.pixels >= 96 else None)
         record.output(save_image(target.file(target.suffix or ".png"), sheet))
         lines = [f"{i}: {caption}" for i, caption in zip(numbers, captions, strict=True)]
         return Shown(lines, data={"captions": captions})

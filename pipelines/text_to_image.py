@@ -17,7 +17,10 @@ from torch import Tensor
 
 from ..core.priors import Condition, Prior, load_prior
 from ..core.sampling import Denoiser, Guidance, Level, NoiseSchedule, Sampler, Solver, make_solver
+from ..core.sampling.caches import CacheConfig, caching
+from ..core.sampling.denoiser import Control, Remap
 from ..core.sampling.grids import Spacing
+from ..core.sampling.init import Init, NoiseInit, sample_from
 from ..utils.errors import InputError, UnprojectError
 from ..utils.progress import Progress
 from ..utils.seeds import generator as seeded
@@ -82,13 +85,17 @@ class TextToImage:
         num_images_per_prompt: int = 1,
         height: int | None = None,
         width: int | None = None,
-        solver: str | None = None,
+        solver: str | Solver | None = None,
         eta: float = 0.0,
         spacing: Spacing | None = None,
         seed: int | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         latents: Tensor | None = None,
         cameras: Tensor | None = None,
+        init: Init | None = None,
+        time_remap: Remap | None = None,
+        controls: Sequence[Control] = (),
+        cache: CacheConfig | str | None = None,
         batch_size: int | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
@@ -104,13 +111,18 @@ class TextToImage:
             guidance_rescale: [0, 1], against over-saturation at high guidance.
             num_images_per_prompt: images per prompt, adjacent in the output.
             height: px, multiple of the latent cell; None: the prior's own size. Likewise `width`.
-            solver: ddim, dpm++, unipc, euler or heun; None: what suits the prior.
+            solver: a name of `core.sampling.SOLVERS` (ddim, dpm++, unipc, euler, heun, ghvb:2,0.5 ...) or a Solver;
+                None: what suits the prior.
             eta: randomness of ddim, [0, 1].
             spacing: trailing, leading, linspace, logsnr or karras; None: the prior's own.
             seed: image i uses seed + i, so a batch equals its images drawn one by one; None: a fresh one (reported).
             generator: one for the whole batch or one per image, instead of seeds.
             latents: starting noise (B, C, h, w) instead of drawing it.
             cameras: (F, 16) for multi-view priors: F views per image, adjacent in the output.
+            init: where the run begins (`TeleportInit`, `FixedNoiseInit`); None: at the noise.
+            time_remap: what the network is told instead of its own times (`TimeRemap`).
+            controls: change each guided prediction (`VelocityControl`).
+            cache: what is not computed anew at every step, a config or "deep:3", "inherit", "regions:0.5".
             batch_size: images drawn at once; None: all.
             output_type: "pil", "np", "pt" or "latent".
             return_dict: False returns (images,).
@@ -131,14 +143,22 @@ class TextToImage:
         schedule = NoiseSchedule.from_config(self.prior.scheduler_config)
         steps = settings.steps if num_inference_steps is None else num_inference_steps
         levels = schedule.grid(steps, spacing or settings.spacing, tokens=self.prior.tokens(noise))
-        method = make_solver(solver or settings.solver, schedule.flow, self.prior.prediction_type, eta)
+        method = solver or settings.solver
+        if isinstance(method, str):
+            method = make_solver(method, schedule.flow, self.prior.prediction_type, eta)
+        levels = method.own_grid(schedule) or levels
+        start = init or NoiseInit()
+        calls = method.calls(len(start(noise, levels).levels) - 1)
         chunk = condition.rows if batch_size is None else max(batch_size // condition.frames, 1) * condition.frames
-        starts = range(0, condition.rows, chunk)
+        chunks = range(0, condition.rows, chunk)
         nfe_before = self.prior.nfe
         parts = []
-        with Progress(total=len(starts) * method.calls(steps), label="sampling") as bar:
-            run = _Run(self, guidance, method, levels, bar, callback_on_step_end)
-            for rows in (slice(start, start + chunk) for start in starts):
+        with (
+            Progress(total=len(chunks) * calls, label="sampling") as bar,
+            caching(self.prior, cache, steps=len(levels) - 1, solver=method),
+        ):
+            run = _Run(self, guidance, method, levels, start, time_remap, tuple(controls), bar, callback_on_step_end)
+            for rows in (slice(first, first + chunk) for first in chunks):
                 own = generators if isinstance(generators, torch.Generator) else generators[rows]
                 parts.append(run(condition.index(rows), noise[rows], own))
         final = torch.cat(parts)
@@ -209,6 +229,9 @@ class _Run:
     guidance: Guidance
     solver: Solver
     levels: list[Level]
+    init: Init
+    time_remap: Remap | None
+    controls: tuple[Control, ...]
     bar: Progress
     callback: StepEnd | None
 
@@ -216,8 +239,9 @@ class _Run:
         self, condition: Condition, noise: Tensor, generators: torch.Generator | list[torch.Generator]
     ) -> Tensor:
         """Final latents (b, C, h, w) of some rows."""
-        denoiser = Denoiser(self.pipe.prior, condition, self.guidance)
-        return Sampler(self.solver).run(denoiser, noise, self.levels, generators, self._after)
+        denoiser = Denoiser(self.pipe.prior, condition, self.guidance, self.time_remap, self.controls)
+        options = {"generator": generators, "callback": self._after}
+        return sample_from(self.init, Sampler(self.solver), denoiser, noise, self.levels, **options)
 
     def _after(self, call: int, level: Level, x: Tensor) -> Tensor | None:
         self.bar.advance()

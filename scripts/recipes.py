@@ -11,14 +11,17 @@ import numpy as np
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 
 from ..core.distillation.latents import LatentSet, ViewGroups
+from ..core.distillation.mixed_sizes import MixedSizes
 from ..core.distillation.objectives.base import Trainable
 from ..core.distillation.objectives.diffusion import DiffusionConfig, DiffusionObjective
+from ..core.distillation.objectives.flow import FlowConfig, FlowObjective
 from ..core.distillation.objectives.multiview import MultiViewConfig, MultiViewObjective
 from ..core.distillation.objectives.tokenizer import build_tokenizer
 from ..core.distillation.objectives.vae import PictureBatches, VAEConfig, VAEObjective, save_vae
 from ..core.distillation.sampling_order import Data
 from ..core.distillation.trainer import TrainerConfig
 from ..core.priors import StableDiffusionPrior, load_prior
+from ..core.priors.embedded import write_vocabulary
 from ..tasks.data import GeometryData
 from ..tasks.geometry_head import GeometryHead, HeadConfig
 from ..tasks.train import HeadObjective, LossConfig, random_unet_like
@@ -69,6 +72,30 @@ class DiffusionRecipe:
     vae: str
     """diffusers folder of the codec"""
     model: DiffusionConfig = field(default_factory=DiffusionConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+
+@dataclass(frozen=True)
+class SizedSet:
+    """Pictures of one size and their latents."""
+
+    train: tuple[str, ...]
+    """rendered folders"""
+    val: tuple[str, ...]
+    latents: Splits
+    share: float = 1.0
+    """relative number of batches of this size"""
+
+
+@dataclass(frozen=True)
+class FlowRecipe:
+    """Latents of one or several sizes and captions to a rectified-flow prior."""
+
+    sets: tuple[SizedSet, ...]
+    """the default size first: an epoch is one pass over it"""
+    vae: str
+    """diffusers folder of the codec"""
+    model: FlowConfig = field(default_factory=FlowConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
 
@@ -144,7 +171,18 @@ def diffusion_job(values: dict[str, Any]) -> Job:
     val = LatentSet(recipe.latents.val, RenderedSet(recipe.val))
     vae = load_vae(recipe.vae)
     objective = DiffusionObjective(recipe.model, build_tokenizer(vocabulary()), vae, val, recipe.trainer.seed)
-    return Job(recipe.trainer, objective, train, objective.save_pipeline)
+    return Job(recipe.trainer, objective, train, lambda out: with_vocabulary(objective.save_pipeline(out)))
+
+
+def flow_job(values: dict[str, Any]) -> Job:
+    """Trains SD3 transformer and text encoders, exports a whole StableDiffusion3Pipeline folder with vocabulary."""
+    recipe = load_config(FlowRecipe, values)
+    train = [LatentSet(part.latents.train, RenderedSet(part.train)) for part in recipe.sets]
+    val = [LatentSet(part.latents.val, RenderedSet(part.val)) for part in recipe.sets]
+    vae = load_vae(recipe.vae)
+    objective = FlowObjective(recipe.model, build_tokenizer(vocabulary()), vae, val, recipe.trainer.seed)
+    data = MixedSizes(train, [part.share for part in recipe.sets])
+    return Job(recipe.trainer, objective, data, lambda out: with_vocabulary(objective.save_pipeline(out)))
 
 
 def multiview_job(values: dict[str, Any]) -> Job:
@@ -187,6 +225,12 @@ def geometry_job(values: dict[str, Any]) -> Job:
     return Job(recipe.trainer, objective, train, export)
 
 
+def with_vocabulary(folder: Path) -> Path:
+    """The pipeline folder with the words its prior has seen."""
+    write_vocabulary(folder, vocabulary())
+    return folder
+
+
 def load_vae(folder: str | Path) -> AutoencoderKL:
     """The codec in float32, frozen. Raises InputError when the folder holds none."""
     if not (Path(folder) / "config.json").is_file():
@@ -197,6 +241,7 @@ def load_vae(folder: str | Path) -> AutoencoderKL:
 RECIPES: dict[str, Callable[[dict[str, Any]], Job]] = {
     "vae": vae_job,
     "diffusion": diffusion_job,
+    "flow": flow_job,
     "multiview": multiview_job,
     "judge": judge_job,
     "geometry-head": geometry_job,

@@ -71,8 +71,9 @@ def run(job: Job, out: Path, resume: bool, export_only: bool, device: str) -> No
         if result.reason != "done":
             print(f"not finished: continue with --resume --out {out}, or write the weights so far with --export")
             return
-    with trainer.averaged():
-        print(job.export(out / "export"))
+    if trainer.accelerator.is_main_process:
+        with trainer.averaged():
+            print(job.export(out / "export"))
 
 
 def _put(values: dict[str, Any], path: list[str], value: Any) -> None:

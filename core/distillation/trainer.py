@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
@@ -121,6 +121,7 @@ class Trainer:
             cpu=device == "cpu",
             mixed_precision=config.precision,
             gradient_accumulation_steps=config.accumulate,
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
         self._nets = _Net(objective)
         for net in objective.frozen.values():

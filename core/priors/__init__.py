@@ -5,7 +5,7 @@ from __future__ import annotations
 from .analytic import FLOW_SCHEDULE, SD_SCHEDULE, GaussianMixturePrior
 from .base import Condition, Prior, Recommended
 from .diffusers import FluxPrior, StableDiffusion3Prior, StableDiffusionPrior, StableDiffusionXLPrior
-from .embedded import EmbeddedPrior, MultiViewPrior
+from .embedded import EmbeddedFlowPrior, EmbeddedPrior, MultiViewPrior
 from .multiview import CameraEmbedding, MultiViewUNet, inflate
 from .registry import PriorEntry, available, load_prior, registry, weights_root
 
@@ -14,6 +14,7 @@ __all__ = [
     "SD_SCHEDULE",
     "CameraEmbedding",
     "Condition",
+    "EmbeddedFlowPrior",
     "EmbeddedPrior",
     "FluxPrior",
     "GaussianMixturePrior",

@@ -24,11 +24,27 @@ from ...utils.errors import InputError
 from ...utils.files import read_json
 from .base import Prior, Recommended
 from .diffusers import FAMILIES, StableDiffusionPrior
-from .embedded import VOCABULARY_FILE, EmbeddedPrior, MultiViewPrior, multiview_base, read_vocabulary
+from .embedded import (
+    VOCABULARY_FILE,
+    EmbeddedFlowPrior,
+    EmbeddedPrior,
+    MultiViewPrior,
+    multiview_base,
+    read_vocabulary,
+)
 from .multiview import MultiViewUNet
 from .mvdream import load_mvdream
 
-EMBEDDED = ("toybox", "toybox-mv")
+EMBEDDED = ("toybox", "toybox-mv", "toybox-dit")
+EMBEDDED_ABOUT = {
+    "toybox": "embedded, 64 px, single images",
+    "toybox-mv": "embedded, 64 px, four views",
+    "toybox-dit": "embedded, 64 px and other sizes, single images, flow transformer",
+}
+WITH_VOCABULARY: dict[str, type[EmbeddedPrior] | type[EmbeddedFlowPrior]] = {
+    "StableDiffusionPipeline": EmbeddedPrior,
+    "StableDiffusion3Pipeline": EmbeddedFlowPrior,
+}
 UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder")
 OPTIONAL_PARTS = ("text_encoder_3", "tokenizer_3", *UNUSED_PARTS)
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -69,7 +85,7 @@ def weights_root() -> Path:
 
 def available() -> dict[str, str]:
     """Every name `load_prior` knows with one line about it."""
-    rows = {name: "embedded, 64 px, " + ("four views" if "mv" in name else "single images") for name in EMBEDDED}
+    rows = dict(EMBEDDED_ABOUT)
     for name, entry in registry().items():
         rows[name] = f"{entry.note}, {entry.image_size} px, {entry.size_gb:g} GB, {entry.licence}"
     return rows
@@ -84,8 +100,8 @@ def load_prior(
     """A frozen prior.
 
     Args:
-        name_or_path: "toybox", "toybox-mv", a folder in diffusers' layout, a multi-view checkpoint in MVDream's
-            layout (.safetensors, with the option `base`), an id of the registry ("sd15", ...), or a hub
+        name_or_path: "toybox", "toybox-mv", "toybox-dit", a folder in diffusers' layout, a multi-view checkpoint in
+            MVDream's layout (.safetensors, with the option `base`), an id of the registry ("sd15", ...), or a hub
             repository "owner/name".
         device: where the networks live.
         dtype: their dtype.
@@ -98,7 +114,9 @@ def load_prior(
     if name in EMBEDDED:
         folder = weights_root() / name
         if not folder.is_dir():
-            raise InputError(f"the weights of {name!r} are not in {folder}; reinstall, or set UNPROJECT_WEIGHTS")
+            others = " or ".join(repr(other) for other in EMBEDDED if (weights_root() / other).is_dir())
+            instead = f", or use the prior {others}" if others else ""
+            raise InputError(f"the weights of {name!r} are not in {folder}; reinstall, set UNPROJECT_WEIGHTS{instead}")
         return _load_folder(folder, name, device, dtype, options)
     if Path(name).is_dir():
         return _load_folder(Path(name), Path(name).resolve().name, device, dtype, options)
@@ -174,8 +192,8 @@ def _build(
             source, torch_dtype=dtype, use_safetensors=True, **{**local, **missing, **options}
         )
     pipe.to(device)
-    if folder is not None and (folder / VOCABULARY_FILE).is_file() and family == "StableDiffusionPipeline":
-        return EmbeddedPrior(pipe, name, read_vocabulary(folder))
+    if folder is not None and (folder / VOCABULARY_FILE).is_file() and family in WITH_VOCABULARY:
+        return WITH_VOCABULARY[family](pipe, name, read_vocabulary(folder))
     prior = kind(pipe, name)
     prior.recommended = recommended
     return prior

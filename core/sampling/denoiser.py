@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,9 @@ from .guidance import Guidance
 from .levels import Level, NoiseSchedule
 from .prediction import Prediction
 
+Control = Callable[["Denoiser", Prediction], Prediction]
+Remap = Callable[[Tensor], Tensor]
+
 
 class Denoiser:
     """Calls the prior once per request, both guidance branches in one batch ordered (uncond, cond) as diffusers.
@@ -18,10 +23,28 @@ class Denoiser:
     `nfe` counts network rows spent by this object; `schedule` is the prior's noise path.
     """
 
-    def __init__(self, prior: Prior, condition: Condition, guidance: Guidance | float | None = None) -> None:
+    def __init__(
+        self,
+        prior: Prior,
+        condition: Condition,
+        guidance: Guidance | float | None = None,
+        time_remap: Remap | None = None,
+        controls: Sequence[Control] = (),
+    ) -> None:
+        """Settings of every call.
+
+        Args:
+            prior: the frozen backbone.
+            condition: one row per state row.
+            guidance: None: the conditional model alone.
+            time_remap: model times (B,) of the levels asked to the times the network is told (`TimeRemap`); levels,
+                steps and conversions keep the true level.
+            controls: change the guided prediction, in order (`VelocityControl`).
+        """
         self.prior, self.condition = prior, condition
         self.guidance = guidance if isinstance(guidance, Guidance) else Guidance(1.0 if guidance is None else guidance)
         self.schedule = NoiseSchedule.from_config(prior.scheduler_config)
+        self.time_remap, self.controls = time_remap, tuple(controls)
         self.nfe = 0
         if self.guidance.scale != 1.0 and condition.null is None:
             raise InputError(
@@ -31,13 +54,25 @@ class Denoiser:
 
     def __call__(self, x: Tensor, level: Level) -> Prediction:
         """Prediction at x (B, C, h, w); B is the number of condition rows."""
-        time = level.times(x)
         if self._both is None or not self._active(level):
-            raw = self._ask(x, time, self.condition)
+            prediction = self.conditional(x, level)
         else:
+            time = self._told(x, level)
             both = self._ask(torch.cat([x, x]), torch.cat([time, time]), self._both)
-            raw = self.guidance.combine(*both.chunk(2))
+            prediction = Prediction(x, level, self.guidance.combine(*both.chunk(2)), self.prior.prediction_type)
+        for control in self.controls:
+            prediction = control(self, prediction)
+        return prediction
+
+    def conditional(self, x: Tensor, level: Level) -> Prediction:
+        """Prediction of the conditional branch alone, without guidance and controls; differentiable in x."""
+        raw = self._ask(x, self._told(x, level), self.condition)
         return Prediction(x, level, raw, self.prior.prediction_type)
+
+    def _told(self, x: Tensor, level: Level) -> Tensor:
+        """The times (B,) the network is told."""
+        time = level.times(x)
+        return time if self.time_remap is None else self.time_remap(time)
 
     def _ask(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
         self.nfe += x.shape[0]

@@ -10,6 +10,9 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from unproject.core.priors import GaussianMixturePrior, inflate
+from unproject.core.sampling import DDIM
+from unproject.core.sampling.init import FixedNoiseInit, ImageInit, NoiseInit
+from unproject.core.sampling.solvers.edict import EDICT
 from unproject.pipelines.text_to_image import TextToImage
 from unproject.utils.errors import InputError, UnprojectError
 
@@ -170,3 +173,23 @@ def test_broken_networks_do_not_pass_as_images():
     prior = GaussianMixturePrior(torch.full((1, 3, 4, 4), float("nan")), torch.tensor([0.1]))
     with pytest.raises(UnprojectError, match="not finite"):
         TextToImage(prior)("x", seed=0, num_inference_steps=2, guidance_scale=1.0)
+
+
+def test_starts_caches_and_remaps_reach_the_loop(pipe):
+    settings = {"num_inference_steps": 6, "output_type": "latent", "seed": 3}
+    plain = pipe("a red chair", **settings)
+    for nothing in ({"cache": "deep:1"}, {"cache": "none"}, {"init": NoiseInit()}, {"time_remap": lambda time: time}):
+        assert torch.equal(pipe("a red chair", **settings, **nothing).latents, plain.latents)
+    fixed = pipe("a red chair", num_images_per_prompt=2, init=FixedNoiseInit(torch.zeros(4, 16, 16)), **settings)
+    torch.testing.assert_close(fixed.latents[0], fixed.latents[1])
+    assert pipe("a red chair", init=ImageInit(plain.latents, 0.5), **settings).nfe == plain.nfe // 2
+    assert not torch.equal(pipe("a red chair", cache="deep:3", **settings).latents, plain.latents)
+    assert torch.equal(pipe("a red chair", **settings).latents, plain.latents)  # the cache is gone
+    with pytest.raises(InputError, match="EDICT|invert"):
+        pipe("a red chair", solver=EDICT(), cache="deep:3", **settings)
+
+
+def test_a_solver_may_be_an_object(pipe):
+    settings = {"num_inference_steps": 4, "output_type": "latent", "seed": 3}
+    named, given = (pipe("a dog", solver=solver, **settings).latents for solver in ("ddim", DDIM()))
+    assert torch.equal(named, given)

@@ -14,6 +14,7 @@ from unproject.utils.configs import CONFIGS, load_config, read_yaml
 from unproject.utils.errors import InputError
 
 KINDS = {
+    "flow": recipes.FlowRecipe,
     "vae": recipes.VAERecipe,
     "diffusion": recipes.DiffusionRecipe,
     "multiview": recipes.MultiViewRecipe,
@@ -61,7 +62,7 @@ def test_overrides_are_dotted_and_typed(tiny):
 
 def test_mistakes_are_named(tiny, tmp_path, capsys):
     (tmp_path / "odd.yaml").write_text("objective: magic\n")
-    with pytest.raises(InputError, match="vae, diffusion, multiview"):
+    with pytest.raises(InputError, match="vae, diffusion, flow, multiview"):
         train.read_recipe(str(tmp_path / "odd.yaml"), [])
     with pytest.raises(InputError, match="key=value"):
         train.read_recipe(tiny, ["trainer.steps"])

@@ -2,24 +2,110 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ....utils.errors import InputError
+from ..calibration import Fingerprint
 from ..prediction import Kind
+from ..statistics import ModelStatistics
 from .base import Done, Request, Solver
 from .ddim import DDIM
+from .decisions import SolverSchedule, StepDecision, preset
+from .dpm_v3 import DPMSolverV3
+from .ghvb import HeavyBall, LinearMultistep, momentum_number, multistep_weights
+from .usf import UnifiedSolver
 from .wrapped import RECIPES, WrappedSolver
 
-SOLVERS = ("ddim", *RECIPES)  # the command line's names
+SOLVERS = ("ddim", *RECIPES, "ghvb", "hb")  # the command line's names that need nothing else
+PATTERNS = ("dpm-v3[:ORDER]", "ghvb:R,BETA", "ghvb:NUMBER", "hb:R,BETA", "hb:SOLVER,BETA", "usf:FILE")
+_DEFAULTS = {"ghvb": "4,0.8", "hb": "4,0.9", "dpm-v3": "2"}
 
 
-def make_solver(name: str, flow: bool = False, kind: Kind = "epsilon", eta: float = 0.0) -> Solver:
-    """The solver called `name` (ddim, dpm++, unipc, euler, heun) for a VP or flow prior of this prediction kind."""
-    if name == "ddim":
-        return DDIM(eta)
-    if name not in RECIPES:
-        raise InputError(f"solver {name!r} is unknown; have {', '.join(SOLVERS)}")
-    if eta:
+def make_solver(
+    name: str,
+    flow: bool = False,
+    kind: Kind = "epsilon",
+    eta: float = 0.0,
+    statistics: ModelStatistics | str | Path | None = None,
+    expected: Fingerprint | None = None,
+) -> Solver:
+    """The solver called `name` for a VP or flow prior of this prediction kind.
+
+    Args:
+        name: one of SOLVERS, or a pattern of PATTERNS: "dpm-v3:3" (DPM-Solver-v3 of order 3), "ghvb:2,0.5" (order,
+            beta) or "ghvb:1.5" (momentum number), "hb:4,0.9" (heavy ball on Adams-Bashforth 4), "hb:dpm++,0.9" (on
+            another solver), "usf:FILE" (a solver schedule that was searched and saved).
+        flow: the prior is a rectified flow.
+        kind: its prediction type.
+        eta: randomness of ddim, [0, 1].
+        statistics: model statistics, or their file, for dpm-v3 and for schedules with v3 steps.
+        expected: fingerprint of the present prior, shape and guidance that files must agree with.
+    """
+    if eta and name != "ddim":
         raise InputError(f"eta={eta} only works with the ddim solver, not with {name}")
-    return WrappedSolver(name, flow, kind)
+    family, _, argument = name.partition(":")
+    argument = argument or _DEFAULTS.get(family, "")
+    if family == "ddim" and not argument:
+        return DDIM(eta)
+    if family in RECIPES and not argument:
+        return WrappedSolver(family, flow, kind)
+    if family == "dpm-v3":
+        order = int(_number(name, argument))
+        return DPMSolverV3(_statistics(name, statistics, expected), order, "pseudo" if order > 1 else "none")
+    if family == "ghvb":
+        return LinearMultistep(*_momentum(name, argument))
+    if family == "hb":
+        return _heavy_ball(name, argument, flow, kind)
+    if family == "usf" and argument:
+        schedule = SolverSchedule.load(argument, expected)
+        return UnifiedSolver(schedule, _statistics(name, statistics, expected) if schedule.needs_statistics else None)
+    raise InputError(f"solver {name!r} is unknown; have {', '.join((*SOLVERS, *PATTERNS))}")
 
 
-__all__ = ["DDIM", "SOLVERS", "Done", "Request", "Solver", "WrappedSolver", "make_solver"]
+def _statistics(name: str, given: ModelStatistics | str | Path | None, expected: Fingerprint | None) -> ModelStatistics:
+    if given is None:
+        raise InputError(f"solver {name} needs statistics=, measured for this prior, latent shape and guidance")
+    return given if isinstance(given, ModelStatistics) else ModelStatistics.load(given, expected)
+
+
+def _momentum(name: str, argument: str) -> tuple[int, float]:
+    order, comma, beta = argument.partition(",")
+    if not comma:
+        return momentum_number(_number(name, order))
+    return int(_number(name, order)), _number(name, beta)
+
+
+def _heavy_ball(name: str, argument: str, flow: bool, kind: Kind) -> Solver:
+    inner, comma, beta = argument.rpartition(",")
+    if not comma:
+        raise InputError(f"solver {name!r} lacks its beta: hb:R,BETA or hb:SOLVER,BETA")
+    if inner.isdigit():
+        return HeavyBall(LinearMultistep(int(inner)), _number(name, beta))
+    return HeavyBall(make_solver(inner, flow, kind), _number(name, beta))
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise InputError(f"solver {name!r}: {text!r} is not a number") from error
+
+
+__all__ = [
+    "DDIM",
+    "PATTERNS",
+    "SOLVERS",
+    "DPMSolverV3",
+    "Done",
+    "HeavyBall",
+    "LinearMultistep",
+    "Request",
+    "Solver",
+    "SolverSchedule",
+    "StepDecision",
+    "UnifiedSolver",
+    "WrappedSolver",
+    "make_solver",
+    "multistep_weights",
+    "preset",
+]

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ....utils.errors import InputError
-from ..levels import Level
-from ..prediction import Prediction
+from ..levels import Level, NoiseSchedule
+from ..prediction import Kind, Prediction
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
@@ -34,6 +34,8 @@ class Done:
 class Solver(ABC):
     """Integrates the reverse process; one Request is one network call. A solver serves one run at a time."""
 
+    direction: Kind = "sample"  # the quantity whose average over a step the solver estimates
+
     @abstractmethod
     def start(self, x: Tensor, grid: Sequence[Level], generator: Generators = None) -> Request:
         """Begins a run at state x on grid[0]; returns the first question."""
@@ -50,8 +52,22 @@ class Solver(ABC):
         """Network calls of a run of `steps` steps."""
         return steps
 
+    def asks(self, grid: Sequence[Level]) -> list[Level]:
+        """The levels a run over this grid asks the network at, in order."""
+        return list(grid[:-1])
+
+    def own_grid(self, schedule: NoiseSchedule) -> list[Level] | None:
+        """The levels this solver was made for; None when it takes any grid."""
+        return None
+
     @staticmethod
     def check_grid(grid: Sequence[Level]) -> None:
         """Raises InputError unless the grid has at least one step."""
         if len(grid) < 2:
             raise InputError(f"a grid of {len(grid)} levels has no step; give at least 2 levels")
+
+    @staticmethod
+    def check_shared_levels(grid: Sequence[Level], name: str) -> None:
+        """Raises InputError when levels differ within the batch, which `name` cannot serve."""
+        if any(isinstance(level.alpha, Tensor) for level in grid):
+            raise InputError(f"{name} needs one level for the whole batch")

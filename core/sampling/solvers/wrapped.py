@@ -41,6 +41,12 @@ RECIPES = {
         (("algorithm_type", "dpmsolver++"), ("solver_order", 2)),
         multistep=True,
     ),
+    "dpm++3m": Recipe(
+        "DPMSolverMultistepScheduler",
+        "DPMSolverMultistepScheduler",
+        (("algorithm_type", "dpmsolver++"), ("solver_order", 3)),
+        multistep=True,
+    ),
     "unipc": Recipe("UniPCMultistepScheduler", "UniPCMultistepScheduler", (("solver_order", 2),), multistep=True),
     "euler": Recipe("EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"),
     "heun": Recipe("HeunDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", repeats=True),
@@ -62,14 +68,13 @@ class WrappedSolver(Solver):
     def start(self, x: Tensor, grid: Sequence[Level], generator: Generators = None) -> Request:
         """See Solver.start; these solvers draw no noise."""
         self.check_grid(grid)
-        if any(isinstance(level.alpha, Tensor) for level in grid):
-            raise InputError("diffusers' schedulers need one level for the whole batch")
+        self.check_shared_levels(grid, "a diffusers scheduler")
         if len(grid) > 2 and math.isclose(float(grid[-2].sigma), float(grid[-1].sigma), rel_tol=1e-9):
             grid = [*grid[:-2], grid[-1]]  # an empty last step would divide by its length
         steps = len(grid) - 1
         self._scheduler = self._build(grid[-1])
         self._scheduler.set_timesteps(steps)
-        self._levels = _repeated(list(grid[:-1]), 1) if self.recipe.repeats else list(grid[:-1])
+        self._levels = self.asks(grid)
         noise = [self._noise(level) for level in grid]
         sigmas = [*_repeated(noise[:-1], 1), noise[-1]] if self.recipe.repeats else noise
         self._scheduler.sigmas = torch.tensor(sigmas)
@@ -98,6 +103,10 @@ class WrappedSolver(Solver):
     def calls(self, steps: int) -> int:
         """See Solver.calls."""
         return 2 * steps - 1 if self.recipe.repeats else steps
+
+    def asks(self, grid: Sequence[Level]) -> list[Level]:
+        """See Solver.asks."""
+        return _repeated(list(grid[:-1]), 1) if self.recipe.repeats else list(grid[:-1])
 
     def _request(self) -> Request | Done:
         if self._step == len(self._levels):

@@ -1,0 +1,116 @@
+"""What the experiments on caches share: runs from the same noise with and without a cache, their quality and cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.priors import Condition, Prior, load_prior
+from ..core.sampling import NoiseSchedule
+from ..core.sampling.caches import CacheConfig, caching, count_macs
+from ..toybox.captions import Meaning
+from ..toybox.judge import Judge
+from .toy_latents import decoded, features, paired_mse, renders, run_sampler, scores, seeded_noise
+
+Options = dict[str, Any]
+PROFILED = 4  # images of the runs that are looked into
+
+
+@dataclass(frozen=True)
+class CacheSetting:
+    """Sizes that every experiment on caches has."""
+
+    images: int = 250
+    reference_groups: int = 250
+    steps: int = 50
+    guidance: float = 3.0
+    solver: str = "ddim"
+    batch: int = 50
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A prior, prompts, noise and reference features, and a full run to compare with."""
+
+    prior: Prior
+    judge: Judge
+    setting: CacheSetting
+    condition: Condition
+    meanings: list[Meaning]
+    noise: Tensor
+    reference: Tensor
+    full: Tensor  # latents of the plain run
+    full_macs: int  # of one image, one run
+
+    @classmethod
+    def make(cls, prior_name: str, setting: CacheSetting, seed: int) -> Scene:
+        """Loads and draws what a table needs."""
+        prior, judge = load_prior(prior_name), Judge.from_pretrained()
+        test = renders("test", setting.images, views=1)
+        reference = features(judge, renders("test", setting.reference_groups, first=setting.images).images)
+        condition = prior.encode_text(test.prompts)
+        noise = seeded_noise(prior.latent_shape, setting.images, seed)
+        options = (setting.guidance, setting.solver)
+        levels = grid_of(prior, setting.steps, noise)
+        full = run_sampler(prior, condition, noise, levels, *options, batch=setting.batch)
+        macs = count_macs(lambda: run_sampler(prior, condition.index([0]), noise[:1], levels, *options))
+        return cls(prior, judge, setting, condition, test.meanings, noise, reference, full, macs)
+
+    def row(
+        self, name: str, config: CacheConfig | None = None, steps: int | None = None, prior: Prior | None = None
+    ) -> Options:
+        """One line of a table: quality of a run (with a cache, other steps, another prior) and what it cost."""
+        chosen, count = prior or self.prior, steps or self.setting.steps
+        levels = grid_of(chosen, count, self.noise)
+
+        def draw(rows: int) -> Tensor:
+            part = (self.condition.index(slice(0, rows)), self.noise[:rows], levels)
+            return run_sampler(chosen, *part, self.setting.guidance, self.setting.solver, batch=self.setting.batch)
+
+        with caching(chosen, config, steps=count) as cache:
+            macs = count_macs(lambda: draw(1))
+            before, began = chosen.nfe, time.perf_counter()
+            latents = draw(len(self.noise))
+            took, nfe = time.perf_counter() - began, chosen.nfe - before
+            held = 0 if cache is None else cache.peak_bytes
+        quality = scores(self.judge, decoded(chosen, latents), self.meanings, self.reference)
+        cost = {"mac_ratio": round(self.full_macs / macs, 3), "seconds": round(took, 2), "nfe_rows": nfe}
+        error = {"mse_to_full": paired_mse(latents, self.full)}
+        return {"setting": name, "steps": count, **error, **quality, **cost, "cache_bytes": held}
+
+    def run_once(self) -> Callable[[], object]:
+        """A plain run of a few images, for profiling."""
+        levels, rows = grid_of(self.prior, self.setting.steps, self.noise), slice(0, PROFILED)
+        part = (self.condition.index(rows), self.noise[rows], levels)
+        return lambda: run_sampler(self.prior, *part, self.setting.guidance, self.setting.solver)
+
+    def clock(self, configs: Sequence[CacheConfig], rounds: int = 3) -> list[float]:
+        """Wall-clock speed-up of each config over the plain run: medians of interleaved runs of one batch."""
+        rows = slice(0, min(self.setting.batch, len(self.noise)))
+        levels = grid_of(self.prior, self.setting.steps, self.noise)
+        times: list[list[float]] = [[] for _ in range(len(configs) + 1)]
+        for _ in range(rounds):
+            for i, config in enumerate([None, *configs]):
+                with caching(self.prior, config, steps=self.setting.steps):
+                    began = time.perf_counter()
+                    part = (self.condition.index(rows), self.noise[rows], levels)
+                    run_sampler(self.prior, *part, self.setting.guidance, self.setting.solver)
+                    times[i].append(time.perf_counter() - began)
+        medians = [float(torch.tensor(values).median()) for values in times]
+        return [round(medians[0] / value, 3) for value in medians[1:]]
+
+
+def grid_of(prior: Prior, steps: int, noise: Tensor) -> list[Any]:
+    """The prior's own grid."""
+    schedule = NoiseSchedule.from_config(prior.scheduler_config)
+    return schedule.grid(steps, prior.recommended.spacing, tokens=prior.tokens(noise))
+
+
+def equal_cost_steps(steps: int, mac_ratio: float) -> int:
+    """Steps of a plain run that costs as much as a cached one."""
+    return max(round(steps / mac_ratio), 1)

@@ -1,0 +1,158 @@
+"""The Gaussian start: where the network's score is Gaussian, what skipping steps costs, which modes come first."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.priors import Condition, Prior, load_prior
+from ..core.sampling import DDIM, Denoiser, Level, NoiseSchedule, Sampler
+from ..core.sampling.gaussian_prior import GaussianPrior
+from ..core.sampling.init import TeleportInit
+from ..tasks.metrics import spearman
+from ..toybox.judge import Judge
+from .runner import Context
+from .toy_latents import decoded, encoded, features, paired_mse, renders, run_sampler, scores, seeded_noise
+
+
+@dataclass(frozen=True)
+class PaintersBench:
+    """Sizes of the experiment."""
+
+    fit_groups: int = 1024
+    """training objects, four views each"""
+    images: int = 400
+    reference_groups: int = 250
+    probes: int = 128
+    """latents per level of the explained variance, and trajectories of the mode order"""
+    steps: int = 20
+    long_steps: int = 50
+    guidances: tuple[float, ...] = (1.0, 3.0)
+    fractions: tuple[float, ...] = (0.0, 0.15, 0.25, 0.3, 0.4, 0.5)
+    modes: int = 64
+
+
+QUICK = PaintersBench(8, 8, 4, 4, 6, 8, (3.0,), (0.0, 0.3), 4)
+
+
+def run(context: Context) -> dict[str, Any]:
+    """Explained variance per level, a table of skipped fractions, order of the modes, perturbations."""
+    config = QUICK if context.quick else PaintersBench()
+    prior, judge = load_prior(context.prior), Judge.from_pretrained()
+    schedule = NoiseSchedule.from_config(prior.scheduler_config)
+    train = encoded(prior, renders("train", config.fit_groups).images)
+    gaussian = GaussianPrior.fit(train.split(256))
+    test = renders("test", config.images, views=1)
+    reference = features(judge, renders("test", config.reference_groups, views=4, first=config.images).images)
+    condition = prior.encode_text(test.prompts)
+    noise = seeded_noise(prior.latent_shape, config.images, context.seed)
+    table: list[dict[str, Any]] = []
+    for guidance in config.guidances:
+        guided = _guided_fit(prior, condition, schedule, guidance, config, context.seed + 50_000)
+        full = run_sampler(prior, condition, noise, schedule.grid(config.steps), guidance)
+        for name, fit in (("renders", gaussian), ("own samples", guided)):
+            for fraction in config.fractions:
+                init, began, before = TeleportInit(fit, fraction), time.perf_counter(), prior.nfe
+                final = run_sampler(prior, condition, noise, schedule.grid(config.steps), guidance, init=init)
+                row = {"fit": name, "guidance": guidance, "fraction": fraction, "steps": config.steps}
+                row |= {"left": config.steps - init.skipped(config.steps), "nfe_rows": prior.nfe - before}
+                row |= {"seconds": round(time.perf_counter() - began, 1), "mse_to_full": paired_mse(final, full)}
+                table.append(row | scores(judge, decoded(prior, final), test.meanings, reference))
+        halved = run_sampler(prior, condition, noise, schedule.grid(max(config.steps // 2, 1)), guidance)
+        row = {"fit": "none", "guidance": guidance, "fraction": 0.0, "steps": config.steps // 2}
+        row |= {"mse_to_full": paired_mse(halved, full)}
+        table.append(row | scores(judge, decoded(prior, halved), test.meanings, reference))
+    plain = prior.encode_text([""] * config.probes)
+    return {
+        "config": asdict(config),
+        "seeds": [context.seed],
+        "table": table,
+        "explained_variance": explained(prior, plain, gaussian, train[: config.probes], schedule, context.seed),
+        "mode_order": mode_order(prior, plain, gaussian, schedule, config, context.seed),
+        "perturbation": perturbation(prior, plain, gaussian, schedule, config, context.seed),
+    }
+
+
+def _guided_fit(
+    prior: Prior, condition: Condition, schedule: NoiseSchedule, guidance: float, config: PaintersBench, seed: int
+) -> GaussianPrior:
+    """A Gaussian of the prior's own guided samples from other noises."""
+    noise = seeded_noise(prior.latent_shape, config.images, seed)
+    return GaussianPrior.fit([run_sampler(prior, condition, noise, schedule.grid(config.steps), guidance)])
+
+
+@torch.no_grad()
+def explained(
+    prior: Prior, condition: Condition, gaussian: GaussianPrior, latents: Tensor, schedule: NoiseSchedule, seed: int
+) -> list[dict[str, float]]:
+    """1 - |s_net - s_Gauss|^2 / |s_net|^2 of the unconditional score at noised latents, by level."""
+    noise, rows = seeded_noise(latents.shape[1:], len(latents), seed), []
+    denoiser = Denoiser(prior, condition.index(slice(0, len(latents))))
+    for index in torch.linspace(0, schedule.steps - 1, 16, dtype=torch.float64).tolist():
+        level = schedule.at_index(index)
+        x = schedule.add_noise(latents, noise, level)
+        net, exact = denoiser(x, level).eps.double(), gaussian(x, level).eps.double()
+        share = 1 - float((net - exact).square().sum() / net.square().sum())
+        rows.append({"index": round(index, 1), "lambda": round(float(level.lam), 3), "explained": round(share, 4)})
+    return rows
+
+
+@torch.no_grad()
+def mode_order(
+    prior: Prior,
+    condition: Condition,
+    gaussian: GaussianPrior,
+    schedule: NoiseSchedule,
+    config: PaintersBench,
+    seed: int,
+) -> dict[str, float]:
+    """Rank correlation of -log(v_k) / 2 with the lambda at which a mode of x0 reaches half its final size."""
+    seen: list[Tensor] = []
+    lambdas: list[float] = []
+    denoiser = Denoiser(prior, condition)
+    modes = gaussian.basis[: config.modes]
+
+    def watched(x: Tensor, level: Level) -> Any:
+        prediction = denoiser(x, level)
+        coordinates = (prediction.x0.double().flatten(1) - gaussian.mean) @ modes.mT
+        seen.append(coordinates.square().mean(0).sqrt())
+        lambdas.append(float(level.lam))
+        return prediction
+
+    noise = seeded_noise(prior.latent_shape, config.probes, seed)
+    Sampler(DDIM()).run(watched, noise, schedule.grid(config.long_steps))
+    sizes = torch.stack(seen)  # (steps, modes)
+    reached = (sizes >= 0.5 * sizes[-1]).int().argmax(0)
+    born = torch.tensor(lambdas, dtype=torch.float64)[reached]
+    wanted = gaussian.emergence()[: config.modes]
+    return {"spearman": round(float(spearman(born, wanted)), 4), "modes": len(modes)}
+
+
+@torch.no_grad()
+def perturbation(
+    prior: Prior,
+    condition: Condition,
+    gaussian: GaussianPrior,
+    schedule: NoiseSchedule,
+    config: PaintersBench,
+    seed: int,
+) -> list[dict[str, float]]:
+    """Final change per unit of a push along the strongest mode, by the step in which it is given."""
+    levels = schedule.grid(config.steps)
+    noise, denoiser = seeded_noise(prior.latent_shape, config.probes, seed), Denoiser(prior, condition)
+    plain = Sampler(DDIM()).run(denoiser, noise, levels)
+    push = gaussian.basis[0].reshape(1, *gaussian.shape).to(noise)
+    rows = []
+    for step in range(0, config.steps, max(config.steps // 8, 1)):
+        state = noise if step == 0 else Sampler(DDIM()).run(denoiser, noise, levels[: step + 1])
+        size = float(levels[step].sigma)
+        final = Sampler(DDIM()).run(denoiser, state + size * push, levels[step:])
+        effect = float((final - plain).flatten(1).norm(dim=1).mean())
+        variance, level = float(gaussian.variances[0]), levels[step]
+        noisy = float(level.alpha) ** 2 * variance + size**2
+        rows.append({"step": step, "change": round(effect, 4), "gaussian": round(size * (variance / noisy) ** 0.5, 4)})
+    return rows

@@ -1,0 +1,111 @@
+"""What the experiments on sampling share: rendered images with captions, their latents, runs, and their scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..core.priors import Condition, Prior
+from ..core.sampling import Denoiser, Level, Sampler, make_solver
+from ..core.sampling.denoiser import Control, Remap
+from ..core.sampling.init import Init, NoiseInit, sample_from
+from ..toybox.captions import Meaning, Phrase, say
+from ..toybox.dataset import RenderJob, render_group
+from ..toybox.judge import Judge, frechet
+from ..toybox.programs import ObjectProgram, draw
+from ..utils.seeds import generator, sample_noise
+from .runner import share
+
+
+@dataclass(frozen=True)
+class Renders:
+    """Rendered objects and what a short sentence says of them."""
+
+    images: Tensor  # (N, 3, H, W) in [0, 1]
+    meanings: list[Meaning]
+
+    @property
+    def prompts(self) -> list[str]:
+        """One sentence an image."""
+        return [say(meaning) for meaning in self.meanings]
+
+
+def renders(split: str, groups: int, size: int = 64, views: int = 4, first: int = 0) -> Renders:
+    """`views` (up to 4) images of each of `groups` objects of a split."""
+    job = RenderJob("object", split, first + groups, size)
+    images, meanings = [], []
+    for index in range(first, first + groups):
+        images.append(render_group(job, index)["rgb"][:views])
+        meanings += [plain_meaning(split, index)] * views
+    stacked = torch.from_numpy(np.concatenate(images)).permute(0, 3, 1, 2).float() / 255
+    return Renders(stacked, meanings)
+
+
+def plain_meaning(split: str, index: int) -> Meaning:
+    """Noun and colour of an object program."""
+    program = draw(split, index)
+    assert isinstance(program, ObjectProgram)
+    return Meaning((Phrase(program.noun, program.colour),))
+
+
+@torch.no_grad()
+def encoded(prior: Prior, images: Tensor, batch: int = 64) -> Tensor:
+    """Scaled latents (N, C, h, w)."""
+    return torch.cat([prior.encode(part) for part in images.split(batch)])
+
+
+@torch.no_grad()
+def decoded(prior: Prior, latents: Tensor, batch: int = 64) -> Tensor:
+    """Images (N, 3, H, W) in [0, 1]."""
+    return torch.cat([prior.decode(part) for part in latents.split(batch)])
+
+
+def seeded_noise(shape: Sequence[int], count: int, seed: int) -> Tensor:
+    """Unit noise (count, *shape), one seed a row."""
+    return sample_noise(shape, [generator(seed + i) for i in range(count)], count)
+
+
+@torch.no_grad()
+def run_sampler(
+    prior: Prior,
+    condition: Condition,
+    noise: Tensor,
+    levels: Sequence[Level],
+    guidance: float,
+    solver: str = "ddim",
+    init: Init | None = None,
+    time_remap: Remap | None = None,
+    controls: Sequence[Control] = (),
+    batch: int = 50,
+) -> Tensor:
+    """Final latents (N, C, h, w) of N condition rows."""
+    parts = []
+    for start in range(0, noise.shape[0], batch):
+        rows = slice(start, start + batch)
+        denoiser = Denoiser(prior, condition.index(rows), guidance, time_remap, controls)
+        method = make_solver(solver, denoiser.schedule.flow, prior.prediction_type)
+        parts.append(sample_from(init or NoiseInit(), Sampler(method), denoiser, noise[rows], levels))
+    return torch.cat(parts)
+
+
+def features(judge: Judge, images: Tensor) -> Tensor:
+    """Judge features (N, D)."""
+    return torch.cat([judge.features(part) for part in images.split(100)])
+
+
+def scores(judge: Judge, images: Tensor, meanings: Sequence[Meaning], reference: Tensor) -> dict[str, Any]:
+    """Share of images that show what their sentence says, and the Frechet distance to reference features."""
+    agree = np.concatenate(
+        [judge(images[i : i + 100]).agrees(meanings[i : i + 100])["all"] for i in range(0, len(images), 100)]
+    )
+    return {"accuracy": share(agree), "toy_fid": round(frechet(reference, features(judge, images)), 3)}
+
+
+def paired_mse(a: Tensor, b: Tensor) -> float:
+    """Mean squared difference of latents drawn from the same noise."""
+    return round(float((a.double() - b.double()).square().mean()), 6)

@@ -1,0 +1,327 @@
+"""Our solvers in stock diffusers pipelines.
+
+>>> pipe.scheduler = DPMSolverV3Scheduler.from_config(pipe.scheduler.config, statistics="statistics.safetensors")
+
+A pipeline calls its network at `timesteps` in order and hands every answer to `step`; that is the request/response
+protocol of a Solver with the network on the other side. The state stays unscaled (x = alpha x0 + sigma eps). Steps are
+counted, never looked up by their time, so repeated times are fine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import ConfigMixin, SchedulerMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerOutput
+from torch import Tensor
+
+from ...utils.errors import InputError
+from ..priors.noise import is_flow
+from .levels import Level, NoiseSchedule
+from .prediction import Prediction
+from .solvers import Request, Solver, UnifiedSolver, make_solver
+from .solvers.decisions import SolverSchedule
+from .statistics import ModelStatistics
+
+Generators = torch.Generator | list[torch.Generator] | None
+
+
+class SolverScheduler(SchedulerMixin, ConfigMixin):
+    """Any solver by name ("ddim", "ghvb:2,0.5", "hb:dpm++,0.9", ...) as a diffusers scheduler, VP or flow.
+
+    `from_config` takes the config of the scheduler it replaces: betas, prediction type, spacing, flow shift.
+    """
+
+    config_name = "scheduler_config.json"
+    ignore_for_config = ["statistics"]
+    default_solver = "ddim"
+    _compatibles = [e.name for e in KarrasDiffusionSchedulers] + ["FlowMatchEulerDiscreteScheduler"]
+
+    @register_to_config
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: list[float] | None = None,
+        rescale_betas_zero_snr: bool = False,
+        prediction_type: str = "epsilon",
+        timestep_spacing: str = "leading",
+        steps_offset: int = 0,
+        set_alpha_to_one: bool = True,
+        shift: float = 1.0,
+        use_dynamic_shifting: bool = False,
+        base_shift: float = 0.5,
+        max_shift: float = 1.15,
+        base_image_seq_len: int = 256,
+        max_image_seq_len: int = 4096,
+        solver: str | None = None,
+        solver_schedule: dict[str, Any] | None = None,
+        statistics: ModelStatistics | str | Path | None = None,
+    ) -> None:
+        """The noise path as diffusers writes it ("flow_prediction" is a rectified flow), and our solver.
+
+        Args:
+            num_train_timesteps: train steps N; the betas and what follows them describe a VP path.
+            timestep_spacing: "leading", "trailing", "linspace", "logsnr" or "karras" (flows have their own).
+            shift: of a flow's sigmas; with use_dynamic_shifting the pipeline's mu replaces it.
+            solver: name for `make_solver`; None: this class's own.
+            solver_schedule: `SolverSchedule.to_dict()` to run instead.
+            statistics: model statistics or their file, where the solver needs them.
+        """
+        given = isinstance(statistics, ModelStatistics) or statistics is None
+        self._statistics = statistics if given else ModelStatistics.load(statistics)
+        self._prepare()
+
+    def _prepare(self) -> None:
+        self.noise_schedule = NoiseSchedule.from_config(self.config)
+        self.solver = self._make(self._statistics)
+        self.init_noise_sigma = 1.0
+        steps = min(50, self.noise_schedule.steps)
+        self.set_timesteps(self.solver.schedule.steps if isinstance(self.solver, UnifiedSolver) else steps)
+
+    def _make(self, statistics: ModelStatistics | None) -> Solver:
+        if self.config["solver_schedule"] is not None:
+            return UnifiedSolver(SolverSchedule.from_dict(self.config["solver_schedule"]), statistics)
+        name = self.config["solver"] or self.default_solver
+        return make_solver(name, self.noise_schedule.flow, self.config["prediction_type"], statistics=statistics)
+
+    @classmethod
+    def from_config(
+        cls,
+        config: Any = None,
+        return_unused_kwargs: bool = False,
+        statistics: ModelStatistics | str | Path | None = None,
+        **options: Any,
+    ) -> Any:
+        """From the config of any diffusers scheduler; our own arguments come as keywords.
+
+        A `solver` given here replaces a solver schedule the config may hold.
+        """
+        values = dict(config or {})
+        if is_flow(values):
+            values["prediction_type"] = "flow_prediction"
+        if options.get("solver") is not None:
+            values["solver_schedule"] = None
+        known, unused, hidden = cls.extract_init_dict(values, **options)
+        made = cls(**known, statistics=statistics)
+        made.register_to_config(**{**hidden, "_class_name": cls.__name__})
+        return (made, {**unused, **hidden}) if return_unused_kwargs else made
+
+    @property
+    def step_index(self) -> int | None:
+        """Index into `timesteps` of the next answer; None before the first."""
+        return None if self._request is None else self._asked
+
+    @property
+    def begin_index(self) -> int | None:
+        """Index into `timesteps` a run begins at."""
+        return self._begin_index
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Where a partial run (image to image) enters."""
+        self._begin_index = int(begin_index)
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: torch.device | str | None = None,
+        timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
+        mu: float | None = None,
+    ) -> None:
+        """Lays out the levels.
+
+        Args:
+            num_inference_steps: steps of the config's own spacing, unless levels are given.
+            device: of `timesteps`.
+            timesteps: falling model times to step through, ending without noise or as the config says.
+            sigmas: falling sigmas instead; of flows before the shift, else sigma / alpha.
+            mu: logarithm of a flow's shift.
+        """
+        own = self.solver.own_grid(self.noise_schedule)
+        if own is not None and num_inference_steps not in (None, len(own) - 1):
+            raise InputError(
+                f"num_inference_steps={num_inference_steps}: this solver schedule has {len(own) - 1} steps"
+            )
+        self._grid = own or self._levels(num_inference_steps, timesteps, sigmas, mu)
+        self._asks = self.solver.asks(self._grid)
+        steps = len(self._grid) - 1
+        if len(self._asks) < steps:
+            raise InputError(
+                "a solver schedule that skips the first network call cannot run inside a stock pipeline, which makes "
+                'that call anyway; use first="none" or the Sampler'
+            )
+        self.num_inference_steps = steps
+        times = torch.tensor([float(level.model_time) for level in self._asks], dtype=torch.float64)
+        whole = not self.noise_schedule.flow and bool((times == times.round()).all())
+        self.timesteps = times.to(device, torch.int64 if whole else torch.float32)
+        self.sigmas = torch.tensor([self._sigma(level) for level in self._grid])
+        self.order = math.ceil(len(self._asks) / steps)
+        self._request: Request | None = None
+        self._asked, self._begin_index, self._returned = 0, None, None
+
+    def _levels(
+        self,
+        steps: int | None,
+        timesteps: Sequence[float] | None,
+        sigmas: Sequence[float] | None,
+        mu: float | None,
+    ) -> list[Level]:
+        schedule = self.noise_schedule
+        if timesteps is None and sigmas is None and steps is None:
+            raise InputError("set_timesteps needs num_inference_steps, timesteps or sigmas")
+        if schedule.flow:
+            chosen = dataclasses.replace(schedule, dynamic=None, shift=schedule.shift if mu is None else math.exp(mu))
+            if timesteps is None and sigmas is None:
+                return chosen.grid(int(steps or 0), "trailing" if mu is not None else None)
+            given = [float(s) for s in sigmas] if sigmas is not None else [float(t) / 1000 for t in timesteps or ()]
+            ratio = chosen.shift
+            moved = [min(ratio * s / (1 + (ratio - 1) * s), 1.0) for s in given if s > 0]
+            return [schedule.at_index(s * schedule.steps - 1) for s in moved] + [schedule.clean]
+        end = schedule.clean if schedule.final == "zero" else schedule.at_index(0)
+        if timesteps is not None:
+            return [schedule.at_index(float(t)) for t in timesteps] + [end]
+        if sigmas is not None:
+            logs = torch.as_tensor(sigmas, dtype=torch.float64).log().neg().tolist()
+            return [schedule.at_lambda(lam) for lam in logs if lam < float("inf")] + [end]
+        return schedule.grid(int(steps or 0))
+
+    def _sigma(self, level: Level) -> float:
+        return float(level.sigma) if self.noise_schedule.flow else float(level.sigma) / float(level.alpha)
+
+    def scale_model_input(self, sample: Tensor, timestep: Tensor | float | None = None) -> Tensor:
+        """The state as it is."""
+        return sample
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: Tensor | float,
+        sample: Tensor,
+        generator: Generators = None,
+        return_dict: bool = True,
+    ) -> SchedulerOutput | tuple[Tensor]:
+        """Feeds one network answer; prev_sample is the next state to ask at, or the final one.
+
+        Args:
+            model_output: raw answer (B, C, h, w), or packed as the pipeline has it.
+            timestep: the time it was asked at; must be the one whose turn it is.
+            sample: the state it was asked at; another than `step` returned last continues from there.
+            generator: randomness of stochastic solvers.
+            return_dict: False returns (prev_sample,).
+        """
+        state = sample.to(torch.promote_types(sample.dtype, torch.float32))
+        if self._request is None:
+            begin = self._begin_index or 0
+            self._fit(state)
+            self._request = self.solver.start(state, self._grid[self._grid_place(begin) :], generator)
+            self._asked = begin
+        elif sample is not self._returned and not torch.equal(sample, self._returned):
+            changed = self.solver.replace(state)
+            assert isinstance(changed, Request)
+            self._request = changed
+        self._check_turn(timestep)
+        level = self._asks[self._asked]
+        answer = self.solver.feed(Prediction(self._request.x, level, model_output, self.config["prediction_type"]))
+        self._asked += 1
+        self._returned = answer.x.to(sample.dtype)
+        self._request = answer if isinstance(answer, Request) else None
+        return SchedulerOutput(prev_sample=self._returned) if return_dict else (self._returned,)
+
+    def _fit(self, state: Tensor) -> None:
+        """Pipelines that pack latents (B, tokens, 4 C) need tables packed alike."""
+        if state.ndim == 3 and self._statistics is not None and self._statistics.ell[0].numel() > 1:
+            self.solver = self._make(self._statistics.packed())
+
+    def _check_turn(self, timestep: Tensor | float) -> None:
+        due, given = float(self.timesteps[self._asked]), float(torch.as_tensor(timestep).flatten()[0])
+        if abs(due - given) > 0.5 + 1e-3 * abs(due):
+            raise InputError(
+                f"step got timestep {given:g} where {due:g} is due; call the timesteps in order, set_begin_index for "
+                "a late start"
+            )
+
+    def _grid_place(self, index: int) -> int:
+        """The grid level that is asked at this index of `timesteps`."""
+        level = self._asks[min(index, len(self._asks) - 1)]
+        return next(place for place, other in enumerate(self._grid) if other is level)
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """alpha x0 + sigma eps (B, C, h, w) at model times (B,)."""
+        times = timesteps.detach().double().cpu().flatten()
+        schedule = self.noise_schedule
+        index = times * schedule.steps / 1000 - 1 if schedule.flow else times
+        level = schedule.at_index(index.clamp(min=0).expand(original_samples.shape[0]))
+        alpha, sigma = (c.reshape(-1, *[1] * (original_samples.ndim - 1)) for c in level.coefficients(original_samples))
+        return alpha * original_samples + sigma * noise
+
+    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
+        """`add_noise` under the name and argument order of flow schedulers."""
+        return self.add_noise(sample, noise, timestep)
+
+    def __len__(self) -> int:
+        return self.noise_schedule.steps
+
+
+def _family_solver(config: Any, family: str, default: str) -> str:
+    """The config's solver when it is of this family, else the default."""
+    name = str(dict(config or {}).get("solver") or "")
+    return name if name.partition(":")[0] == family else default
+
+
+class DPMSolverV3Scheduler(SolverScheduler):
+    """DPM-Solver-v3: `from_config(config, statistics=..., order=2)`."""
+
+    default_solver = "dpm-v3:2"
+
+    @classmethod
+    def from_config(
+        cls, config: Any = None, return_unused_kwargs: bool = False, order: int | None = None, **options: Any
+    ) -> Any:
+        """See SolverScheduler.from_config; `statistics` are required, `order` is 1 to 3."""
+        chosen = _family_solver(config, "dpm-v3", cls.default_solver) if order is None else f"dpm-v3:{order}"
+        options.setdefault("solver", chosen)
+        return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **options)
+
+
+class GHVBScheduler(SolverScheduler):
+    """Generalised heavy ball: `from_config(config, order=1.8)` takes the momentum number, order 2 with beta 0.8."""
+
+    default_solver = "ghvb:3.8"
+
+    @classmethod
+    def from_config(
+        cls, config: Any = None, return_unused_kwargs: bool = False, order: float | None = None, **options: Any
+    ) -> Any:
+        """See SolverScheduler.from_config."""
+        chosen = _family_solver(config, "ghvb", cls.default_solver) if order is None else f"ghvb:{order:g}"
+        options.setdefault("solver", chosen)
+        return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **options)
+
+
+class USFScheduler(SolverScheduler):
+    """A solver schedule: `from_config(config, schedule=SolverSchedule or its file, statistics=...)`."""
+
+    default_solver = "usf"
+
+    @classmethod
+    def from_config(
+        cls,
+        config: Any = None,
+        return_unused_kwargs: bool = False,
+        schedule: SolverSchedule | str | Path | None = None,
+        **options: Any,
+    ) -> Any:
+        """See SolverScheduler.from_config; the schedule becomes part of the config."""
+        if schedule is not None:
+            chosen = schedule if isinstance(schedule, SolverSchedule) else SolverSchedule.load(schedule)
+            options["solver_schedule"] = chosen.to_dict()
+        return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **options)

@@ -1,0 +1,213 @@
+"""Our solvers inside stock diffusers pipelines: parity with diffusers' schedulers and with our own Sampler."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    HeunDiscreteScheduler,
+    StableDiffusion3Img2ImgPipeline,
+    StableDiffusion3Pipeline,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
+
+from unproject.core.priors import SD_SCHEDULE, load_prior
+from unproject.core.sampling import Denoiser, NoiseSchedule, Sampler, make_solver
+from unproject.core.sampling.scheduler import DPMSolverV3Scheduler, GHVBScheduler, SolverScheduler, USFScheduler
+from unproject.core.sampling.solvers import DPMSolverV3, SolverSchedule, StepDecision, preset
+from unproject.core.sampling.solvers.decisions import times_of
+from unproject.core.sampling.statistics import ModelStatistics
+from unproject.utils.errors import InputError
+
+CLASSES = {
+    "sd": StableDiffusionPipeline,
+    "sd-v": StableDiffusionPipeline,
+    "sdxl": StableDiffusionXLPipeline,
+    "sd3": StableDiffusion3Pipeline,
+    "flux": FluxPipeline,
+}
+
+
+def pipeline(name: str, folder, cls=None):
+    options = {"safety_checker": None} if name in ("sd", "sd-v") else {}
+    if name == "sd3":
+        options = dict.fromkeys(("text_encoder_3", "tokenizer_3", "image_encoder", "feature_extractor"))
+    pipe = (cls or CLASSES[name]).from_pretrained(folder, **options)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def draw(pipe, steps: int = 5, **options):
+    rng = torch.Generator().manual_seed(3)
+    out = pipe("a red chair", num_inference_steps=steps, generator=rng, output_type="latent", **options)
+    return out.images
+
+
+def small(name: str) -> dict[str, int]:
+    return {"height": 32, "width": 32} if name in ("sdxl", "sd3", "flux") else {}
+
+
+def tables(channels: int = 4, side: int = 8) -> ModelStatistics:
+    rng = torch.Generator().manual_seed(2)
+    lambdas = torch.linspace(-3, 3, 5, dtype=torch.float64)
+    values = (
+        scale * torch.rand(5, channels, side, side, generator=rng, dtype=torch.float64) for scale in (1.0, -0.5, 0.1)
+    )
+    return ModelStatistics(lambdas, *values)
+
+
+@pytest.mark.parametrize("name", ["sd", "sd-v", "sd3", "flux"])
+def test_ddim_equals_the_scheduler_of_diffusers(name, tiny_folders):
+    """DDIM on VP paths, flow Euler on rectified flows (dynamic shift included)."""
+    pipe = pipeline(name, tiny_folders[name])
+    wanted = draw(pipe, **small(name))
+    pipe.scheduler = SolverScheduler.from_config(pipe.scheduler.config)
+    ours = draw(pipe, **small(name))
+    torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_sdxl_keeps_the_state_unscaled(tiny_folders):
+    pipe = pipeline("sdxl", tiny_folders["sdxl"])
+    config = dict(pipe.scheduler.config)
+    pipe.scheduler = DDIMScheduler.from_config(config, clip_sample=False)
+    wanted = draw(pipe, **small("sdxl"))
+    pipe.scheduler = SolverScheduler.from_config(pipe.scheduler.config)
+    torch.testing.assert_close(draw(pipe, **small("sdxl")), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl", "sd3", "flux"])
+@pytest.mark.parametrize("kind", ["v3", "ghvb", "usf", "hb"])
+def test_every_scheduler_runs_in_every_family(name, kind, tiny_folders):
+    pipe = pipeline(name, tiny_folders[name])
+    config = pipe.scheduler.config
+    pipe.scheduler = {
+        "v3": lambda: DPMSolverV3Scheduler.from_config(config, statistics=tables(), order=3),
+        "ghvb": lambda: GHVBScheduler.from_config(config, order=1.8),
+        "usf": lambda: USFScheduler.from_config(config, schedule=preset("unipc-bh2", 4)),
+        "hb": lambda: SolverScheduler.from_config(config, solver="hb:dpm++,0.9"),
+    }[kind]()
+    out = draw(pipe, 4, **small(name))
+    assert bool(torch.isfinite(out).all())
+
+
+@pytest.mark.parametrize("name", ["sd", "sd3"])
+@pytest.mark.parametrize("solver", ["dpm-v3:2", "ghvb:2,0.8", "unipc"])
+def test_a_pipeline_equals_our_sampler(name, solver, tiny_folders):
+    prior = load_prior(tiny_folders[name])
+    levels = NoiseSchedule.from_config(prior.scheduler_config).grid(5)
+    noise = torch.randn(1, *prior.latent_shape, generator=torch.Generator().manual_seed(3))
+    denoiser = Denoiser(prior, prior.encode_text("a red chair", ""), 3.0)
+    method = make_solver(solver, denoiser.schedule.flow, prior.prediction_type, statistics=tables())
+    with torch.no_grad():
+        ours = Sampler(method).run(denoiser, noise, levels)
+    pipe = pipeline(name, tiny_folders[name])
+    pipe.scheduler = SolverScheduler.from_config(pipe.scheduler.config, solver=solver, statistics=tables())
+    theirs = draw(pipe, latents=noise, guidance_scale=3.0, **small(name))
+    torch.testing.assert_close(theirs, ours, rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "cls"), [("sd", StableDiffusionImg2ImgPipeline), ("sd3", StableDiffusion3Img2ImgPipeline)]
+)
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+def test_image_to_image_begins_late(name, cls, strength, tiny_folders):
+    image = np.random.default_rng(0).random((1, 32, 32, 3)).astype(np.float32)
+    pipe = pipeline(name, tiny_folders[name], cls)
+    options = {"image": image, "strength": strength, **small(name)}
+    wanted = draw(pipe, 6, **options)
+    config = pipe.scheduler.config
+    pipe.scheduler = SolverScheduler.from_config(config)
+    torch.testing.assert_close(draw(pipe, 6, **options), wanted, rtol=5e-5, atol=5e-5)
+    pipe.scheduler = DPMSolverV3Scheduler.from_config(config, statistics=ModelStatistics.constant(), order=1)
+    torch.testing.assert_close(draw(pipe, 6, **options), wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_solvers_of_two_calls_repeat_timesteps(tiny_folders):
+    pipe = pipeline("sd", tiny_folders["sd"])
+    config = {
+        k: v for k, v in pipe.scheduler.config.items() if k.startswith(("beta", "num_train", "steps", "timestep"))
+    }
+    theirs = HeunDiscreteScheduler.from_config(config)
+    theirs.set_timesteps(4)
+    pipe.scheduler = SolverScheduler.from_config(pipe.scheduler.config, solver="heun")
+    pipe.scheduler.set_timesteps(4)
+    assert pipe.scheduler.order == theirs.order == 2
+    assert pipe.scheduler.timesteps.tolist() == theirs.timesteps.tolist()
+    assert bool(torch.isfinite(draw(pipe, 4)).all())
+
+
+def test_a_callback_may_change_the_latents(tiny_folders):
+    pipe = pipeline("sd", tiny_folders["sd"])
+    outs = []
+
+    def halve(pipe, step, time, values):
+        return {"latents": values["latents"] * 0.5} if step == 1 else values
+
+    for scheduler in (pipe.scheduler, SolverScheduler.from_config(pipe.scheduler.config)):
+        pipe.scheduler = scheduler
+        outs.append(draw(pipe, callback_on_step_end=halve))
+    torch.testing.assert_close(outs[1], outs[0], rtol=1e-5, atol=1e-5)
+
+
+def test_add_noise_and_timesteps_agree_with_diffusers():
+    ours, theirs = SolverScheduler.from_config(SD_SCHEDULE), DDIMScheduler.from_config(SD_SCHEDULE)
+    x, e = (torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
+    at = torch.tensor([17, 801])
+    torch.testing.assert_close(ours.add_noise(x, e, at), theirs.add_noise(x, e, at), rtol=1e-5, atol=1e-6)
+    for scheduler in (ours, theirs):
+        scheduler.set_timesteps(7)
+    assert ours.timesteps.dtype == torch.int64
+    assert ours.timesteps.tolist() == theirs.timesteps.tolist()
+    flow, euler = (
+        SolverScheduler(prediction_type="flow_prediction", shift=3.0),
+        FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )
+    for options in ({"num_inference_steps": 6}, {"sigmas": [1.0, 0.7, 0.2]}):
+        flow.set_timesteps(**options)
+        euler.set_timesteps(**options)
+        torch.testing.assert_close(flow.timesteps, euler.timesteps, rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(flow.sigmas, euler.sigmas, rtol=1e-5, atol=1e-6)
+
+
+def test_configs_are_kept(tmp_path):
+    schedule = preset("unipc-bh1", 3)
+    made = USFScheduler.from_config(SD_SCHEDULE, schedule=schedule)
+    made.save_pretrained(tmp_path)
+    back = USFScheduler.from_pretrained(tmp_path)
+    assert back.solver.schedule == schedule and back.config["beta_end"] == 0.012
+    ghvb = GHVBScheduler.from_config(back.config, order=2.5)
+    assert (ghvb.solver.order, ghvb.solver.beta) == (3, 0.5)
+    v3 = DPMSolverV3Scheduler.from_config(ghvb.config, order=3, statistics=tables())
+    assert isinstance(v3.solver, DPMSolverV3) and v3.solver.order == 3
+    assert "statistics" not in v3.config
+
+
+def test_misuse_is_named():
+    with pytest.raises(InputError, match="usf:FILE"):
+        USFScheduler.from_config(SD_SCHEDULE)
+    with pytest.raises(InputError, match="needs statistics="):
+        DPMSolverV3Scheduler.from_config(SD_SCHEDULE)
+    levels = NoiseSchedule.from_config(SD_SCHEDULE).grid(3)
+    own = SolverSchedule((StepDecision(),) * 3, times_of(levels, NoiseSchedule.from_config(SD_SCHEDULE)))
+    fixed = USFScheduler.from_config(SD_SCHEDULE, schedule=own)
+    with pytest.raises(InputError, match="num_inference_steps=7"):
+        fixed.set_timesteps(7)
+    with pytest.raises(InputError, match="skips the first network call"):
+        USFScheduler.from_config(SD_SCHEDULE, schedule=SolverSchedule((StepDecision(),) * 3, first="zero_x0"))
+    scheduler = SolverScheduler.from_config(SD_SCHEDULE)
+    scheduler.set_timesteps(4)
+    x = torch.zeros(1, 4, 2, 2)
+    with pytest.raises(InputError, match="got timestep 3 where 751 is due"):
+        scheduler.step(x, 3, x)
+    with pytest.raises(InputError, match="needs num_inference_steps"):
+        scheduler.set_timesteps()
+    packed = DPMSolverV3Scheduler.from_config(SD_SCHEDULE, statistics=tables())
+    packed.set_timesteps(2)
+    with pytest.raises(InputError, match="do not fit latents of shape"):
+        packed.step(torch.zeros(1, 4, 2, 2), packed.timesteps[0], torch.zeros(1, 4, 2, 2))

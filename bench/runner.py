@@ -34,6 +34,19 @@ EXPERIMENTS: dict[str, Experiment] = {
     "text-to-mesh": Experiment("Text to mesh by score distillation: judged views, mesh health, cost", "text_to_mesh"),
     "geometry-heads": Experiment("Depth and normals against simple baselines", "geometry_heads"),
     "judge": Experiment("The judge's own accuracy on test renders", "judge"),
+    "dpm-solver-v3": Experiment("DPM-Solver-v3 against DDIM, DPM-Solver++ and UniPC at few calls", "dpm_solver_v3"),
+    "usf-s3": Experiment("Searched solver schedules against fixed solvers, on held-out noise and prompts", "usf_s3"),
+    "ghvb-momentum": Experiment("Momentum at high guidance and few steps: divergence, toy-FID", "ghvb_momentum"),
+    "painters-gaussian": Experiment("First steps in closed form: what skipping them costs", "painters_gaussian"),
+    "optimal-boundary": Experiment("A starting noise chosen on references, on other images", "optimal_boundary"),
+    "noiseshift": Experiment("Recalibrated times at sizes the prior was not trained at", "noiseshift"),
+    "edict": Experiment("Exact inversion against DDIM: round trips and edits of one word", "edict"),
+    "deepcache": Experiment("DeepCache: quality and cost against interval, branch and fewer steps", "deepcache"),
+    "feature-inheritance": Experiment("Inherited features and switched networks at equal cost", "feature_inheritance"),
+    "regions": Experiment("Region-adaptive sampling of a transformer at equal cost", "regions"),
+    "q-sched": Experiment("Two factors per step for a quantised few-step run", "q_sched"),
+    "focus": Experiment("Sentences with two objects under control of the attention", "focus"),
+    "flair": Experiment("Inpainting, super-resolution and deblurring with a frozen prior", "flair"),
 }
 
 

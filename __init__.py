@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from .geometry.cameras import Camera
     from .geometry.meshes import Mesh
     from .geometry.points import PointCloud
+    from .pipelines.edit_image import EditImage
     from .pipelines.image_to_geometry import ImageToDepth, ImageToGeometry, ImageToNormals
+    from .pipelines.restore_image import RestoreImage
     from .pipelines.shortcuts import depth, normals
     from .pipelines.text_to_image import TextToImage
     from .pipelines.text_to_mesh import TextToMesh
@@ -26,12 +28,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "Camera",
+    "EditImage",
     "ImageToDepth",
     "ImageToGeometry",
     "ImageToNormals",
     "InputError",
     "Mesh",
     "PointCloud",
+    "RestoreImage",
     "TextToImage",
     "TextToMesh",
     "UnprojectError",
@@ -43,12 +47,14 @@ __all__ = [
 
 _HOMES = {
     "Camera": ".geometry.cameras",
+    "EditImage": ".pipelines.edit_image",
     "ImageToDepth": ".pipelines.image_to_geometry",
     "ImageToGeometry": ".pipelines.image_to_geometry",
     "ImageToNormals": ".pipelines.image_to_geometry",
     "InputError": ".utils.errors",
     "Mesh": ".geometry.meshes",
     "PointCloud": ".geometry.points",
+    "RestoreImage": ".pipelines.restore_image",
     "TextToImage": ".pipelines.text_to_image",
     "TextToMesh": ".pipelines.text_to_mesh",
     "UnprojectError": ".utils.errors",

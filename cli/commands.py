@@ -7,8 +7,10 @@ from typing import Annotated, Any, Union, cast
 
 import tyro
 
+from .calibrate import CalibrateSolver, SearchSolver
 from .common import Command
 from .demo import Demo
+from .edit import Edit, Restore
 from .files import Convert, Inspect
 from .image import Depth, Normals, Pointcloud
 from .info import Doctor, Methods, Priors
@@ -22,6 +24,10 @@ COMMANDS: tuple[type[Command], ...] = (
     Depth,
     Normals,
     Pointcloud,
+    Edit,
+    Restore,
+    CalibrateSolver,
+    SearchSolver,
     Toybox,
     Convert,
     Inspect,

@@ -13,11 +13,12 @@ from ..utils.errors import InputError
 from ..utils.runs import RunRecord
 from .common import Shown, Target, check_prompt, check_range, slugify
 from .priors import PriorCommand
+from .sampling import SamplingCommand
 from .views import write_views
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextToImage(PriorCommand):
+class TextToImage(SamplingCommand):
     """Draw images from a prompt."""
 
     name: ClassVar[str] = "text-to-image"
@@ -31,18 +32,6 @@ class TextToImage(PriorCommand):
     """Number of images; image i uses seed + i."""
     grid: int = 0
     """Draw this many images and write them as one sheet."""
-    steps: int | None = None
-    """Solver steps (default: what suits the prior)."""
-    guidance: float | None = None
-    """Classifier-free guidance, 1 is none (default: what suits the prior)."""
-    solver: str | None = None
-    """ddim, dpm++, unipc, euler or heun (default: what suits the prior)."""
-    eta: float = 0.0
-    """Randomness of ddim, 0 to 1."""
-    size: int | None = None
-    """Pixels of a side (default: the prior's own)."""
-    batch: int = 16
-    """Images drawn at once."""
 
     def slug(self) -> str:
         """The base name of the outputs."""
@@ -52,11 +41,11 @@ class TextToImage(PriorCommand):
         """Ranges; an empty prompt is allowed here and means whatever the prior likes."""
         check_range("--count", self.count, 1, 4096)
         check_range("--grid", self.grid, 0, 1024)
-        check_range("--batch", self.batch, 1, 1024)
-        if self.steps is not None:
-            check_range("--steps", self.steps, 1, 1000)
         if self.grid and self.count > 1:
             raise InputError(f"give --grid {self.grid} or --count {self.count}, not both")
+        if self.boundary is not None and max(self.grid, self.count) > 1:
+            images = max(self.grid, self.count)
+            raise InputError(f"--boundary starts every image from one noise: all {images} images would be the same")
         super().check()
 
     def plan(self) -> list[str]:
@@ -70,20 +59,15 @@ class TextToImage(PriorCommand):
 
         with record.stage("load"):
             pipe = Pipeline.from_pretrained(self.prior, **self.placement())
+            pipe, options = self.sampling(pipe)
         with record.stage("sample"):
             made: Any = pipe(
                 self.prompt,
                 self.negative or None,
-                num_inference_steps=self.steps,
-                guidance_scale=self.guidance,
                 num_images_per_prompt=self.grid or self.count,
-                height=self.size,
-                width=self.size,
-                solver=self.solver,
-                eta=self.eta,
                 seed=self.seed,
-                batch_size=self.batch,
                 output_type="np",
+                **options,
             )
         record.count("denoiser", made.nfe)
         suffix = target.suffix or ".png"

@@ -6,17 +6,31 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .edit_image import EditImage
     from .image_to_geometry import ImageToDepth, ImageToGeometry, ImageToNormals
+    from .restore_image import RestoreImage
     from .shortcuts import depth, normals
     from .text_to_image import TextToImage
     from .text_to_mesh import TextToMesh
 
-__all__ = ["ImageToDepth", "ImageToGeometry", "ImageToNormals", "TextToImage", "TextToMesh", "depth", "normals"]
+__all__ = [
+    "EditImage",
+    "ImageToDepth",
+    "ImageToGeometry",
+    "ImageToNormals",
+    "RestoreImage",
+    "TextToImage",
+    "TextToMesh",
+    "depth",
+    "normals",
+]
 
 _HOMES = {
+    "EditImage": ".edit_image",
     "ImageToDepth": ".image_to_geometry",
     "ImageToGeometry": ".image_to_geometry",
     "ImageToNormals": ".image_to_geometry",
+    "RestoreImage": ".restore_image",
     "TextToImage": ".text_to_image",
     "TextToMesh": ".text_to_mesh",
     "depth": ".shortcuts",

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +15,31 @@ from PIL import Image
 from torch import Tensor
 
 from ..core.priors import Condition, Prior, load_prior
-from ..core.sampling import Denoiser, Guidance, Level, NoiseSchedule, Sampler, Solver, make_solver
-from ..core.sampling.caches import CacheConfig, caching
+from ..core.sampling import (
+    AttentionCost,
+    Denoiser,
+    Guidance,
+    Level,
+    NoiseInit,
+    NoiseSchedule,
+    Sampler,
+    Solver,
+    make_solver,
+    sample_from,
+)
+from ..core.sampling.caches import CacheConfig, caching, parse_cache
 from ..core.sampling.denoiser import Control, Remap
 from ..core.sampling.grids import Spacing
-from ..core.sampling.init import Init, NoiseInit, sample_from
+from ..core.sampling.init import Init
+from ..core.sampling.statistics import ModelStatistics
 from ..utils.errors import InputError, UnprojectError
 from ..utils.progress import Progress
-from ..utils.seeds import generator as seeded
 from ..utils.seeds import sample_noise
 from .prompts import warn_about
+from .sampling_parts import Generators, check_output_type, delivered, guided, latent_shape, mark, randomness
 
 StepEnd = Callable[["TextToImage", int, float, dict[str, Tensor]], dict[str, Tensor] | None]
-OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-MAX_PIXELS = 4096 * 4096
+CALIBRATED = ("dpm-v3", "usf")  # families of solvers that are read from files
 REAL_BACKBONES = "sd15, sdxl, sd3 or flux-dev"
 
 
@@ -88,6 +98,7 @@ class TextToImage:
         solver: str | Solver | None = None,
         eta: float = 0.0,
         spacing: Spacing | None = None,
+        statistics: ModelStatistics | str | Path | None = None,
         seed: int | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         latents: Tensor | None = None,
@@ -111,10 +122,11 @@ class TextToImage:
             guidance_rescale: [0, 1], against over-saturation at high guidance.
             num_images_per_prompt: images per prompt, adjacent in the output.
             height: px, multiple of the latent cell; None: the prior's own size. Likewise `width`.
-            solver: a name of `core.sampling.SOLVERS` (ddim, dpm++, unipc, euler, heun, ghvb:2,0.5 ...) or a Solver;
-                None: what suits the prior.
+            solver: a name of `core.sampling.SOLVERS` (ddim, dpm++, unipc, euler, heun, ghvb:2,0.5 ...), "dpm-v3:2",
+                "usf:FILE" or a Solver; None: what suits the prior.
             eta: randomness of ddim, [0, 1].
             spacing: trailing, leading, linspace, logsnr or karras; None: the prior's own.
+            statistics: model statistics, or their file, for dpm-v3 and for schedules with v3 steps.
             seed: image i uses seed + i, so a batch equals its images drawn one by one; None: a fresh one (reported).
             generator: one for the whole batch or one per image, instead of seeds.
             latents: starting noise (B, C, h, w) instead of drawing it.
@@ -129,33 +141,27 @@ class TextToImage:
             callback_on_step_end: called with (pipe, step, timestep, {"latents": ...}); may return {"latents": ...}.
         """
         prompts = self._checked_prompts(prompt)
-        settings = self.prior.recommended
-        scale = settings.guidance if guidance_scale is None else guidance_scale
+        scale = self.prior.recommended.guidance if guidance_scale is None else guidance_scale
         self._check(scale, num_images_per_prompt, output_type, batch_size)
+        _check_cache(cache, controls)
         condition = self.prior.encode_text(prompts, negative_prompt).repeat_interleave(num_images_per_prompt)
-        guidance, condition = self._guided(condition, scale, guidance_rescale)
+        guidance, condition = guided(self.prior, condition, scale, guidance_rescale)
         if cameras is not None:
             condition = condition.with_views(cameras, cameras.shape[0])
-        shape = self._latent_shape(height, width)
-        seeds, generators = _randomness(seed, generator, condition.rows)
+        shape = latent_shape(self.prior, height, width)
+        seeds, generators = randomness(seed, generator, condition.rows)
         noise = self._noise(latents, shape, generators, condition.rows)
-
-        schedule = NoiseSchedule.from_config(self.prior.scheduler_config)
-        steps = settings.steps if num_inference_steps is None else num_inference_steps
-        levels = schedule.grid(steps, spacing or settings.spacing, tokens=self.prior.tokens(noise))
-        method = solver or settings.solver
-        if isinstance(method, str):
-            method = make_solver(method, schedule.flow, self.prior.prediction_type, eta)
-        levels = method.own_grid(schedule) or levels
+        method = self.method(solver, statistics, eta, noise.shape[1:], scale, guidance_rescale)
+        levels = self.levels(method, noise.shape[1:], num_inference_steps, spacing)
         start = init or NoiseInit()
-        calls = method.calls(len(start(noise, levels).levels) - 1)
+        left = len(start(noise, levels).levels) - 1
         chunk = condition.rows if batch_size is None else max(batch_size // condition.frames, 1) * condition.frames
         chunks = range(0, condition.rows, chunk)
         nfe_before = self.prior.nfe
         parts = []
         with (
-            Progress(total=len(chunks) * calls, label="sampling") as bar,
-            caching(self.prior, cache, steps=len(levels) - 1, solver=method),
+            Progress(total=len(chunks) * method.calls(left), label="sampling") as bar,
+            caching(self.prior, cache, steps=left, solver=method),
         ):
             run = _Run(self, guidance, method, levels, start, time_remap, tuple(controls), bar, callback_on_step_end)
             for rows in (slice(first, first + chunk) for first in chunks):
@@ -164,10 +170,47 @@ class TextToImage:
         final = torch.cat(parts)
         if not bool(torch.isfinite(final).all()):
             raise UnprojectError("sampling produced values that are not finite; use dtype float32 or lower guidance")
-        images = final if output_type == "latent" else _delivered(self.prior.decode(final), output_type)
+        images = final if output_type == "latent" else delivered(self.prior.decode(final), output_type)
         if not return_dict:
             return (images,)
         return TextToImageOutput(images=images, latents=final, seeds=seeds, nfe=self.prior.nfe - nfe_before)
+
+    def method(
+        self,
+        solver: str | Solver | None = None,
+        statistics: ModelStatistics | str | Path | None = None,
+        eta: float = 0.0,
+        shape: Sequence[int] | None = None,
+        guidance_scale: float | None = None,
+        guidance_rescale: float = 0.0,
+    ) -> Solver:
+        """The solver of a call with these arguments; files are compared with the latent shape (C, h, w) and guidance.
+
+        Raises InputError for an unknown solver, for statistics it has no use for or lacks, and for foreign files.
+        """
+        chosen = solver or self.prior.recommended.solver
+        from_file = isinstance(chosen, str) and chosen.partition(":")[0] in CALIBRATED
+        if statistics is not None and not from_file:
+            raise InputError(f"statistics= serve dpm-v3 and usf:FILE, not the solver {chosen}; leave them out")
+        if isinstance(chosen, Solver):
+            return chosen
+        scale = self.prior.recommended.guidance if guidance_scale is None else guidance_scale
+        expected = None
+        if from_file:
+            expected = mark(self.prior, shape or self.prior.latent_shape, scale, guidance_rescale)
+        flow = NoiseSchedule.from_config(self.prior.scheduler_config).flow
+        return make_solver(chosen, flow, self.prior.prediction_type, eta, statistics, expected)
+
+    def levels(
+        self, method: Solver, shape: Sequence[int], steps: int | None = None, spacing: Spacing | None = None
+    ) -> list[Level]:
+        """The levels of a call: the solver's own, or what suits the prior where nothing else is said."""
+        schedule, settings = NoiseSchedule.from_config(self.prior.scheduler_config), self.prior.recommended
+        own = method.own_grid(schedule)
+        if own is not None:
+            return own
+        tokens = self.prior.tokens(torch.empty(1, *shape))
+        return schedule.grid(settings.steps if steps is None else steps, spacing or settings.spacing, tokens=tokens)
 
     def _checked_prompts(self, prompt: str | Sequence[str]) -> list[str]:
         """The prompts as a list; warns of everything the prior will not see."""
@@ -186,31 +229,13 @@ class TextToImage:
             raise InputError(f"num_images_per_prompt={images} must be at least 1")
         if batch_size is not None and batch_size < 1:
             raise InputError(f"batch_size={batch_size} must be at least 1")
-        if output_type not in OUTPUT_TYPES:
-            raise InputError(f"output_type={output_type!r} is unknown; have {', '.join(OUTPUT_TYPES)}")
-
-    def _guided(self, condition: Condition, scale: float, rescale: float) -> tuple[Guidance, Condition]:
-        """Guidance by two branches, or as an input of models distilled to take it."""
-        if not self.prior.guidance_embedded:
-            return Guidance(scale, rescale), condition
-        return Guidance(1.0), replace(condition, extra={**condition.extra, "guidance": scale})
-
-    def _latent_shape(self, height: int | None, width: int | None) -> tuple[int, int, int]:
-        channels, rows, columns = self.prior.latent_shape
-        cell = self.prior.vae_factor * self.prior.latent_multiple
-        sides = [height or rows * self.prior.vae_factor, width or columns * self.prior.vae_factor]
-        for name, value, given in (("height", sides[0], height), ("width", sides[1], width)):
-            if value < cell or value % cell or given == 0:
-                raise InputError(f"{name}={given} must be a positive multiple of {cell} px for this prior")
-        if sides[0] * sides[1] > MAX_PIXELS:
-            raise InputError(f"height={sides[0]} width={sides[1]} exceeds {MAX_PIXELS} pixels")
-        return channels, sides[0] // self.prior.vae_factor, sides[1] // self.prior.vae_factor
+        check_output_type(output_type)
 
     def _noise(
         self,
         latents: Tensor | None,
         shape: tuple[int, int, int],
-        generators: torch.Generator | list[torch.Generator],
+        generators: Generators,
         rows: int,
     ) -> Tensor:
         dtype = torch.promote_types(self.prior.dtype, torch.float32)
@@ -235,9 +260,7 @@ class _Run:
     bar: Progress
     callback: StepEnd | None
 
-    def __call__(
-        self, condition: Condition, noise: Tensor, generators: torch.Generator | list[torch.Generator]
-    ) -> Tensor:
+    def __call__(self, condition: Condition, noise: Tensor, generators: Generators) -> Tensor:
         """Final latents (b, C, h, w) of some rows."""
         denoiser = Denoiser(self.pipe.prior, condition, self.guidance, self.time_remap, self.controls)
         options = {"generator": generators, "callback": self._after}
@@ -251,30 +274,11 @@ class _Run:
         return (changed or {}).get("latents")
 
 
-def _randomness(
-    seed: int | None, generator: torch.Generator | Sequence[torch.Generator] | None, rows: int
-) -> tuple[list[int] | None, torch.Generator | list[torch.Generator]]:
-    """(seeds, generators): one seed per image unless generators were given."""
-    if generator is not None and seed is not None:
-        raise InputError("give either seed or generator, not both")
-    if isinstance(generator, torch.Generator):
-        return None, generator
-    if generator is not None:
-        if len(generator) != rows:
-            raise InputError(f"got {len(generator)} generators for {rows} images; give one, or one per image")
-        return None, list(generator)
-    if seed is not None and not 0 <= seed < 2**63 - rows:
-        raise InputError(f"seed={seed} must lie between 0 and 2^63 - 1")
-    first = secrets.randbelow(2**32) if seed is None else seed
-    seeds = [first + i for i in range(rows)]
-    return seeds, [seeded(s) for s in seeds]
-
-
-def _delivered(images: Tensor, output_type: str) -> list[Image.Image] | np.ndarray | Tensor:
-    """Images (B, 3, H, W) in [0, 1] in the form asked for."""
-    if output_type == "pt":
-        return images
-    array = images.float().permute(0, 2, 3, 1).cpu().numpy()
-    if output_type == "np":
-        return array
-    return [Image.fromarray(picture) for picture in (array * 255).round().astype(np.uint8)]
+def _check_cache(cache: CacheConfig | str | None, controls: Sequence[Control]) -> None:
+    """Raises InputError for a cache under a control that reads attention, whose own call would count as a step."""
+    chosen = parse_cache(cache) if isinstance(cache, str) else cache
+    if chosen is not None and any(isinstance(getattr(control, "cost", None), AttentionCost) for control in controls):
+        raise InputError(
+            f"cache={cache!r} does not go with an AttentionCost control, which calls the network once more at every "
+            "step: the cache would take that call for a step; leave one of them out"
+        )

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 from diffusers import AutoencoderKL, StableDiffusionPipeline
+from torch import nn
 
 from ..core.distillation.latents import LatentSet, ViewGroups
 from ..core.distillation.mixed_sizes import MixedSizes
@@ -22,6 +23,7 @@ from ..core.distillation.sampling_order import Data
 from ..core.distillation.trainer import TrainerConfig
 from ..core.priors import StableDiffusionPrior, load_prior
 from ..core.priors.embedded import write_vocabulary
+from ..core.priors.multiview import MultiViewUNet
 from ..tasks.data import GeometryData
 from ..tasks.geometry_head import GeometryHead, HeadConfig
 from ..tasks.train import HeadObjective, LossConfig, random_unet_like
@@ -71,6 +73,8 @@ class DiffusionRecipe:
     """folders written by scripts.encode_latents for the same rendered folders"""
     vae: str
     """diffusers folder of the codec"""
+    start_from: str = ""
+    """pipeline folder whose U-Net and text encoder the training begins with; empty: fresh weights"""
     model: DiffusionConfig = field(default_factory=DiffusionConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
@@ -110,6 +114,8 @@ class MultiViewRecipe:
     """pipeline folder of the 2-D prior"""
     base_name: str = "toybox"
     """name under which the exported folder finds the 2-D prior: its sibling"""
+    start_from: str = ""
+    """multi-view folder whose weights the training begins with; empty: the 2-D prior's"""
     single_share: float = 0.3
     """share of batches of single pictures"""
     model: MultiViewConfig = field(default_factory=MultiViewConfig)
@@ -171,6 +177,10 @@ def diffusion_job(values: dict[str, Any]) -> Job:
     val = LatentSet(recipe.latents.val, RenderedSet(recipe.val))
     vae = load_vae(recipe.vae)
     objective = DiffusionObjective(recipe.model, build_tokenizer(vocabulary()), vae, val, recipe.trainer.seed)
+    if recipe.start_from:
+        base = StableDiffusionPipeline.from_pretrained(recipe.start_from)
+        begin_with(objective.unet, base.unet, recipe.start_from)
+        begin_with(objective.text_encoder, base.text_encoder, recipe.start_from)
     return Job(recipe.trainer, objective, train, lambda out: with_vocabulary(objective.save_pipeline(out)))
 
 
@@ -195,7 +205,16 @@ def multiview_job(values: dict[str, Any]) -> Job:
         raise InputError(f"base={recipe.base} is not a pipeline folder; train and export the 2-D prior first")
     base = StableDiffusionPipeline.from_pretrained(recipe.base)
     objective = MultiViewObjective(recipe.model, base, held_out, recipe.trainer.seed)
-    return Job(recipe.trainer, objective, groups, lambda out: objective.save(out, recipe.base_name))
+    if recipe.start_from:
+        begin_with(objective.unet, MultiViewUNet.load(recipe.start_from), recipe.start_from)
+
+    def export(out: Path) -> Path:
+        if not recipe.model.train_text:
+            return objective.save(out, recipe.base_name)
+        with_vocabulary(objective.save_base(out / recipe.base_name))
+        return objective.save(out / f"{recipe.base_name}-mv", recipe.base_name).parent
+
+    return Job(recipe.trainer, objective, groups, export)
 
 
 def judge_job(values: dict[str, Any]) -> Job:
@@ -223,6 +242,14 @@ def geometry_job(values: dict[str, Any]) -> Job:
         return head.save(out, recipe.base_name, validation=objective.validate())
 
     return Job(recipe.trainer, objective, train, export)
+
+
+def begin_with(network: nn.Module, given: nn.Module, folder: str) -> None:
+    """Copies weights. Raises InputError when the networks differ in shape."""
+    try:
+        network.load_state_dict(given.state_dict())
+    except RuntimeError as error:
+        raise InputError(f"start_from={folder} holds a network of another shape: {error}") from error
 
 
 def with_vocabulary(folder: Path) -> Path:

@@ -63,7 +63,7 @@ def run(job: Job, out: Path, resume: bool, export_only: bool, device: str) -> No
         found = latest_checkpoint(out)
         if found is None:
             raise InputError(f"--export: {out} holds no checkpoint; train first")
-        trainer.load(found)
+        trainer.load(found, goes_on=False)
     else:
         result = trainer.run(resume)
         numbers = "".join(f", {k} {v:.4g}" for k, v in result.validation.items())

@@ -60,9 +60,11 @@ def stop_signals(stop: Callable[[], None]) -> Iterator[None]:
             signal.signal(kind, handler)
 
 
-def check_recipe(saved: Any, now: Any, step: int, checkpoint: Path) -> None:
-    """Raises InputError when the two recipes would train different weights."""
+def check_recipe(saved: Any, now: Any, step: int, checkpoint: Path, goes_on: bool = True) -> None:
+    """Raises InputError when the two recipes would train different weights; unless it goes on, only networks count."""
     odd = [k for k in _different(saved, now, "") if k.removeprefix("trainer.") not in MAY_CHANGE]
+    if not goes_on:
+        odd = [k for k in odd if not k.startswith("trainer.")]
     if odd:
         raise InputError(f"{checkpoint} was written with other settings ({', '.join(odd)}); use them or another --out")
     if now["trainer"]["steps"] < step:

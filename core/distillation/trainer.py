@@ -274,10 +274,13 @@ class Trainer:
             save_checkpoint(self.out, self.step, tensors, documents, self.config.keep)
         self.accelerator.wait_for_everyone()
 
-    def load(self, checkpoint: Path) -> None:
-        """Restores a checkpoint. Raises InputError naming the keys in which its recipe differs."""
+    def load(self, checkpoint: Path, goes_on: bool = True) -> None:
+        """Restores a checkpoint. Raises InputError naming the keys in which its recipe differs.
+
+        With goes_on=False the trainer's own settings may differ: good for reading the weights, not for training on.
+        """
         state = read_document(checkpoint, "trainer")
-        check_recipe(state["recipe"], self.recipe(), state["step"], checkpoint)
+        check_recipe(state["recipe"], self.recipe(), state["step"], checkpoint, goes_on)
         copy_into(self._nets.nets.state_dict(), read_tensors(checkpoint, "model"), f"{checkpoint}/model.safetensors")
         shadows = dict(zip(self.named, self.ema.shadow_params, strict=True))
         copy_into(shadows, read_tensors(checkpoint, "ema"), f"{checkpoint}/ema.safetensors")

@@ -147,7 +147,7 @@ def crossover(a: SolverSchedule, b: SolverSchedule, rng: np.random.Generator) ->
 def mutate(schedule: SolverSchedule, space: SearchSpace, rng: np.random.Generator) -> SolverSchedule:
     """A neighbour at the same number of network calls; the ends of the time range stay."""
     decisions, times = list(schedule.decisions), list(schedule.times or ())
-    first = schedule.first
+    first: str = schedule.first
     if rng.random() < 0.5 * space.rate and len(space.first_steps) > 1:
         first = str(rng.choice([f for f in space.first_steps if f != schedule.first]))
         if (first == "none") != (schedule.first == "none"):

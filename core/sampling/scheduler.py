@@ -76,8 +76,9 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
             solver_schedule: `SolverSchedule.to_dict()` to run instead.
             statistics: model statistics or their file, where the solver needs them.
         """
-        given = isinstance(statistics, ModelStatistics) or statistics is None
-        self._statistics = statistics if given else ModelStatistics.load(statistics)
+        if isinstance(statistics, (str, Path)):
+            statistics = ModelStatistics.load(statistics)
+        self._statistics: ModelStatistics | None = statistics
         self._prepare()
 
     def _prepare(self) -> None:
@@ -127,7 +128,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Where a partial run (image to image) enters."""
-        self._begin_index = int(begin_index)
+        self._begin_index: int | None = int(begin_index)
 
     def set_timesteps(
         self,
@@ -166,7 +167,9 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
         self.sigmas = torch.tensor([self._sigma(level) for level in self._grid])
         self.order = math.ceil(len(self._asks) / steps)
         self._request: Request | None = None
-        self._asked, self._begin_index, self._returned = 0, None, None
+        self._returned: Tensor | None = None
+        self._begin_index = None
+        self._asked = 0
 
     def _levels(
         self,
@@ -224,7 +227,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
             self._fit(state)
             self._request = self.solver.start(state, self._grid[self._grid_place(begin) :], generator)
             self._asked = begin
-        elif sample is not self._returned and not torch.equal(sample, self._returned):
+        elif self._returned is not None and sample is not self._returned and not torch.equal(sample, self._returned):
             changed = self.solver.replace(state)
             assert isinstance(changed, Request)
             self._request = changed
@@ -232,9 +235,9 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
         level = self._asks[self._asked]
         answer = self.solver.feed(Prediction(self._request.x, level, model_output, self.config["prediction_type"]))
         self._asked += 1
-        self._returned = answer.x.to(sample.dtype)
-        self._request = answer if isinstance(answer, Request) else None
-        return SchedulerOutput(prev_sample=self._returned) if return_dict else (self._returned,)
+        returned = answer.x.to(sample.dtype)
+        self._returned, self._request = returned, answer if isinstance(answer, Request) else None
+        return SchedulerOutput(prev_sample=returned) if return_dict else (returned,)
 
     def _fit(self, state: Tensor) -> None:
         """Pipelines that pack latents (B, tokens, 4 C) need tables packed alike."""
@@ -260,7 +263,9 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
         schedule = self.noise_schedule
         index = times * schedule.steps / 1000 - 1 if schedule.flow else times
         level = schedule.at_index(index.clamp(min=0).expand(original_samples.shape[0]))
-        alpha, sigma = (c.reshape(-1, *[1] * (original_samples.ndim - 1)) for c in level.coefficients(original_samples))
+        shape = (-1, *[1] * (original_samples.ndim - 1))
+        coefficients = level.coefficients(original_samples)
+        alpha, sigma = (torch.as_tensor(c).reshape(shape) for c in coefficients)
         return alpha * original_samples + sigma * noise
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
@@ -284,12 +289,18 @@ class DPMSolverV3Scheduler(SolverScheduler):
 
     @classmethod
     def from_config(
-        cls, config: Any = None, return_unused_kwargs: bool = False, order: int | None = None, **options: Any
+        cls,
+        config: Any = None,
+        return_unused_kwargs: bool = False,
+        statistics: ModelStatistics | str | Path | None = None,
+        *,
+        order: int | None = None,
+        **options: Any,
     ) -> Any:
         """See SolverScheduler.from_config; `statistics` are required, `order` is 1 to 3."""
         chosen = _family_solver(config, "dpm-v3", cls.default_solver) if order is None else f"dpm-v3:{order}"
         options.setdefault("solver", chosen)
-        return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **options)
+        return super().from_config(config, return_unused_kwargs, statistics, **options)
 
 
 class GHVBScheduler(SolverScheduler):
@@ -299,12 +310,18 @@ class GHVBScheduler(SolverScheduler):
 
     @classmethod
     def from_config(
-        cls, config: Any = None, return_unused_kwargs: bool = False, order: float | None = None, **options: Any
+        cls,
+        config: Any = None,
+        return_unused_kwargs: bool = False,
+        statistics: ModelStatistics | str | Path | None = None,
+        *,
+        order: float | None = None,
+        **options: Any,
     ) -> Any:
         """See SolverScheduler.from_config."""
         chosen = _family_solver(config, "ghvb", cls.default_solver) if order is None else f"ghvb:{order:g}"
         options.setdefault("solver", chosen)
-        return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **options)
+        return super().from_config(config, return_unused_kwargs, statistics, **options)
 
 
 class USFScheduler(SolverScheduler):
@@ -317,6 +334,8 @@ class USFScheduler(SolverScheduler):
         cls,
         config: Any = None,
         return_unused_kwargs: bool = False,
+        statistics: ModelStatistics | str | Path | None = None,
+        *,
         schedule: SolverSchedule | str | Path | None = None,
         **options: Any,
     ) -> Any:
@@ -324,4 +343,4 @@ class USFScheduler(SolverScheduler):
         if schedule is not None:
             chosen = schedule if isinstance(schedule, SolverSchedule) else SolverSchedule.load(schedule)
             options["solver_schedule"] = chosen.to_dict()
-        return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **options)
+        return super().from_config(config, return_unused_kwargs, statistics, **options)

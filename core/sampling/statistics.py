@@ -60,8 +60,8 @@ class ModelStatistics:
     @classmethod
     def constant(cls, ell: float = 1.0, s: float = 0.0, b: float = 0.0) -> ModelStatistics:
         """The same l, s, b everywhere: (1, 0, 0) is data prediction (DPM-Solver++), (0, -1, 0) noise prediction."""
-        tables = (torch.full((2, 1, 1, 1), float(value), dtype=torch.float64) for value in (ell, s, b))
-        return cls(torch.tensor([-1.0, 1.0], dtype=torch.float64), *tables)
+        ells, slopes, shifts = (torch.full((2, 1, 1, 1), float(v), dtype=torch.float64) for v in (ell, s, b))
+        return cls(torch.tensor([-1.0, 1.0], dtype=torch.float64), ells, slopes, shifts)
 
     def save(self, path: str | Path) -> Path:
         """Writes a calibration artefact; only measured statistics have the fingerprint it needs."""
@@ -77,8 +77,8 @@ class ModelStatistics:
         missing = {"lambdas", "l", "s", "b"} - set(made.tensors)
         if missing:
             raise InputError(f"{path} lacks the tables {', '.join(sorted(missing))}; calibrate again")
-        tables = (made.tensors[name].double() for name in ("lambdas", "l", "s", "b"))
-        return cls(*tables, made.fingerprint, made.settings)
+        lambdas, ell, s, b = (made.tensors[name].double() for name in ("lambdas", "l", "s", "b"))
+        return cls(lambdas, ell, s, b, made.fingerprint, made.settings)
 
     def check_shape(self, x: Tensor) -> None:
         """Raises InputError when the tables do not fit states like x, (B, C, h, w) or packed (B, tokens, 4 C)."""
@@ -93,8 +93,8 @@ class ModelStatistics:
         """Tables (N + 1, 1, tokens, 4 C) for latents packed in 2x2 patches, as FLUX pipelines keep them."""
         if self.ell.shape[-1] % 2 or self.ell.shape[-2] % 2:
             raise InputError(f"statistics of latent shape {tuple(self.ell.shape[1:])} cannot be packed: odd sides")
-        packed = (unfold_patches(table)[:, None] for table in (self.ell, self.s, self.b))
-        return ModelStatistics(self.lambdas, *packed, self.fingerprint, self.settings)
+        ell, s, b = (unfold_patches(table)[:, None] for table in (self.ell, self.s, self.b))
+        return ModelStatistics(self.lambdas, ell, s, b, self.fingerprint, self.settings)
 
     def at(self, lam: float) -> Tensor:
         """l (C, h, w) at this lambda."""

@@ -123,7 +123,7 @@ def estimate_statistics(
     schedule = NoiseSchedule.from_config(prior.scheduler_config)
     lambdas = lambda_rows(schedule, count)
     mark = fingerprint(prior, shape, guidance)
-    settings = {"samples": samples, "count": count, "seed": seed, "derivative": derivative}
+    settings: dict[str, object] = {"samples": samples, "count": count, "seed": seed, "derivative": derivative}
     sums, done = _started(resume, mark, settings, len(lambdas), shape)
     condition = condition.matched(samples)
     for row, lam in enumerate(lambdas.tolist()):

@@ -185,7 +185,7 @@ def test_starts_caches_and_remaps_reach_the_loop(pipe):
     assert pipe("a red chair", init=ImageInit(plain.latents, 0.5), **settings).nfe == plain.nfe // 2
     assert not torch.equal(pipe("a red chair", cache="deep:3", **settings).latents, plain.latents)
     assert torch.equal(pipe("a red chair", **settings).latents, plain.latents)  # the cache is gone
-    with pytest.raises(InputError, match="EDICT|invert"):
+    with pytest.raises(InputError, match="invert"):
         pipe("a red chair", solver=EDICT(), cache="deep:3", **settings)
 
 

@@ -56,7 +56,7 @@ class NoiseLossConfig:
 class DiffusionConfig:
     """Shape of the networks and of the loss."""
 
-    widths: tuple[int, int, int] = (48, 96, 112)
+    widths: tuple[int, int, int] = (32, 64, 128)
     """channels of the three levels; the lower two have cross-attention"""
     layers_per_block: int = 1
     transformer_layers: int = 2
@@ -156,25 +156,32 @@ class DiffusionObjective(Objective):
         """
         if self.vae is None:
             raise InputError("a pipeline needs its codec: give the objective vae=AutoencoderKL")
-        unet, text = build_unet(self.config), build_text_encoder(self.config, self.tokenizer)
-        unet.load_state_dict(self.unet.state_dict())
-        text.load_state_dict(self.text_encoder.state_dict())
-        vae = AutoencoderKL.from_config(self.vae.config)
-        vae.load_state_dict(self.vae.state_dict())
-        pipeline = self.pipeline()
-        pipeline.register_modules(unet=unet.half(), text_encoder=text.half(), vae=vae.half())
-        with folder_path(out) as temporary:
-            pipeline.save_pretrained(temporary, safe_serialization=True)
-            save_tokenizer(self.tokenizer, temporary / "tokenizer")
-            # transformers loads in the dtype of the config, diffusers in float32: agree on float32 unless asked
-            settings = temporary / "text_encoder" / "config.json"
-            write_json(settings, {**read_json(settings), "dtype": "float32"})
-        return Path(out)
+        return write_pipeline(self.pipeline(), out)
 
     def _error(self, latents: Tensor, noise: Tensor, t: Tensor, embeds: Tensor) -> Tensor:
         """Mean squared noise error per sample (B,)."""
         noisy = self.scheduler.add_noise(latents, noise, t)
         return (self.unet(noisy, t, embeds, return_dict=False)[0] - noise).float().square().mean(dim=(1, 2, 3))
+
+
+def write_pipeline(pipeline: StableDiffusionPipeline, out: str | Path) -> Path:
+    """Writes fp16 copies of a pipeline's networks; the pipeline itself keeps its precision."""
+    networks = {"unet": pipeline.unet, "vae": pipeline.vae}
+    copies: dict[str, nn.Module] = {name: type(net).from_config(net.config) for name, net in networks.items()}
+    copies["text_encoder"] = CLIPTextModel(pipeline.text_encoder.config)
+    for name, copied in copies.items():
+        copied.load_state_dict(getattr(pipeline, name).state_dict())
+    kept = {name: part for name, part in pipeline.components.items() if name not in copies}
+    halved = {name: copied.half() for name, copied in copies.items()}
+    with folder_path(out) as temporary:
+        StableDiffusionPipeline(**kept, **halved, requires_safety_checker=False).save_pretrained(
+            temporary, safe_serialization=True
+        )
+        save_tokenizer(pipeline.tokenizer, temporary / "tokenizer")
+        # transformers loads in the dtype of the config, diffusers in float32: agree on float32 unless asked
+        settings = temporary / "text_encoder" / "config.json"
+        write_json(settings, {**read_json(settings), "dtype": "float32"})
+    return Path(out)
 
 
 def build_unet(config: DiffusionConfig) -> UNet2DConditionModel:

@@ -1,7 +1,7 @@
 """Fine-tuning a text-to-image prior into a four-view prior (Shi et al. 2023, "MVDream").
 
 Group batches: joint attention over the F views, camera embedding, one t a group. Single-picture batches (mixed in by
-the data) use the plain 2-D network and keep what it knew. The text encoder stays frozen.
+the data) use the plain 2-D network and keep what it knew. The text encoder stays frozen unless asked otherwise.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ...priors.multiview import inflate
 from ..export import folder_path
 from ..latents import ViewGroups
 from .base import LossOut, Objective, fixed_init
-from .diffusion import NoiseLossConfig, drop, min_snr_weight, token_ids
+from .diffusion import NoiseLossConfig, drop, min_snr_weight, token_ids, write_pipeline
 
 FRAMES = 4
 
@@ -32,6 +32,8 @@ class MultiViewConfig:
     """The loss; the network comes from the base prior."""
 
     noise: NoiseLossConfig = field(default_factory=NoiseLossConfig)
+    train_text: bool = False
+    """the text encoder learns too: one training then makes both priors, the 2-D one by `save_base`"""
     preview_elevation_deg: float = 20.0
 
 
@@ -50,8 +52,10 @@ class MultiViewObjective(Objective):
         self.scheduler = DDIMScheduler.from_config(base.scheduler.config)
         with fixed_init(seed):
             self.unet = inflate(base.unet)
+        self.base = base
         self.modules: dict[str, nn.Module] = {"unet": self.unet}
-        self.frozen: dict[str, nn.Module] = {"text_encoder": self.text_encoder, "vae": self.vae}
+        self.frozen: dict[str, nn.Module] = {"vae": self.vae}
+        (self.modules if config.train_text else self.frozen)["text_encoder"] = self.text_encoder
 
     def loss(self, batch: dict[str, Any], rng: torch.Generator, step: int) -> LossOut:
         """Min-SNR-weighted noise error, one t and one prompt decision per group."""
@@ -116,8 +120,16 @@ class MultiViewObjective(Objective):
             copied.save(temporary, base, frames=FRAMES)
         return Path(out)
 
+    def save_base(self, out: str | Path) -> Path:
+        """Writes the 2-D prior these weights are at one frame: a pipeline folder in fp16."""
+        inner = self.unet.unet
+        plain = type(inner).from_config(inner.config)
+        plain.load_state_dict(inner.state_dict())
+        parts = {**self.base.components, "unet": plain}
+        return write_pipeline(StableDiffusionPipeline(**parts, requires_safety_checker=False), out)
+
     def _embed(self, captions: list[str]) -> Tensor:
-        with torch.no_grad():
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.train_text):
             return self.text_encoder(token_ids(self.tokenizer, captions).to(self.unet.device)).last_hidden_state
 
     def _error(self, batch: dict[str, Any], captions: list[str], t: Tensor, noise: Tensor) -> Tensor:

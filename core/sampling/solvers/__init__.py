@@ -12,13 +12,14 @@ from .base import Done, Request, Solver
 from .ddim import DDIM
 from .decisions import SolverSchedule, StepDecision, preset
 from .dpm_v3 import DPMSolverV3
+from .edict import EDICT
 from .ghvb import HeavyBall, LinearMultistep, momentum_number, multistep_weights
 from .usf import UnifiedSolver
 from .wrapped import RECIPES, WrappedSolver
 
 SOLVERS = ("ddim", *RECIPES, "ghvb", "hb")  # the command line's names that need nothing else
-PATTERNS = ("dpm-v3[:ORDER]", "ghvb:R,BETA", "ghvb:NUMBER", "hb:R,BETA", "hb:SOLVER,BETA", "usf:FILE")
-_DEFAULTS = {"ghvb": "4,0.8", "hb": "4,0.9", "dpm-v3": "2"}
+PATTERNS = ("dpm-v3[:ORDER]", "ghvb:R,BETA", "ghvb:NUMBER", "hb:R,BETA", "hb:SOLVER,BETA", "usf:FILE", "edict[:MIXING]")
+_DEFAULTS = {"ghvb": "4,0.8", "hb": "4,0.9", "dpm-v3": "2", "edict": "0.93"}
 
 
 def make_solver(
@@ -54,6 +55,8 @@ def make_solver(
         return DPMSolverV3(_statistics(name, statistics, expected), order, "pseudo" if order > 1 else "none")
     if family == "ghvb":
         return LinearMultistep(*_momentum(name, argument))
+    if family == "edict":
+        return EDICT(_number(name, argument))
     if family == "hb":
         return _heavy_ball(name, argument, flow, kind)
     if family == "usf" and argument:
@@ -93,6 +96,7 @@ def _number(name: str, text: str) -> float:
 
 __all__ = [
     "DDIM",
+    "EDICT",
     "PATTERNS",
     "SOLVERS",
     "DPMSolverV3",

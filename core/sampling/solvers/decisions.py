@@ -58,9 +58,9 @@ class StepDecision:
         for name, value, known in choices:
             if value not in known:
                 raise InputError(f"{name}={value!r} of a step is unknown; have {', '.join(known)}")
-        for value in (self.relaxation, self.corrector_relaxation):
-            if isinstance(value, str) and value not in RELAXATIONS:
-                raise InputError(f"relaxation={value!r} is unknown; have a number or {', '.join(RELAXATIONS)}")
+        for factor in (self.relaxation, self.corrector_relaxation):
+            if isinstance(factor, str) and factor not in RELAXATIONS:
+                raise InputError(f"relaxation={factor!r} is unknown; have a number or {', '.join(RELAXATIONS)}")
         if self.start >= 0:
             raise InputError(f"start={self.start} of a step counts back from the newest point: -1, -2, ...")
 

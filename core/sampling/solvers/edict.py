@@ -11,6 +11,7 @@ inversion grows by p^-2.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor
 
@@ -80,6 +81,10 @@ class EDICT(Solver):
     def calls(self, steps: int) -> int:
         """See Solver.calls."""
         return 2 * steps
+
+    def asks(self, grid: Sequence[Level]) -> list[Level]:
+        """See Solver.asks: the noisier end of every step, twice."""
+        return [max(ends, key=lambda level: -float(level.lam)) for ends in pairwise(grid) for _ in range(2)]
 
     def _next(self) -> Request | Done:
         """The end, or the question that holds now: about the copy that does not move."""

@@ -127,8 +127,8 @@ class HeavyBall(Solver):
         """See Solver.start."""
         request = self.inner.start(x, grid, generator)
         self.direction = self.kind or self.inner.direction
-        self._grid, self._velocity = grid, None
-        self._level = request.level
+        self._grid, self._level = grid, request.level
+        self._velocity: Tensor | None = None
         return request
 
     def feed(self, prediction: Prediction) -> Request | Done:
@@ -145,7 +145,7 @@ class HeavyBall(Solver):
         previous = given if self._velocity is None else self._velocity
         velocity = (1 - self.beta) * previous + self.beta * given
         taken = (1 - self.beta) * velocity + self.beta * given if self.nesterov else velocity
-        self._velocity: Tensor | None = velocity
+        self._velocity = velocity
         return self.inner.replace(keep * prediction.x + gain * taken)
 
     def replace(self, x: Tensor) -> Request | Done:

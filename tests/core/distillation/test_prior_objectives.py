@@ -353,3 +353,17 @@ def test_views_are_sampled_and_the_export_answers_alike(exported, latents, tmp_p
         ours, theirs = (net(x, t, embeds, cameras, 4) for net in (objective.unet, loaded))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-2)
     assert json.loads((tmp_path / "mv" / "mv.json").read_text())["base"] == "prior"
+
+
+def test_one_training_makes_both_priors(exported, latents, tmp_path):
+    base = StableDiffusionPipeline.from_pretrained(exported[1])
+    config = MultiViewConfig(noise=replace(NOISE, empty_share=0.0), train_text=True)
+    objective = MultiViewObjective(config, base, ViewGroups(latents, Renders(), 0.0))
+    batch = ViewGroups(latents, Renders(), 0.0).batch(np.arange(2), np.random.default_rng(0))
+    objective.loss(batch, rng(), 0).loss.backward()
+    assert any(p.grad is not None and p.grad.abs().max() > 0 for p in objective.text_encoder.parameters())
+    plain = StableDiffusionPipeline.from_pretrained(objective.save_base(tmp_path / "prior"))
+    x, embeds, t = torch.randn((2, 4, 4, 4), generator=rng()), torch.randn((2, 32, 8), generator=rng()), 300
+    with torch.no_grad():
+        ours, theirs = objective.unet(x, torch.full((2,), t), embeds), plain.unet(x, t, embeds).sample
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-2)

@@ -11,6 +11,7 @@ from diffusers.hooks import HookRegistry, ModelHook
 from unproject.core.priors import FLOW_SCHEDULE, SD_SCHEDULE, GaussianMixturePrior, load_prior
 from unproject.core.sampling import DDIM, Denoiser, Guidance, NoiseSchedule, Prediction, Sampler
 from unproject.core.sampling.inversion import ddim_invert, edit, invert, regenerate, truncated
+from unproject.core.sampling.solvers import Request
 from unproject.core.sampling.solvers.edict import EDICT
 from unproject.utils.errors import InputError
 
@@ -191,3 +192,15 @@ def test_refusals_give_the_reason(tiny_folders):
     HookRegistry.check_if_exists_or_initialize(block).register_hook(Remembering(), "some_store")
     with pytest.raises(InputError, match=r"cache.*no step can be undone"):
         invert(Denoiser(network, network.encode_text("a dog")), noise((1, 4, 8, 8)), levels)
+
+
+def test_the_questions_are_foretold():
+    schedule = NoiseSchedule.from_config(SD_SCHEDULE)
+    grid = schedule.grid(3)
+    for levels in (grid, grid[::-1]):
+        solver, asked = EDICT(), []
+        answer = solver.start(torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0)), levels)
+        while isinstance(answer, Request):
+            asked.append(answer.level)
+            answer = solver.feed(Prediction(answer.x, answer.level, answer.x, "epsilon"))
+        assert solver.asks(levels) == asked

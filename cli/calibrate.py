@@ -1,0 +1,227 @@
+"""`unproject calibrate-solver` and `unproject search-solver`: what sampling can learn about a prior once."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from ..utils.errors import InputError
+from ..utils.runs import RunRecord
+from .common import Shown, Table, Target, check_range
+from .priors import PriorCommand
+
+if TYPE_CHECKING:
+    from ..pipelines.calibrations import Sizes
+    from ..pipelines.text_to_image import TextToImage
+
+What = Literal["statistics", "gaussian", "boundary", "time-remap", "error-curve"]
+SAMPLES = {"statistics": 256, "gaussian": 512, "boundary": 16, "time-remap": 128, "error-curve": 64}
+USE = {
+    "statistics": "--solver dpm-v3 --statistics {}",
+    "gaussian": "--teleport 0.25 --gaussian {}",
+    "boundary": "--boundary {}",
+    "time-remap": "--time-remap {}",
+    "error-curve": "unproject restore ... --curve {}",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureCommand(PriorCommand):
+    """Options of the commands that measure a prior on its own samples."""
+
+    kinds: ClassVar[tuple[str, ...]] = (".safetensors",)
+
+    guidance: float | None = None
+    """Classifier-free guidance the file will be used with (default: what suits the prior)."""
+    size: int | None = None
+    """Pixels of a side the file will be used at (default: the prior's own)."""
+    prompts: Path | None = None
+    """Text file with a prompt on each line (default: the toybox's own grammar, for priors that know its words)."""
+    batch: int = 16
+    """Rows asked at once."""
+
+    def check(self) -> None:
+        """The prompts have to come from somewhere."""
+        check_range("--batch", self.batch, 1, 1024)
+        if self.prompts is not None and not self.prompts.is_file():
+            raise InputError(f"--prompts {self.prompts} does not exist; give a text file with a prompt on each line")
+        super().check()
+        if self.prompts is None and not self._knows_toybox():
+            raise InputError(f"--prior {self.prior} has no grammar to draw prompts from; give --prompts FILE")
+
+    def _knows_toybox(self) -> bool:
+        folder = Path(self.prior)
+        return self.prior.startswith("toybox") or (folder.is_dir() and (folder / "vocabulary.json").is_file())
+
+    def chosen_prompts(self, count: int) -> list[str]:
+        """`count` prompts, those of the file in turn. Raises InputError for a file without any."""
+        if self.prompts is None:
+            from ..bench.dpm_solver_v3 import object_prompts
+
+            return object_prompts("train", count)
+        lines = [line.strip() for line in self.prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
+        if not lines:
+            raise InputError(f"--prompts {self.prompts} holds no prompt; write one on each line")
+        return [lines[i % len(lines)] for i in range(count)]
+
+    def load(self, record: RunRecord) -> TextToImage:
+        """The pipeline."""
+        from ..pipelines.text_to_image import TextToImage
+
+        with record.stage("load"):
+            return TextToImage.from_pretrained(self.prior, **self.placement())
+
+    def sizes(self, target: Target, steps: int) -> Sizes:
+        """What is measured on; the work folder lies beside the file."""
+        from ..pipelines.calibrations import Sizes
+
+        work = target.folder / f"{target.stem}.work"
+        return Sizes(self.guidance, self.size, steps, self.batch, self.seed, work)
+
+    def finish(self, pipe: TextToImage, path: Path, sizes: Sizes, record: RunRecord) -> None:
+        """Notes the file and the cost, and removes what an interrupted run would have gone on from."""
+        record.output(path)
+        record.count("denoiser", pipe.prior.nfe)
+        if sizes.work is not None:
+            shutil.rmtree(sizes.work, ignore_errors=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrateSolver(MeasureCommand):
+    """Measure a prior once for faster or better sampling; an interrupted measurement goes on where it was."""
+
+    name: ClassVar[str] = "calibrate-solver"
+
+    what: What
+    """statistics for --solver dpm-v3, gaussian for --teleport, boundary for a starting noise, time-remap for a size
+    below the trained one, error-curve for `unproject restore`."""
+    samples: int | None = None
+    """Prompts measured on, a picture each (default: 256, 512, 16, 128 and 64, in the order above)."""
+    sample_steps: int = 30
+    """Solver steps of the prior's own samples."""
+    steps: int | None = None
+    """boundary: solver steps of the runs to come (default: what suits the prior)."""
+    solver: str | None = None
+    """boundary: solver of the runs to come, deterministic (default: what suits the prior)."""
+    candidates: int = 32
+    """boundary: noises to choose from."""
+    cells: int = 40
+    """statistics: cells of the lambda grid."""
+    derivative: Literal["exact", "difference"] = "exact"
+    """statistics: difference for networks without forward-mode derivatives."""
+
+    def slug(self) -> str:
+        """The base name of the outputs."""
+        return self.what
+
+    def count(self) -> int:
+        """Prompts measured on."""
+        return SAMPLES[self.what] if self.samples is None else self.samples
+
+    def check(self) -> None:
+        """Ranges, and options that another measurement would need."""
+        check_range("--samples", self.count(), 2, 1_000_000)
+        check_range("--sample-steps", self.sample_steps, 1, 1000)
+        check_range("--candidates", self.candidates, 1, 100_000)
+        check_range("--cells", self.cells, 1, 1000)
+        if self.what == "time-remap" and self.size is None:
+            raise InputError("--what time-remap needs --size PX, a size below the prior's own")
+        if self.what != "boundary" and (self.steps is not None or self.solver is not None):
+            raise InputError(f"--steps and --solver belong to --what boundary, not to {self.what}; see --sample-steps")
+        super().check()
+
+    def plan(self) -> list[str]:
+        """What a dry run says."""
+        return [*super().plan(), f"would measure {self.what} on {self.count()} samples"]
+
+    def run(self, record: RunRecord, target: Target) -> Shown:
+        """Measures and writes the file."""
+        pipe = self.load(record)
+        sizes, prompts = self.sizes(target, self.sample_steps), self.chosen_prompts(self.count())
+        path = target.file(target.suffix or ".safetensors")
+        with record.stage("measure"):
+            lines, data = self._measured(pipe, prompts, sizes, path)
+        self.finish(pipe, path, sizes, record)
+        record.notes["prompts"] = len(set(prompts))
+        return Shown([*lines, f"use it: {USE[self.what].format(path)}"], data={"what": self.what, **data})
+
+    def _measured(
+        self, pipe: TextToImage, prompts: list[str], sizes: Sizes, path: Path
+    ) -> tuple[list[str], dict[str, Any]]:
+        """Writes the file; lines and data about it."""
+        from ..core.sampling.boundary import variance_shares
+        from ..pipelines import calibrations as recipes
+
+        mark = recipes.setting(pipe, prompts[:1], sizes).fingerprint
+        if self.what == "statistics":
+            recipes.measure_statistics(pipe, prompts, sizes, self.cells, self.derivative).save(path)
+            return [], {}
+        if self.what == "gaussian":
+            gaussian = recipes.fit_gaussian(pipe, prompts, sizes)
+            gaussian.save(path, mark)
+            return [f"{len(gaussian.variances)} directions"], {"directions": len(gaussian.variances)}
+        if self.what == "boundary":
+            noise, search = recipes.choose_boundary(pipe, prompts, sizes, self.solver, self.steps, self.candidates)
+            noise.save(path, mark)
+            spread = float(search.means.mean())
+            data = {"loss": noise.loss, "mean_loss": spread}
+            if self.candidates > 1:
+                data["transfer"] = variance_shares(search.losses).transfer
+            return [f"loss {noise.loss:.4g}, mean of all candidates {spread:.4g}"], data
+        if self.what == "time-remap":
+            remap = recipes.fit_time_remap(pipe, prompts, sizes)
+            remap.save(path, mark)
+            return [f"mean shift {remap.shift:+.4f} of the time range"], {"shift": remap.shift}
+        recipes.measure_error_curve(pipe, prompts, sizes).save(path, mark)
+        return [], {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSolver(MeasureCommand):
+    """Search the solver of a few network calls that ends nearest to a long run, for --solver usf:FILE."""
+
+    name: ClassVar[str] = "search-solver"
+
+    nfe: int = 5
+    """Network calls of a run."""
+    budget: int = 150
+    """Solvers tried, the known ones on every spacing (about 30) among them."""
+    images: int = 48
+    """Prompts and noises they are tried on."""
+    reference_steps: int = 200
+    """Steps of the long run."""
+
+    def slug(self) -> str:
+        """The base name of the outputs."""
+        return f"solver-{self.nfe}"
+
+    def check(self) -> None:
+        """Ranges."""
+        check_range("--nfe", self.nfe, 2, 50)
+        check_range("--budget", self.budget, 1, 100_000)
+        check_range("--images", self.images, 1, 100_000)
+        check_range("--reference-steps", self.reference_steps, 2, 1000)
+        super().check()
+
+    def plan(self) -> list[str]:
+        """What a dry run says."""
+        return [*super().plan(), f"would try {self.budget} solvers of {self.nfe} calls on {self.images} images"]
+
+    def run(self, record: RunRecord, target: Target) -> Shown:
+        """Searches and writes the file."""
+        from ..pipelines.calibrations import search_solver, setting
+
+        pipe = self.load(record)
+        sizes, prompts = self.sizes(target, self.reference_steps), self.chosen_prompts(self.images)
+        with record.stage("search"):
+            found = search_solver(pipe, prompts, sizes, self.nfe, self.budget, self.reference_steps)
+        best, score = found.result.best, found.result.score
+        path = target.file(target.suffix or ".safetensors")
+        facts = {"score": score, "nfe": self.nfe, "fixed": found.fixed, "fixed_score": found.fixed_score}
+        best.save(path, setting(pipe, prompts[:1], sizes).fingerprint, facts)
+        self.finish(pipe, path, sizes, record)
+        rows = [("searched", f"{score:.5g}"), (found.fixed, f"{found.fixed_score:.5g}")]
+        table = Table(("solver", "squared distance to the long run"), rows)
+        return Shown([f"use it: --solver usf:{path}"], [table], {**facts, "schedule": best.to_dict()})

@@ -1,0 +1,142 @@
+"""Editing a given picture by its words: exact inversion under one prompt, regeneration under another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.utils import BaseOutput
+from PIL import Image
+from torch import Tensor
+
+from ..core.priors import Prior, load_prior
+from ..core.sampling import Denoiser, NoiseSchedule, invert, regenerate
+from ..core.sampling.inversion import Inversion, truncated
+from ..utils.errors import UnprojectError
+from .picture_inputs import PictureLike, fitted, pictures
+from .prompts import warn_about
+from .sampling_parts import check_output_type, delivered, guided, latent_shape
+from .text_to_image import REAL_BACKBONES
+
+
+@dataclass
+class EditImageOutput(BaseOutput):
+    """Edited pictures, and what they cost."""
+
+    images: list[Image.Image] | np.ndarray | Tensor  # pil; np (B, H, W, 3); pt (B, 3, H, W), in [0, 1]; or latents
+    latents: Tensor  # (B, C, h, w) scaled
+    nfe: int  # network rows spent
+
+
+class EditImage:
+    """Changes what the words change and leaves the rest, with any prior (EDICT).
+
+    >>> pipe = EditImage.from_pretrained("toybox")
+    >>> pipe("photo.png", "a red chair", "a blue chair").images[0].save("out.png")
+    """
+
+    def __init__(self, prior: Prior) -> None:
+        self.prior = prior
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path = "toybox",
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        **options: Any,
+    ) -> EditImage:
+        """Loads a prior by name, folder, registry id or hub repository (`core.priors.load_prior`)."""
+        return cls(load_prior(name, device, dtype, **options))
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Writes the prior as a folder `from_pretrained` reads."""
+        return self.prior.save(folder)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> EditImage:
+        """Moves and casts the prior; in float64 an unchanged prompt changes nothing but what the codec loses."""
+        self.prior.to(device, dtype)
+        return self
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: PictureLike | Sequence[PictureLike],
+        source: str | Sequence[str],
+        target: str | Sequence[str],
+        *,
+        num_inference_steps: int = 50,
+        strength: float = 0.8,
+        guidance_scale: float = 3.0,
+        mixing: float = 0.93,
+        size: int | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> EditImageOutput | tuple[Any, ...]:
+        """Edits pictures.
+
+        Args:
+            image: a path, PIL image, array (H, W, 3), tensor (3, H, W), or a list or batch of one size.
+            source: what the pictures show, one prompt or one each.
+            target: what they shall show, likewise.
+            num_inference_steps: steps of the whole schedule; two network calls a step in each direction.
+            strength: share of the steps that is walked, (0, 1]; less keeps more of the picture.
+            guidance_scale: classifier-free guidance in both directions.
+            mixing: of the two copies, (0, 1]; see `core.sampling.EDICT`.
+            size: longest side in px at which the prior works, and of the result; None: the prior's own.
+            output_type: "pil", "np", "pt" or "latent".
+            return_dict: False returns (images,).
+        """
+        check_output_type(output_type)
+        nfe_before = self.prior.nfe
+        images, kept = prepared(self.prior, pictures(image), size)
+        settings = {"num_inference_steps": num_inference_steps, "strength": strength, "mixing": mixing}
+        inversion = self.invert(images, source, guidance_scale=guidance_scale, **settings)
+        latents = self.regenerate(inversion, target, guidance_scale=guidance_scale)
+        if not bool(torch.isfinite(latents).all()):
+            raise UnprojectError("editing produced values that are not finite; use dtype float32 or lower guidance")
+        if output_type == "latent":
+            made: Any = latents
+        else:
+            made = delivered(self.prior.decode(latents)[..., : kept[0], : kept[1]], output_type)
+        return EditImageOutput(made, latents, self.prior.nfe - nfe_before) if return_dict else (made,)
+
+    @torch.no_grad()
+    def invert(
+        self,
+        images: Tensor,
+        prompt: str | Sequence[str],
+        *,
+        num_inference_steps: int = 50,
+        strength: float = 0.8,
+        guidance_scale: float = 3.0,
+        mixing: float = 0.93,
+    ) -> Inversion:
+        """The coupled noise of images (B, 3, H, W) in [0, 1] whose sides the prior can draw."""
+        latents = self.prior.encode(images.to(self.prior.device, self.prior.dtype))
+        latents = latents.to(torch.promote_types(self.prior.dtype, torch.float32))
+        schedule = NoiseSchedule.from_config(self.prior.scheduler_config)
+        levels = truncated(schedule.grid(num_inference_steps, tokens=self.prior.tokens(latents)), strength)
+        return invert(self._denoiser(prompt, len(latents), guidance_scale), latents, levels, mixing)
+
+    @torch.no_grad()
+    def regenerate(self, inversion: Inversion, prompt: str | Sequence[str], *, guidance_scale: float = 3.0) -> Tensor:
+        """Latents (B, C, h, w) of an inversion under a prompt, at the guidance it was inverted with."""
+        return regenerate(self._denoiser(prompt, len(inversion.x), guidance_scale), inversion)
+
+    def _denoiser(self, prompt: str | Sequence[str], rows: int, scale: float) -> Denoiser:
+        for text in dict.fromkeys([prompt] if isinstance(prompt, str) else prompt):
+            warn_about(self.prior, text, REAL_BACKBONES)
+        guidance, condition = guided(self.prior, self.prior.encode_text(prompt).matched(rows), scale)
+        return Denoiser(self.prior, condition, guidance)
+
+
+def prepared(prior: Prior, images: Tensor, size: int | None) -> tuple[Tensor, tuple[int, int]]:
+    """Images whose longest side is `size` px (None: the prior's own), padded to its cells; and (H, W) without that."""
+    longest = size or prior.latent_shape[1] * prior.vae_factor
+    latent_shape(prior, longest, longest)
+    return fitted(images, longest, prior.vae_factor * prior.latent_multiple)

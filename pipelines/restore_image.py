@@ -1,0 +1,196 @@
+"""Restoring a damaged picture with a frozen prior: super-resolution, inpainting, deblurring (FLAIR)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers.utils import BaseOutput
+from PIL import Image
+from torch import Tensor
+
+from ..core.priors import Prior, load_prior
+from ..core.sampling import RestoreConfig, restore
+from ..core.sampling.operators import Inpainting, Operator, gaussian_blur, super_resolution
+from ..core.sampling.restore import ErrorCurve
+from ..utils.errors import InputError, UnprojectError
+from .picture_inputs import PictureLike, fitted, pictures, resized
+from .prompts import warn_about
+from .sampling_parts import check_output_type, delivered, latent_shape, mark, randomness
+from .text_to_image import REAL_BACKBONES
+
+TASKS = "super-resolution:FACTOR, inpaint, deblur:STD"
+
+
+@dataclass
+class RestoreImageOutput(BaseOutput):
+    """Restored pictures, and how well they explain what was given."""
+
+    images: list[Image.Image] | np.ndarray | Tensor  # pil; np (B, H, W, 3); pt (B, 3, H, W), in [0, 1]; or latents
+    latents: Tensor  # (B, C, h, w) scaled
+    residual: list[float]  # root mean square of what the result, damaged again, differs by; image units
+    seeds: list[int] | None  # one per image; None when generators were given
+    nfe: int  # network rows spent
+
+
+class Task(NamedTuple):
+    """What happened to a picture."""
+
+    kind: str  # super-resolution, inpaint or deblur
+    value: float = 0.0  # factor, or standard deviation in px of the given picture
+
+
+def parse_task(text: str) -> Task:
+    """The task a text names: super-resolution:4, inpaint, deblur:2.0. Raises InputError for anything else."""
+    kind, _, value = text.partition(":")
+    try:
+        if kind == "super-resolution" and int(value) >= 2:
+            return Task(kind, int(value))
+        if kind == "deblur" and 0 < float(value) < 1000:
+            return Task(kind, float(value))
+    except ValueError:
+        pass
+    if text == "inpaint":
+        return Task(text)
+    raise InputError(f"task {text!r} is unknown; write {TASKS}")
+
+
+class RestoreImage:
+    """Pictures that explain a damaged one and that the prior finds plausible, without training.
+
+    >>> pipe = RestoreImage.from_pretrained("toybox")
+    >>> pipe("small.png", "super-resolution:4").images[0].save("large.png")
+    """
+
+    def __init__(self, prior: Prior) -> None:
+        self.prior = prior
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path = "toybox",
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        **options: Any,
+    ) -> RestoreImage:
+        """Loads a prior by name, folder, registry id or hub repository (`core.priors.load_prior`)."""
+        return cls(load_prior(name, device, dtype, **options))
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Writes the prior as a folder `from_pretrained` reads."""
+        return self.prior.save(folder)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> RestoreImage:
+        """Moves and casts the prior."""
+        self.prior.to(device, dtype)
+        return self
+
+    def __call__(
+        self,
+        image: PictureLike | Sequence[PictureLike],
+        task: str,
+        prompt: str | Sequence[str] = "",
+        *,
+        mask: PictureLike | None = None,
+        curve: ErrorCurve | str | Path | None = None,
+        noise_std: float = 0.005,
+        config: RestoreConfig | None = None,
+        size: int | None = None,
+        seed: int | None = None,
+        generator: Sequence[torch.Generator] | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> RestoreImageOutput | tuple[Any, ...]:
+        """Restores pictures.
+
+        Args:
+            image: the damaged picture, a path, PIL image, array (H, W, 3) or tensor (3, H, W), or a list of one size.
+            task: "super-resolution:4", "inpaint" or "deblur:2.0" (standard deviation in px of the given picture).
+            prompt: what the pictures show, one or one each; empty is fine.
+            mask: for inpaint, a picture of the same size, white where something is to be filled in.
+            curve: `ErrorCurve` or its file, measured at the guidance of `config`; None: the same weight at every level.
+            noise_std: standard deviation of the noise in the picture, image units.
+            config: settings of `core.sampling.restore`; None: its defaults.
+            size: longest side of the result in px; None: the prior's own.
+            seed: image i uses seed + i; other seeds give other plausible answers; None: a fresh one (reported).
+            generator: one per image, instead of seeds.
+            output_type: "pil", "np", "pt" or "latent".
+            return_dict: False returns (images,).
+        """
+        check_output_type(output_type)
+        chosen, settings = parse_task(task), config or RestoreConfig()
+        for text in dict.fromkeys([prompt] if isinstance(prompt, str) else prompt):
+            if text:
+                warn_about(self.prior, text, REAL_BACKBONES)
+        given = pictures(image)
+        y, operator, kept = measured(self.prior, given, chosen, mask, size)
+        y = y.to(self.prior.device, torch.promote_types(self.prior.dtype, torch.float32))
+        seeds, generators = randomness(seed, list(generator) if generator is not None else None, len(y))
+        if isinstance(curve, (str, Path)):
+            curve = ErrorCurve.load(curve, mark(self.prior, self.prior.latent_shape, settings.guidance))
+        made = restore(y, operator, self.prior, prompt, curve, noise_std, settings, generators=generators)
+        if not bool(torch.isfinite(made.latents).all()):
+            raise UnprojectError("restoring produced values that are not finite; use dtype float32 or lower guidance")
+        images = made.latents if output_type == "latent" else delivered(_cut(made.images, kept), output_type)
+        if not return_dict:
+            return (images,)
+        return RestoreImageOutput(images, made.latents, made.residual.tolist(), seeds, made.nfe)
+
+
+def measured(
+    prior: Prior, given: Tensor, task: Task, mask: PictureLike | None, size: int | None
+) -> tuple[Tensor, Operator, tuple[int, int]]:
+    """(y, A, (H, W) of the result without padding) for pictures (B, 3, H, W) of a task.
+
+    Pictures too large for a result of `size` px are reduced with a warning, edges are repeated up to the prior's cells.
+    """
+    if (task.kind == "inpaint") != (mask is not None):
+        raise InputError("mask= is what inpaint fills in: give both, or neither")
+    longest = size or prior.latent_shape[1] * prior.vae_factor
+    latent_shape(prior, longest, longest)
+    cell = prior.vae_factor * prior.latent_multiple
+    factor = int(task.value) if task.kind == "super-resolution" else 1
+    if task.kind != "super-resolution":
+        y, kept = fitted(given, longest, cell)
+        height, width = y.shape[2:]
+        if mask is not None:
+            known = _known(mask, given, kept)
+            operator: Operator = Inpainting(F.pad(known, (0, width - kept[1], 0, height - kept[0])))
+            return operator.forward(y), operator, kept
+        return y, gaussian_blur(task.value * kept[1] / given.shape[3], height, width), kept
+    if longest < factor:
+        raise InputError(f"task super-resolution:{factor} leaves nothing of a result of {longest} px; lower the factor")
+    small = given
+    if max(given.shape[2:]) * factor > longest:
+        small = resized(given, longest // factor)
+        sides = " to ".join(f"{part.shape[3]} x {part.shape[2]}" for part in (given, small))
+        warnings.warn(
+            f"the picture is reduced from {sides} px: a result of {longest} px has no more (size=)", stacklevel=3
+        )
+    rows, columns = small.shape[2:]
+    padding = [next(p for p in range(cell) if factor * (side + p) % cell == 0) for side in (rows, columns)]
+    y = F.pad(small, (0, padding[1], 0, padding[0]), mode="replicate")
+    return y, super_resolution(factor, *(factor * side for side in y.shape[2:])), (factor * rows, factor * columns)
+
+
+def _known(mask: PictureLike, given: Tensor, kept: tuple[int, int]) -> Tensor:
+    """(1, 1, H, W) of pixels at the processing size that no masked pixel touches."""
+    hidden = pictures(mask).mean(1, keepdim=True)
+    if hidden.shape[2:] != given.shape[2:]:
+        sides = [f"{part.shape[3]} x {part.shape[2]}" for part in (hidden, given)]
+        raise InputError(f"the mask has {sides[0]} px, the picture {sides[1]}; they must agree")
+    masked = (hidden[:1] >= 0.5).float()
+    known = F.interpolate(masked, kept, mode="bilinear", antialias=True) < 1e-3
+    if not bool(known.any()):
+        raise InputError("the mask covers the whole picture: nothing is known; white is what is filled in")
+    return known
+
+
+def _cut(images: Tensor, kept: tuple[int, int]) -> Tensor:
+    return images[..., : kept[0], : kept[1]]

@@ -1,0 +1,82 @@
+"""What the pipelines that sample share: guidance, sizes, randomness, fingerprints, delivered pictures."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..core.priors import Condition, Prior
+from ..core.sampling import Guidance
+from ..core.sampling.calibration import Fingerprint, fingerprint
+from ..utils.errors import InputError
+from ..utils.seeds import generator as seeded
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+MAX_PIXELS = 4096 * 4096
+Generators = torch.Generator | list[torch.Generator]
+
+
+def guided(prior: Prior, condition: Condition, scale: float, rescale: float = 0.0) -> tuple[Guidance, Condition]:
+    """Guidance by two branches, or as an input of models distilled to take it."""
+    if not prior.guidance_embedded:
+        return Guidance(scale, rescale), condition
+    return Guidance(1.0), replace(condition, extra={**condition.extra, "guidance": scale})
+
+
+def mark(prior: Prior, shape: Sequence[int], scale: float, rescale: float = 0.0) -> Fingerprint:
+    """The fingerprint of runs at a latent shape (C, h, w) and guidance scale, whichever way the prior takes it."""
+    return fingerprint(prior, tuple(shape), Guidance(scale, rescale))
+
+
+def latent_shape(prior: Prior, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
+    """(C, h, w) of images of height x width px (None: the prior's own). Raises InputError for sizes it cannot draw."""
+    channels, rows, columns = prior.latent_shape
+    cell = prior.vae_factor * prior.latent_multiple
+    sides = [height or rows * prior.vae_factor, width or columns * prior.vae_factor]
+    for name, value, given in (("height", sides[0], height), ("width", sides[1], width)):
+        if value < cell or value % cell or given == 0:
+            raise InputError(f"{name}={given} must be a positive multiple of {cell} px for this prior")
+    if sides[0] * sides[1] > MAX_PIXELS:
+        raise InputError(f"height={sides[0]} width={sides[1]} exceeds {MAX_PIXELS} pixels")
+    return channels, sides[0] // prior.vae_factor, sides[1] // prior.vae_factor
+
+
+def randomness(
+    seed: int | None, generator: torch.Generator | Sequence[torch.Generator] | None, rows: int
+) -> tuple[list[int] | None, Generators]:
+    """(seeds, generators): one seed per image unless generators were given."""
+    if generator is not None and seed is not None:
+        raise InputError("give either seed or generator, not both")
+    if isinstance(generator, torch.Generator):
+        return None, generator
+    if generator is not None:
+        if len(generator) != rows:
+            raise InputError(f"got {len(generator)} generators for {rows} images; give one, or one per image")
+        return None, list(generator)
+    if seed is not None and not 0 <= seed < 2**63 - rows:
+        raise InputError(f"seed={seed} must lie between 0 and 2^63 - 1")
+    first = secrets.randbelow(2**32) if seed is None else seed
+    seeds = [first + i for i in range(rows)]
+    return seeds, [seeded(s) for s in seeds]
+
+
+def check_output_type(output_type: str) -> None:
+    """Raises InputError for a form of delivery that does not exist."""
+    if output_type not in OUTPUT_TYPES:
+        raise InputError(f"output_type={output_type!r} is unknown; have {', '.join(OUTPUT_TYPES)}")
+
+
+def delivered(images: Tensor, output_type: str) -> list[Image.Image] | np.ndarray | Tensor:
+    """Images (B, 3, H, W) in [0, 1] as a list of PIL images, an array (B, H, W, 3) or the tensor itself."""
+    if output_type == "pt":
+        return images
+    array = images.float().permute(0, 2, 3, 1).cpu().numpy()
+    if output_type == "np":
+        return array
+    return [Image.fromarray(picture) for picture in (array * 255).round().astype(np.uint8)]

@@ -26,7 +26,7 @@ from ..core.sampling.boundary import (
     search_boundary,
 )
 from ..core.sampling.calibration import Calibration, Fingerprint
-from ..core.sampling.grids import SPACINGS
+from ..core.sampling.grids import SPACINGS, Spacing
 from ..core.sampling.paired_error import PairedError
 from ..core.sampling.restore import ErrorCurve, error_curve
 from ..core.sampling.schedule_search import SearchResult, SearchSpace, baselines, search_schedule
@@ -42,6 +42,7 @@ from .sampling_parts import guided, latent_shape, mark
 from .text_to_image import TextToImage
 
 SAMPLES_KIND = "own-samples"
+FINE: Spacing = "logsnr"  # where second-order DPM-Solver++ keeps the spread of the distribution best
 REMAP_SEARCH = RemapSearch()
 CANDIDATE_SEED = 200_000  # candidate noises are far from those of the samples
 
@@ -100,6 +101,7 @@ def own_samples(pipe: TextToImage, prompts: Sequence[str], sizes: Sizes) -> Tens
         height=sizes.size,
         width=sizes.size,
         solver="dpm++",
+        spacing=FINE,
         seed=sizes.seed,
         batch_size=sizes.batch,
         output_type="latent",
@@ -160,7 +162,7 @@ def choose_boundary(
     found, prior = setting(pipe, prompts, sizes), pipe.prior
     name = solver or prior.recommended.solver
     few, many = (pipe.method(s, None, 0.0, found.shape, found.scale) for s in (name, "dpm++"))
-    levels, long = (pipe.levels(*pair) for pair in ((few, found.shape, steps), (many, found.shape, sizes.steps)))
+    levels, long = pipe.levels(few, found.shape, steps), pipe.levels(many, found.shape, sizes.steps, FINE)
     noises = candidates(found.shape, range(sizes.seed + CANDIDATE_SEED, sizes.seed + CANDIDATE_SEED + count))
 
     def ends(method: Solver, grid: Sequence[Level], noise: Tensor, rows: list[int]) -> Tensor:
@@ -267,5 +269,6 @@ def known_solvers(space: SearchSpace, schedule: NoiseSchedule) -> dict[str, Solv
             made = baselines(space, lambda _, times=times: times)  # type: ignore[misc]
         except InputError:  # a spacing that visits its last level twice
             continue
-        found |= {f"{name}, {spacing}": s for name, s in made.items() if s not in found.values()}
-    return found
+        found |= {f"{name}, {spacing}": solver for name, solver in made.items()}
+    first = {solver: name for name, solver in reversed(found.items())}  # some are the same at so few steps
+    return {name: solver for name, solver in found.items() if first[solver] == name}

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 
 from unproject.cli import main
+from unproject.cli.calibrate import CalibrateSolver, SearchSolver
 from unproject.core.sampling.solvers import PATTERNS, SOLVERS
+from unproject.utils.errors import InputError
 from unproject.utils.pictures import load_image, save_image
 
 TinyRun = Callable[..., tuple[int, str]]
 DRAW = ("text-to-image", "a red chair", "--steps", "3")
-CALIBRATE = ("calibrate-solver", "--prompts", "prompts.txt", "--sample-steps", "2", "--samples", "4")
+CALIBRATE = ("calibrate-solver", "--prompts", "prompts.txt", "--sample-steps", "2", "--samples", "2")
 
 
 def test_help_of_solver_names_them_all(capsys: pytest.CaptureFixture[str]) -> None:
@@ -88,6 +90,17 @@ def test_bad_input_of_the_new_commands(
     assert message in capsys.readouterr().err
 
 
+def test_prompts_come_from_the_toybox_or_a_file(in_tmp: Path) -> None:
+    drawn = CalibrateSolver(what="gaussian").chosen_prompts(4)
+    assert drawn == CalibrateSolver(what="gaussian").chosen_prompts(6)[:4]
+    assert len(set(drawn)) > 1 and all(text.startswith("a") for text in drawn)
+    Path("p.txt").write_text("a cat\n\n  a dog \n")
+    assert SearchSolver(prompts=Path("p.txt")).chosen_prompts(3) == ["a cat", "a dog", "a cat"]
+    Path("p.txt").write_text("\n")
+    with pytest.raises(InputError, match="holds no prompt"):
+        SearchSolver(prompts=Path("p.txt")).chosen_prompts(3)
+
+
 @pytest.mark.parametrize(
     ("what", "made_with", "used_with"),
     [
@@ -106,8 +119,6 @@ def test_a_calibration_is_made_used_and_refused(
     assert sorted(p.name for p in Path().iterdir()) == ["made.run.json", "made.safetensors", "prompts.txt"]
     code, out = tiny_run(*DRAW, *used_with, "-o", "used.png")
     assert code == 0, out
-    assert tiny_run(*DRAW, "-o", "plain.png", *(used_with[:2] if what == "time-remap" else ()))[0] == 0
-    assert not np.array_equal(load_image("used.png"), load_image("plain.png"))
     calls = json.loads(Path("used.run.json").read_text())["nfe"]["denoiser"]
     assert calls == (4 if what == "gaussian" else 6)
     code, out = tiny_run(*DRAW, *used_with, "--size", "24", "-o", "other.png")
@@ -141,7 +152,7 @@ def test_a_searched_solver_needs_nothing_but_its_file(tiny_run: TinyRun) -> None
     assert code == 0, out
     told = json.loads(out)
     assert told["score"] <= told["fixed_score"]
-    assert sorted(p.name for p in Path().iterdir() if "work" in p.name) == ["outputs"][:0]
+    assert not [p.name for p in Path().iterdir() if "work" in p.name]
     use = ("text-to-image", "a red chair", "--solver", "usf:solver.safetensors")
     assert tiny_run(*use, "-o", "a.png")[0] == 0
     assert json.loads(Path("a.run.json").read_text())["nfe"]["denoiser"] == 6

@@ -46,6 +46,9 @@ class NoiseLossConfig:
     """share of prompts replaced by the empty one"""
     snr_gamma: float = 5.0
     """min-SNR cap; 0 = unweighted"""
+    snr_floor: float = 0.0
+    """SNR below which the clean estimate keeps this weight: what a picture is at all, and that four views agree, is
+    learnt where noise dominates, and there the noise error alone says next to nothing"""
     validation_samples: int = 512
     preview_prompts: tuple[str, ...] = ("a red chair", "a blue car", "a green teapot", "a yellow duck")
     preview_steps: int = 20
@@ -96,7 +99,7 @@ class DiffusionObjective(Objective):
         embeds = self.embed(drop(batch["captions"], self.config.noise.empty_share, rng))
         noise = torch.randn(latents.shape, generator=rng).to(latents)
         error = self._error(latents, noise, t.to(latents.device), embeds)
-        weight = min_snr_weight(self.scheduler.alphas_cumprod, t, self.config.noise.snr_gamma).to(error)
+        weight = noise_weight(self.scheduler.alphas_cumprod, t, self.config.noise).to(error)
         return LossOut((weight * error).mean(), {"eps_mse": error.detach().mean()})
 
     def embed(self, captions: list[str]) -> Tensor:
@@ -231,8 +234,13 @@ def drop(captions: list[str], share: float, rng: torch.Generator, frames: int = 
     return ["" if empty else text for empty, text in zip(gone, captions, strict=True)]
 
 
-def min_snr_weight(alphas_cumprod: Tensor, t: Tensor, gamma: float) -> Tensor:
-    """Weight (B,) of the noise error: min(SNR, gamma) / SNR with SNR = alpha^2 / sigma^2; 1 when gamma is 0."""
+def noise_weight(alphas_cumprod: Tensor, t: Tensor, config: NoiseLossConfig) -> Tensor:
+    """Weight (B,) of the noise error: clamp(SNR, floor, gamma) / SNR with SNR = alpha^2 / sigma^2.
+
+    The weight of the clean estimate's error is SNR times that (Hang et al. 2023 without the floor). A gamma of 0
+    has no cap.
+    """
     abar = alphas_cumprod[t]
     snr = abar / (1.0 - abar)
-    return snr.clamp(max=gamma) / snr if gamma > 0 else torch.ones_like(snr)
+    cap = config.snr_gamma if config.snr_gamma > 0 else float("inf")
+    return snr.clamp(min(config.snr_floor, cap), cap) / snr

@@ -22,7 +22,7 @@ from ...priors.multiview import inflate
 from ..export import folder_path
 from ..latents import ViewGroups
 from .base import LossOut, Objective, fixed_init
-from .diffusion import NoiseLossConfig, drop, min_snr_weight, token_ids, write_pipeline
+from .diffusion import NoiseLossConfig, drop, noise_weight, token_ids, write_pipeline
 
 FRAMES = 4
 
@@ -65,7 +65,7 @@ class MultiViewObjective(Objective):
         captions = drop(batch["captions"], self.config.noise.empty_share, rng, frames)
         noise = torch.randn(batch["latents"].shape, generator=rng)
         error = self._error(batch, captions, t, noise)
-        weight = min_snr_weight(self.scheduler.alphas_cumprod, t, self.config.noise.snr_gamma).to(error)
+        weight = noise_weight(self.scheduler.alphas_cumprod, t, self.config.noise).to(error)
         name = "eps_mse_views" if frames > 1 else "eps_mse_single"
         return LossOut((weight * error).mean(), {name: error.detach().mean()})
 

@@ -17,7 +17,7 @@ from unproject.core.distillation.objectives.diffusion import (
     DiffusionObjective,
     NoiseLossConfig,
     drop,
-    min_snr_weight,
+    noise_weight,
 )
 from unproject.core.distillation.objectives.multiview import MultiViewConfig, MultiViewObjective
 from unproject.core.distillation.objectives.tokenizer import build_tokenizer, save_tokenizer
@@ -231,11 +231,15 @@ def test_groups_stay_together_and_mix_with_single_pictures(latents):
 # denoising
 
 
-def test_min_snr_weight_has_its_closed_form():
-    abar = torch.tensor([0.99, 5 / 6, 0.5, 0.01])  # SNR 99, 5, 1, 1/99
-    weight = min_snr_weight(abar, torch.arange(4), 5.0)
-    torch.testing.assert_close(weight, torch.tensor([5 / 99, 1.0, 1.0, 1.0]), rtol=1e-4, atol=0)
-    assert min_snr_weight(abar, torch.arange(4), 0.0).tolist() == [1.0] * 4
+def test_the_noise_weight_has_its_closed_form():
+    abar = torch.tensor([0.99, 0.9, 0.5, 0.1])  # SNR 99, 9, 1, 1/9
+    t = torch.arange(4)
+    torch.testing.assert_close(
+        noise_weight(abar, t, replace(NOISE, snr_gamma=5.0)), torch.tensor([5 / 99, 5 / 9, 1.0, 1.0])
+    )
+    floored = noise_weight(abar, t, replace(NOISE, snr_gamma=5.0, snr_floor=0.5))
+    torch.testing.assert_close(floored, torch.tensor([5 / 99, 5 / 9, 1.0, 4.5]))
+    assert noise_weight(abar, t, replace(NOISE, snr_gamma=0.0)).tolist() == [1.0] * 4
 
 
 def test_prompts_are_dropped_by_group_at_the_wanted_rate():

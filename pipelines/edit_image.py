@@ -94,8 +94,14 @@ class EditImage:
         check_output_type(output_type)
         nfe_before = self.prior.nfe
         images, kept = prepared(self.prior, pictures(image), size)
-        settings = {"num_inference_steps": num_inference_steps, "strength": strength, "mixing": mixing}
-        inversion = self.invert(images, source, guidance_scale=guidance_scale, **settings)
+        inversion = self.invert(
+            images,
+            source,
+            num_inference_steps=num_inference_steps,
+            strength=strength,
+            guidance_scale=guidance_scale,
+            mixing=mixing,
+        )
         latents = self.regenerate(inversion, target, guidance_scale=guidance_scale)
         if not bool(torch.isfinite(latents).all()):
             raise UnprojectError("editing produced values that are not finite; use dtype float32 or lower guidance")

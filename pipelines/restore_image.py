@@ -131,7 +131,8 @@ class RestoreImage:
         given = pictures(image)
         y, operator, kept = measured(self.prior, given, chosen, mask, size)
         y = y.to(self.prior.device, torch.promote_types(self.prior.dtype, torch.float32))
-        seeds, generators = randomness(seed, list(generator) if generator is not None else None, len(y))
+        seeds, drawn = randomness(seed, None if generator is None else list(generator), len(y))
+        generators = [drawn] if isinstance(drawn, torch.Generator) else drawn
         if isinstance(curve, (str, Path)):
             curve = ErrorCurve.load(curve, mark(self.prior, self.prior.latent_shape, settings.guidance))
         made = restore(y, operator, self.prior, prompt, curve, noise_std, settings, generators=generators)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -42,6 +42,9 @@ SCHEDULE = {
 class NoiseLossConfig:
     """What the denoising losses share."""
 
+    prediction: Literal["epsilon", "v_prediction"] = "epsilon"
+    """what the network's output means; v is the clean picture where noise dominates, so its error is not divided by the
+    little signal that is left"""
     empty_share: float = 0.1
     """share of prompts replaced by the empty one"""
     snr_gamma: float = 5.0
@@ -88,7 +91,7 @@ class DiffusionObjective(Objective):
         self.config, self.tokenizer, self.vae, self.held_out = config, tokenizer, vae, held_out
         with fixed_init(seed):
             self.unet, self.text_encoder = build_unet(config), build_text_encoder(config, tokenizer)
-        self.scheduler = DDIMScheduler(**SCHEDULE)
+        self.scheduler = DDIMScheduler(**{**SCHEDULE, "prediction_type": config.noise.prediction})
         self.modules: dict[str, nn.Module] = {"unet": self.unet, "text_encoder": self.text_encoder}
         self.frozen: dict[str, nn.Module] = {} if vae is None else {"vae": vae}
 
@@ -146,7 +149,7 @@ class DiffusionObjective(Objective):
             text_encoder=self.text_encoder,
             tokenizer=self.tokenizer,
             unet=self.unet,
-            scheduler=DDIMScheduler(**SCHEDULE),
+            scheduler=DDIMScheduler.from_config(self.scheduler.config),
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
@@ -164,7 +167,7 @@ class DiffusionObjective(Objective):
     def _error(self, latents: Tensor, noise: Tensor, t: Tensor, embeds: Tensor) -> Tensor:
         """Mean squared noise error per sample (B,)."""
         noisy = self.scheduler.add_noise(latents, noise, t)
-        return (self.unet(noisy, t, embeds, return_dict=False)[0] - noise).float().square().mean(dim=(1, 2, 3))
+        return noise_error(self.scheduler, self.unet(noisy, t, embeds, return_dict=False)[0], latents, noise, t)
 
 
 def write_pipeline(pipeline: StableDiffusionPipeline, out: str | Path) -> Path:
@@ -232,6 +235,14 @@ def drop(captions: list[str], share: float, rng: torch.Generator, frames: int = 
     """Captions with a random share replaced by the empty prompt, the `frames` rows of a group together."""
     gone = (torch.rand(len(captions) // frames, generator=rng) < share).repeat_interleave(frames).tolist()
     return ["" if empty else text for empty, text in zip(gone, captions, strict=True)]
+
+
+def noise_error(scheduler: DDIMScheduler, raw: Tensor, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """Mean squared error (B,) of the noise that a network output stands for; of v it is alpha^2 |v error|^2."""
+    if scheduler.config.prediction_type == "epsilon":
+        return (raw - noise).float().square().mean(dim=(1, 2, 3))
+    error = (raw - scheduler.get_velocity(latents, noise, t)).float().square().mean(dim=(1, 2, 3))
+    return scheduler.alphas_cumprod.to(t.device)[t].to(error) * error
 
 
 def noise_weight(alphas_cumprod: Tensor, t: Tensor, config: NoiseLossConfig) -> Tensor:

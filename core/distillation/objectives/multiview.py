@@ -22,7 +22,7 @@ from ...priors.multiview import inflate
 from ..export import folder_path
 from ..latents import ViewGroups
 from .base import LossOut, Objective, fixed_init
-from .diffusion import NoiseLossConfig, drop, noise_weight, token_ids, write_pipeline
+from .diffusion import NoiseLossConfig, drop, noise_error, noise_weight, token_ids, write_pipeline
 
 FRAMES = 4
 
@@ -49,7 +49,7 @@ class MultiViewObjective(Objective):
     ) -> None:
         self.config, self.held_out = config, held_out
         self.tokenizer, self.text_encoder, self.vae = base.tokenizer, base.text_encoder, base.vae
-        self.scheduler = DDIMScheduler.from_config(base.scheduler.config)
+        self.scheduler = DDIMScheduler.from_config(base.scheduler.config, prediction_type=config.noise.prediction)
         with fixed_init(seed):
             self.unet = inflate(base.unet)
         self.base = base
@@ -125,7 +125,7 @@ class MultiViewObjective(Objective):
         inner = self.unet.unet
         plain = type(inner).from_config(inner.config)
         plain.load_state_dict(inner.state_dict())
-        parts = {**self.base.components, "unet": plain}
+        parts = {**self.base.components, "unet": plain, "scheduler": self.scheduler}
         return write_pipeline(StableDiffusionPipeline(**parts, requires_safety_checker=False), out)
 
     def _embed(self, captions: list[str]) -> Tensor:
@@ -140,4 +140,4 @@ class MultiViewObjective(Objective):
         noise, t = noise.to(device), t.to(device)
         noisy = self.scheduler.add_noise(latents, noise, t)
         predicted = self.unet(noisy, t, self._embed(captions), cameras, batch["frames"])
-        return (predicted - noise).float().square().mean(dim=(1, 2, 3))
+        return noise_error(self.scheduler, predicted, latents, noise, t)

@@ -13,10 +13,12 @@ from transformers import CLIPTokenizer
 
 from unproject.core.distillation.latents import LatentSet, ViewGroups, encode_latents
 from unproject.core.distillation.objectives.diffusion import (
+    SCHEDULE,
     DiffusionConfig,
     DiffusionObjective,
     NoiseLossConfig,
     drop,
+    noise_error,
     noise_weight,
 )
 from unproject.core.distillation.objectives.multiview import MultiViewConfig, MultiViewObjective
@@ -240,6 +242,25 @@ def test_the_noise_weight_has_its_closed_form():
     floored = noise_weight(abar, t, replace(NOISE, snr_gamma=5.0, snr_floor=0.5))
     torch.testing.assert_close(floored, torch.tensor([5 / 99, 5 / 9, 1.0, 4.5]))
     assert noise_weight(abar, t, replace(NOISE, snr_gamma=0.0)).tolist() == [1.0] * 4
+
+
+def test_the_error_of_v_is_read_as_that_of_the_noise():
+    scheduler = DDIMScheduler(**{**SCHEDULE, "prediction_type": "v_prediction"})
+    latents, noise, raw = torch.randn((3, 3, 4, 4, 4), generator=rng()).unbind(0)
+    t = torch.tensor([10, 500, 990])
+    abar = scheduler.alphas_cumprod[t].reshape(3, 1, 1, 1)
+    noisy = scheduler.add_noise(latents, noise, t)
+    eps = abar.sqrt() * raw + (1 - abar).sqrt() * noisy
+    want = (eps - noise).square().mean((1, 2, 3))
+    torch.testing.assert_close(noise_error(scheduler, raw, latents, noise, t), want, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_the_exported_pipeline_says_what_its_network_predicts(latents, tokenizer, kind, tmp_path, exported):
+    config = replace(TINY, noise=replace(NOISE, prediction=kind))
+    objective = DiffusionObjective(config, tokenizer, exported[0].vae, latents)
+    folder = objective.save_pipeline(tmp_path / kind)
+    assert StableDiffusionPipeline.from_pretrained(folder).scheduler.config.prediction_type == kind
 
 
 def test_prompts_are_dropped_by_group_at_the_wanted_rate():

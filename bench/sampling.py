@@ -10,6 +10,7 @@ import resource
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def solvers(prior: Prior, statistics: ModelStatistics) -> dict[str, Callable[[],
     """What is compared; those of diffusers come first."""
     flow, kind = NoiseSchedule.from_config(prior.scheduler_config).flow, prior.prediction_type
     named = ("ddim", "euler", "heun", "dpm++", "dpm++3m", "unipc", "ghvb:2,0.5", "ghvb:4,0.8", "hb:dpm++,0.9")
-    found: dict[str, Callable[[], Solver]] = {n: lambda n=n: make_solver(n, flow, kind) for n in named}
+    found: dict[str, Callable[[], Solver]] = {n: partial(make_solver, n, flow, kind) for n in named}
     if flow:
         del found["ddim"]  # it is Euler there
     return {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +12,11 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import Tensor
 
-from ..core.priors import Prior, load_prior
+from ..core.priors import Prior
 from ..core.sampling import Denoiser, NoiseSchedule, invert, regenerate
 from ..core.sampling.inversion import Inversion, truncated
 from ..utils.errors import UnprojectError
+from .base import PriorPipeline
 from .picture_inputs import PictureLike, fitted, pictures
 from .prompts import warn_about
 from .sampling_parts import check_output_type, delivered, guided, latent_shape
@@ -32,35 +32,12 @@ class EditImageOutput(BaseOutput):
     nfe: int  # network rows spent
 
 
-class EditImage:
+class EditImage(PriorPipeline):
     """Changes what the words change and leaves the rest, with any prior (EDICT).
 
     >>> pipe = EditImage.from_pretrained("toybox")
     >>> pipe("photo.png", "a red chair", "a blue chair").images[0].save("out.png")
     """
-
-    def __init__(self, prior: Prior) -> None:
-        self.prior = prior
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        name: str | Path = "toybox",
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-        **options: Any,
-    ) -> EditImage:
-        """Loads a prior by name, folder, registry id or hub repository (`core.priors.load_prior`)."""
-        return cls(load_prior(name, device, dtype, **options))
-
-    def save_pretrained(self, folder: str | Path) -> Path:
-        """Writes the prior as a folder `from_pretrained` reads."""
-        return self.prior.save(folder)
-
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> EditImage:
-        """Moves and casts the prior; in float64 an unchanged prompt changes nothing but what the codec loses."""
-        self.prior.to(device, dtype)
-        return self
 
     @torch.no_grad()
     def __call__(

@@ -15,11 +15,12 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import Tensor
 
-from ..core.priors import Prior, load_prior
+from ..core.priors import Prior
 from ..core.sampling import RestoreConfig, restore
 from ..core.sampling.operators import Inpainting, Operator, gaussian_blur, super_resolution
 from ..core.sampling.restore import ErrorCurve
 from ..utils.errors import InputError, UnprojectError
+from .base import PriorPipeline
 from .picture_inputs import PictureLike, fitted, pictures, resized
 from .prompts import warn_about
 from .sampling_parts import check_output_type, delivered, latent_shape, mark, randomness
@@ -61,35 +62,12 @@ def parse_task(text: str) -> Task:
     raise InputError(f"task {text!r} is unknown; write {TASKS}")
 
 
-class RestoreImage:
+class RestoreImage(PriorPipeline):
     """Pictures that explain a damaged one and that the prior finds plausible, without training.
 
     >>> pipe = RestoreImage.from_pretrained("toybox")
     >>> pipe("small.png", "super-resolution:4").images[0].save("large.png")
     """
-
-    def __init__(self, prior: Prior) -> None:
-        self.prior = prior
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        name: str | Path = "toybox",
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-        **options: Any,
-    ) -> RestoreImage:
-        """Loads a prior by name, folder, registry id or hub repository (`core.priors.load_prior`)."""
-        return cls(load_prior(name, device, dtype, **options))
-
-    def save_pretrained(self, folder: str | Path) -> Path:
-        """Writes the prior as a folder `from_pretrained` reads."""
-        return self.prior.save(folder)
-
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> RestoreImage:
-        """Moves and casts the prior."""
-        self.prior.to(device, dtype)
-        return self
 
     def __call__(
         self,

@@ -14,7 +14,7 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import Tensor
 
-from ..core.priors import Condition, Prior, load_prior
+from ..core.priors import Condition
 from ..core.sampling import (
     AttentionCost,
     Denoiser,
@@ -35,6 +35,7 @@ from ..core.sampling.statistics import ModelStatistics
 from ..utils.errors import InputError, UnprojectError
 from ..utils.progress import Progress
 from ..utils.seeds import sample_noise
+from .base import PriorPipeline
 from .prompts import warn_about
 from .sampling_parts import Generators, check_output_type, delivered, guided, latent_shape, mark, randomness
 
@@ -53,35 +54,12 @@ class TextToImageOutput(BaseOutput):
     nfe: int  # network rows spent
 
 
-class TextToImage:
+class TextToImage(PriorPipeline):
     """Images from prompts with any prior and solver.
 
     >>> pipe = TextToImage.from_pretrained("toybox")
     >>> pipe("a red chair", seed=1).images[0].save("chair.png")
     """
-
-    def __init__(self, prior: Prior) -> None:
-        self.prior = prior
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        name: str | Path = "toybox",
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-        **options: Any,
-    ) -> TextToImage:
-        """Loads a prior by name, folder, registry id or hub repository (`core.priors.load_prior`)."""
-        return cls(load_prior(name, device, dtype, **options))
-
-    def save_pretrained(self, folder: str | Path) -> Path:
-        """Writes the prior as a folder `from_pretrained` reads."""
-        return self.prior.save(folder)
-
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> TextToImage:
-        """Moves and casts the prior."""
-        self.prior.to(device, dtype)
-        return self
 
     @torch.no_grad()
     def __call__(

@@ -11,19 +11,19 @@ import tyro
 from ..utils.errors import InputError
 from ..utils.runs import RunRecord
 from .common import Shown, Target, check_prompt, check_range
-from .priors import PriorCommand
+from .priors import QualityCommand
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureCommand(PriorCommand):
+class PictureCommand(QualityCommand):
     """Options of the commands that make a picture from a picture."""
 
     kinds: ClassVar[tuple[str, ...]] = (".png", ".jpg", ".jpeg", ".webp")
 
     image: tyro.conf.Positional[Path]
     """The picture."""
-    steps: int = 50
-    """Steps of the whole way between noise and picture."""
+    steps: int | None = None
+    """Steps of the whole way between noise and picture (default: those of --quality)."""
     guidance: float = 3.0
     """Classifier-free guidance, 1 is none."""
     size: int | None = None
@@ -38,7 +38,8 @@ class PictureCommand(PriorCommand):
         self.check_picture("image", self.image)
         if self.out is not None and self.out.resolve() == self.image.resolve():
             raise InputError(f"--out {self.out} is the picture itself; choose another name")
-        check_range("--steps", self.steps, 1, 1000)
+        if self.steps is not None:
+            check_range("--steps", self.steps, 1, 1000)
         super().check()
 
     @staticmethod
@@ -144,7 +145,10 @@ class Restore(PictureCommand):
     def run(self, record: RunRecord, target: Target) -> Shown:
         """Restores; tells how well the result explains the picture."""
         from ..core.sampling import RestoreConfig
+        from ..pipelines.quality import own_steps
         from ..pipelines.restore_image import RestoreImage
+
+        steps = own_steps(self.quality) if self.steps is None else self.steps
 
         with record.stage("load"):
             pipe = RestoreImage.from_pretrained(self.prior, **self.placement())
@@ -156,7 +160,7 @@ class Restore(PictureCommand):
                 mask=self.mask,
                 curve=self.curve,
                 noise_std=self.noise,
-                config=RestoreConfig(steps=self.steps, guidance=self.guidance),
+                config=RestoreConfig(steps=steps, guidance=self.guidance),
                 size=self.size,
                 seed=self.seed,
             )

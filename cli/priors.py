@@ -56,6 +56,18 @@ class PriorCommand(Command):
         return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[self.dtype]
 
 
+@dataclass(frozen=True, kw_only=True)
+class QualityCommand(PriorCommand):
+    """Options of commands that draw pictures."""
+
+    quality: Literal["fast", "balanced", "best", "native"] = "balanced"
+    """Solver and steps: few, some or many; native is what the prior's makers recommend."""
+
+    def placement(self) -> dict[str, Any]:
+        """See PriorCommand.placement; and the quality."""
+        return {**super().placement(), "quality": self.quality}
+
+
 def head_names() -> list[str]:
     """The geometry heads: the embedded one and those of the registry."""
     from ..utils.configs import config_path, read_yaml

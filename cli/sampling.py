@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..utils.errors import InputError
 from .common import check_range
-from .priors import PriorCommand
+from .priors import PriorCommand, QualityCommand
 
 if TYPE_CHECKING:
     from ..pipelines.text_to_image import TextToImage
@@ -17,16 +17,16 @@ FROM_FILES = ("dpm-v3", "usf")  # families of solvers that belong to one network
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingCommand(PriorCommand):
+class SamplingCommand(QualityCommand):
     """Options of commands that sample images."""
 
     steps: int | None = None
-    """Solver steps (default: what suits the prior)."""
+    """Solver steps (default: those of --quality)."""
     guidance: float | None = None
     """Classifier-free guidance, 1 is none (default: what suits the prior)."""
     solver: str | None = None
     """ddim, dpm++, dpm++3m, unipc, euler, heun, ghvb, hb, or one of the patterns dpm-v3[:ORDER], ghvb:R,BETA,
-    ghvb:NUMBER, hb:R,BETA, hb:SOLVER,BETA, usf:FILE, edict[:MIXING] (default: what suits the prior)."""
+    ghvb:NUMBER, hb:R,BETA, hb:SOLVER,BETA, usf:FILE, edict[:MIXING] (default: that of --quality)."""
     eta: float = 0.0
     """Randomness of ddim, 0 to 1."""
     statistics: Path | None = None
@@ -137,7 +137,7 @@ class SamplingCommand(PriorCommand):
             from ..core.priors import load_prior
 
             name, share = self.second_model()
-            first = load_prior(name, **self.placement())
+            first = load_prior(name, **PriorCommand.placement(self))
             return with_first_model(pipe, first, share, steps=self.steps, solver=self.solver, size=self.size), options
         options |= calibrated(
             pipe,

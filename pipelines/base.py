@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from ..core.priors import Prior, load_prior
+from ..core.priors import Prior, Recommended, load_prior
+from .quality import Quality, checked, settings
 
 P = TypeVar("P", bound="PriorPipeline")
 
@@ -15,8 +16,14 @@ P = TypeVar("P", bound="PriorPipeline")
 class PriorPipeline:
     """A recipe on top of a prior."""
 
-    def __init__(self, prior: Prior) -> None:
-        self.prior = prior
+    def __init__(self, prior: Prior, quality: Quality = "balanced") -> None:
+        """`quality`: "fast", "balanced" or "best", or "native" for what the prior's makers recommend."""
+        self.prior, self.quality = prior, checked(quality)
+
+    @property
+    def settings(self) -> Recommended:
+        """Guidance, solver, steps and spacing of a call that says nothing else."""
+        return settings(self.prior, self.quality)
 
     @classmethod
     def from_pretrained(
@@ -24,10 +31,11 @@ class PriorPipeline:
         name: str | Path = "toybox",
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        quality: Quality = "balanced",
         **options: Any,
     ) -> P:
         """Loads a prior by name, folder, registry id or hub repository (`core.priors.load_prior`)."""
-        return cls(load_prior(name, device, dtype, **options))
+        return cls(load_prior(name, device, dtype, **options), quality)
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Writes the prior as a folder `from_pretrained` reads."""

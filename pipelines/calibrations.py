@@ -73,7 +73,7 @@ def setting(pipe: TextToImage, prompts: Sequence[str], sizes: Sizes) -> Setting:
     """What `sizes` means for this prior. Raises InputError without prompts and for sizes it cannot draw."""
     if not prompts:
         raise InputError("prompts is empty; calibrate on prompts like those that will be drawn")
-    scale = pipe.prior.recommended.guidance if sizes.guidance is None else sizes.guidance
+    scale = pipe.settings.guidance if sizes.guidance is None else sizes.guidance
     shape = latent_shape(pipe.prior, sizes.size, sizes.size)
     guidance, condition = guided(pipe.prior, pipe.prior.encode_text(list(prompts)), scale)
     return Setting(scale, shape, guidance, condition, mark(pipe.prior, shape, scale))
@@ -155,12 +155,12 @@ def choose_boundary(
         pipe: its prior is measured.
         prompts: the references, one each.
         sizes: `steps` is that of the long run.
-        solver: of the runs to come, deterministic; None: what suits the prior.
-        steps: of the runs to come; None: what suits the prior.
+        solver: of the runs to come, deterministic; None: that of the pipeline's quality.
+        steps: of the runs to come; None: those of the pipeline's quality.
         count: candidate noises.
     """
     found, prior = setting(pipe, prompts, sizes), pipe.prior
-    name = solver or prior.recommended.solver
+    name = solver or pipe.settings.solver
     few, many = (pipe.method(s, None, 0.0, found.shape, found.scale) for s in (name, "dpm++"))
     levels, long = pipe.levels(few, found.shape, steps), pipe.levels(many, found.shape, sizes.steps, FINE)
     noises = candidates(found.shape, range(sizes.seed + CANDIDATE_SEED, sizes.seed + CANDIDATE_SEED + count))

@@ -19,6 +19,7 @@ from ..utils.errors import UnprojectError
 from .base import PriorPipeline
 from .picture_inputs import PictureLike, fitted, pictures
 from .prompts import warn_about
+from .quality import own_steps
 from .sampling_parts import check_output_type, delivered, guided, latent_shape
 from .text_to_image import REAL_BACKBONES
 
@@ -46,7 +47,7 @@ class EditImage(PriorPipeline):
         source: str | Sequence[str],
         target: str | Sequence[str],
         *,
-        num_inference_steps: int = 50,
+        num_inference_steps: int | None = None,
         strength: float = 0.8,
         guidance_scale: float = 3.0,
         mixing: float = 0.93,
@@ -60,7 +61,8 @@ class EditImage(PriorPipeline):
             image: a path, PIL image, array (H, W, 3), tensor (3, H, W), or a list or batch of one size.
             source: what the pictures show, one prompt or one each.
             target: what they shall show, likewise.
-            num_inference_steps: steps of the whole schedule; two network calls a step in each direction.
+            num_inference_steps: steps of the whole schedule, two network calls a step in each direction; None: those of
+                the pipeline's quality.
             strength: share of the steps that is walked, (0, 1]; less keeps more of the picture.
             guidance_scale: classifier-free guidance in both directions.
             mixing: of the two copies, (0, 1]; see `core.sampling.EDICT`.
@@ -94,7 +96,7 @@ class EditImage(PriorPipeline):
         images: Tensor,
         prompt: str | Sequence[str],
         *,
-        num_inference_steps: int = 50,
+        num_inference_steps: int | None = None,
         strength: float = 0.8,
         guidance_scale: float = 3.0,
         mixing: float = 0.93,
@@ -103,7 +105,8 @@ class EditImage(PriorPipeline):
         latents = self.prior.encode(images.to(self.prior.device, self.prior.dtype))
         latents = latents.to(torch.promote_types(self.prior.dtype, torch.float32))
         schedule = NoiseSchedule.from_config(self.prior.scheduler_config)
-        levels = truncated(schedule.grid(num_inference_steps, tokens=self.prior.tokens(latents)), strength)
+        steps = own_steps(self.quality) if num_inference_steps is None else num_inference_steps
+        levels = truncated(schedule.grid(steps, tokens=self.prior.tokens(latents)), strength)
         return invert(self._denoiser(prompt, len(latents), guidance_scale), latents, levels, mixing)
 
     @torch.no_grad()

@@ -23,6 +23,7 @@ from ..utils.errors import InputError, UnprojectError
 from .base import PriorPipeline
 from .picture_inputs import PictureLike, fitted, pictures, resized
 from .prompts import warn_about
+from .quality import own_steps
 from .sampling_parts import check_output_type, delivered, latent_shape, mark, randomness
 from .text_to_image import REAL_BACKBONES
 
@@ -94,7 +95,7 @@ class RestoreImage(PriorPipeline):
             mask: for inpaint, a picture of the same size, white where something is to be filled in.
             curve: `ErrorCurve` or its file, measured at the guidance of `config`; None: the same weight at every level.
             noise_std: standard deviation of the noise in the picture, image units.
-            config: settings of `core.sampling.restore`; None: its defaults.
+            config: settings of `core.sampling.restore`; None: its defaults, with the steps of the pipeline's quality.
             size: longest side of the result in px; None: the prior's own.
             seed: image i uses seed + i; other seeds give other plausible answers; None: a fresh one (reported).
             generator: one per image, instead of seeds.
@@ -102,7 +103,7 @@ class RestoreImage(PriorPipeline):
             return_dict: False returns (images,).
         """
         check_output_type(output_type)
-        chosen, settings = parse_task(task), config or RestoreConfig()
+        chosen, settings = parse_task(task), config or RestoreConfig(steps=own_steps(self.quality))
         for text in dict.fromkeys([prompt] if isinstance(prompt, str) else prompt):
             if text:
                 warn_about(self.prior, text, REAL_BACKBONES)

@@ -71,7 +71,7 @@ def calibrated(
     """
     if boundary is None and gaussian is None and time_remap is None:
         return {}
-    settings = pipe.prior.recommended
+    settings = pipe.settings
     scale = settings.guidance if guidance is None else guidance
     expected = mark(pipe.prior, latent_shape(pipe.prior, size, size), scale)
     inits: list[Init] = []
@@ -101,4 +101,4 @@ def with_first_model(
     levels = pipe.levels(pipe.method(solver), latent_shape(pipe.prior, size, size), steps)
     both = switched(first, pipe.prior, levels, share)
     both.recommended = pipe.prior.recommended
-    return TextToImage(both)
+    return TextToImage(both, pipe.quality)

@@ -95,15 +95,15 @@ class TextToImage(PriorPipeline):
         Args:
             prompt: one or several prompts; words or endings the prior cannot see raise a warning that names them.
             negative_prompt: what to move away from; one for all prompts or one each.
-            num_inference_steps: solver steps; None: what suits the prior.
+            num_inference_steps: solver steps; None: those of the pipeline's quality.
             guidance_scale: classifier-free guidance; 1 switches it off; None: what suits the prior.
             guidance_rescale: [0, 1], against over-saturation at high guidance.
             num_images_per_prompt: images per prompt, adjacent in the output.
             height: px, multiple of the latent cell; None: the prior's own size. Likewise `width`.
             solver: a name of `core.sampling.SOLVERS` (ddim, dpm++, unipc, euler, heun, ghvb:2,0.5 ...), "dpm-v3:2",
-                "usf:FILE" or a Solver; None: what suits the prior.
+                "usf:FILE" or a Solver; None: that of the pipeline's quality.
             eta: randomness of ddim, [0, 1].
-            spacing: trailing, leading, linspace, logsnr or karras; None: the prior's own.
+            spacing: trailing, leading, linspace, logsnr or karras; None: that of the pipeline's quality.
             statistics: model statistics, or their file, for dpm-v3 and for schedules with v3 steps.
             seed: image i uses seed + i, so a batch equals its images drawn one by one; None: a fresh one (reported).
             generator: one for the whole batch or one per image, instead of seeds.
@@ -119,7 +119,7 @@ class TextToImage(PriorPipeline):
             callback_on_step_end: called with (pipe, step, timestep, {"latents": ...}); may return {"latents": ...}.
         """
         prompts = self._checked_prompts(prompt)
-        scale = self.prior.recommended.guidance if guidance_scale is None else guidance_scale
+        scale = self.settings.guidance if guidance_scale is None else guidance_scale
         self._check(scale, num_images_per_prompt, output_type, batch_size)
         _check_cache(cache, controls)
         condition = self.prior.encode_text(prompts, negative_prompt).repeat_interleave(num_images_per_prompt)
@@ -166,13 +166,13 @@ class TextToImage(PriorPipeline):
 
         Raises InputError for an unknown solver, for statistics it has no use for or lacks, and for foreign files.
         """
-        chosen = solver or self.prior.recommended.solver
+        chosen = solver or self.settings.solver
         from_file = isinstance(chosen, str) and chosen.partition(":")[0] in CALIBRATED
         if statistics is not None and not from_file:
             raise InputError(f"statistics= serve dpm-v3 and usf:FILE, not the solver {chosen}; leave them out")
         if isinstance(chosen, Solver):
             return chosen
-        scale = self.prior.recommended.guidance if guidance_scale is None else guidance_scale
+        scale = self.settings.guidance if guidance_scale is None else guidance_scale
         expected = None
         if from_file:
             expected = mark(self.prior, shape or self.prior.latent_shape, scale, guidance_rescale)
@@ -183,7 +183,7 @@ class TextToImage(PriorPipeline):
         self, method: Solver, shape: Sequence[int], steps: int | None = None, spacing: Spacing | None = None
     ) -> list[Level]:
         """The levels of a call: the solver's own, or what suits the prior where nothing else is said."""
-        schedule, settings = NoiseSchedule.from_config(self.prior.scheduler_config), self.prior.recommended
+        schedule, settings = NoiseSchedule.from_config(self.prior.scheduler_config), self.settings
         own = method.own_grid(schedule)
         if own is not None:
             return own

@@ -29,6 +29,8 @@ class Recommended:
     steps: int = 50
     spacing: Spacing | None = None
     solver: str = "ddim"
+    distilled: bool = False
+    """to a few steps: other numbers of steps and solvers do not suit it"""
 
 
 @dataclass

@@ -133,7 +133,7 @@ def test_a_chosen_noise_belongs_to_its_solver_and_steps(tiny_run: TinyRun) -> No
     made = (*CALIBRATE, "--what", "boundary", "--steps", "3", "--candidates", "2", "-o", "noise.safetensors")
     assert tiny_run(*made)[0] == 0
     code, out = tiny_run(*DRAW, "--boundary", "noise.safetensors", "--solver", "unipc")
-    assert (code, "chosen for the solver ddim, not unipc" in out) == (2, True)
+    assert (code, "chosen for the solver dpm++, not unipc" in out) == (2, True)
     code, out = tiny_run("text-to-image", "a dog", "--steps", "4", "--boundary", "noise.safetensors")
     assert (code, "chosen for 3 steps, not 4" in out) == (2, True)
 

@@ -19,7 +19,7 @@ from unproject.utils.errors import InputError, UnprojectError
 
 @pytest.fixture(scope="module")
 def pipe(tiny_folders):
-    return TextToImage.from_pretrained(tiny_folders["toybox"])
+    return TextToImage.from_pretrained(tiny_folders["toybox"], quality="native")
 
 
 def generators(*seeds: int) -> list[torch.Generator]:
@@ -97,7 +97,7 @@ def test_given_latents_are_used(pipe):
 
 
 def test_save_and_load(pipe, tmp_path):
-    again = TextToImage.from_pretrained(pipe.save_pretrained(tmp_path / "saved"))
+    again = TextToImage.from_pretrained(pipe.save_pretrained(tmp_path / "saved"), quality="native")
     settings = {"num_inference_steps": 2, "seed": 0, "output_type": "latent"}
     assert torch.equal(again("a dog", **settings).images, pipe("a dog", **settings).images)
 

@@ -88,7 +88,7 @@ def test_statistics_go_on_where_they_stopped_and_serve_the_solver(
         pipe("dark", solver="dpm-v3", statistics=file, guidance_rescale=0.5, **draw)
     with pytest.raises(InputError, match="network weights"):
         TextToImage(mixture(0.4))("dark", solver="dpm-v3", statistics=file, **draw)
-    with pytest.raises(InputError, match="statistics= serve dpm-v3 and usf:FILE, not the solver ddim"):
+    with pytest.raises(InputError, match=r"statistics= serve dpm-v3 and usf:FILE, not the solver dpm\+\+"):
         pipe("dark", statistics=file, **draw)
 
 

@@ -44,12 +44,15 @@ class ScoreConfig:
     weight: Literal["sigma2", "ratio", "product", "one"] = "ratio"
     space: Literal["latent", "image", "both"] = "latent"  # image: compare decoded targets, no encoder gradient
     image_weight: float = 0.1  # of the image term where both are used
+    target_steps: int = 1  # of deterministic denoising (DDIM) from the noised render to the target, form "recon"
     clip: tuple[float, ...] = ()  # largest |g| per element, a number or [step0, v0, v1, step1]; empty: none
     window: TimeWindow = field(default_factory=TimeWindow)
 
     def __post_init__(self) -> None:
         if not 0 <= self.rescale <= 1:
             raise InputError(f"score: rescale={self.rescale} must lie in [0, 1]")
+        if self.target_steps < 1 or (self.form == "score" and self.target_steps > 1):
+            raise InputError(f'score: target_steps={self.target_steps} must be at least 1, and 1 with form "score"')
         if self.form == "score" and (self.space != "latent" or self.rescale):
             raise InputError('form "score" has no target image; use space "latent" and rescale 0, or form "recon"')
 
@@ -109,8 +112,9 @@ class ScoreDistillation:
         if noise is None:
             noise = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
         with torch.no_grad():
-            guided, plain = self.predict(x.detach(), noise, level, condition)
-            target, grad = self.target_and_gradient(x.detach(), noise, guided, plain, step, condition.frames)
+            guided, plain = self.predict(self.schedule.add_noise(x.detach(), noise, level), level, condition)
+            guided, plain = self.walked(guided, plain, index, condition)
+            target, grad = self.target_and_gradient(x.detach(), noise, level, guided, plain, step, condition.frames)
         self._check(grad, index)
         loss = 0.5 * (x - (x.detach() - grad)).square().sum() / batch if config.space != "image" else x.new_zeros(())
         if config.space != "latent":
@@ -129,10 +133,9 @@ class ScoreDistillation:
             return self.condition.repeat_interleave(views)
         return self.condition.with_views(cameras, views)
 
-    def predict(self, x: Tensor, noise: Tensor, level: Level, condition: Condition) -> tuple[Prediction, Prediction]:
-        """(guided, conditional) predictions at the noised point, both branches in one network call."""
-        noised = self.schedule.add_noise(x, noise, level)
-        time, kind, scale = level.times(x), self.prior.prediction_type, self.config.guidance
+    def predict(self, noised: Tensor, level: Level, condition: Condition) -> tuple[Prediction, Prediction]:
+        """(guided, conditional) predictions at a noised point, both branches in one network call."""
+        time, kind, scale = level.times(noised), self.prior.prediction_type, self.config.guidance
         if scale == 1.0:
             plain = Prediction(noised, level, self.prior.predict(noised, time, condition), kind)
             return plain, plain
@@ -141,11 +144,21 @@ class ScoreDistillation:
         guided = Prediction(noised, level, uncond + scale * (cond - uncond), kind)
         return guided, Prediction(noised, level, cond, kind)
 
+    def walked(
+        self, guided: Prediction, plain: Prediction, index: Tensor, condition: Condition
+    ) -> tuple[Prediction, Prediction]:
+        """The predictions `target_steps` - 1 DDIM steps below; the levels divide `index` evenly, zero left out."""
+        for left in range(self.config.target_steps - 1, 0, -1):
+            level = self.schedule.at_index((index * left // self.config.target_steps).to(guided.x0.device))
+            alpha, sigma = level.coefficients(guided.x0)
+            guided, plain = self.predict(alpha * guided.x0 + sigma * guided.eps, level, condition)
+        return guided, plain
+
     def target_and_gradient(
-        self, x: Tensor, noise: Tensor, guided: Prediction, plain: Prediction, step: int, frames: int
+        self, x: Tensor, noise: Tensor, level: Level, guided: Prediction, plain: Prediction, step: int, frames: int
     ) -> tuple[Tensor, Tensor]:
-        """(x0 target, g), both (B, C, h, w); g is dL/dx times B."""
-        alpha, sigma = guided.level.coefficients(x)
+        """(x0 target, g), both (B, C, h, w); g is dL/dx times B, weighed at the level the render was noised to."""
+        alpha, sigma = level.coefficients(x)
         weight = WEIGHTS[self.config.weight](torch.as_tensor(alpha), torch.as_tensor(sigma))
         target = guided.x0
         if self.config.form == "score":

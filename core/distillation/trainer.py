@@ -41,6 +41,7 @@ from .checkpoints import (
     save_checkpoint,
 )
 from .loop_parts import Window, check_recipe, drop_newer, stop_signals
+from .muon import Muon, split_parameters
 from .objectives.base import Loss, Trainable
 from .sampling_order import Data, SampleOrder, fetch, seed_of
 
@@ -54,6 +55,8 @@ class TrainerConfig:
     batch: int = 32
     """samples per process and accumulation step"""
     accumulate: int = 1
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon: matrices by orthogonalised momentum, the rest by AdamW"""
     lr: float = 1e-3
     schedule: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
     warmup: int = 0
@@ -130,9 +133,7 @@ class Trainer:
             self._nets.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._nets.to(self.accelerator.device).train()
         self.named = {n: p for n, p in self._nets.nets.named_parameters() if p.requires_grad}
-        self._optimizer = torch.optim.AdamW(
-            self.named.values(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
-        )
+        self._optimizer = self._make_optimizer()
         self._schedule = get_scheduler(
             config.schedule, self._optimizer, num_warmup_steps=config.warmup, num_training_steps=config.steps
         )
@@ -141,6 +142,13 @@ class Trainer:
         self._order = SampleOrder(len(data), config.seed)
         self.step, self.skips, self.skips_total, self._stop, self.seconds = 0, 0, 0, "", 0.0
         self.validation: dict[str, float] = {}
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        config = self.config
+        options: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "weight_decay": config.weight_decay}
+        if config.optimizer == "muon":
+            return Muon(*split_parameters(self._nets.nets), **options)
+        return torch.optim.AdamW(self.named.values(), fused=True, **options)
 
     def run(self, resume: bool = False) -> TrainResult:
         """Trains up to `config.steps`, a time budget, SIGINT or SIGTERM; always ends with a checkpoint.

@@ -210,3 +210,35 @@ def test_bad_settings_are_refused():
         ScoreConfig(form="score", space="image", rescale=0.0)
     with pytest.raises(InputError, match="fractions"):
         TimeWindow(low=(2.0,))
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "flow_prediction"])
+def test_a_walked_target_is_the_end_of_the_probability_flow(kind):
+    """A Gaussian's flow is known: x_t moves to mu + tau (x_t - alpha mu) / spread(x_t), with an error of order 1 / steps."""
+    model, index = prior(kind), torch.full((2,), 700)
+    x, noise = draw(2, 2, 4, 4), draw(2, 2, 4, 4, seed=1)
+    level = NoiseSchedule.from_config(model.scheduler_config).at_index(index)
+    noised = level.alpha * x + level.sigma * noise
+    end = MU + TAU * (noised - level.alpha * MU) / (level.alpha**2 * TAU**2 + level.sigma**2).sqrt()
+    errors, calls = [], []
+    for steps in (1, 4, 16, 64):
+        score, before = (
+            ScoreDistillation(replace(PLAIN, target_steps=steps), model, model.encode_text("any")),
+            model.nfe,
+        )
+        target = score((x + 1) / 2, 0, noise=noise, index=index).x0_hat
+        errors.append(float((target - end).abs().max()))
+        calls.append((model.nfe - before) // 2)
+    assert calls == [1, 4, 16, 64]
+    assert errors[0] > 2 * errors[1] > 4 * errors[2] > 8 * errors[3]
+    assert errors[3] < 0.05
+
+
+def test_a_walked_target_pulls_with_the_weight_of_its_first_level():
+    model, index = prior(), torch.full((2,), 700)
+    score = ScoreDistillation(replace(PLAIN, target_steps=5), model, model.encode_text("any"))
+    x, noise = draw(2, 2, 4, 4), draw(2, 2, 4, 4, seed=1)
+    target = score((x + 1) / 2, 0, noise=noise, index=index).x0_hat
+    torch.testing.assert_close(gradient(score, x, noise, index), x - target, atol=1e-6, rtol=1e-6)
+    with pytest.raises(InputError, match="target_steps=2 must be at least 1, and 1 with form"):
+        replace(SDS, target_steps=2)

@@ -1,0 +1,100 @@
+"""Muon with AdamW (Jordan et al. 2024): momentum, orthogonalised, for weight matrices; AdamW for the rest.
+
+A convolution (O, I, h, w) is the matrix (O, I h w) of a patch. The update is scaled to the root mean square of AdamW's
+(Liu et al. 2025: 0.2 sqrt(max(rows, columns))), so both kinds share one learning rate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # quintic whose iteration lifts small singular values fastest
+RMS = 0.2  # of AdamW's updates
+
+
+def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:
+    """The nearest matrices (B, R, C) with all singular values near one (0.7 to 1.2), without decomposing them."""
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if tall else matrices
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
+    a, b, c = COEFFICIENTS
+    for _ in range(iterations):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Matrices and convolutions by Muon, everything else by AdamW.
+
+    Tables of embeddings and first and last layers belong to AdamW: give them in `plain`.
+    """
+
+    def __init__(
+        self,
+        matrices: Iterable[nn.Parameter],
+        plain: Iterable[nn.Parameter],
+        lr: float = 1e-3,
+        momentum: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+    ) -> None:
+        groups = [{"params": list(matrices), "matrix": True}, {"params": list(plain), "matrix": False}]
+        defaults = {"lr": lr, "momentum": momentum, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__([group for group in groups if group["params"]], defaults)
+        for group in self.param_groups:
+            if group["matrix"] and any(p.ndim < 2 for p in group["params"]):
+                raise ValueError("matrices need two dimensions or more")
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One update."""
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        for group in self.param_groups:
+            given = [p for p in group["params"] if p.grad is not None]
+            torch._foreach_mul_(given, 1 - group["lr"] * group["weight_decay"])
+            (self._matrices if group["matrix"] else self._plain)(group, given)
+        return loss
+
+    def _matrices(self, group: dict[str, Any], given: list[nn.Parameter]) -> None:
+        by_shape: dict[tuple[int, int], list[tuple[nn.Parameter, Tensor]]] = {}
+        for p in given:
+            state = self.state[p]
+            velocity = state["velocity"] = state["velocity"] if state else torch.zeros_like(p)
+            velocity.lerp_(p.grad, 1 - group["momentum"])
+            ahead = p.grad.lerp(velocity, group["momentum"]).flatten(1)  # Nesterov
+            by_shape.setdefault(tuple(ahead.shape), []).append((p, ahead))
+        for (rows, columns), members in by_shape.items():
+            updates = orthogonalise(torch.stack([ahead for _, ahead in members]))
+            rate = group["lr"] * RMS * max(rows, columns) ** 0.5
+            for (p, _), update in zip(members, updates, strict=True):
+                p.sub_(update.view(p.shape), alpha=rate)
+
+    def _plain(self, group: dict[str, Any], given: list[nn.Parameter]) -> None:
+        first, second = group["betas"]
+        for p in given:
+            state = self.state[p]
+            if not state:
+                state.update(step=torch.zeros(()), mean=torch.zeros_like(p), square=torch.zeros_like(p))
+            state["step"] += 1
+            state["mean"].lerp_(p.grad, 1 - first)
+            state["square"].lerp_(p.grad.square(), 1 - second)
+            count = float(state["step"])
+            root = (state["square"] / (1 - second**count)).sqrt_().add_(group["eps"])
+            p.addcdiv_(state["mean"], root, value=-group["lr"] / (1 - first**count))
+
+
+def split_parameters(module: nn.Module, smallest: int = 16) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """(matrices, plain) of the trainable parameters: tables of embeddings and thin matrices are plain."""
+    tables = {id(p) for part in module.modules() if isinstance(part, nn.Embedding) for p in part.parameters()}
+    matrices, plain = [], []
+    for p in module.parameters():
+        if p.requires_grad:
+            thin = p.ndim < 2 or min(p.shape[0], p[0].numel()) < smallest
+            (plain if thin or id(p) in tables else matrices).append(p)
+    return matrices, plain

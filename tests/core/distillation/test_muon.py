@@ -1,0 +1,98 @@
+"""Muon: singular vectors stay, singular values become one, and what is no matrix gets AdamW."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from unproject.core.distillation.checkpoints import load_optimizer_state, optimizer_state
+from unproject.core.distillation.muon import RMS, Muon, orthogonalise, split_parameters
+
+
+def gradients(parameters: list[nn.Parameter], steps: int, scale: float = 1.0) -> list[list[torch.Tensor]]:
+    rng = torch.Generator().manual_seed(3)
+    return [[scale * torch.randn(p.shape, generator=rng) for p in parameters] for _ in range(steps)]
+
+
+def run(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], grads: list[list[torch.Tensor]]) -> None:
+    for step in grads:
+        for p, g in zip(parameters, step, strict=True):
+            p.grad = g.clone()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("shape", [(6, 20), (20, 6), (8, 8)])
+def test_only_the_singular_values_change(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    matrix = matrix * torch.linspace(0.3, 3, shape[0], dtype=torch.float64)[:, None]
+    u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+    values = u.mT @ orthogonalise(matrix) @ vh.mT
+    assert float(s.max() / s.min()) > 3
+    diagonal = values.diagonal(dim1=-2, dim2=-1)
+    torch.testing.assert_close(values, torch.diag_embed(diagonal), atol=1e-12, rtol=0)
+    assert float(diagonal.min()) > 0.6 and float(diagonal.max()) < 1.3
+
+
+def test_the_iteration_is_the_quintic_on_each_singular_value() -> None:
+    s = torch.tensor([0.9, 0.3, 0.05], dtype=torch.float64)
+    expected = s / s.norm()
+    for _ in range(5):
+        expected = 3.4445 * expected - 4.7750 * expected**3 + 2.0315 * expected**5
+    torch.testing.assert_close(orthogonalise(torch.diag(s)[None])[0].diagonal(), expected, atol=1e-13, rtol=0)
+
+
+def test_the_first_step_is_the_orthogonalised_gradient_at_adamws_size() -> None:
+    p = nn.Parameter(torch.zeros(32, 48))
+    (grad,) = gradients([p], 1)[0]
+    run(Muon([p], [], lr=0.1, weight_decay=0.0), [p], [[grad]])
+    torch.testing.assert_close(p.data, -0.1 * RMS * 48**0.5 * orthogonalise(grad[None])[0], atol=1e-6, rtol=1e-5)
+    assert float(p.data.square().mean().sqrt()) == pytest.approx(0.1 * RMS, rel=0.2)
+
+
+def test_the_scale_of_the_gradient_does_not_matter_to_matrices() -> None:
+    a, b = nn.Parameter(torch.ones(6, 9)), nn.Parameter(torch.ones(6, 9))
+    run(Muon([a], []), [a], gradients([a], 4))
+    run(Muon([b], []), [b], gradients([b], 4, scale=100.0))
+    torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
+
+
+def test_a_convolution_is_the_matrix_of_its_patches() -> None:
+    start = torch.randn(8, 4, 3, 3, generator=torch.Generator().manual_seed(1))
+    kernel = nn.Parameter(start.clone().to(memory_format=torch.channels_last))
+    flat = nn.Parameter(start.flatten(1).clone())
+    grads = gradients([flat], 3)
+    run(Muon([flat], []), [flat], grads)
+    run(Muon([kernel], []), [kernel], [[g.view(8, 4, 3, 3)] for (g,) in grads])
+    torch.testing.assert_close(kernel.flatten(1), flat, atol=1e-6, rtol=0)
+
+
+def test_everything_else_gets_adamw() -> None:
+    ours, theirs = nn.Parameter(torch.ones(5)), nn.Parameter(torch.ones(5))
+    options = {"lr": 0.03, "betas": (0.8, 0.95), "weight_decay": 0.1}
+    run(Muon([], [ours], **options), [ours], gradients([ours], 6))
+    run(torch.optim.AdamW([theirs], **options), [theirs], gradients([theirs], 6))
+    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one() -> None:
+    def fresh() -> tuple[dict[str, nn.Parameter], Muon]:
+        named = {"m": nn.Parameter(torch.ones(6, 9)), "v": nn.Parameter(torch.ones(5))}
+        return named, Muon([named["m"]], [named["v"]])
+
+    (whole, optimizer), (half, first), (rest, second) = fresh(), fresh(), fresh()
+    grads = gradients(list(whole.values()), 6)
+    run(optimizer, list(whole.values()), grads)
+    run(first, list(half.values()), grads[:3])
+    for name, p in rest.items():
+        p.data.copy_(half[name])
+    load_optimizer_state(second, rest, *optimizer_state(first, half))
+    run(second, list(rest.values()), grads[3:])
+    assert all(torch.equal(whole[name], rest[name]) for name in whole)
+
+
+def test_tables_vectors_and_thin_matrices_are_plain() -> None:
+    net = nn.Sequential(nn.Embedding(64, 32), nn.Conv2d(4, 32, 3), nn.LayerNorm(32), nn.Conv2d(32, 4, 3))
+    matrices, plain = split_parameters(net)
+    assert [tuple(p.shape) for p in matrices] == [(32, 4, 3, 3)]
+    assert len(matrices) + len(plain) == len(list(net.parameters()))

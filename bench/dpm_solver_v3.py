@@ -60,7 +60,7 @@ def object_prompts(split: str, count: int) -> list[str]:
 def own_latents(prior: Prior, prompts: list[str], guidance: float, steps: int, batch: int, seed: int) -> Tensor:
     """The prior's own samples (N, C, h, w) at this guidance."""
     noise = seeded_noise(prior.latent_shape, len(prompts), seed)
-    levels = NoiseSchedule.from_config(prior.scheduler_config).grid(steps, tokens=prior.tokens(noise))
+    levels = NoiseSchedule.from_config(prior.scheduler_config).grid(steps, "logsnr", tokens=prior.tokens(noise))
     return run_sampler(prior, prior.encode_text(prompts), noise, levels, guidance, "dpm++", batch=batch)
 
 

@@ -9,10 +9,14 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ..core.priors import Prior, load_prior, weights_root
 from ..core.sampling import NoiseSchedule, Solver, make_solver
@@ -32,7 +36,7 @@ SIBLINGS = {"toybox": "toybox-dit"}  # measured too when its weights are there
 class SamplingBench:
     """Sizes of the experiment."""
 
-    images: int = 96
+    images: int = 32
     reference_groups: int = 150
     reference_steps: int = 500
     budgets: tuple[int, ...] = (3, 5, 6, 8, 10, 20, 50)
@@ -42,7 +46,9 @@ class SamplingBench:
     statistics_images: int = 256
     cells: int = 30
     statistics_steps: int = 30
-    batch: int = 48
+    batch: int = 32
+    workers: int = 2
+    """processes of one thread each, a backbone at a guidance at a time"""
 
 
 QUICK = SamplingBench(4, 2, 12, (3, 5), (1.5,), (5,), 8, 3, 2, 4)
@@ -78,42 +84,45 @@ def run(context: Context) -> dict[str, Any]:
     sibling = SIBLINGS.get(context.prior)
     if sibling and (weights_root() / sibling).is_dir():
         names.append(sibling)
-    table = [row for name in names for row in backbone(name, config, context.seed)]
+    panels = [(name, guidance) for name in names for guidance in config.guidances]
+    with ProcessPoolExecutor(min(config.workers, len(panels)), mp_context=get_context("spawn")) as pool:
+        rows = list(pool.map(partial(panel, config=config, seed=context.seed), *zip(*panels, strict=True)))
+    table = [row for part in rows for row in part]
     _plot(table, "nfe", "network calls per image and branch", context.picture("-nfe"))
     _plot(table, "seconds_per_image", "seconds per image", context.picture("-seconds"))
     return {"config": asdict(config), "seeds": [context.seed], "backbones": names, "table": table}
 
 
-def backbone(name: str, config: SamplingBench, seed: int) -> list[dict[str, Any]]:
-    """The rows of one backbone."""
+def panel(name: str, guidance: float, config: SamplingBench, seed: int) -> list[dict[str, Any]]:
+    """The rows of one backbone at one guidance, in one thread."""
+    torch.set_num_threads(1)
     prior, judge = load_prior(name), Judge.from_pretrained()
     test = renders("test", config.images, views=1)
     reference = features(judge, renders("test", config.reference_groups, first=config.images).images)
     condition = prior.encode_text(test.prompts)
     noise = seeded_noise(prior.latent_shape, config.images, seed)
+    problem = PairedError(
+        prior, condition, noise, guidance, steps=config.reference_steps, final="index0", batch=config.batch
+    )
+    statistics, _ = measured(
+        prior, guidance, config.statistics_images, config.cells, config.statistics_steps, config.batch, seed
+    )
     rows = []
-    for guidance in config.guidances:
-        problem = PairedError(
-            prior, condition, noise, guidance, steps=config.reference_steps, final="index0", batch=config.batch
-        )
-        statistics, _ = measured(
-            prior, guidance, config.statistics_images, config.cells, config.statistics_steps, config.batch, seed
-        )
-        for label, build in solvers(prior, statistics).items():
-            for budget in config.budgets:
-                steps = steps_for(build(), budget)
-                if steps is None:
-                    continue
-                levels = problem.schedule.grid(steps, "logsnr", "index0")
-                began = time.perf_counter()
-                states = problem.run(build(), levels)
-                took = time.perf_counter() - began
-                row = {"backbone": name, "guidance": guidance, "solver": label, "nfe": budget}
-                row |= {"mse": spread(problem.errors(states).tolist()), "seconds_per_image": took / config.images}
-                row["peak_memory_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-                if budget in config.judged:
-                    row |= scores(judge, decoded(prior, states), test.meanings, reference)
-                rows.append(row)
+    for label, build in solvers(prior, statistics).items():
+        for budget in config.budgets:
+            steps = steps_for(build(), budget)
+            if steps is None:
+                continue
+            levels = problem.schedule.grid(steps, "logsnr", "index0")
+            began = time.perf_counter()
+            states = problem.run(build(), levels)
+            took = time.perf_counter() - began
+            row = {"backbone": name, "guidance": guidance, "solver": label, "nfe": budget}
+            row |= {"mse": spread(problem.errors(states).tolist()), "seconds_per_image": took / config.images}
+            row["peak_memory_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+            if budget in config.judged:
+                row |= scores(judge, decoded(prior, states), test.meanings, reference)
+            rows.append(row)
     return rows
 
 

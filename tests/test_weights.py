@@ -32,7 +32,7 @@ np.save(sys.argv[2], image)
 
 @pytest.fixture(scope="module")
 def pipe() -> TextToImage:
-    return TextToImage.from_pretrained("toybox")
+    return TextToImage.from_pretrained("toybox", quality="native")
 
 
 def test_all_weights_are_half_precision_and_fit_the_budget():

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # quintic whose iteration lifts small singular values fastest
@@ -26,6 +27,41 @@ def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
+
+
+def orthogonalised(matrices: list[Tensor]) -> list[Tensor]:
+    """Each matrix (R, C) orthogonalised; processes of a distributed run, whose matrices are equal, share the work."""
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+    by_shape: dict[tuple[int, ...], list[int]] = {}
+    for i, matrix in enumerate(matrices):
+        by_shape.setdefault(tuple(matrix.shape), []).append(i)
+    ordered = [i for members in by_shape.values() for i in members]  # neighbours have one shape
+    owned = [ordered[r::world] for r in range(world)]
+    done: dict[int, Tensor] = {}
+    for members in by_shape.values():
+        mine = [i for i in members if i in owned[rank]]
+        if mine:
+            done |= dict(zip(mine, orthogonalise(torch.stack([matrices[i] for i in mine])), strict=True))
+    if world > 1:
+        for owner, theirs in enumerate(owned):
+            done |= _from_owner(owner, rank, theirs, matrices, done)
+    return [done[i] for i in range(len(matrices))]
+
+
+def _from_owner(
+    owner: int, rank: int, theirs: list[int], matrices: list[Tensor], done: dict[int, Tensor]
+) -> dict[int, Tensor]:
+    """The results of one process, the same for all."""
+    if not theirs:
+        return {}
+    shapes = [matrices[i].shape for i in theirs]
+    if owner == rank:
+        flat = torch.cat([done[i].reshape(-1) for i in theirs])
+    else:
+        flat = matrices[0].new_empty(sum(shape.numel() for shape in shapes))
+    dist.broadcast(flat, owner)
+    parts = flat.split([shape.numel() for shape in shapes])
+    return {i: part.view(shape) for i, part, shape in zip(theirs, parts, shapes, strict=True)}
 
 
 class Muon(torch.optim.Optimizer):
@@ -62,18 +98,14 @@ class Muon(torch.optim.Optimizer):
         return loss
 
     def _matrices(self, group: dict[str, Any], given: list[nn.Parameter]) -> None:
-        by_shape: dict[tuple[int, int], list[tuple[nn.Parameter, Tensor]]] = {}
+        ahead = []
         for p in given:
             state = self.state[p]
             velocity = state["velocity"] = state["velocity"] if state else torch.zeros_like(p)
             velocity.lerp_(p.grad, 1 - group["momentum"])
-            ahead = p.grad.lerp(velocity, group["momentum"]).flatten(1)  # Nesterov
-            by_shape.setdefault(tuple(ahead.shape), []).append((p, ahead))
-        for (rows, columns), members in by_shape.items():
-            updates = orthogonalise(torch.stack([ahead for _, ahead in members]))
-            rate = group["lr"] * RMS * max(rows, columns) ** 0.5
-            for (p, _), update in zip(members, updates, strict=True):
-                p.sub_(update.view(p.shape), alpha=rate)
+            ahead.append(p.grad.lerp(velocity, group["momentum"]).flatten(1))  # Nesterov
+        for p, update in zip(given, orthogonalised(ahead), strict=True):
+            p.sub_(update.view(p.shape), alpha=group["lr"] * RMS * max(update.shape) ** 0.5)
 
     def _plain(self, group: dict[str, Any], given: list[nn.Parameter]) -> None:
         first, second = group["betas"]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from unproject.core.distillation.checkpoints import load_optimizer_state, optimizer_state
-from unproject.core.distillation.muon import RMS, Muon, orthogonalise, split_parameters
+from unproject.core.distillation.muon import RMS, Muon, orthogonalise, orthogonalised, split_parameters
 
 
 def gradients(parameters: list[nn.Parameter], steps: int, scale: float = 1.0) -> list[list[torch.Tensor]]:
@@ -96,3 +100,23 @@ def test_tables_vectors_and_thin_matrices_are_plain() -> None:
     matrices, plain = split_parameters(net)
     assert [tuple(p.shape) for p in matrices] == [(32, 4, 3, 3)]
     assert len(matrices) + len(plain) == len(list(net.parameters()))
+
+
+def _matrices() -> list[torch.Tensor]:
+    rng = torch.Generator().manual_seed(2)
+    return [torch.randn(shape, generator=rng) for shape in [(6, 9), (6, 9), (4, 7), (6, 9), (9, 4)]]
+
+
+def _share(rank: int, store: str, out: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    save_file({str(i): m.contiguous() for i, m in enumerate(orthogonalised(_matrices()))}, f"{out}-{rank}")
+    dist.destroy_process_group()
+
+
+def test_processes_share_the_work_and_get_the_same(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_share, (str(tmp_path / "store"), str(tmp_path / "out")), nprocs=2)
+    alone = orthogonalised(_matrices())
+    for rank in (0, 1):
+        together = load_file(tmp_path / f"out-{rank}")
+        for i, matrix in enumerate(alone):
+            torch.testing.assert_close(matrix, together[str(i)], atol=1e-6, rtol=0)

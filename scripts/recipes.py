@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from diffusers import AutoencoderKL, StableDiffusionPipeline
@@ -144,8 +144,8 @@ class GeometryRecipe:
     """name or pipeline folder of the prior"""
     base_name: str = "toybox"
     """name under which the exported head finds its prior: its sibling"""
-    start_from: Literal["prior", "random"] = "prior"
-    """random: the baseline without a prior"""
+    start_from: str = "prior"
+    """prior, random (the baseline without a prior), or the folder of a head that learns more"""
     head: HeadConfig = field(default_factory=HeadConfig)
     model: LossConfig = field(default_factory=LossConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
@@ -234,6 +234,8 @@ def geometry_job(values: dict[str, Any]) -> Job:
     head = GeometryHead.from_prior(prior, recipe.head)
     if recipe.start_from == "random":
         head = GeometryHead(prior, random_unet_like(head.unet, recipe.trainer.seed), recipe.head)
+    elif recipe.start_from != "prior":
+        begin_with(head.unet, GeometryHead.load(recipe.start_from).unet, recipe.start_from)
     train = GeometryData([RenderedSet(folder) for folder in recipe.train], recipe.model.augment)
     held_out = GeometryData([RenderedSet(folder) for folder in recipe.val], recipe.model.augment)
     objective = HeadObjective(recipe.model, head, held_out)

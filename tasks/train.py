@@ -1,6 +1,7 @@
-"""Training of a geometry head on images with exact depth and normals; one objective, two losses.
+"""Training of a geometry head on images with exact depth and normals; one objective, three losses.
 
 "end_to_end" (Garcia et al. 2025): one call at t = T - 1 with z = 0, decoded inside the graph, task losses on pixels.
+"regression": the same call, squared error of the latents. No decoder in the graph, so a first stage is twice as fast.
 "latent" (Ke et al. 2024): denoising of the target latents with annealed multi-resolution noise.
 """
 
@@ -32,7 +33,7 @@ COS_LIMIT = 1 - 1e-5  # the slope of arccos is infinite at 1
 class LossConfig:
     """What is minimised."""
 
-    loss: Literal["end_to_end", "latent"] = "end_to_end"
+    loss: Literal["end_to_end", "regression", "latent"] = "end_to_end"
     depth: float = 1.0
     """weight of the L1 error after least-squares alignment, in units of half the depth range"""
     anchor: float = 0.5
@@ -74,6 +75,8 @@ class HeadObjective(Objective):
             condition = self.head.encode_image(images)
         if self.losses.loss == "latent":
             return self._latent_loss(condition, targets, valid, rng)
+        if self.losses.loss == "regression":
+            return self._regression_loss(condition, targets, valid)
         return self._end_to_end_loss(condition, targets, valid)
 
     def tensors(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor], Tensor]:
@@ -89,9 +92,19 @@ class HeadObjective(Objective):
 
     def predict_pictures(self, condition: Tensor) -> Tensor:
         """The one-step regressor: pictures (B, n, 3, H, W), about [-1, 1], of image latents; differentiable."""
+        return self.head.decode_pictures(self._one_step(condition))
+
+    def _one_step(self, condition: Tensor) -> Tensor:
         x = condition.new_zeros((len(condition), *self.head.shape(condition)))
         prediction: Prediction = self.head.denoiser(condition)(x, self.head.first_level())
-        return self.head.decode_pictures(prediction.x0)
+        return prediction.x0
+
+    def _regression_loss(self, condition: Tensor, targets: dict[str, Tensor], valid: Tensor) -> LossOut:
+        with torch.no_grad():
+            clean, _ = self.head.encode_targets(targets, valid)
+        keep = latent_mask(valid, self.head.prior.vae_factor)
+        error = masked_mean((self._one_step(condition) - clean).square().mean(1), keep[:, 0]).nan_to_num(0.0).mean()
+        return LossOut(error, {"latent_mse": error.detach()})
 
     def _end_to_end_loss(self, condition: Tensor, targets: dict[str, Tensor], valid: Tensor) -> LossOut:
         pictures = self.predict_pictures(condition)

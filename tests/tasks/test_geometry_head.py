@@ -124,7 +124,7 @@ def test_published_heads_are_listed_with_their_start() -> None:
     assert (table["e2e-ft-depth"].start, table["e2e-ft-depth"].steps) == ("zeros", 1)
 
 
-@pytest.mark.parametrize("loss", ["end_to_end", "latent"])
+@pytest.mark.parametrize("loss", ["end_to_end", "regression", "latent"])
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
 def test_loss_reaches_the_unet_and_nothing_else(tiny_prior, planes, loss: str, kind: str) -> None:
     head = make_head(tiny_prior, kind=kind)
@@ -158,6 +158,19 @@ def test_a_few_steps_lower_the_loss(tiny_prior, planes) -> None:
         optimizer.step()
         losses.append(out.loss.item())
     assert losses[-1] < 0.9 * losses[0]
+
+
+def test_regression_is_the_distance_of_the_one_step_latents(tiny_prior, planes) -> None:
+    head = make_head(tiny_prior)
+    objective = HeadObjective(LossConfig(loss="regression"), head)
+    batch = GeometryData([planes(2)]).batch(np.arange(2), None)
+    images, targets, valid = objective.tensors(batch)
+    condition = head.encode_image(images)
+    with torch.no_grad():
+        made = head.predict(condition, condition.new_zeros((2, *head.shape(condition))))
+        clean, _ = head.encode_targets(targets, valid)
+    assert bool(valid.all())
+    assert objective.loss(batch, seeded(), 0).loss.item() == pytest.approx(float((made - clean).square().mean()))
 
 
 def test_validation_and_preview(tiny_prior, planes, tmp_path) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..core.priors import StableDiffusionPrior, load_prior
@@ -26,6 +27,7 @@ from .codecs import DepthCodec, NormalCodec, Space, StackCodec, TargetCodec
 
 TARGETS = ("depth", "normals")
 MANIFEST = "head.json"
+PROMPT = "prompt.safetensors"
 
 
 @dataclass(frozen=True)
@@ -114,19 +116,24 @@ class GeometryHead:
             raise InputError(f"the base {manifest['base']!r} of {folder} is not a Stable Diffusion prior")
         try:
             unet = UNet2DConditionModel.from_pretrained(folder / "unet", use_safetensors=True, torch_dtype=dtype)
+            empty = load_file(folder / PROMPT)["empty"]
         except OSError as error:
-            raise InputError(f"{folder} holds no usable unet/: {str(error).splitlines()[0]}") from error
-        return cls(prior, unet.to(device).eval().requires_grad_(False), config)
+            raise InputError(f"{folder} is not a whole head: {str(error).splitlines()[0]}") from error
+        head = cls(prior, unet.to(device).eval().requires_grad_(False), config)
+        head._empty = empty.to(device, dtype)
+        return head
 
     def save(self, folder: str | Path, base: str = "toybox", **facts: Any) -> Path:
-        """Writes unet/ (fp16 safetensors) and head.json; `base` names the prior, found as a sibling folder or by name.
+        """Writes unet/ and the empty prompt (fp16 safetensors), and head.json with `facts`, e.g. validation numbers.
 
-        `facts` go into head.json, e.g. validation numbers.
+        `base` names the prior, found as a sibling folder or by name. Only its codec is used: the prompt is kept here
+        because a text encoder that learns more would change it.
         """
         folder = Path(folder)
         copy = UNet2DConditionModel.from_config(self.unet.config)
         copy.load_state_dict(self.unet.state_dict())
         copy.half().save_pretrained(folder / "unet", safe_serialization=True)
+        save_file({"empty": self.empty_prompt().half().contiguous()}, folder / PROMPT)
         write_json(folder / MANIFEST, {"base": base, "config": to_dict(self.config), "versions": versions(), **facts})
         return folder
 

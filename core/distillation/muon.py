@@ -100,31 +100,37 @@ class Muon(torch.optim.Optimizer):
     def _matrices(self, group: dict[str, Any], given: list[nn.Parameter]) -> None:
         ahead = []
         for p in given:
-            state = self.state[p]
+            state, grad = self.state[p], _grad(p)
             velocity = state["velocity"] = state["velocity"] if state else torch.zeros_like(p)
-            velocity.lerp_(p.grad, 1 - group["momentum"])
-            ahead.append(p.grad.lerp(velocity, group["momentum"]).flatten(1))  # Nesterov
+            velocity.lerp_(grad, 1 - group["momentum"])
+            ahead.append(grad.lerp(velocity, group["momentum"]).flatten(1))  # Nesterov
         for p, update in zip(given, orthogonalised(ahead), strict=True):
             p.sub_(update.view(p.shape), alpha=group["lr"] * RMS * max(update.shape) ** 0.5)
 
     def _plain(self, group: dict[str, Any], given: list[nn.Parameter]) -> None:
         first, second = group["betas"]
         for p in given:
-            state = self.state[p]
+            state, grad = self.state[p], _grad(p)
             if not state:
                 state.update(step=torch.zeros(()), mean=torch.zeros_like(p), square=torch.zeros_like(p))
             state["step"] += 1
-            state["mean"].lerp_(p.grad, 1 - first)
-            state["square"].lerp_(p.grad.square(), 1 - second)
+            state["mean"].lerp_(grad, 1 - first)
+            state["square"].lerp_(grad.square(), 1 - second)
             count = float(state["step"])
             root = (state["square"] / (1 - second**count)).sqrt_().add_(group["eps"])
             p.addcdiv_(state["mean"], root, value=-group["lr"] / (1 - first**count))
 
 
+def _grad(p: nn.Parameter) -> Tensor:
+    assert p.grad is not None
+    return p.grad
+
+
 def split_parameters(module: nn.Module, smallest: int = 16) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """(matrices, plain) of the trainable parameters: tables of embeddings and thin matrices are plain."""
     tables = {id(p) for part in module.modules() if isinstance(part, nn.Embedding) for p in part.parameters()}
-    matrices, plain = [], []
+    matrices: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for p in module.parameters():
         if p.requires_grad:
             thin = p.ndim < 2 or min(p.shape[0], p[0].numel()) < smallest

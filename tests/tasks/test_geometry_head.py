@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from unproject.core.priors import load_prior
 from unproject.core.sampling import Prediction
 from unproject.tasks.data import AugmentConfig, GeometryData
 from unproject.tasks.geometry_head import GeometryHead, HeadConfig, expanded_unet
@@ -221,3 +222,21 @@ def test_edge_error_ignores_shifts_and_sees_steps() -> None:
     step = torch.zeros(1, 16, 16)
     step[..., 8:] = 1
     assert edge_error(step, valid).item() == pytest.approx((1 / 15 + 1 / 7 + 1 / 3) / 6, rel=1e-5)
+
+
+def test_a_head_keeps_its_prompt_when_the_text_encoder_learns_more(tiny_prior, tmp_path) -> None:
+    head = make_head(tiny_prior)
+    wanted = head.empty_prompt().clone()
+    head.save(tmp_path / "head", base=str(tiny_prior.save(tmp_path / "prior")))
+    again = load_prior(tmp_path / "prior")
+    with torch.no_grad():
+        for p in again.pipe.text_encoder.parameters():
+            p.add_(0.5)
+    again.save(tmp_path / "prior")
+    loaded = GeometryHead.load(tmp_path / "head")
+    torch.testing.assert_close(loaded.empty_prompt(), wanted, atol=2e-3, rtol=0)
+    loaded._empty = None
+    assert float((loaded.empty_prompt() - wanted).abs().max()) > 0.1
+    (tmp_path / "head" / "prompt.safetensors").unlink()
+    with pytest.raises(InputError, match="is not a whole head"):
+        GeometryHead.load(tmp_path / "head")

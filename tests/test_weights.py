@@ -68,14 +68,14 @@ def test_a_mesh_is_guided_by_the_sibling_that_sees_four_views():
 
 
 def test_four_views_are_one_object():
-    """Views of one group share their colours more than views of different groups do."""
+    """Views of one group share their background, which the prompt leaves open; the object's middle may be its front mark."""
     prior = load_prior("toybox-mv")
     cameras = to_mvdream(Camera.orbit([0.0, 90.0, 180.0, 270.0], 20.0, 3.0, 40.0, 64, 64).c2w)
     images = TextToImage(prior)(
         "a cube", cameras=cameras, num_images_per_prompt=4, num_inference_steps=10, seed=3, output_type="pt"
     ).images
-    means = images[:, :, 24:40, 24:40].mean((2, 3)).reshape(4, 4, 3)  # (object, view, channel)
+    means = images[:, :, :6, :6].mean((2, 3)).reshape(4, 4, 3)  # (object, view, channel)
     within = means.std(1).mean()
     between = means.mean(1).std(0).mean()
-    assert within < between
+    assert within < 0.25 * between
     assert torch.isfinite(images).all()

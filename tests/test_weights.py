@@ -68,7 +68,7 @@ def test_a_mesh_is_guided_by_the_sibling_that_sees_four_views():
 
 
 def test_four_views_are_one_object():
-    """Views of one group share their background, which the prompt leaves open; the object's middle may be its front mark."""
+    """Views of one group share their background, which the prompt leaves open."""
     prior = load_prior("toybox-mv")
     cameras = to_mvdream(Camera.orbit([0.0, 90.0, 180.0, 270.0], 20.0, 3.0, 40.0, 64, 64).c2w)
     images = TextToImage(prior)(

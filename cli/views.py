@@ -14,10 +14,15 @@ FPS = 24
 
 
 def write_views(mesh: Mesh, record: RunRecord, target: Target, size: int, frames: int) -> None:
-    """Writes NAME-sheet.png (eight sides) and NAME-turntable.mp4 unless `frames` is 0."""
-    from ..geometry.turntable import contact_sheet, render_turntable
-    from ..utils.pictures import save_image, save_mp4
+    """Writes NAME-sheet.png (eight sides) and, unless `frames` is 0, NAME-turntable.mp4 and .gif (half the frames).
 
-    record.output(save_image(target.file("-sheet.png"), contact_sheet(mesh, size)))
+    No light is added: generated textures carry the shading the prior painted.
+    """
+    from ..geometry.turntable import contact_sheet, render_turntable
+    from ..utils.pictures import save_gif, save_image, save_mp4
+
+    record.output(save_image(target.file("-sheet.png"), contact_sheet(mesh, size, light=None)))
     if frames:
-        record.output(save_mp4(target.file("-turntable.mp4"), list(render_turntable(mesh, frames, size)), FPS))
+        pictures = list(render_turntable(mesh, frames, size, light=None))
+        record.output(save_mp4(target.file("-turntable.mp4"), pictures, FPS))
+        record.output(save_gif(target.file("-turntable.gif"), pictures[::2], FPS / 2))

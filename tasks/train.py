@@ -1,7 +1,7 @@
 """Training of a geometry head on images with exact depth and normals; one objective, three losses.
 
 "end_to_end" (Garcia et al. 2025): one call at t = T - 1 with z = 0, decoded inside the graph, task losses on pixels.
-"regression": the same call, squared error of the latents. No decoder in the graph, so a first stage is twice as fast.
+"regression": the same call, squared error of the latents. No decoder in the graph: a cheaper first stage.
 "latent" (Ke et al. 2024): denoising of the target latents with annealed multi-resolution noise.
 """
 

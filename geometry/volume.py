@@ -132,9 +132,24 @@ def render(
     generator: torch.Generator | None = None,
     normals: bool = True,
 ) -> RenderOutput:
-    """Renders B views; differentiable in the field.
+    """Renders B views; see render_rays."""
+    return render_rays(field, *camera.rays(), background, config, occupancy, generator, normals)
+
+
+def render_rays(
+    field: Field,
+    origins: Tensor,
+    directions: Tensor,
+    background: float | Tensor = 1.0,
+    config: VolumeConfig = VolumeConfig(),
+    occupancy: Occupancy | None = None,
+    generator: torch.Generator | None = None,
+    normals: bool = True,
+) -> RenderOutput:
+    """Renders any rays (B, H, W, 3) in world space; differentiable in the field.
 
     Args:
+        directions: of any length; depth counts in it, so a unit camera z gives z-depth.
         background: grey, (3,), (B, 3) or (B, H, W, 3) sRGB.
         occupancy: cells to skip; None asks the whole ball.
         generator: jitters the samples of each ray; None puts them at the middle of their steps.
@@ -143,7 +158,6 @@ def render(
     Extras: "spread" (B, H, W, 1) metres^2, variance of the weights along the ray; "snapshot".
     """
     occupancy = occupancy or Occupancy(config, field.half_side)
-    origins, directions = camera.rays()
     shape = directions.shape[:3]
     stretch = directions.norm(dim=-1, keepdim=True)  # ray distance per z-depth
     samples = place_samples(origins.reshape(-1, 3), (directions / stretch).reshape(-1, 3), config, occupancy, generator)

@@ -12,7 +12,6 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from ..geometry.cameras import Camera
 from ..geometry.fields import Field, Snapshot
 from ..geometry.outputs import RenderOutput
 from ..utils.ramps import Ramp
@@ -39,7 +38,7 @@ class Scene:
     field: Field
     snapshot: Snapshot
     render: RenderOutput
-    camera: Camera
+    directions: Tensor  # (B, H, W, 3) world, of the rendered rays
     generator: torch.Generator
 
 
@@ -74,8 +73,8 @@ def smooth(scene: Scene) -> Tensor:
 
 def orientation(scene: Scene) -> Tensor:
     """Squared cosine of rendered normals that point away from the viewer (Verbin et al. 2022)."""
-    _, directions = scene.camera.rays()
-    away = (scene.render.normal * torch.nn.functional.normalize(directions, dim=-1)).sum(-1).clamp_min(0)
+    toward = torch.nn.functional.normalize(scene.directions, dim=-1)
+    away = (scene.render.normal * toward).sum(-1).clamp_min(0)
     return (scene.render.alpha[..., 0].detach() * away.square()).mean()
 
 

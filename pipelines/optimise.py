@@ -23,11 +23,12 @@ from ..core.distillation.checkpoints import (
 from ..geometry.cameras import Camera
 from ..geometry.fields import FieldConfig, make_field
 from ..geometry.outputs import RenderOutput
-from ..geometry.volume import Occupancy, VolumeConfig, render
+from ..geometry.volume import Occupancy, VolumeConfig, render, render_rays
 from ..utils.configs import to_dict
 from ..utils.errors import InputError
 from ..utils.ramps import Ramp
 from ..utils.seeds import generator as seeded
+from .held_targets import FitConfig, HeldTargets
 from .mesh_health import Health, HealthConfig
 from .mesh_losses import LossWeights, Scene, active_terms, regularisation
 from .mesh_priors import Guide
@@ -43,6 +44,7 @@ class OptimiseConfig:
     steps: int = 300
     sizes: tuple[tuple[int, int], ...] = ((0, 32), (120, 64))  # (from step, px): renders grow during the run
     guided_px: int = 64  # renders are resized to this for the prior; 0: as rendered
+    fit: FitConfig = default(default_factory=FitConfig)
     lr: tuple[float, ...] = (0, 1.0, 0.2, 300)  # factor on the field's own rates
     adam_betas: tuple[float, float] = (0.9, 0.99)
     adam_eps: float = 1e-4  # gradients far below it (unseen space) barely move anything
@@ -81,6 +83,7 @@ class Optimisation:
         self.optimizer = torch.optim.Adam(groups, betas=config.adam_betas, eps=config.adam_eps)
         self.rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         self.health = Health(config.health)
+        self.held = HeldTargets(config.fit)
         self.step = 0
         self.last: RenderOutput | None = None
 
@@ -97,25 +100,64 @@ class Optimisation:
         self.occupancy.update(self.field, self.generator)
 
     def advance(self) -> dict[str, float]:
-        """One step; returns its log."""
+        """One look by the prior and the gradient steps that follow it; returns the log."""
         step, config = self.step, self.config
         self._schedules(step)
         camera = draw_cameras(config.views, config.size_at(step), self.generator).to(self.device)
         background = draw_backgrounds(config.views, self.generator).to(camera.c2w)
         terms = active_terms(config.losses, step, sdf=config.field.head.kind == "sdf")
-        seen = render(
-            self.field, camera, background, config.volume, self.occupancy, self.generator, "orientation" in terms
-        )
-        guidance = self.guide(self._for_prior(seen.rgb), camera, step, self.generator)
-        scene = Scene(self.field, seen.extras.pop("snapshot"), seen, camera, self.generator)
+        log = (self._follow if config.fit.steps else self._pull)(camera, background, terms)
+        self.step = step + 1
+        assert self.last is not None
+        return {**log, "alpha": float(self.last.alpha.detach().mean())}
+
+    def _pull(self, camera: Camera, background: Tensor, terms: dict[str, float]) -> dict[str, float]:
+        """One gradient step through whole renders."""
+        seen = self._render(camera, background, "orientation" in terms)
+        guidance = self.guide(self._for_prior(seen.rgb), camera, self.step, self.generator)
+        loss, log = self._regularised(guidance.loss, seen, camera.rays()[1], terms)
+        self.health.check(self.step, self.field, seen, float(loss.detach()))
+        self._descend(loss)
+        self.last = seen
+        return {**guidance.log, **log}
+
+    def _follow(self, camera: Camera, background: Tensor, terms: dict[str, float]) -> dict[str, float]:
+        """Holds new targets, then takes `fit.steps` gradient steps on rays of all that are held."""
+        with torch.no_grad():
+            seen = self._render(camera, background, normals=False)
+            seen.extras.pop("snapshot")
+            guidance = self.guide(self._for_prior(seen.rgb), camera, self.step, self.generator)
+        self.health.check(self.step, self.field, seen, float(guidance.loss))
+        if guidance.target_rgb is None:
+            raise InputError('fit.steps needs targets as images; set score.space to "image"')
+        self.held.add(camera, background, guidance.target_rgb, guidance.weight)
+        log: dict[str, float] = {}
+        for _ in range(self.config.fit.steps):
+            rays = self.held.draw(self.generator)
+            origins, directions, behind = (x[None, None] for x in rays[:3])
+            normals, volume = "orientation" in terms, self.config.volume
+            part = render_rays(self.field, origins, directions, behind, volume, self.occupancy, self.generator, normals)
+            fitted = self.held.loss(part.rgb[0, 0], rays)
+            loss, log = self._regularised(fitted, part, directions, terms)
+            log["fit"] = float(fitted.detach())
+            self._descend(loss)
+        self.last = seen
+        return {**guidance.log, **log}
+
+    def _render(self, camera: Camera, background: Tensor, normals: bool) -> RenderOutput:
+        return render(self.field, camera, background, self.config.volume, self.occupancy, self.generator, normals)
+
+    def _regularised(
+        self, loss: Tensor, seen: RenderOutput, directions: Tensor, terms: dict[str, float]
+    ) -> tuple[Tensor, dict[str, float]]:
+        scene = Scene(self.field, seen.extras.pop("snapshot"), seen, directions, self.generator)
         extra, log = regularisation(terms, scene)
-        loss = guidance.loss + extra
-        self.health.check(step, self.field, seen, float(loss.detach()))
+        return loss + extra, log
+
+    def _descend(self, loss: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
-        self.step, self.last = step + 1, seen
-        return {**guidance.log, **log, "alpha": float(seen.alpha.detach().mean())}
 
     def _schedules(self, step: int) -> None:
         self.field.on_step(step)
@@ -139,8 +181,10 @@ class Optimisation:
         state: dict[str, Tensor] = {"generator": self.generator.get_state()}
         if self.occupancy.mask is not None:
             state["occupancy"] = self.occupancy.mask
+        state.update({f"held.{i}": rows for i, rows in enumerate(self.held.sets)})
         tensors: dict[str, dict[str, Tensor]] = {"field": dict(named), "optimizer": slots, "state": state}
         facts = {"step": self.step, "seed": self.seed, "config": to_dict(self.config), "health": self.health.streak}
+        facts["pixels"] = self.held.pixels
         return save_checkpoint(out, self.step, tensors, {"optimizer": document, "optimisation": facts})
 
     def resume(self, out: Path) -> bool:
@@ -166,6 +210,9 @@ class Optimisation:
         self.generator.set_state(state["generator"])
         if "occupancy" in state:
             self.occupancy.mask = state["occupancy"].to(self.device)
+        held = [name for name in state if name.startswith("held.")]
+        self.held.sets = [state[f"held.{i}"].to(self.device) for i in range(len(held))]
+        self.held.pixels = int(facts["pixels"])
         self.step, self.health.streak = int(facts["step"]), dict(facts["health"])
         return True
 

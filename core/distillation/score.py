@@ -65,6 +65,8 @@ class GuidanceOut(NamedTuple):
     t: Tensor  # (B,) train index
     x0_hat: Tensor  # (B, C, h, w) target the renders are pulled to, scaled latents
     log: dict[str, float]
+    weight: Tensor  # (B,) W of the recon form
+    target_rgb: Tensor | None = None  # (B, 3, H, W) in [0, 1], the decoded target; spaces "image" and "both"
 
 
 class DivergedError(UnprojectError):
@@ -115,14 +117,18 @@ class ScoreDistillation:
             guided, plain = self.predict(self.schedule.add_noise(x.detach(), noise, level), level, condition)
             guided, plain = self.walked(guided, plain, index, condition)
             target, grad = self.target_and_gradient(x.detach(), noise, level, guided, plain, step, condition.frames)
+            weight = self.recon_weight(level, images)
         self._check(grad, index)
         loss = 0.5 * (x - (x.detach() - grad)).square().sum() / batch if config.space != "image" else x.new_zeros(())
+        target_rgb = None
         if config.space != "latent":
             share = 1.0 if config.space == "image" else config.image_weight
-            loss = loss + share * self.image_loss(images, target, level)
+            with torch.no_grad():
+                target_rgb = self.prior.decode(target).to(images)
+            loss = loss + share * image_loss(images, target_rgb, weight)
         norm = float(grad.flatten(1).square().sum(1).mean().sqrt())
         log = {"t": float(index.double().mean()) / self.schedule.steps, "grad": norm, "loss": float(loss.detach())}
-        return GuidanceOut(loss, norm, index, target, log)
+        return GuidanceOut(loss, norm, index, target, log, weight, target_rgb)
 
     def seen_from(self, batch: int, cameras: Tensor | None) -> Condition:
         """The object's condition for `batch` views; with cameras they form one group per object."""
@@ -172,15 +178,10 @@ class ScoreDistillation:
             grad = grad.clamp(-limit, limit)
         return target, grad
 
-    def image_loss(self, images: Tensor, target: Tensor, level: Level) -> Tensor:
-        """0.5 W |image - sg(D(target))|^2 / B (HiFA, Zhu et al. 2023); both at the decoder's size."""
-        with torch.no_grad():
-            decoded = self.prior.decode(target).to(images)
-        if decoded.shape[-1] != images.shape[-1]:
-            images = torch.nn.functional.interpolate(images, decoded.shape[-2:], mode="bilinear", antialias=True)
-        alpha, sigma = level.coefficients(images)
-        weight = WEIGHTS[self.config.weight](torch.as_tensor(alpha), torch.as_tensor(sigma)) * alpha / sigma
-        return 0.5 * (weight * (images - decoded).square()).sum() / images.shape[0]
+    def recon_weight(self, level: Level, like: Tensor) -> Tensor:
+        """W = w alpha / sigma (B,)."""
+        alpha, sigma = (torch.as_tensor(c).reshape(-1) for c in level.coefficients(like))
+        return (WEIGHTS[self.config.weight](alpha, sigma) * alpha / sigma).to(like).expand(like.shape[0])
 
     def _check(self, grad: Tensor, index: Tensor) -> None:
         if not bool(torch.isfinite(grad).all()):
@@ -199,3 +200,10 @@ def rescaled(guided: Tensor, plain: Tensor, share: float, frames: int) -> Tensor
 
     factor = spread(plain) / spread(guided).clamp_min(1e-12)
     return guided * (share * factor + 1 - share)
+
+
+def image_loss(images: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """0.5 W |image - D(target)|^2 / B (HiFA, Zhu et al. 2023) at the size of the decoded target (B, 3, H, W)."""
+    if target.shape[-1] != images.shape[-1]:
+        images = torch.nn.functional.interpolate(images, target.shape[-2:], mode="bilinear", antialias=True)
+    return 0.5 * (weight[:, None, None, None] * (images - target).square()).sum() / images.shape[0]

@@ -12,12 +12,13 @@ import torch
 import trimesh
 from torch import Tensor
 
-from unproject.core.distillation.score import DivergedError
+from unproject.core.distillation.score import DivergedError, image_loss
 from unproject.core.priors import SD_SCHEDULE, Condition, Prior
 from unproject.core.sampling import NoiseSchedule
 from unproject.geometry.cameras import Camera, opencv_from_opengl
 from unproject.geometry.meshes import Mesh
 from unproject.geometry.raycast import RayMesh
+from unproject.pipelines.held_targets import FitConfig, HeldTargets
 from unproject.pipelines.mesh_health import CollapsedError, Health, HealthConfig
 from unproject.pipelines.mesh_priors import ViewTextGuide, make_guide
 from unproject.pipelines.mesh_schedule import stretched
@@ -57,6 +58,7 @@ RECIPE = {
     "mesh": {"resolution": 40, "faces": 800, "texture": 96, "depth_samples": 4, "visibility_views": 24},
     "preview_every": 20,
 }
+HELD = {"score.space": "image", "optimise.fit": {"steps": 8, "rays": 1024, "sets": 2}, "optimise.health.patience": 3}
 
 
 def box() -> Mesh:
@@ -116,13 +118,44 @@ def made(tmp_path_factory):
     return TextToMesh(BoxPrior(), recipe())("a box", seed=3, out=folder), folder
 
 
-def test_recovers_a_closed_box_of_the_right_size(made):
-    report = made[0].report
+@pytest.fixture(scope="module")
+def followed():
+    """The box by held targets: a quarter of the looks."""
+    return TextToMesh(BoxPrior(), recipe(**HELD, **{"optimise.steps": 10}))("a box", seed=3)
+
+
+@pytest.mark.parametrize("way", ["pulled", "held"])
+def test_recovers_a_closed_box_of_the_right_size(way, made, followed):
+    output = made[0] if way == "pulled" else followed
+    report = output.report
     assert report.watertight and report.winding_consistent and report.components == 1 and report.euler == 2
     assert report.faces <= 800
     assert report.signed_volume == pytest.approx(math.prod(EXTENTS), rel=0.12)
-    size = made[0].mesh.bounds[1] - made[0].mesh.bounds[0]
+    size = output.mesh.bounds[1] - output.mesh.bounds[0]
     torch.testing.assert_close(size, torch.tensor(EXTENTS), atol=0.12, rtol=0)
+
+
+def test_held_targets_need_fewer_looks(followed):
+    assert followed.nfe == 10 * 4 and len(followed.history) == 10 and "fit" in followed.history[-1]
+    with pytest.raises(InputError, match=r'fit\.steps needs targets as images; set score\.space to "image"'):
+        TextToMesh(BoxPrior(), recipe(**{"optimise.fit": {"steps": 1}, "optimise.steps": 1}))("a box")
+
+
+def test_rays_of_a_held_set_estimate_the_image_loss():
+    camera = draw_cameras(ViewConfig(views=2), 6, generator(1))
+    target, rgb = torch.rand(2, 2, 3, 6, 6, generator=generator(2))
+    held = HeldTargets(FitConfig(steps=1, rays=200_000, sets=1))
+    for scale in (9.0, 1.0):  # the first set is dropped
+        held.add(camera, torch.tensor([[0.2] * 3, [0.7] * 3]), target * scale, torch.tensor([1.0, 3.0]))
+    batch = held.draw(generator(0))
+    origins, directions = (x.reshape(-1, 3) for x in camera.rays())
+    row = torch.cdist(batch.directions, directions).argmin(dim=1)
+    torch.testing.assert_close(batch.origins, origins[row])
+    torch.testing.assert_close(batch.background[:, 0], torch.where(row < 36, 0.2, 0.7))
+    torch.testing.assert_close(batch.weight[:, 0], torch.where(row < 36, 1.0, 3.0))
+    seen = rgb.permute(0, 2, 3, 1).reshape(-1, 3)[row]
+    expected = image_loss(rgb, target, torch.tensor([1.0, 3.0]))
+    torch.testing.assert_close(held.loss(seen, batch), expected, rtol=0.02, atol=0)
 
 
 def test_texture_has_the_colours_of_the_box(made):
@@ -149,9 +182,10 @@ def test_output_folder_holds_everything(made, tmp_path):
     assert Mesh.load(tmp_path / "mesh.glb").textures["base_color"].shape == (96, 96, 3)
 
 
-def test_resumed_run_is_equal_to_the_bit(tmp_path):
-    config = recipe(**{"optimise.steps": 7}).optimise
-    guide = make_guide(recipe().score, BoxPrior(), "a box")
+@pytest.mark.parametrize("changes", [{}, HELD], ids=["pulled", "held"])
+def test_resumed_run_is_equal_to_the_bit(changes, tmp_path):
+    changed = recipe(**{**changes, "optimise.steps": 7})
+    config, guide = changed.optimise, make_guide(changed.score, BoxPrior(), "a box")
     whole = Optimisation(config, guide, seed=5)
     whole.run()
     first = Optimisation(config, guide, seed=5)

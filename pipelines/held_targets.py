@@ -1,0 +1,74 @@
+"""Targets that are kept for a while: one look by the prior feeds many gradient steps on random rays.
+
+A step of score distillation in recon form is a regression to a detached target (StableDreamer, Guo et al. 2023), so the
+target may be held: the field is fitted to the decoded targets of the newest guided view sets as to photographs, ray by
+ray, and the prior is asked again when it has followed. This costs a fraction of a gradient through whole renders.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..geometry.cameras import Camera
+from ..geometry.outputs import background_like
+from ..utils.errors import InputError
+
+WIDTHS = (3, 3, 3, 3, 1)  # columns of a stored ray, in the order of RayBatch
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How held targets are followed."""
+
+    steps: int = 0  # gradient steps after each guided view set; 0: one step through the renders of the set itself
+    rays: int = 4096  # of each gradient step
+    sets: int = 3  # guided view sets held, the newest
+
+    def __post_init__(self) -> None:
+        if self.steps < 0 or self.rays < 1 or self.sets < 1:
+            raise InputError(f"fit: steps={self.steps} >= 0, rays={self.rays} >= 1 and sets={self.sets} >= 1 needed")
+
+
+class RayBatch(NamedTuple):
+    """R rays and what should be seen along them."""
+
+    origins: Tensor  # (R, 3) world
+    directions: Tensor  # (R, 3) world, unit camera z
+    background: Tensor  # (R, 3) sRGB
+    target: Tensor  # (R, 3) sRGB
+    weight: Tensor  # (R, 1) W of the recon form
+
+
+class HeldTargets:
+    """The rays of the newest guided view sets."""
+
+    def __init__(self, config: FitConfig) -> None:
+        self.config = config
+        self.sets: list[Tensor] = []  # each (B H W, 13)
+        self.pixels = 0  # of one view
+
+    def add(self, camera: Camera, background: Tensor, target_rgb: Tensor, weight: Tensor) -> None:
+        """Holds B views: background (B, 3) sRGB, target (B, 3, H, W) in [0, 1], weight (B,)."""
+        height, width = target_rgb.shape[-2:]
+        origins, directions = camera.resized(width, height).rays()
+        colour = target_rgb.permute(0, 2, 3, 1).to(origins)
+        behind = background_like(background.to(origins), colour)
+        pull = weight.to(origins)[:, None, None, None].expand(*colour.shape[:3], 1)
+        rows = torch.cat([origins, directions, behind, colour, pull], dim=-1).flatten(0, 2)
+        self.sets = [*self.sets, rows][-self.config.sets :]
+        self.pixels = height * width
+
+    def draw(self, generator: torch.Generator) -> RayBatch:
+        """Random rays of all held sets, with replacement."""
+        per_set = len(self.sets[0])
+        index = torch.randint(per_set * len(self.sets), (self.config.rays,), generator=generator)
+        rows = torch.stack(self.sets).flatten(0, 1)[index.to(self.sets[0].device)]
+        return RayBatch(*rows.split(WIDTHS, dim=-1))
+
+    def loss(self, rgb: Tensor, batch: RayBatch) -> Tensor:
+        """Unbiased estimate of score.image_loss from rays: sums over a view's pixels, mean over views."""
+        return 0.5 * self.pixels * (batch.weight * (rgb - batch.target).square()).sum(-1).mean()

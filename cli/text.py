@@ -14,7 +14,6 @@ from ..utils.runs import RunRecord
 from .common import Shown, Target, check_prompt, check_range, slugify
 from .priors import PriorCommand
 from .sampling import SamplingCommand
-from .views import write_views
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +103,7 @@ class TextToMesh(PriorCommand):
     work: Path | None = None
     """Folder for checkpoints and preview.png; an interrupted run continues there."""
     view_size: int = 256
-    """Pixels of the views on the sheet and in the film."""
+    """Pixels of the views in the film; those on the sheet are half as large."""
     frames: int = 72
     """Frames of the turntable film (0 = no film)."""
 
@@ -131,6 +130,7 @@ class TextToMesh(PriorCommand):
 
     def run(self, record: RunRecord, target: Target) -> Shown:
         """Makes the mesh and its pictures."""
+        from ..pipelines.mesh_finish import write_pictures
         from ..pipelines.text_to_mesh import TextToMesh as Pipeline
 
         with record.stage("load"):
@@ -149,7 +149,8 @@ class TextToMesh(PriorCommand):
         record.notes.update(prior=pipe.prior.name, recipe=made.config, history=made.history)
         with record.stage("write"):
             record.output(made.mesh.save(target.file(target.suffix or ".glb")))
-            write_views(made.mesh, record, target, self.view_size, self.frames)
+            for path in write_pictures(made.mesh, lambda name: target.file(f"-{name}"), self.frames, self.view_size):
+                record.output(path)
         report = made.report.to_dict()
         closed = "watertight" if report["watertight"] else f"{report['boundary_edges']} open edges"
         return Shown([f"{report['faces']} triangles, {closed}"], data={"mesh": report})

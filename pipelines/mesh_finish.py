@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from ..utils.errors import InputError
 from ..utils.pictures import save_gif, save_image, save_mp4
 
 Mask = NDArray[np.bool_]
+FPS = 24
 
 
 @dataclass(frozen=True)
@@ -136,11 +138,14 @@ def textured_mesh(field: Field, config: MeshConfig, volume: VolumeConfig) -> Mes
     return bake(mesh, lambda p, n: surface_color(field, p, n, config.depth_samples), config.texture)
 
 
-def write_pictures(mesh: Mesh, folder: Path, frames: int = 36, size: int = 256) -> list[Path]:
-    """turntable.gif, turntable.mp4 and sheet.png in `folder`, with the mesh's own (shaded) colours."""
-    pictures = render_turntable(mesh, frames, size, light=None)
-    return [
-        save_gif(folder / "turntable.gif", pictures, fps=15),
-        save_mp4(folder / "turntable.mp4", pictures, fps=15),
-        save_image(folder / "sheet.png", contact_sheet(mesh, size=max(size // 2, 16), light=None)),
-    ]
+def write_pictures(mesh: Mesh, place: Callable[[str], Path], frames: int = 36, size: int = 256) -> list[Path]:
+    """sheet.png (eight sides) and, unless `frames` is 0, turntable.mp4 and .gif (half the frames); place(name): path.
+
+    No light is added: generated textures carry the shading the prior painted.
+    """
+    written = [save_image(place("sheet.png"), contact_sheet(mesh, max(size // 2, 16), light=None))]
+    if frames:
+        pictures = render_turntable(mesh, frames, size, light=None)
+        written.append(save_mp4(place("turntable.mp4"), pictures, FPS))
+        written.append(save_gif(place("turntable.gif"), pictures[::2], FPS / 2))
+    return written

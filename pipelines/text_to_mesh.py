@@ -65,7 +65,7 @@ class TextToMeshOutput(BaseOutput):
         record.stages.update(self.seconds)
         record.notes.update({"prompt": self.prompt, "mesh": self.report.to_dict(), "history": self.history})
         with record.stage("write"):
-            paths = [self.mesh.save(folder / name), *write_pictures(self.mesh, folder, frames, size)]
+            paths = [self.mesh.save(folder / name), *write_pictures(self.mesh, folder.joinpath, frames, size)]
         for path in paths:
             record.output(path)
         return [*paths, record.write(folder / "run.json")]

@@ -68,7 +68,7 @@ def eikonal(scene: Scene, points: int = 4096) -> Tensor:
 
 def smooth(scene: Scene) -> Tensor:
     """See Field.roughness."""
-    return scene.field.roughness()
+    return scene.field.roughness(scene.snapshot.query)
 
 
 def orientation(scene: Scene) -> Tensor:

@@ -12,6 +12,7 @@ form "recon" (MVDream, Shi et al. 2023; StableDreamer, Guo et al. 2023): 0.5 W |
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -44,7 +45,7 @@ class ScoreConfig:
     weight: Literal["sigma2", "ratio", "product", "one"] = "ratio"
     space: Literal["latent", "image", "both"] = "latent"  # image: compare decoded targets, no encoder gradient
     image_weight: float = 0.1  # of the image term where both are used
-    target_steps: int = 1  # of deterministic denoising (DDIM) from the noised render to the target, form "recon"
+    target_steps: int = 1  # of deterministic denoising (DDIM) from pure noise to the target; fewer from lower levels
     clip: tuple[float, ...] = ()  # largest |g| per element, a number or [step0, v0, v1, step1]; empty: none
     window: TimeWindow = field(default_factory=TimeWindow)
 
@@ -153,9 +154,10 @@ class ScoreDistillation:
     def walked(
         self, guided: Prediction, plain: Prediction, index: Tensor, condition: Condition
     ) -> tuple[Prediction, Prediction]:
-        """The predictions `target_steps` - 1 DDIM steps below; the levels divide `index` evenly, zero left out."""
-        for left in range(self.config.target_steps - 1, 0, -1):
-            level = self.schedule.at_index((index * left // self.config.target_steps).to(guided.x0.device))
+        """The last predictions of a DDIM walk from t = index / steps in ceil(t target_steps) even steps."""
+        steps = math.ceil(float(index.max()) / self.schedule.steps * self.config.target_steps)
+        for left in range(steps - 1, 0, -1):
+            level = self.schedule.at_index((index * left // steps).to(guided.x0.device))
             alpha, sigma = level.coefficients(guided.x0)
             guided, plain = self.predict(alpha * guided.x0 + sigma * guided.eps, level, condition)
         return guided, plain

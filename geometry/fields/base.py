@@ -36,8 +36,11 @@ class Field(nn.Module, ABC):
         """Parameters with learning rates for an optimiser; `lr` scales all of them."""
 
     @abstractmethod
-    def roughness(self) -> Tensor:
-        """Smoothness penalty of the parametrisation (total variation of grids and planes), a scalar."""
+    def roughness(self, query: Query | None = None) -> Tensor:
+        """Smoothness penalty of the parametrisation (total variation of grids and planes), a scalar.
+
+        `query`: this field's own for the present parameters, whose work is then shared.
+        """
 
     @property
     @abstractmethod

@@ -35,6 +35,18 @@ class GridConfig:
             raise InputError(f"grid: sides {self.sides} must grow")
 
 
+class Lookup:
+    """The query of a grid (1, 4, s, s, s)."""
+
+    def __init__(self, grid: Tensor, half: float) -> None:
+        self.grid, self.half = grid, half
+        self.table = grid[0].flatten(1).t().contiguous()  # (s^3, 4)
+
+    def __call__(self, points: Tensor) -> Tensor:
+        """Trilinear (N, 4) at points (N, 3)."""
+        return weighted_rows(self.table, *trilinear(points, self.grid.shape[-1], self.half))
+
+
 class GridField(Field):
     """Sum of dense grids of geometry and colour."""
 
@@ -68,13 +80,11 @@ class GridField(Field):
 
     def query(self) -> Query:
         """Trilinear lookup in the summed grid."""
-        side = self.side
-        table = self.summed()[0].flatten(1).t().contiguous()  # (side^3, 4)
-        return lambda points: weighted_rows(table, *trilinear(points, side, self.half_side))
+        return Lookup(self.summed(), self.half_side)
 
-    def roughness(self) -> Tensor:
+    def roughness(self, query: Query | None = None) -> Tensor:
         """Mean squared second difference of geometry (per cell edge) plus that of colour, over the summed grid."""
-        grid = self.summed()
+        grid = query.grid if isinstance(query, Lookup) else self.summed()
         total = grid.new_zeros(())
         for axis in (2, 3, 4):
             n = grid.shape[axis]

@@ -76,7 +76,7 @@ class HashField(Field):
 
         return ask
 
-    def roughness(self) -> Tensor:
+    def roughness(self, query: Query | None = None) -> Tensor:
         """Mean square of the features, summed over levels."""
         return torch.stack([table.square().mean() for table in self.tables]).sum()
 

@@ -55,7 +55,7 @@ class TriplaneField(Field):
 
         return ask
 
-    def roughness(self) -> Tensor:
+    def roughness(self, query: Query | None = None) -> Tensor:
         """Mean squared difference of neighbouring texels."""
         across = (self.planes[..., 1:] - self.planes[..., :-1]).square().mean()
         return across + (self.planes[..., 1:, :] - self.planes[..., :-1, :]).square().mean()

@@ -11,6 +11,7 @@ from unproject.geometry.fields import FieldConfig, GridConfig, GridField, HeadCo
 from unproject.geometry.fields.rows import trilinear, weighted_rows
 from unproject.utils.errors import InputError
 from unproject.utils.ramps import Ramp
+from unproject.utils.seeds import generator
 
 KINDS = ("grid", "hash", "triplane")
 
@@ -118,6 +119,17 @@ def test_roughness_of_affine_grids_is_zero():
     with torch.no_grad():
         field.geometry[0].copy_(torch.linspace(-1, 1, 5).view(1, 1, 5, 1, 1).expand(1, 1, 5, 5, 5))
     assert float(field.roughness()) < 1e-10
+
+
+@pytest.mark.parametrize("kind", ["grid", "hash", "triplane"])
+def test_roughness_may_share_the_work_of_a_query(kind):
+    field = make_field(FieldConfig(kind=kind), generator(2))
+    with torch.no_grad():
+        for index, parameter in enumerate(field.parameters()):
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator(index)))
+    shared = field.roughness(field.snapshot().query)
+    torch.testing.assert_close(shared, field.roughness())
+    shared.backward()
 
 
 def test_wrong_configs_name_the_value():

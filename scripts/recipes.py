@@ -11,6 +11,7 @@ import numpy as np
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from torch import nn
 
+from ..core.distillation.checkpoints import copy_into, latest_checkpoint, read_tensors
 from ..core.distillation.latents import LatentSet, ViewGroups
 from ..core.distillation.mixed_sizes import MixedSizes
 from ..core.distillation.objectives.base import Trainable
@@ -129,6 +130,8 @@ class JudgeRecipe:
     train: tuple[str, ...]
     """rendered folders of indices that no generator trains on"""
     val: tuple[str, ...]
+    start_from: str = ""
+    """folder of another judge's run whose averaged weights this one begins with; empty: from scratch"""
     model: JudgeConfig = field(default_factory=JudgeConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
@@ -222,6 +225,8 @@ def judge_job(values: dict[str, Any]) -> Job:
     recipe = load_config(JudgeRecipe, values)
     train = labelled(recipe.train)
     objective = JudgeObjective(recipe.model, train, labelled(recipe.val), recipe.trainer.seed)
+    if recipe.start_from:
+        begin_with_run(objective.modules, recipe.start_from)
     return Job(recipe.trainer, objective, train, objective.save)
 
 
@@ -252,6 +257,16 @@ def begin_with(network: nn.Module, given: nn.Module, folder: str) -> None:
         network.load_state_dict(given.state_dict())
     except RuntimeError as error:
         raise InputError(f"start_from={folder} holds a network of another shape: {error}") from error
+
+
+def begin_with_run(modules: dict[str, nn.Module], folder: str) -> None:
+    """Copies the averaged weights of a run's newest checkpoint. Raises InputError when there is none or it differs."""
+    checkpoint = latest_checkpoint(Path(folder))
+    if checkpoint is None:
+        raise InputError(f"start_from={folder} holds no checkpoint; name the folder of a run (--out)")
+    mine = {f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
+    given = read_tensors(checkpoint, "model") | read_tensors(checkpoint, "ema")
+    copy_into(mine, given, f"start_from={checkpoint}")
 
 
 def with_vocabulary(folder: Path) -> Path:

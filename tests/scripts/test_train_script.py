@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from diffusers import AutoencoderKL
 
+from unproject.core.distillation.checkpoints import read_tensors
 from unproject.scripts import encode_latents, recipes, train
 from unproject.utils.configs import CONFIGS, load_config, read_yaml
 from unproject.utils.errors import InputError
@@ -88,3 +90,18 @@ def test_a_run_trains_exports_resumes_and_feeds_the_encoder(tiny, tmp_path, caps
     assert json.loads((latents / "latents.json").read_text())["count"] == 6
     assert encode_latents.main(["--vae", str(tmp_path), "--data", "a", "--out", str(latents)]) == 2
     assert {p.name for p in Path(out).iterdir()} >= {"metrics.jsonl", "recipe.json", "LATEST", "ckpt-2", "export"}
+
+
+def test_a_run_can_begin_with_the_averaged_weights_of_another(tiny, tmp_path):
+    out = tmp_path / "run"
+    assert train.main([tiny, "--out", str(out), "--device", "cpu"]) == 0
+    make, values = train.read_recipe(tiny, [])
+    modules = make(values).objective.modules
+    recipes.begin_with_run(modules, str(out))
+    averaged = read_tensors(out / "ckpt-2", "ema")
+    named = {f"{name}.{key}": p for name, m in modules.items() for key, p in m.named_parameters() if p.requires_grad}
+    assert named.keys() == averaged.keys() and all(torch.equal(named[key], averaged[key]) for key in named)
+    with pytest.raises(InputError, match="holds no checkpoint; name the folder of a run"):
+        recipes.begin_with_run(modules, str(tmp_path / "none"))
+    with pytest.raises(InputError, match="does not fit this model"):
+        recipes.begin_with_run({"other": modules["vae"]}, str(out))

@@ -121,6 +121,25 @@ def test_roughness_of_affine_grids_is_zero():
     assert float(field.roughness()) < 1e-10
 
 
+def test_roughness_is_the_mean_square_of_second_differences():
+    field = GridField(GridConfig(sides=(6,), starts=(0,)), make_head(HeadConfig()))
+    with torch.no_grad():
+        field.geometry[0].copy_(torch.randn(1, 1, 6, 6, 6, generator=generator(0)))
+        field.colors[0].copy_(torch.randn(1, 3, 6, 6, 6, generator=generator(1)))
+    bends = [[torch.diff(g, n=2, dim=axis) for axis in (2, 3, 4)] for g in (field.geometry[0], field.colors[0])]
+    expected = sum((b / field.spacing).square().mean() for b in bends[0]) + sum(b.square().mean() for b in bends[1])
+    torch.testing.assert_close(field.roughness(), expected)
+
+
+@pytest.mark.parametrize("sides", [(5, 9), (5, 8)], ids=["nested", "not nested"])
+def test_levels_are_upsampled_trilinearly(sides):
+    field = GridField(GridConfig(sides=sides, starts=(0, 0)), make_head(HeadConfig()))
+    with torch.no_grad():
+        field.colors[0].copy_(torch.randn(1, 3, 5, 5, 5, generator=generator(0)))
+    expected = torch.nn.functional.interpolate(field.colors[0], (sides[1],) * 3, mode="trilinear", align_corners=True)
+    torch.testing.assert_close(field.summed()[:, 1:], expected)
+
+
 @pytest.mark.parametrize("kind", ["grid", "hash", "triplane"])
 def test_roughness_may_share_the_work_of_a_query(kind):
     field = make_field(FieldConfig(kind=kind), generator(2))

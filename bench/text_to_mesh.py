@@ -1,7 +1,7 @@
 """Text to mesh by score distillation: 48 test prompts and 16 held-out noun-colour pairs, judged from eight sides.
 
 Meshes are made by worker processes with one thread each (two small runs side by side beat one with two threads) and
-kept under runs/bench, so that an interrupted run goes on where it was; the JSON is made from all of them.
+kept under runs/bench, so that an interrupted run goes on where it was; the judge then reads the views of all of them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ..toybox.programs import ObjectProgram
 from ..utils.configs import to_dict
 from ..utils.errors import UnprojectError
 from ..utils.files import read_json, write_json
-from ..utils.pictures import grid, save_image
+from ..utils.pictures import grid, load_image, save_image
 from .embedded_prior import heldout_pairs, test_programs
 from .runner import Context, share, spread
 
@@ -89,7 +89,7 @@ def fingerprint(prior: str, config: MeshBench) -> str:
 
 
 def make_one(wanted: Wanted, prior: str, seed: int, config: MeshBench, folder: str) -> dict[str, Any]:
-    """Makes, measures and keeps one mesh; returns its record (an earlier one when it is there)."""
+    """Makes, measures and keeps one mesh and its views; returns its record (an earlier one when it is there)."""
     from ..pipelines.text_to_mesh import TextToMesh
 
     place = Path(folder) / f"{wanted.index:03d}"
@@ -110,7 +110,6 @@ def make_one(wanted: Wanted, prior: str, seed: int, config: MeshBench, folder: s
     record["validator"] = None if checked is None else {k: checked[k] for k in ("errors", "warnings")}
     views = judged_views(out.mesh, config)
     save_image(place / "views.png", grid([v.permute(1, 2, 0).numpy() for v in views], columns=len(AZIMUTHS), pad=0))
-    record |= judge_views(Judge.from_pretrained(), views, wanted)
     record |= nearest_reference(out.mesh, wanted, config.references)
     record["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     write_json(place / "result.json", record)
@@ -124,6 +123,12 @@ def judged_views(mesh: Mesh, config: MeshBench) -> torch.Tensor:
     background = torch.full((3,), 0.85)
     out = RayMesh(mesh).render(cameras, ("rgb", "alpha"), background, supersample=2)
     return out.rgb.permute(0, 3, 1, 2).clamp(0, 1)
+
+
+def kept_views(place: Path) -> torch.Tensor:
+    """The views (8, 3, H, W) that make_one left."""
+    strip = torch.from_numpy(load_image(place / "views.png"))
+    return torch.stack(strip.chunk(len(AZIMUTHS), dim=1)).permute(0, 3, 1, 2)
 
 
 def judge_views(judge: Judge, views: torch.Tensor, wanted: Wanted) -> dict[str, Any]:
@@ -186,6 +191,10 @@ def run(context: Context) -> dict[str, Any]:
     n = len(wanted)
     with ProcessPoolExecutor(config.workers) as pool:
         records = list(pool.map(make_one, wanted, [context.prior] * n, seeds, [config] * n, [folder] * n))
+    judge = Judge.from_pretrained()
+    for one, record in zip(wanted, records, strict=True):
+        if "failed" not in record:
+            record |= judge_views(judge, kept_views(Path(folder) / f"{one.index:03d}"), one)
     rows = [
         summary("test", [r for r in records if not r["heldout"]]),
         summary("held-out", [r for r in records if r["heldout"]]),
@@ -196,8 +205,6 @@ def run(context: Context) -> dict[str, Any]:
 
 def save_sheet(path: Path, records: list[dict[str, Any]], folder: Path) -> None:
     """Front quarter, side and back of every mesh, named."""
-    from ..utils.pictures import load_image
-
     tiles, labels = [], []
     for record in records:
         views = folder / f"{record['index']:03d}" / "views.png"

@@ -1,0 +1,68 @@
+"""The frame of the experiments: intervals, records, prompts, kept pictures, and tables made from JSON."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from unproject.bench import runner
+from unproject.bench.text_to_mesh import AZIMUTHS, MeshBench, kept_views, prompts
+from unproject.scripts import make_docs
+from unproject.toybox.programs import is_heldout_pair
+from unproject.utils.errors import InputError
+from unproject.utils.files import read_json, write_json
+from unproject.utils.pictures import grid, save_image
+
+
+def test_wilson_interval_matches_its_published_example_and_stays_inside_one():
+    """Newcombe 1998, table I: 81 of 263 gives 0.2553 to 0.3662, 0 of 20 gives 0 to 0.1611."""
+    assert runner.wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+    assert runner.wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
+    assert runner.wilson(20, 20) == pytest.approx((0.8389, 1.0), abs=1e-4)
+    with pytest.raises(InputError, match="trials=0"):
+        runner.wilson(0, 0)
+
+
+def test_share_and_spread_keep_their_counts():
+    assert runner.share([True, False, True, True])["value"] == 0.75
+    assert runner.spread([1.0, 2.0, 6.0]) == {"mean": 3.0, "std": 2.16025, "median": 2.0, "n": 3}
+
+
+def test_an_experiment_leaves_a_whole_record(tmp_path, monkeypatch):
+    class Module:
+        @staticmethod
+        def run(context):
+            return {"config": {"quick": context.quick}, "seeds": [context.seed], "table": [{"setting": "a"}]}
+
+    monkeypatch.setattr(runner.importlib, "import_module", lambda name, package: Module)
+    runner.run_experiment("judge", tmp_path, seed=7, quick=True)
+    record = read_json(tmp_path / "judge.json")
+    assert record["seeds"] == [7] and record["config"] == {"quick": True} and record["quick"] is True
+    assert record["versions"]["torch"] == torch.__version__ and record["seconds"] >= 0
+    with pytest.raises(InputError, match="unknown experiment 'jugde'; have .*judge"):
+        runner.run_experiment("jugde", tmp_path)
+
+
+def test_mesh_prompts_are_distinct_nouns_and_unseen_pairs():
+    wanted = prompts(MeshBench())
+    test, heldout = wanted[:48], wanted[48:]
+    assert len({w.noun for w in test}) == 48 and not any(is_heldout_pair(w.noun, w.colour) for w in test)
+    assert len(heldout) == 16 and all(w.heldout and is_heldout_pair(w.noun, w.colour) for w in heldout)
+    assert [w.index for w in wanted] == list(range(64)) and wanted[0].prompt.endswith(wanted[0].noun)
+
+
+def test_views_come_back_as_they_were_kept(tmp_path):
+    views = torch.rand(len(AZIMUTHS), 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    save_image(tmp_path / "views.png", grid([v.permute(1, 2, 0).numpy() for v in views], columns=len(AZIMUTHS), pad=0))
+    torch.testing.assert_close(kept_views(tmp_path), views, atol=0.51 / 255, rtol=0)
+
+
+def test_tables_are_made_from_results(tmp_path):
+    rows = [{"setting": "x", "noun": runner.share([True] * 3 + [False]), "seconds": 1.23456, "ok": True, "no": None}]
+    write_json(tmp_path / "judge.json", {"table": rows})
+    page = "a\n<!-- table:judge:setting,noun,seconds,ok,no -->\nold\n<!-- /table -->\nb\n"
+    made = make_docs.fill(page, tmp_path)
+    assert "| x | 75.0 % (30-95, n=4) | 1.235 | yes |  |" in made and "old" not in made
+    assert make_docs.fill(made, tmp_path) == made
+    with pytest.raises(InputError, match=r"sampling\.json is missing; run unproject bench sampling"):
+        make_docs.fill(page.replace("judge", "sampling"), tmp_path)

@@ -8,7 +8,7 @@ ray, and the prior is asked again when it has followed. This costs a fraction of
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,10 +27,16 @@ class FitConfig:
     steps: int = 0  # gradient steps after each guided view set; 0: one step through the renders of the set itself
     rays: int = 4096  # of each gradient step
     sets: int = 3  # guided view sets held, the newest
+    backdrop: Literal["given", "border"] = "given"  # behind the object: as rendered, or what the target's border shows
+    anchor: int = 0  # gradient steps on the very first set, which is then held to the end; 0: it is one of many
+    anchor_elevation_deg: float = 15.0  # of the anchor's views
 
     def __post_init__(self) -> None:
-        if self.steps < 0 or self.rays < 1 or self.sets < 1:
-            raise InputError(f"fit: steps={self.steps} >= 0, rays={self.rays} >= 1 and sets={self.sets} >= 1 needed")
+        if min(self.steps, self.anchor) < 0 or self.rays < 1 or self.sets < 1:
+            raise InputError(
+                f"fit: steps={self.steps} and anchor={self.anchor} must not be negative, rays={self.rays} and "
+                f"sets={self.sets} at least 1"
+            )
 
 
 class RayBatch(NamedTuple):
@@ -44,7 +50,7 @@ class RayBatch(NamedTuple):
 
 
 class HeldTargets:
-    """The rays of the newest guided view sets."""
+    """The rays of the newest guided view sets, and of the first when it is the anchor."""
 
     def __init__(self, config: FitConfig) -> None:
         self.config = config
@@ -56,10 +62,13 @@ class HeldTargets:
         height, width = target_rgb.shape[-2:]
         origins, directions = camera.resized(width, height).rays()
         colour = target_rgb.permute(0, 2, 3, 1).to(origins)
+        if self.config.backdrop == "border":
+            background = border_colour(colour)
         behind = background_like(background.to(origins), colour)
         pull = weight.to(origins)[:, None, None, None].expand(*colour.shape[:3], 1)
         rows = torch.cat([origins, directions, behind, colour, pull], dim=-1).flatten(0, 2)
-        self.sets = [*self.sets, rows][-self.config.sets :]
+        anchors = min(len(self.sets), int(self.config.anchor > 0))
+        self.sets = [*self.sets[:anchors], *[*self.sets[anchors:], rows][-self.config.sets :]]
         self.pixels = height * width
 
     def draw(self, generator: torch.Generator) -> RayBatch:
@@ -72,3 +81,12 @@ class HeldTargets:
     def loss(self, rgb: Tensor, batch: RayBatch) -> Tensor:
         """Unbiased estimate of score.image_loss from rays: sums over a view's pixels, mean over views."""
         return 0.5 * self.pixels * (batch.weight * (rgb - batch.target).square()).sum(-1).mean()
+
+
+def border_colour(images: Tensor) -> Tensor:
+    """Median sRGB (B, 3) of the outermost pixels of images (B, H, W, 3).
+
+    Near pure noise a prior draws a background of its own, which a field could only follow with fog.
+    """
+    rows, columns = images[:, [0, -1]].flatten(1, 2), images[:, 1:-1, [0, -1]].flatten(1, 2)
+    return torch.cat([rows, columns], dim=1).median(dim=1).values

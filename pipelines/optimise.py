@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from dataclasses import field as default
 from pathlib import Path
 
@@ -103,7 +103,11 @@ class Optimisation:
         """One look by the prior and the gradient steps that follow it; returns the log."""
         step, config = self.step, self.config
         self._schedules(step)
-        camera = draw_cameras(config.views, config.size_at(step), self.generator).to(self.device)
+        views = config.views
+        if step == 0 and config.fit.anchor:
+            level = config.fit.anchor_elevation_deg
+            views = replace(views, elevation_deg=(level, level), high_share=0.0)
+        camera = draw_cameras(views, config.size_at(step), self.generator).to(self.device)
         background = draw_backgrounds(config.views, self.generator).to(camera.c2w)
         terms = active_terms(config.losses, step, sdf=config.field.head.kind == "sdf")
         log = (self._follow if config.fit.steps else self._pull)(camera, background, terms)
@@ -132,7 +136,7 @@ class Optimisation:
             raise InputError('fit.steps needs targets as images; set score.space to "image"')
         self.held.add(camera, background, guidance.target_rgb, guidance.weight)
         log: dict[str, float] = {}
-        for _ in range(self.config.fit.steps):
+        for _ in range((self.config.fit.anchor if self.step == 0 else 0) or self.config.fit.steps):
             rays = self.held.draw(self.generator)
             origins, directions, behind = (x[None, None] for x in rays[:3])
             normals, volume = "orientation" in terms, self.config.volume

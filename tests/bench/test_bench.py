@@ -39,7 +39,7 @@ def test_an_experiment_leaves_a_whole_record(tmp_path, monkeypatch):
     record = read_json(tmp_path / "judge.json")
     assert record["seeds"] == [7] and record["config"] == {"quick": True} and record["quick"] is True
     assert record["versions"]["torch"] == torch.__version__ and record["seconds"] >= 0
-    with pytest.raises(InputError, match="unknown experiment 'jugde'; have .*judge"):
+    with pytest.raises(InputError, match=r"unknown experiment 'jugde'; have .*judge"):
         runner.run_experiment("jugde", tmp_path)
 
 

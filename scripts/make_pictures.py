@@ -17,7 +17,7 @@ import numpy.typing as npt
 from ..geometry.meshes import Mesh
 from ..geometry.turntable import contact_sheet
 from ..pipelines.image_to_geometry import ImageToGeometry
-from ..pipelines.text_to_image import TextToImage
+from ..pipelines.text_to_image import TextToImage, TextToImageOutput
 from ..pipelines.text_to_mesh import TextToMesh
 from ..toybox.samples import sample
 from ..utils.errors import InputError
@@ -40,8 +40,9 @@ Picture = npt.NDArray[np.float32]
 def images(out: Path) -> Path:
     """Two drawings of each prompt."""
     prompts = [p for p in (*PROMPTS, *MORE) for _ in range(2)]
-    drawn = TextToImage.from_pretrained("toybox")(prompts, seed=0, output_type="np").images
-    return save_image(out / "images.png", grid(list(np.asarray(drawn)), columns=7, labels=prompts))
+    drawn = TextToImage.from_pretrained("toybox")(prompts, seed=0, output_type="np")
+    assert isinstance(drawn, TextToImageOutput)
+    return save_image(out / "images.png", grid(list(np.asarray(drawn.images)), columns=7, labels=prompts))
 
 
 def mesh_tile(mesh: Mesh, size: int = 128) -> Picture:

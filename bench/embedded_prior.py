@@ -130,9 +130,7 @@ def run(context: Context) -> dict[str, Any]:
         measure("step sweep", config.sweep_images, steps, config.guidance)
     shown = [i.permute(1, 2, 0).numpy() for i in images[:48]]
     save_image(context.picture(), grid(shown, columns=8, labels=prompts[:48]))
-    by_noun = {
-        n: spread(score(judge, images, nouns, colours)["both"][np.array(nouns) == n])["mean"]
-        for n in sorted(set(nouns))
-    }
+    both = score(judge, images, nouns, colours)["both"]
+    by_noun = {n: spread(both[np.array(nouns) == n])["mean"] for n in sorted(set(nouns))}
     worst = dict(sorted(by_noun.items(), key=lambda item: item[1])[:10])
     return {"config": asdict(config), "seeds": [context.seed], "table": table, "weakest_nouns": worst}

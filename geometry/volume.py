@@ -8,14 +8,22 @@ Values that need gradients are packed: only samples inside the ball, in occupied
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..utils.errors import InputError
-from .cameras import Camera
 from .fields.base import Field, Snapshot
 from .outputs import ALPHA_VISIBLE, RenderOutput, over_background
+
+
+class Rays(Protocol):
+    """A camera, or anything else that looks along rays."""
+
+    def rays(self) -> tuple[Tensor, Tensor]:
+        """World origins and directions (B, H, W, 3); depth counts in lengths of the directions."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -125,31 +133,16 @@ def drop_hidden(snapshot: Snapshot, samples: Samples, config: VolumeConfig) -> S
 
 def render(
     field: Field,
-    camera: Camera,
+    camera: Rays,
     background: float | Tensor = 1.0,
     config: VolumeConfig = VolumeConfig(),
     occupancy: Occupancy | None = None,
     generator: torch.Generator | None = None,
     normals: bool = True,
 ) -> RenderOutput:
-    """Renders B views; see render_rays."""
-    return render_rays(field, *camera.rays(), background, config, occupancy, generator, normals)
-
-
-def render_rays(
-    field: Field,
-    origins: Tensor,
-    directions: Tensor,
-    background: float | Tensor = 1.0,
-    config: VolumeConfig = VolumeConfig(),
-    occupancy: Occupancy | None = None,
-    generator: torch.Generator | None = None,
-    normals: bool = True,
-) -> RenderOutput:
-    """Renders any rays (B, H, W, 3) in world space; differentiable in the field.
+    """Renders B views of a camera, or any rays; differentiable in the field.
 
     Args:
-        directions: of any length; depth counts in it, so a unit camera z gives z-depth.
         background: grey, (3,), (B, 3) or (B, H, W, 3) sRGB.
         occupancy: cells to skip; None asks the whole ball.
         generator: jitters the samples of each ray; None puts them at the middle of their steps.
@@ -158,6 +151,7 @@ def render_rays(
     Extras: "spread" (B, H, W, 1) metres^2, variance of the weights along the ray; "snapshot".
     """
     occupancy = occupancy or Occupancy(config, field.half_side)
+    origins, directions = camera.rays()
     shape = directions.shape[:3]
     stretch = directions.norm(dim=-1, keepdim=True)  # ray distance per z-depth
     samples = place_samples(origins.reshape(-1, 3), (directions / stretch).reshape(-1, 3), config, occupancy, generator)

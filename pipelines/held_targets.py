@@ -28,15 +28,10 @@ class FitConfig:
     rays: int = 4096  # of each gradient step
     sets: int = 3  # guided view sets held, the newest
     backdrop: Literal["given", "border"] = "given"  # behind the object: as rendered, or what the target's border shows
-    anchor: int = 0  # gradient steps on the very first set, which is then held to the end; 0: it is one of many
-    anchor_elevation_deg: float = 15.0  # of the anchor's views
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.anchor) < 0 or self.rays < 1 or self.sets < 1:
-            raise InputError(
-                f"fit: steps={self.steps} and anchor={self.anchor} must not be negative, rays={self.rays} and "
-                f"sets={self.sets} at least 1"
-            )
+        if self.steps < 0 or self.rays < 1 or self.sets < 1:
+            raise InputError(f"fit: steps={self.steps} >= 0, rays={self.rays} >= 1 and sets={self.sets} >= 1 needed")
 
 
 class RayBatch(NamedTuple):
@@ -48,9 +43,13 @@ class RayBatch(NamedTuple):
     target: Tensor  # (R, 3) sRGB
     weight: Tensor  # (R, 1) W of the recon form
 
+    def rays(self) -> tuple[Tensor, Tensor]:
+        """Origins and directions (1, 1, R, 3), as of a camera."""
+        return self.origins[None, None], self.directions[None, None]
+
 
 class HeldTargets:
-    """The rays of the newest guided view sets, and of the first when it is the anchor."""
+    """The rays of the newest guided view sets."""
 
     def __init__(self, config: FitConfig) -> None:
         self.config = config
@@ -67,8 +66,7 @@ class HeldTargets:
         behind = background_like(background.to(origins), colour)
         pull = weight.to(origins)[:, None, None, None].expand(*colour.shape[:3], 1)
         rows = torch.cat([origins, directions, behind, colour, pull], dim=-1).flatten(0, 2)
-        anchors = min(len(self.sets), int(self.config.anchor > 0))
-        self.sets = [*self.sets[:anchors], *[*self.sets[anchors:], rows][-self.config.sets :]]
+        self.sets = [*self.sets, rows][-self.config.sets :]
         self.pixels = height * width
 
     def draw(self, generator: torch.Generator) -> RayBatch:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from dataclasses import field as default
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from ..core.distillation.checkpoints import (
 from ..geometry.cameras import Camera
 from ..geometry.fields import FieldConfig, make_field
 from ..geometry.outputs import RenderOutput
-from ..geometry.volume import Occupancy, VolumeConfig, render, render_rays
+from ..geometry.volume import Occupancy, Rays, VolumeConfig, render
 from ..utils.configs import to_dict
 from ..utils.errors import InputError
 from ..utils.ramps import Ramp
@@ -103,11 +103,7 @@ class Optimisation:
         """One look by the prior and the gradient steps that follow it; returns the log."""
         step, config = self.step, self.config
         self._schedules(step)
-        views = config.views
-        if step == 0 and config.fit.anchor:
-            level = config.fit.anchor_elevation_deg
-            views = replace(views, elevation_deg=(level, level), high_share=0.0)
-        camera = draw_cameras(views, config.size_at(step), self.generator).to(self.device)
+        camera = draw_cameras(config.views, config.size_at(step), self.generator).to(self.device)
         background = draw_backgrounds(config.views, self.generator).to(camera.c2w)
         terms = active_terms(config.losses, step, sdf=config.field.head.kind == "sdf")
         log = (self._follow if config.fit.steps else self._pull)(camera, background, terms)
@@ -136,19 +132,17 @@ class Optimisation:
             raise InputError('fit.steps needs targets as images; set score.space to "image"')
         self.held.add(camera, background, guidance.target_rgb, guidance.weight)
         log: dict[str, float] = {}
-        for _ in range((self.config.fit.anchor if self.step == 0 else 0) or self.config.fit.steps):
+        for _ in range(self.config.fit.steps):
             rays = self.held.draw(self.generator)
-            origins, directions, behind = (x[None, None] for x in rays[:3])
-            normals, volume = "orientation" in terms, self.config.volume
-            part = render_rays(self.field, origins, directions, behind, volume, self.occupancy, self.generator, normals)
+            part = self._render(rays, rays.background[None, None], "orientation" in terms)
             fitted = self.held.loss(part.rgb[0, 0], rays)
-            loss, log = self._regularised(fitted, part, directions, terms)
+            loss, log = self._regularised(fitted, part, rays.rays()[1], terms)
             log["fit"] = float(fitted.detach())
             self._descend(loss)
         self.last = seen
         return {**guidance.log, **log}
 
-    def _render(self, camera: Camera, background: Tensor, normals: bool) -> RenderOutput:
+    def _render(self, camera: Rays, background: Tensor, normals: bool) -> RenderOutput:
         return render(self.field, camera, background, self.config.volume, self.occupancy, self.generator, normals)
 
     def _regularised(

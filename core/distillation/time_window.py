@@ -25,7 +25,6 @@ class TimeWindow:
     high: tuple[float, ...] = (0, 0.98, 0.50, 8000)
     draw: Literal["uniform", "sqrt"] = "uniform"
     steps: int = 10000  # of the whole run, for "sqrt"
-    first: float | None = None  # level of step 0 alone, a whole drawing to begin with; None: as the others
     shared: bool = True  # one level for the whole batch; False: one for each group of views
 
     def __post_init__(self) -> None:
@@ -33,8 +32,6 @@ class TimeWindow:
             ramp = Ramp.of(getattr(self, name))
             if not all(0 <= value <= 1 for value in (ramp.value0, ramp.value1)):
                 raise InputError(f"window {name}={getattr(self, name)} must hold fractions of the train time in [0, 1]")
-        if self.first is not None and not 0 <= self.first <= 1:
-            raise InputError(f"window first={self.first} must be a fraction of the train time in [0, 1]")
 
     def bounds(self, step: int) -> tuple[float, float]:
         """(low, high) at a step, ordered."""
@@ -44,9 +41,7 @@ class TimeWindow:
     def indices(self, step: int, groups: int, train_steps: int, generator: torch.Generator | None) -> Tensor:
         """Train index (groups,) float64, whole numbers."""
         low, high = self.bounds(step)
-        if step == 0 and self.first is not None:
-            fraction = torch.tensor(self.first)
-        elif self.draw == "sqrt":
+        if self.draw == "sqrt":
             fraction = torch.tensor(high - (high - low) * math.sqrt(min(step / max(self.steps, 1), 1.0)))
         else:
             count = 1 if self.shared else groups

@@ -112,7 +112,7 @@ class GridField(Field):
 
 
 def _upsample(grid: Tensor, side: int) -> Tensor:
-    """Trilinear (1, C, side, side, side); nested sides are doubled by midpoints, three times faster on a CPU."""
+    """Trilinear (1, C, side, side, side); nested sides are doubled by midpoints, which costs less."""
     if side != 2 * grid.shape[-1] - 1:
         return nn.functional.interpolate(grid, size=(side,) * 3, mode="trilinear", align_corners=True)
     for axis in (2, 3, 4):

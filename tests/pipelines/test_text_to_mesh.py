@@ -268,28 +268,6 @@ def test_the_backdrop_is_what_the_border_shows():
         torch.testing.assert_close(seen, torch.tensor(expected)[:, None, None].expand(2, 64, 3))
 
 
-def test_the_anchor_stays_and_the_others_pass():
-    held = HeldTargets(FitConfig(steps=1, sets=2, anchor=5))
-    for shade in (0.1, 0.2, 0.3, 0.4):
-        camera = draw_cameras(ViewConfig(views=1), 4, generator(0))
-        held.add(camera, torch.zeros(1, 3), torch.full((1, 3, 4, 4), shade), torch.ones(1))
-    assert [round(float(rows[0, 9]), 1) for rows in held.sets] == [0.1, 0.3, 0.4]
-    changed = recipe(**HELD, **{"optimise.fit.anchor": 5, "score.window.first": 0.9, "optimise.steps": 2})
-    asked = []
-
-    class Watched(BoxPrior):
-        def _forward(self, x, time, condition):
-            asked.append((float(time[0]), condition.cameras.view(-1, 4, 4)[:, 2, 3]))
-            return super()._forward(x, time, condition)
-
-    work = Optimisation(changed.optimise, make_guide(changed.score, Watched(), "a box"), 0)
-    stepped = []
-    work.optimizer.register_step_post_hook(lambda *_: stepped.append(work.step))
-    work.run()
-    assert asked[0][0] == 900 and stepped == [0] * 5 + [1] * 8
-    torch.testing.assert_close(asked[0][1], torch.full((4,), math.sin(math.radians(15.0))), atol=1e-4, rtol=0)
-
-
 def test_camera_groups_are_ninety_degrees_apart_and_share_the_rest():
     config = ViewConfig(groups=2)
     camera = draw_cameras(config, 32, generator(4))

@@ -43,12 +43,12 @@ class GeometryBench:
     """rooms of the test split, four eyes each"""
     size: int = 96
     ensembles: tuple[int, ...] = (1, 3, 5)
-    budget_steps: int = 400
+    budget_steps: int = 200
     """updates of each head in the comparison with and without the prior"""
     budget_groups: int = 128
-    budget_seeds: tuple[int, ...] = (0, 1, 2)
+    budget_seeds: tuple[int, ...] = (0, 1)
     batch: int = 16
-    lr: float = 4e-4
+    lr: float = 1e-3
 
 
 QUICK = GeometryBench(2, 64, (1, 2), 4, 2, (0,), 4)
@@ -186,6 +186,7 @@ def _trained(
     settings = TrainerConfig(
         steps=config.budget_steps,
         batch=config.batch,
+        optimizer="muon",
         lr=config.lr,
         seed=seed,
         warmup=config.budget_steps // 20,

@@ -12,6 +12,8 @@ from ..toybox.judge import Judge
 from ..toybox.judge_eval import evaluate_judge
 from .runner import Context, share
 
+KINDS = ("object", "scene")
+
 
 @dataclass(frozen=True)
 class JudgeBench:
@@ -25,16 +27,32 @@ def run(context: Context) -> dict[str, Any]:
     """Accuracy for each question with confidence intervals, confusions, and the cost of a verdict."""
     config = JudgeBench(12) if context.quick else JudgeBench()
     judge = Judge.from_pretrained()
-    results = {split: evaluate_judge(judge, split, config.groups) for split in ("test", "heldout")}
     table: list[dict[str, Any]] = []
-    for split, result in results.items():
-        for question, accuracy in result["accuracy"].items():
-            count = result["counts"][question]
-            hits = [True] * round(accuracy * count) + [False] * (count - round(accuracy * count))
-            table.append({"split": split, "question": question, "accuracy": share(hits)})
-        table.append({"split": split, "question": "azimuth", "median_error_deg": result["azimuth_median_deg"]})
-    details = {split: {k: result[k] for k in ("views", "confusions", "errors")} for split, result in results.items()}
+    details: dict[str, Any] = {}
+    for split in ("test", "heldout"):
+        results = {kind: evaluate_judge(judge, split, config.groups, kinds=(kind,)) for kind in KINDS}
+        table += rows_of(split, results)
+        details[split] = {
+            kind: {k: result[k] for k in ("views", "confusions", "errors")} for kind, result in results.items()
+        }
     return {"config": asdict(config), "seeds": [], "table": table, **details, "ms_per_picture": _speed(judge)}
+
+
+def rows_of(split: str, results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row for each question: the share of right answers on objects, on scenes and on both together."""
+    rows: list[dict[str, Any]] = []
+    for question in dict.fromkeys(q for result in results.values() for q in result["accuracy"]):
+        row: dict[str, Any] = {"split": split, "question": question}
+        right, asked = 0, 0
+        for kind, result in results.items():
+            count = result["counts"].get(question, 0)
+            if count:
+                hits = round(result["accuracy"][question] * count)
+                row[f"{kind}s"] = share([True] * hits + [False] * (count - hits))
+                right, asked = right + hits, asked + count
+        rows.append({**row, "together": share([True] * right + [False] * (asked - right))})
+    error = results["object"]["azimuth_median_deg"]
+    return [*rows, {"split": split, "question": "azimuth", "median_error_deg": error}]
 
 
 def _speed(judge: Judge, batch: int = 64, repeats: int = 5) -> float:

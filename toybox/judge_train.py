@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from ..utils.errors import InputError
 from .dataset import RenderedSet
-from .judge import ABSENT, head_sizes, labels_of, object_labels, questions, save_judge
+from .judge import ABSENT, ORDERED_RELATIONS, head_sizes, labels_of, object_labels, questions, save_judge
 from .judge_augment import Augment
 from .judge_net import JudgeNet, JudgeShape, build_net
 from .programs import ObjectProgram
@@ -78,6 +78,18 @@ def to_images(pictures: np.ndarray, device: torch.device | str = "cpu") -> Tenso
     return torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2).float().div_(255.0)
 
 
+def mirrored(images: Tensor, batch: dict[str, Any], rng: torch.Generator) -> tuple[Tensor, dict[str, Any]]:
+    """Half of the pictures (B, 3, S, S) as a mirror shows them, with the azimuths that then hold.
+
+    Pairs side by side stay as they are: their labels begin with the left one.
+    """
+    turned = (torch.rand(len(images), generator=rng) < 0.5).numpy()
+    turned &= np.asarray(batch["relation"]) != ORDERED_RELATIONS.index("left of")
+    flags = torch.from_numpy(turned).to(images.device)[:, None, None, None]
+    azimuth = np.where(turned, -batch["azimuth_deg"], batch["azimuth_deg"])
+    return torch.where(flags, images.flip(-1), images), {**batch, "azimuth_deg": azimuth}
+
+
 class JudgeObjective:
     """Trains the judge's network; `held_out` are views that no training batch contains."""
 
@@ -93,8 +105,8 @@ class JudgeObjective:
 
     def loss(self, batch: dict[str, Any], rng: torch.Generator, step: int) -> JudgeLoss:
         """Weighted sum of cross-entropies, of the front's binary one, and of |direction - (cos, sin)|^2."""
-        images = self.config.augment(to_images(batch["images"], self._device), rng)
-        logits = self.net(images)
+        images, batch = mirrored(to_images(batch["images"], self._device), batch, rng)
+        logits = self.net(self.config.augment(images, rng))
         losses = {name: _choice_loss(logits[name], batch[name]) for name in questions()}
         losses |= _side_losses(logits, batch["azimuth_deg"])
         total = torch.stack([self.config.weights.get(name, 1.0) * value for name, value in losses.items()]).sum()

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from unproject.bench import runner
+from unproject.bench.judge import rows_of
 from unproject.bench.text_to_mesh import AZIMUTHS, MeshBench, kept_views, prompts
 from unproject.scripts import make_docs
 from unproject.toybox.programs import is_heldout_pair
@@ -41,6 +42,15 @@ def test_an_experiment_leaves_a_whole_record(tmp_path, monkeypatch):
     assert record["versions"]["torch"] == torch.__version__ and record["seconds"] >= 0
     with pytest.raises(InputError, match=r"unknown experiment 'jugde'; have .*judge"):
         runner.run_experiment("jugde", tmp_path)
+
+
+def test_judge_rows_add_objects_and_scenes():
+    objects = {"accuracy": {"noun": 0.75}, "counts": {"noun": 8}, "azimuth_median_deg": 3.0}
+    scenes = {"accuracy": {"noun": 0.5, "second_noun": 1.0}, "counts": {"noun": 4, "second_noun": 3}}
+    noun, second, azimuth = rows_of("test", {"object": objects, "scene": {**scenes, "azimuth_median_deg": None}})
+    assert (noun["objects"]["value"], noun["scenes"]["value"]) == (0.75, 0.5)
+    assert noun["together"]["value"] == pytest.approx(8 / 12, abs=1e-4) and noun["together"]["n"] == 12
+    assert "objects" not in second and second["together"]["n"] == 3 and azimuth["median_error_deg"] == 3.0
 
 
 def test_mesh_prompts_are_distinct_nouns_and_unseen_pairs():

@@ -25,7 +25,7 @@ from unproject.toybox.judge import (
 from unproject.toybox.judge_augment import Augment
 from unproject.toybox.judge_eval import evaluate_judge
 from unproject.toybox.judge_net import JudgeShape, build_net, folded
-from unproject.toybox.judge_train import FIRST_INDEX, JudgeConfig, JudgeObjective, LabelledViews
+from unproject.toybox.judge_train import FIRST_INDEX, JudgeConfig, JudgeObjective, LabelledViews, mirrored
 from unproject.toybox.programs import ObjectProgram, RoomProgram, SceneProgram
 from unproject.utils.configs import config_path, load_config, read_yaml
 from unproject.utils.errors import InputError
@@ -170,15 +170,30 @@ def test_background_change_leaves_the_object_alone() -> None:
     torch.testing.assert_close(only(white, torch.Generator().manual_seed(0)), white, atol=1e-5, rtol=0)
 
 
+def test_mirrored_pictures_keep_their_meaning() -> None:
+    rng = torch.Generator().manual_seed(0)
+    images = torch.rand((64, 3, 4, 4), generator=rng)
+    relation = np.arange(64) % 4
+    batch = {"relation": relation, "azimuth_deg": np.where(relation == 0, np.arange(64.0), np.nan), "noun": relation}
+    seen, labels = mirrored(images, batch, rng)
+    turned = (seen != images).flatten(1).any(1)
+    torch.testing.assert_close(seen[turned], images[turned].flip(-1), atol=0, rtol=0)
+    side_by_side = torch.from_numpy(relation == questions()["relation"].index("left of"))
+    assert not turned[side_by_side].any() and 10 < int(turned.sum()) < 38
+    expected = np.where(turned, -batch["azimuth_deg"], batch["azimuth_deg"])
+    np.testing.assert_array_equal(labels["azimuth_deg"], expected)
+    assert labels["noun"] is batch["noun"]
+
+
 def test_training_learns_a_few_pictures(views: LabelledViews, tmp_path: Path) -> None:
-    """Twenty-five updates on sixteen views more than halve the loss, and the saved judge knows their nouns."""
+    """Fifty updates on sixteen views and their mirror images more than halve the loss, and the saved judge knows their nouns."""
     still = Augment(background=0, move=0, soften=0, noise=0, contrast=0)
     config = JudgeConfig(TINY, still, validation_images=16, calibration_batches=2)
     objective = JudgeObjective(config, views, views)
     step = torch.optim.Adam(objective.net.parameters(), 5e-3)
     batch = views.batch(np.arange(16), np.random.default_rng(0))
     losses = []
-    for number in range(25):
+    for number in range(50):
         out = objective.loss(batch, torch.Generator().manual_seed(number), number)
         step.zero_grad()
         out.loss.backward()

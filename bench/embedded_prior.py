@@ -27,7 +27,7 @@ class PriorBench:
 
     images: int = 1000
     heldout: int = 300
-    sweep_images: int = 250
+    sweep_images: int = 150
     steps: int = 20
     guidance: float = 3.0
     guidances: tuple[float, ...] = (1.0, 2.0, 3.0, 5.0, 7.5)

@@ -29,7 +29,7 @@ from ..toybox.dataset import RenderJob, render_group
 from ..utils.errors import InputError
 from ..utils.pictures import colourise, grid, normals_to_rgb, save_image, to_uint8
 from .real_depth import real_frames
-from .runner import Context, spread
+from .runner import Context, share, spread
 
 DEPTH_NAMES = ("abs_rel", "delta1", "rmse", "silog")
 NORMAL_NAMES = ("mean", "median", "below_11.25", "below_30")
@@ -85,13 +85,14 @@ def run(context: Context) -> dict[str, Any]:
     if head is not None:
         table += [ensemble_row(head, batch, size) for size in config.ensembles]
         _picture(head, batch, context.picture())
+    real = real_rows(head)
     return {
         "config": asdict(config),
         "seeds": list(config.budget_seeds),
         "images": len(data),
         "head": "none" if head is None else asdict(head.config),
-        "table": table,
-        "real": real_rows(head),
+        "table": [*table, *real_summary(real)],
+        "real": real,
     }
 
 
@@ -258,6 +259,22 @@ def real_rows(head: GeometryHead | None) -> list[dict[str, Any]]:
             row[name] = {key: round(errors[key].item(), 4) for key in ("abs_rel", "delta1")}
         rows.append(row)
     return rows
+
+
+def real_summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Means over the real frames, and on how many of them the head has a lower AbsRel than constant and plane."""
+    names = [name for name in ("constant", "plane", "head") if rows and name in rows[0]]
+    made: list[dict[str, Any]] = [
+        {
+            "method": f"{name}, real frames",
+            **{key: spread([row[name][key] for row in rows]) for key in ("abs_rel", "delta1")},
+        }
+        for name in names
+    ]
+    if "head" in names:
+        better = [row["head"]["abs_rel"] < min(row[n]["abs_rel"] for n in ("constant", "plane")) for row in rows]
+        made[-1]["beats_constant_and_plane"] = share(better)
+    return made
 
 
 def _picture(head: GeometryHead, batch: dict[str, np.ndarray], path: Path, rows: Sequence[int] = range(6)) -> None:

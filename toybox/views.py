@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from ..geometry.cameras import Camera
-from .scenes import Scene
+from .scenes import Scene, placed_vertices
+
+EYE_CLEARANCE_M = 0.4  # nobody takes a photograph from inside a cupboard
+EYE_TRIES = 40
 
 
 @dataclass(frozen=True)
@@ -57,15 +61,19 @@ def look_at(eye: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 def draw_room_camera(rng: np.random.Generator, scene: Scene, size: tuple[int, int]) -> Camera:
-    """An eye 0.5-2 m high near a wall that looks across the room; 40-85 degrees wide."""
+    """An eye 0.5-2 m high near a wall that looks across the room; 40-85 degrees wide.
+
+    It keeps EYE_CLEARANCE_M from the boxes around all objects; in a room too full for that, the clearest of the tries.
+    """
     assert scene.size_m is not None
     room = np.array(scene.size_m)
-    side, along = int(rng.integers(4)), float(rng.uniform(0.15, 0.85))
-    inset = float(rng.uniform(0.12, 0.9))
-    eye = np.array([along * room[0], inset, 0.0]) if side < 2 else np.array([inset, along * room[1], 0.0])
-    if side % 2:
-        eye[:2] = room[:2] - eye[:2]
-    eye[2] = rng.uniform(0.5, min(2.0, room[2] - 0.3))
+    boxes = [(v.min(0), v.max(0)) for v in map(placed_vertices, scene.objects)]
+    eyes = []
+    for _ in range(EYE_TRIES):
+        eyes.append(_draw_eye(rng, room))
+        if _clearance(eyes[-1], boxes) >= EYE_CLEARANCE_M:
+            break
+    eye = max(eyes, key=lambda e: _clearance(e, boxes))
     target = np.array([*(room[:2] * rng.uniform(0.2, 0.8, 2)), rng.uniform(0.1, 1.3)])
     if np.linalg.norm((target - eye)[:2]) < 0.8:
         target[:2] = room[:2] - eye[:2]
@@ -73,3 +81,20 @@ def draw_room_camera(rng: np.random.Generator, scene: Scene, size: tuple[int, in
     focal_px = 0.5 * width / math.tan(math.radians(float(rng.uniform(40, 85))) / 2)
     K = torch.tensor([[focal_px, 0, width / 2], [0, focal_px, height / 2], [0, 0, 1.0]])
     return Camera(torch.from_numpy(look_at(eye, target)).float()[None], K[None], width, height)
+
+
+def _draw_eye(rng: np.random.Generator, room: np.ndarray) -> np.ndarray:
+    """A place (3,) near one of the walls of a room of that size, m."""
+    side, along = int(rng.integers(4)), float(rng.uniform(0.15, 0.85))
+    inset = float(rng.uniform(0.12, 0.9))
+    eye = np.array([along * room[0], inset, 0.0]) if side < 2 else np.array([inset, along * room[1], 0.0])
+    if side % 2:
+        eye[:2] = room[:2] - eye[:2]
+    eye[2] = rng.uniform(0.5, min(2.0, room[2] - 0.3))
+    return eye
+
+
+def _clearance(point: np.ndarray, boxes: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
+    """Distance to the nearest of some axis-aligned boxes, m; 0 inside one."""
+    gaps = [np.linalg.norm(np.maximum(np.maximum(low - point, point - high), 0)) for low, high in boxes]
+    return float(min(gaps, default=math.inf))

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from unproject.bench import runner
+from unproject.bench.geometry_heads import real_summary
 from unproject.bench.judge import rows_of
 from unproject.bench.text_to_mesh import AZIMUTHS, MeshBench, kept_views, prompts
 from unproject.scripts import make_docs
@@ -51,6 +52,16 @@ def test_judge_rows_add_objects_and_scenes():
     assert (noun["objects"]["value"], noun["scenes"]["value"]) == (0.75, 0.5)
     assert noun["together"]["value"] == pytest.approx(8 / 12, abs=1e-4) and noun["together"]["n"] == 12
     assert "objects" not in second and second["together"]["n"] == 3 and azimuth["median_error_deg"] == 3.0
+
+
+def test_real_frames_are_summed_up():
+    errors = [(0.3, 0.2, 0.1), (0.3, 0.2, 0.25), (0.3, 0.4, 0.29), (0.1, 0.4, 0.2)]
+    names = ("constant", "plane", "head")
+    rows = [{name: {"abs_rel": e, "delta1": 1 - e} for name, e in zip(names, row, strict=True)} for row in errors]
+    constant, _, head = real_summary(rows)
+    assert constant["abs_rel"]["mean"] == pytest.approx(0.25) and head["delta1"]["n"] == 4
+    assert head["beats_constant_and_plane"]["value"] == 0.5
+    assert real_summary([]) == []
 
 
 def test_mesh_prompts_are_distinct_nouns_and_unseen_pairs():

@@ -7,11 +7,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from unproject.toybox.dataset import group_cameras
 from unproject.toybox.materials import Look, linear_from_srgb, srgb_from_linear
 from unproject.toybox.objects import ToyObject, build
-from unproject.toybox.programs import ObjectProgram
+from unproject.toybox.programs import ObjectProgram, draw
 from unproject.toybox.render import SH_C, SH_COSINE, Renderer, Rendering, render_views, sh_basis
-from unproject.toybox.scenes import Light, Placed, Scene, Surface
+from unproject.toybox.scenes import Light, Placed, Scene, Surface, make_scene, placed_vertices
 
 Camera = Callable[..., tuple[np.ndarray, np.ndarray]]
 Ball = Callable[..., ToyObject]
@@ -165,3 +166,16 @@ def test_room_is_closed_and_its_depth_ends_at_the_walls() -> None:
         assert (view.alpha == 1).all()
         assert view.depth_m.min() > 0.05 and view.depth_m.max() < 9
         np.testing.assert_allclose(np.linalg.norm(view.normal, axis=-1), 1, atol=1e-4)
+
+
+def test_eyes_in_rooms_keep_clear_of_the_furniture() -> None:
+    for index in range(12):
+        scene = make_scene(draw("val", index, "room"), index)
+        assert scene.size_m is not None
+        cameras, _ = group_cameras("val", "room", index, scene, 24)
+        for camera in cameras:
+            eye = camera.centres[0].numpy()
+            assert (eye > 0).all() and (eye < np.array(scene.size_m)).all()
+            for corners in map(placed_vertices, scene.objects):
+                gap = np.maximum(np.maximum(corners.min(0) - eye, eye - corners.max(0)), 0)
+                assert np.linalg.norm(gap) >= 0.399

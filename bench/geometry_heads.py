@@ -43,7 +43,7 @@ class GeometryBench:
     """rooms of the test split, four eyes each"""
     size: int = 96
     ensembles: tuple[int, ...] = (1, 3, 5)
-    budget_steps: int = 200
+    budget_steps: int = 120
     """updates of each head in the comparison with and without the prior"""
     budget_groups: int = 128
     budget_seeds: tuple[int, ...] = (0, 1)

@@ -42,10 +42,15 @@ def f_score(a: Tensor, b: Tensor, tau: float | None = None) -> float:
 
     tau: metres; default 1 % of the bounding-box diagonal of b, the reference.
     """
-    if tau is None:
-        tau = 0.01 * float((b.amax(dim=0) - b.amin(dim=0)).norm())
-    precision = float((nearest_distances(a, b) <= tau).mean())
-    recall = float((nearest_distances(b, a) <= tau).mean())
+    return _f_score(nearest_distances(a, b), nearest_distances(b, a), _tau(b) if tau is None else tau)
+
+
+def _tau(reference: Tensor) -> float:
+    return 0.01 * float((reference.amax(dim=0) - reference.amin(dim=0)).norm())
+
+
+def _f_score(forward: NDArray[np.float64], backward: NDArray[np.float64], tau: float) -> float:
+    precision, recall = float((forward <= tau).mean()), float((backward <= tau).mean())
     return 2 * precision * recall / max(precision + recall, 1e-12)
 
 
@@ -65,11 +70,12 @@ def compare_meshes(
     points, normals, _ = sample_surface(mesh, samples, generator)
     wanted, wanted_normals, _ = sample_surface(reference, samples, generator)
     tree = cKDTree(wanted.detach().cpu().double().numpy())
-    index = torch.from_numpy(tree.query(points.detach().cpu().double().numpy())[1])
-    agreement = (normals.cpu() * wanted_normals.cpu()[index]).sum(dim=-1)
+    forward, index = tree.query(points.detach().cpu().double().numpy())
+    backward = nearest_distances(wanted, points)
+    agreement = (normals.cpu() * wanted_normals.cpu()[torch.from_numpy(index)]).sum(dim=-1)
     return {
-        "chamfer": chamfer(points, wanted),
-        "f_score": f_score(points, wanted),
+        "chamfer": float(forward.mean() + backward.mean()),
+        "f_score": _f_score(forward, backward, _tau(wanted)),
         "normal_consistency": float(agreement.mean()),
         "samples": float(samples),
     }

@@ -186,7 +186,7 @@ def test_mirrored_pictures_keep_their_meaning() -> None:
 
 
 def test_training_learns_a_few_pictures(views: LabelledViews, tmp_path: Path) -> None:
-    """Fifty updates on sixteen views and their mirror images more than halve the loss, and the saved judge knows their nouns."""
+    """Fifty updates on views and their mirror images more than halve the loss; the saved judge knows their nouns."""
     still = Augment(background=0, move=0, soften=0, noise=0, contrast=0)
     config = JudgeConfig(TINY, still, validation_images=16, calibration_batches=2)
     objective = JudgeObjective(config, views, views)

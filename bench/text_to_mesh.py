@@ -27,6 +27,8 @@ from ..toybox.captions import Meaning, Phrase, say
 from ..toybox.judge import Judge
 from ..toybox.objects import build
 from ..toybox.programs import ObjectProgram
+from ..toybox.render import Renderer
+from ..toybox.scenes import object_scene
 from ..utils.configs import to_dict
 from ..utils.errors import UnprojectError
 from ..utils.files import read_json, write_json
@@ -36,6 +38,7 @@ from .runner import Context, share, spread
 
 AZIMUTHS = tuple(range(0, 360, 45))
 QUADRANTS = (0, 90, 180, 270)
+TRUE_SEED = 1000  # of the first instance that is judged as the meshes are
 
 
 @dataclass(frozen=True)
@@ -118,11 +121,14 @@ def make_one(wanted: Wanted, prior: str, seed: int, config: MeshBench, folder: s
 
 def judged_views(mesh: Mesh, config: MeshBench) -> torch.Tensor:
     """Eight views (8, 3, H, W) over light grey, as the texture is (the prior paints its shading)."""
-    distance = orbit_distance(0.95, 32.0)
-    cameras = Camera.orbit(list(map(float, AZIMUTHS)), config.elevation_deg, distance, 32.0, config.view_size)
     background = torch.full((3,), 0.85)
-    out = RayMesh(mesh).render(cameras, ("rgb", "alpha"), background, supersample=2)
+    out = RayMesh(mesh).render(_cameras(config), ("rgb", "alpha"), background, supersample=2)
     return out.rgb.permute(0, 3, 1, 2).clamp(0, 1)
+
+
+def _cameras(config: MeshBench) -> Camera:
+    distance = orbit_distance(0.95, 32.0)
+    return Camera.orbit(list(map(float, AZIMUTHS)), config.elevation_deg, distance, 32.0, config.view_size)
 
 
 def kept_views(place: Path) -> torch.Tensor:
@@ -131,12 +137,28 @@ def kept_views(place: Path) -> torch.Tensor:
     return torch.stack(strip.chunk(len(AZIMUTHS), dim=1)).permute(0, 3, 1, 2)
 
 
+def true_views(wanted: Wanted, config: MeshBench, seed: int) -> torch.Tensor:
+    """The same eight sides (8, 3, H, W) of a toybox instance: what the judge makes of the real thing."""
+    program = ObjectProgram(wanted.noun, wanted.colour, seed=seed)
+    renderer = Renderer(object_scene(program, np.random.default_rng(seed)))
+    cameras = _cameras(config)
+    sides = [
+        renderer.render(c2w.astype(float), K.astype(float), config.view_size).rgb
+        for c2w, K in zip(cameras.c2w.numpy(), cameras.K.numpy(), strict=True)
+    ]
+    return torch.from_numpy(np.stack(sides)).float().permute(0, 3, 1, 2)
+
+
 def judge_views(judge: Judge, views: torch.Tensor, wanted: Wanted) -> dict[str, Any]:
-    """Share of views and verdict of all views together for noun and colour, and the quadrants that show a front."""
+    """Share of views and verdict of all views together for noun and colour, and the quadrants that show a front.
+
+    A view shows a front when the judge reads its azimuth as within 45 degrees of it: whether a front is visible at all
+    is no question for views from the side, which see half of it.
+    """
     verdict = judge(views)
     noun = verdict.noun_probs.mean(0).argmax().item()
     colour = verdict.colour_probs.mean(0).argmax().item()
-    front = (judge.front_visible(views) > 0.5).tolist()
+    front = (((verdict.azimuth_deg + 180) % 360 - 180).abs() <= 45).tolist()
     seen = [front[AZIMUTHS.index(q)] for q in QUADRANTS]
     return {
         "judged_noun": verdict.answers["noun"][int(noun)],
@@ -159,15 +181,22 @@ def nearest_reference(mesh: Mesh, wanted: Wanted, count: int, scout: int = 10_00
     return compare_meshes(mesh, nearest, generator=torch.Generator().manual_seed(0))
 
 
-def summary(name: str, records: list[dict[str, Any]]) -> dict[str, Any]:
-    """One row of the table."""
-    made = [r for r in records if "failed" not in r]
-    validated = [r["validator"] for r in made if r["validator"] is not None]
+def verdicts(name: str, records: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the judge says, as the first part of a row."""
     return {
         "prompts": name,
         "noun": share([r.get("judged_noun") == r["noun"] for r in records]),
         "colour": share([r.get("judged_colour") == r["colour"] for r in records]),
         "two_fronts": share([bool(r.get("two_fronts", True)) for r in records]),
+    }
+
+
+def summary(name: str, records: list[dict[str, Any]]) -> dict[str, Any]:
+    """One row of the table."""
+    made = [r for r in records if "failed" not in r]
+    validated = [r["validator"] for r in made if r["validator"] is not None]
+    return {
+        **verdicts(name, records),
         "watertight": share([bool(r.get("report", {}).get("watertight", False)) for r in records]),
         "largest_component": spread([r["report"]["largest_component_share"] for r in made]),
         "chamfer": spread([r["chamfer"] for r in made]),
@@ -199,8 +228,15 @@ def run(context: Context) -> dict[str, Any]:
         summary("test", [r for r in records if not r["heldout"]]),
         summary("held-out", [r for r in records if r["heldout"]]),
     ]
+    rows.append(summary("all", records))
+    rows.append(verdicts("the toybox's own", [_true_record(judge, one, config) for one in wanted]))
     save_sheet(context.picture(), records, Path(folder))
-    return {"config": asdict(config), "seeds": seeds, "table": [*rows, summary("all", records)], "meshes": records}
+    return {"config": asdict(config), "seeds": seeds, "table": rows, "meshes": records}
+
+
+def _true_record(judge: Judge, wanted: Wanted, config: MeshBench) -> dict[str, Any]:
+    views = true_views(wanted, config, TRUE_SEED + wanted.index)
+    return {**asdict(wanted), **judge_views(judge, views, wanted)}
 
 
 def save_sheet(path: Path, records: list[dict[str, Any]], folder: Path) -> None:

@@ -8,8 +8,9 @@ import torch
 from unproject.bench import runner
 from unproject.bench.geometry_heads import real_summary
 from unproject.bench.judge import rows_of
-from unproject.bench.text_to_mesh import AZIMUTHS, MeshBench, kept_views, prompts
+from unproject.bench.text_to_mesh import AZIMUTHS, MeshBench, Wanted, judge_views, kept_views, prompts, true_views
 from unproject.scripts import make_docs
+from unproject.toybox.judge import Verdict
 from unproject.toybox.programs import is_heldout_pair
 from unproject.utils.errors import InputError
 from unproject.utils.files import read_json, write_json
@@ -76,6 +77,29 @@ def test_views_come_back_as_they_were_kept(tmp_path):
     views = torch.rand(len(AZIMUTHS), 3, 8, 8, generator=torch.Generator().manual_seed(0))
     save_image(tmp_path / "views.png", grid([v.permute(1, 2, 0).numpy() for v in views], columns=len(AZIMUTHS), pad=0))
     torch.testing.assert_close(kept_views(tmp_path), views, atol=0.51 / 255, rtol=0)
+
+
+def test_a_front_on_two_opposite_sides_is_seen():
+    class Reader:
+        azimuths = (0.0, 40.0, 90.0, 130.0, 180.0, 230.0, 270.0, 310.0)
+
+        def __call__(self, views):
+            ones = torch.ones(8)
+            probs = {"noun": torch.tensor([[0.0, 1.0]]).repeat(8, 1), "colour": torch.tensor([[1.0]]).repeat(8, 1)}
+            return Verdict({"noun": ("dog", "car"), "colour": ("red",)}, probs, ones, torch.tensor(self.azimuths), ones)
+
+    wanted = Wanted(0, "car", "red", False)
+    found = judge_views(Reader(), torch.zeros(8, 3, 4, 4), wanted)
+    assert found["front_quadrants"] == [0] and not found["two_fronts"]
+    assert (found["judged_noun"], found["noun_views"], found["colour_views"]) == ("car", 1.0, 1.0)
+    Reader.azimuths = (0.0, 40.0, 90.0, 130.0, 350.0, 230.0, 270.0, 310.0)
+    assert judge_views(Reader(), torch.zeros(8, 3, 4, 4), wanted)["two_fronts"]
+
+
+def test_true_views_are_read_from_the_same_sides():
+    views = true_views(Wanted(0, "car", "red", False), MeshBench(view_size=24), 0)
+    assert views.shape == (8, 3, 24, 24) and views.min() >= 0 and views.max() <= 1
+    assert (views[0] - views[4]).abs().mean() > 0.02  # front and back of a car differ
 
 
 def test_tables_are_made_from_results(tmp_path):

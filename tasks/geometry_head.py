@@ -41,6 +41,9 @@ class HeadConfig:
     start: Literal["zeros", "noise"] = "zeros"
     """zeros: a one-step regressor; noise: a sampler"""
     steps: int = 1
+    timestep: int | None = None
+    """train index a regressor's network is told instead of T - 1; low ones find the features of a clean picture
+    (GenPercept, Xu et al. 2025). Needs kind "sample", for there other outputs carry no x0"""
     spacing: Spacing = "trailing"
     final: Literal["zero", "index0"] = "zero"
     """zero: the result is the predicted x0; index0: the state at the least-noise train step"""
@@ -61,6 +64,10 @@ class HeadConfig:
             raise InputError(f"steps={self.steps} must be >= 1 and processing_resolution >= 0")
         if self.start == "zeros" and self.steps != 1:
             raise InputError(f"steps={self.steps}: a head that starts from zeros is a one-step regressor; use 1")
+        if self.timestep is not None and (self.start, self.kind) != ("zeros", "sample"):
+            raise InputError(
+                f'timestep={self.timestep} needs start "zeros" and kind "sample", got {self.start!r} and {self.kind!r}'
+            )
 
     def codec(self) -> StackCodec:
         """The codecs of the targets."""
@@ -98,7 +105,8 @@ class GeometryHead:
     @classmethod
     def from_prior(cls, prior: StableDiffusionPrior, config: HeadConfig = HeadConfig()) -> GeometryHead:
         """An untrained head that starts from the prior's weights (`expanded_unet`)."""
-        return cls(prior, expanded_unet(prior.network, len(config.targets)), config)
+        unet = expanded_unet(prior.network, len(config.targets), shared=config.timestep is None)
+        return cls(prior, unet, config)
 
     @classmethod
     def load(
@@ -219,22 +227,27 @@ class HeadDenoiser:
         joined = torch.cat([self.image_latents, x], 1).to(dtype)  # image first
         embeds = head.empty_prompt().to(x.device, dtype).expand(len(x), -1, -1)
         head.nfe += len(x)
-        raw = head.unet(joined, level.times(x), embeds, return_dict=False)[0]
+        told = head.config.timestep
+        times = level.times(x) if told is None else torch.full_like(level.times(x), told)
+        raw = head.unet(joined, times, embeds, return_dict=False)[0]
         return Prediction(x, level, raw.to(torch.promote_types(x.dtype, torch.float32)), head.config.kind)
 
 
-def expanded_unet(unet: UNet2DConditionModel, targets: int) -> UNet2DConditionModel:
-    """A copy with (1 + n) C inputs and n C outputs.
+def expanded_unet(unet: UNet2DConditionModel, targets: int, shared: bool = True) -> UNet2DConditionModel:
+    """A copy with (1 + n) C inputs and n C outputs; conv_out's kernel and bias are repeated n times.
 
-    conv_in's kernel is repeated 1 + n times and divided by 1 + n, conv_out's kernel and bias are repeated n times: with
-    z_target = z_image in every group, every group of the output is the original output.
+    shared: conv_in's kernel is repeated 1 + n times and divided by 1 + n; with z_target = z_image in every group, every
+    group of the output is the original output. Otherwise the image has the kernel to itself and the targets begin with
+    zeros: every group of the output is the prior's for the image.
     """
     config = {name: value for name, value in unet.config.items() if not name.startswith("_")}
     copies = 1 + targets
     config["in_channels"], config["out_channels"] = config["in_channels"] * copies, config["out_channels"] * targets
     grown = UNet2DConditionModel.from_config(config)
     state = unet.state_dict()
-    state["conv_in.weight"] = state["conv_in.weight"].repeat(1, copies, 1, 1) / copies
+    kernel = state["conv_in.weight"]
+    parts = [kernel / copies] * copies if shared else [kernel] + [torch.zeros_like(kernel)] * targets
+    state["conv_in.weight"] = torch.cat(parts, dim=1)
     state["conv_out.weight"] = state["conv_out.weight"].repeat(targets, 1, 1, 1)
     state["conv_out.bias"] = state["conv_out.bias"].repeat(targets)
     grown.load_state_dict({name: value.float() for name, value in state.items()})

@@ -35,6 +35,20 @@ def test_expanded_unet_repeats_the_prior_when_every_group_is_the_image(tiny_prio
     torch.testing.assert_close(out, original.repeat(1, targets, 1, 1), rtol=0, atol=2e-5)
 
 
+def test_a_low_timestep_asks_the_prior_about_a_clean_picture(tiny_prior) -> None:
+    """Untrained, such a head answers every target with the prior's own output for the picture at that time."""
+    head = make_head(tiny_prior, kind="sample", timestep=20)
+    z = torch.randn(2, 4, 8, 8, generator=seeded())
+    told = torch.full((2,), 20.0)
+    text = head.empty_prompt().expand(2, -1, -1)
+    original = tiny_prior.network(z, told, text, return_dict=False)[0]
+    with torch.no_grad():
+        found = head.predict(z, torch.zeros(2, *head.shape(z)))
+    torch.testing.assert_close(found, original.repeat(1, 2, 1, 1), rtol=0, atol=2e-5)
+    with pytest.raises(InputError, match='timestep=20 needs start "zeros" and kind "sample"'):
+        HeadConfig(timestep=20)
+
+
 def test_first_level_is_the_noisiest_and_trailing_starts_there(tiny_prior) -> None:
     head = make_head(tiny_prior, start="noise", steps=4)
     assert head.first_level().index == 999

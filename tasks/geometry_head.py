@@ -42,8 +42,8 @@ class HeadConfig:
     """zeros: a one-step regressor; noise: a sampler"""
     steps: int = 1
     timestep: int | None = None
-    """train index a regressor's network is told instead of T - 1; low ones find the features of a clean picture
-    (GenPercept, Xu et al. 2025). Needs kind "sample", for there other outputs carry no x0"""
+    """train index a regressor's network is told instead of T - 1; at low ones the prior expects a clean picture (as in
+    the first code of GenPercept, Xu et al. 2025, with 1). Needs kind "sample": other kinds are read at T - 1"""
     spacing: Spacing = "trailing"
     final: Literal["zero", "index0"] = "zero"
     """zero: the result is the predicted x0; index0: the state at the least-noise train step"""
@@ -88,6 +88,10 @@ class GeometryHead:
             raise InputError(
                 f"a head for {', '.join(config.targets)} needs a U-Net with {expected[0]} input and {expected[1]} "
                 f"output channels, got {unet.config.in_channels} and {unet.config.out_channels}"
+            )
+        if config.timestep is not None and not 0 <= config.timestep < self.schedule.steps:
+            raise InputError(
+                f"timestep={config.timestep} must lie in 0 to {self.schedule.steps - 1}, the prior's steps"
             )
         self.nfe = 0
         self._empty: Tensor | None = None

@@ -58,6 +58,14 @@ def test_compare_meshes_sees_a_shift_and_a_flip() -> None:
     assert flipped["normal_consistency"] < -0.98
 
 
+def test_compare_meshes_agrees_with_its_parts() -> None:
+    box, ball = (Mesh.from_trimesh(m) for m in (trimesh.creation.box((1.0, 2.0, 0.5)), trimesh.creation.icosphere(2)))
+    found = compare_meshes(box, ball, 3000, torch.Generator().manual_seed(1))
+    rng = torch.Generator().manual_seed(1)
+    a, b = (sample_surface(mesh, 3000, rng)[0] for mesh in (box, ball))
+    assert found["chamfer"] == pytest.approx(chamfer(a, b)) and found["f_score"] == pytest.approx(f_score(a, b))
+
+
 def test_bad_inputs_say_what_is_wrong() -> None:
     with pytest.raises(InputError, match="N > 0"):
         nearest_distances(torch.zeros(0, 3), torch.zeros(1, 3))

@@ -47,6 +47,9 @@ def test_a_low_timestep_asks_the_prior_about_a_clean_picture(tiny_prior) -> None
     torch.testing.assert_close(found, original.repeat(1, 2, 1, 1), rtol=0, atol=2e-5)
     with pytest.raises(InputError, match='timestep=20 needs start "zeros" and kind "sample"'):
         HeadConfig(timestep=20)
+    for wrong in (-1, 1000):
+        with pytest.raises(InputError, match=f"timestep={wrong} must lie in 0 to 999"):
+            make_head(tiny_prior, kind="sample", timestep=wrong)
 
 
 def test_first_level_is_the_noisiest_and_trailing_starts_there(tiny_prior) -> None:

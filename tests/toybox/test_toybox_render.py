@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from unproject.toybox.objects import ToyObject, build
 from unproject.toybox.programs import ObjectProgram, draw
 from unproject.toybox.render import SH_C, SH_COSINE, Renderer, Rendering, render_views, sh_basis
 from unproject.toybox.scenes import Light, Placed, Scene, Surface, make_scene, placed_vertices
+from unproject.toybox.views import draw_room_camera
 
 Camera = Callable[..., tuple[np.ndarray, np.ndarray]]
 Ball = Callable[..., ToyObject]
@@ -179,3 +181,11 @@ def test_eyes_in_rooms_keep_clear_of_the_furniture() -> None:
             for corners in map(placed_vertices, scene.objects):
                 gap = np.maximum(np.maximum(corners.min(0) - eye, eye - corners.max(0)), 0)
                 assert np.linalg.norm(gap) >= 0.399
+
+
+def test_a_room_without_room_still_has_eyes() -> None:
+    scene = make_scene(draw("val", 0, "room"), 0)
+    filled = replace(scene, objects=(Placed(scene.objects[0].toy, np.diag([40.0, 40.0, 40.0, 1.0])),))
+    camera = draw_room_camera(np.random.default_rng(0), filled, (24, 24))
+    eye = camera.centres[0].numpy()
+    assert scene.size_m is not None and (eye > 0).all() and (eye < np.array(scene.size_m)).all()

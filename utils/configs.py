@@ -77,7 +77,19 @@ def to_dict(config: Any) -> Any:
 
 def to_yaml(config: Any) -> str:
     """The text that `load_config` reads back into an equal config."""
-    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True, width=120)
+    return yaml.dump(to_dict(config), Dumper=_ReadableDumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+class _ReadableDumper(yaml.SafeDumper):
+    """Leaves text readable in any script, but escapes Unicode's line breaks: unescaped they read back as others."""
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        """Double quotes, the only style that escapes them, for text with line breaks beyond ASCII."""
+        style = '"' if any(mark in text for mark in "\x85\u2028\u2029") else None
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+
+_ReadableDumper.add_representer(str, _ReadableDumper.represent_text)
 
 
 def _undot(overrides: Mapping[str, Any]) -> dict[str, Any]:

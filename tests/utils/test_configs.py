@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -125,7 +126,16 @@ def test_unknown_packaged_config_lists_the_known() -> None:
     )
 )
 def test_round_trip_through_yaml(config: Outer) -> None:
-    import yaml
-
     assert load_config(Outer, yaml.safe_load(to_yaml(config))) == config
     assert load_config(Outer, to_dict(config)) == config
+
+
+@pytest.mark.parametrize("mark", ["\x85", "\u2028", "\u2029", "\n", "\r", "\t", "\ufeff", " "])
+def test_line_breaks_of_any_kind_survive(mark: str) -> None:
+    for text in (mark, f"a{mark}b", f"{mark} b"):
+        config = Outer(text, weights={text: 0.5})
+        assert load_config(Outer, yaml.safe_load(to_yaml(config))) == config
+
+
+def test_other_scripts_stay_readable() -> None:
+    assert "椅子 🪑" in to_yaml(Outer("椅子 🪑"))

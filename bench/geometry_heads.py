@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +43,17 @@ class GeometryBench:
     """rooms of the test split, four eyes each"""
     size: int = 96
     ensembles: tuple[int, ...] = (1, 3, 5)
-    budget_steps: int = 120
+    budget_steps: int = 300
     """updates of each head in the comparison with and without the prior"""
     budget_groups: int = 128
     budget_seeds: tuple[int, ...] = (0, 1)
+    budget_head: HeadConfig = field(default_factory=lambda: HeadConfig(kind="sample", timestep=20))
+    budget_loss: LossConfig = field(default_factory=lambda: LossConfig(loss="regression"))
     batch: int = 16
-    lr: float = 1e-3
+    lr: float = 6e-3
 
 
-QUICK = GeometryBench(2, 64, (1, 2), 4, 2, (0,), 4)
+QUICK = GeometryBench(2, 64, (1, 2), 4, 2, (0,), batch=4)
 
 
 class RenderedRooms:
@@ -180,10 +182,10 @@ def _trained(
     batch: dict[str, np.ndarray],
 ) -> dict[str, float]:
     """Errors on the test rooms after a short training, and its seconds."""
-    head = GeometryHead.from_prior(prior, HeadConfig())
+    head = GeometryHead.from_prior(prior, config.budget_head)
     if start == "random":
         head = GeometryHead(prior, random_unet_like(head.unet, seed), head.config)
-    objective = HeadObjective(LossConfig(), head)
+    objective = HeadObjective(config.budget_loss, head)
     settings = TrainerConfig(
         steps=config.budget_steps,
         batch=config.batch,

@@ -100,6 +100,8 @@ class FlowRecipe:
     """the default size first: an epoch is one pass over it"""
     vae: str
     """diffusers folder of the codec"""
+    start_from: str = ""
+    """folder of another run whose averaged weights this one begins with; empty: from scratch"""
     model: FlowConfig = field(default_factory=FlowConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
@@ -194,6 +196,8 @@ def flow_job(values: dict[str, Any]) -> Job:
     val = [LatentSet(part.latents.val, RenderedSet(part.val)) for part in recipe.sets]
     vae = load_vae(recipe.vae)
     objective = FlowObjective(recipe.model, build_tokenizer(vocabulary()), vae, val, recipe.trainer.seed)
+    if recipe.start_from:
+        begin_with_run(objective.modules, recipe.start_from)
     data = MixedSizes(train, [part.share for part in recipe.sets])
     return Job(recipe.trainer, objective, data, lambda out: with_vocabulary(objective.save_pipeline(out)))
 

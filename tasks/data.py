@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+from PIL import Image
 
 from ..utils.errors import InputError
 
@@ -27,12 +28,22 @@ class AugmentConfig:
 
     crop: int = 0
     """px of a random square window; 0 = the whole image"""
+    zoom: float = 1.0
+    """smallest share of the image's sides that a centred window keeps, enlarged to the image again: a longer lens"""
     flip: bool = True
+    texture: float = 0.0
+    """largest standard deviation, in log units, of a coloured pattern of coarse to fine noise painted over the image"""
+    grey: float = 0.0
+    """share of images that lose their colour"""
     gain: float = 0.3
     """spread of brightness and of each colour channel, in log units"""
     contrast: float = 0.3
     noise: float = 0.02
     """largest standard deviation of grain"""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.zoom <= 1:
+            raise InputError(f"zoom={self.zoom} must lie in (0, 1], 1 = none")
 
 
 class GeometryData:
@@ -65,6 +76,8 @@ class GeometryData:
         window = self._window(image.shape[:2], rng)
         image, depth_m, normals = image[window], depth_m[window], normals[window]
         if rng is not None:
+            if self.augment.zoom < 1:
+                image, depth_m, normals = zoomed(image, depth_m, normals, float(rng.uniform(self.augment.zoom, 1)))
             if self.augment.flip and rng.random() < 0.5:
                 image, depth_m = image[:, ::-1], depth_m[:, ::-1]
                 normals = normals[:, ::-1] * np.array([-1, 1, 1], np.float32)
@@ -84,8 +97,44 @@ class GeometryData:
         config = self.augment
         gain = np.exp(config.gain * (0.5 * rng.normal() + 0.25 * rng.normal(size=3)))
         values = image.astype(np.float32) / 255 * gain.astype(np.float32)
+        if config.texture > 0:
+            values = values * np.exp(rng.uniform(0, config.texture) * noise_pattern(image.shape, rng))
+        if config.grey > 0 and rng.random() < config.grey:
+            values = np.broadcast_to(values.mean(-1, keepdims=True), image.shape)
         middle = values.mean()
         values = middle + (values - middle) * np.float32(np.exp(config.contrast * rng.normal()))
         if config.noise > 0:
             values = values + np.float32(rng.uniform(0, config.noise)) * rng.normal(size=image.shape).astype(np.float32)
         return np.rint(values.clip(0, 1) * 255).astype(np.uint8)
+
+
+def zoomed(
+    image: np.ndarray, depth_m: np.ndarray, normals: np.ndarray, share: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The centred window with `share` of the sides, at the old size; depth and normals from the nearest pixel.
+
+    A window around the centre is what a longer lens sees, so normals in camera axes keep their meaning.
+    """
+    height, width = image.shape[:2]
+    left, top = (1 - share) / 2 * width, (1 - share) / 2 * height
+    picture = Image.fromarray(image).resize(
+        (width, height), Image.Resampling.BICUBIC, box=(left, top, left + share * width, top + share * height)
+    )
+    rows, columns = (np.floor(n / 2 + share * (np.arange(n) + 0.5 - n / 2)).astype(int) for n in (height, width))
+    nearest = np.ix_(rows, columns)
+    return np.asarray(picture), depth_m[nearest], normals[nearest]
+
+
+def noise_pattern(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """Noise (H, W, 3) of mean 0 and standard deviation 1: octaves from 2 cells to single pixels, randomly weighted."""
+    height, width = shape[:2]
+    octaves = [2**k for k in range(1, 12) if 2**k < 2 * min(height, width)]
+    pattern = np.zeros((height, width, 3), np.float32)
+    for cells, weight in zip(octaves, rng.exponential(size=len(octaves)), strict=True):
+        shared = rng.normal(size=(cells, cells))
+        for channel in range(3):
+            values = (shared + 0.5 * rng.normal(size=(cells, cells))).astype(np.float32)
+            layer = Image.fromarray(values).resize((width, height), Image.Resampling.BICUBIC)
+            pattern[..., channel] += np.float32(weight) * np.asarray(layer)
+    pattern -= pattern.mean()
+    return pattern / pattern.std()

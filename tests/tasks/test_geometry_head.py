@@ -10,7 +10,7 @@ import torch
 
 from unproject.core.priors import load_prior
 from unproject.core.sampling import Prediction
-from unproject.tasks.data import AugmentConfig, GeometryData
+from unproject.tasks.data import AugmentConfig, GeometryData, noise_pattern, zoomed
 from unproject.tasks.geometry_head import GeometryHead, HeadConfig, expanded_unet
 from unproject.tasks.heads import head_table, load_head, marigold_head
 from unproject.tasks.train import HeadObjective, LossConfig, edge_error, latent_mask, random_unet_like
@@ -217,6 +217,38 @@ def test_mirroring_keeps_normals_consistent_with_depth(planes) -> None:
     slope = np.gradient(batch["depth_m"], 2 / 31, axis=2).mean((1, 2))
     from_normals = (-batch["normals"][..., 0] / batch["normals"][..., 2]).mean((1, 2))
     np.testing.assert_allclose(from_normals, slope, atol=0.02)
+
+
+def test_a_longer_lens_keeps_normals_and_flattens_the_slope(planes) -> None:
+    """A centred window of half the sides, at the old size, halves the slope of depth and turns no normal."""
+    plane = planes(1, 64)
+    image, depth, normals = plane.rgb[0], plane.columns["depth_m"][0].astype(np.float32), plane.columns["normal"][0]
+    near, far, turned = zoomed(image, depth, normals, 0.5)
+    assert near.shape == image.shape
+    np.testing.assert_array_equal(turned, normals)
+    np.testing.assert_array_equal(far[0::2, 0::2], depth[16:48, 16:48])
+    np.testing.assert_allclose(np.diff(far[:, 0::2]).mean(), np.diff(depth).mean(), rtol=1e-2)
+    same = zoomed(image, depth, normals, 1.0)
+    for found, wanted in zip(same, (image, depth, normals), strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    with pytest.raises(InputError, match="zoom=0"):
+        AugmentConfig(zoom=0)
+
+
+def test_painted_patterns_are_standard_noise_and_leave_the_geometry_alone(planes) -> None:
+    pattern = noise_pattern((48, 64, 3), np.random.default_rng(0))
+    assert abs(pattern.mean()) < 1e-5
+    assert abs(pattern.std() - 1) < 1e-5
+    plain, painted = (
+        GeometryData([planes(2)], AugmentConfig(flip=False, gain=0, contrast=0, noise=0, **extra)).batch(
+            np.array([0, 1]), np.random.default_rng(0)
+        )
+        for extra in ({}, {"texture": 0.3, "grey": 1.0})
+    )
+    np.testing.assert_array_equal(painted["depth_m"], plain["depth_m"])
+    np.testing.assert_array_equal(painted["normals"], plain["normals"])
+    assert np.ptp(painted["images"].astype(int), axis=-1).max() == 0
+    assert np.abs(painted["images"].astype(int) - plain["images"]).max() > 10
 
 
 def test_several_sets_are_one(planes) -> None:

@@ -44,6 +44,8 @@ class AugmentConfig:
     def __post_init__(self) -> None:
         if not 0 < self.zoom <= 1:
             raise InputError(f"zoom={self.zoom} must lie in (0, 1], 1 = none")
+        if not 0 <= self.grey <= 1 or self.texture < 0:
+            raise InputError(f"grey={self.grey} must lie in [0, 1] and texture={self.texture} be at least 0")
 
 
 class GeometryData:

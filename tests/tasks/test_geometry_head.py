@@ -233,6 +233,8 @@ def test_a_longer_lens_keeps_normals_and_flattens_the_slope(planes) -> None:
         np.testing.assert_array_equal(found, wanted)
     with pytest.raises(InputError, match="zoom=0"):
         AugmentConfig(zoom=0)
+    with pytest.raises(InputError, match="grey=2"):
+        AugmentConfig(grey=2)
 
 
 def test_painted_patterns_are_standard_noise_and_leave_the_geometry_alone(planes) -> None:

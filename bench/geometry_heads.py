@@ -50,7 +50,7 @@ class GeometryBench:
     budget_head: HeadConfig = field(default_factory=lambda: HeadConfig(kind="sample", timestep=20))
     budget_loss: LossConfig = field(default_factory=lambda: LossConfig(loss="regression"))
     batch: int = 16
-    lr: float = 6e-3
+    lr: float = 4e-3
 
 
 QUICK = GeometryBench(2, 64, (1, 2), 4, 2, (0,), batch=4)

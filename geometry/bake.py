@@ -1,9 +1,12 @@
-"""Textures from fields: the surface point of each texel, the field's colour there, and a margin around the charts."""
+"""Textures from fields and other meshes: the surface point of each texel, its colour, a margin around the charts."""
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import open3d
@@ -13,9 +16,11 @@ from torch import Tensor
 
 from ..utils.errors import InputError
 from .meshes import Mesh
-from .raycast import NO_HIT, interpolate
+from .raycast import NO_HIT, RayMesh, interpolate
+from .unwrap import unwrap
 
 Query = Callable[[Tensor, Tensor], Tensor]
+CARRIED = ("base_color", "metallic_roughness")  # a normal map is relative to the triangles it was made for
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,38 @@ def bake(
     filled = dilate_charts(image, mask, dilate)
     texture = (filled * 255).round().astype(np.uint8)
     return replace(mesh, textures={**mesh.textures, name: texture})
+
+
+@torch.no_grad()
+def carry_colors(source: Mesh, mesh: Mesh) -> Mesh:
+    """`mesh` with the textures and vertex colours of `source`, taken at the closest point of its surface.
+
+    Textures are baked on new charts; a normal map is left out, with a warning.
+    """
+    seen = RayMesh(source)
+    if source.vertex_colors is not None:
+        faces, weights = seen.closest(mesh.vertices)
+        mesh = replace(mesh, vertex_colors=interpolate(source.vertex_colors, source.faces[faces], weights))
+    names = [name for name in CARRIED if name in source.textures and source.uv is not None]
+    if "normal" in source.textures:
+        warnings.warn("the normal map belongs to the old triangles and was left out", UserWarning, stacklevel=2)
+    if not names:
+        return mesh
+
+    def look(points: Tensor, normals: Tensor, name: str) -> Tensor:
+        return seen.texture(name, *seen.closest(points))
+
+    size = _texture_size(source, len(mesh.faces))
+    mesh = unwrap(mesh, size)
+    for name in names:
+        mesh = bake(mesh, partial(look, name=name), size, name=name)
+    return mesh
+
+
+def _texture_size(source: Mesh, faces: int) -> int:
+    """Texels a side: as many as the source's textures, at least eight for each edge of a triangle."""
+    own = max(max(image.shape[:2]) for image in source.textures.values())
+    return min(max(own, 256, 8 * math.isqrt(faces)), 4096)
 
 
 def dilate_charts(image: np.ndarray, mask: np.ndarray, dilate: int) -> np.ndarray:

@@ -94,7 +94,7 @@ def load_colmap(folder: str | Path) -> tuple[Camera, list[str]]:
     try:
         lenses = {row[0]: _colmap_lens(folder, row) for row in map(str.split, _lines(folder / "cameras.txt"))}
         rows = _lines(folder / "images.txt", keep_blank=True)[::2]
-        entries = sorted((row.split() for row in rows if row.strip()), key=lambda row: int(row[0]))
+        entries = sorted((row.strip().split(maxsplit=9) for row in rows if row.strip()), key=lambda row: int(row[0]))
         poses = torch.tensor([[float(v) for v in row[1:8]] for row in entries], dtype=torch.float64)
         chosen = [lenses[row[8]] for row in entries]
         names = [row[9] for row in entries]

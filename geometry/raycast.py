@@ -81,6 +81,18 @@ class RayMesh:
         faces = np.where(seen, ids, 0).astype(np.int64)
         return torch.from_numpy(np.where(seen, faces, -1)).to(camera.c2w.device)
 
+    def closest(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Face (N,) and barycentric weights (N, 3) of the surface point nearest to each of points (N, 3)."""
+        queries = np.ascontiguousarray(points.detach().cpu().float().numpy())
+        found = self.scene.compute_closest_points(open3d.core.Tensor(queries))
+        faces = torch.from_numpy(found["primitive_ids"].numpy().astype(np.int64)).to(self.mesh.faces.device)
+        late = torch.from_numpy(found["primitive_uvs"].numpy()).to(self.mesh.vertices)
+        return faces, torch.cat([1 - late.sum(dim=-1, keepdim=True), late], dim=-1)
+
+    def texture(self, name: str, face: Tensor, weights: Tensor) -> Tensor:
+        """The texture `name` (N, 3) at points of the surface."""
+        return sample_texture(self._images[name], self._uv(face, weights)).clamp(0, 1)
+
     def render(
         self,
         camera: Camera,
@@ -144,7 +156,7 @@ class RayMesh:
     def _albedo(self, face: Tensor, weights: Tensor) -> Tensor:
         """sRGB (N, 3) from the base colour texture, else the vertex colours, else grey."""
         if "base_color" in self._images:
-            return sample_texture(self._images["base_color"], self._uv(face, weights)).clamp(0, 1)
+            return self.texture("base_color", face, weights)
         if self.mesh.vertex_colors is not None:
             return interpolate(self.mesh.vertex_colors, self.mesh.faces[face], weights)
         return torch.full((len(face), 3), GREY, dtype=weights.dtype, device=weights.device)
@@ -154,7 +166,7 @@ class RayMesh:
         if "metallic_roughness" not in self._images:
             one = torch.ones_like(weights[:, :1])
             return {"roughness": one, "metallic": torch.zeros_like(one)}
-        packed = sample_texture(self._images["metallic_roughness"], self._uv(face, weights))
+        packed = self.texture("metallic_roughness", face, weights)
         return {"roughness": packed[:, 1:2], "metallic": packed[:, 2:3]}
 
     def _uv(self, face: Tensor, weights: Tensor) -> Tensor:

@@ -109,11 +109,11 @@ def shard_path(folder: Path, number: int) -> Path:
 
 
 def render_shard(job: RenderJob, folder: str, number: int) -> int:
-    """Renders one shard unless it is there already; returns its number of views."""
+    """Renders one shard unless it is there already, whole; returns its number of views."""
     path = shard_path(Path(folder), number)
     start = number * SHARD_GROUPS
     groups = range(job.first + start, job.first + min(start + SHARD_GROUPS, job.groups))
-    if not path.exists():
+    if _shard_views(path) != len(groups) * VIEWS[job.kind]:
         parts = [render_group(job, g) for g in groups]
         arrays: dict[str, Any] = {k: np.concatenate([p[k] for p in parts]) for k in parts[0] if k != "records"}
         records = json.dumps([r for p in parts for r in p["records"]])
@@ -122,8 +122,19 @@ def render_shard(job: RenderJob, folder: str, number: int) -> int:
     return len(groups) * VIEWS[job.kind]
 
 
+def _shard_views(path: Path) -> int:
+    """Views in a shard, 0 when there is none; the last one of a smaller set is short."""
+    if not path.exists():
+        return 0
+    with np.load(path, allow_pickle=False) as shard:
+        return len(json.loads(shard["records"].tobytes()))
+
+
 def render_set(job: RenderJob, folder: str | Path, workers: int | None = None) -> Path:
-    """Renders a whole set, in parallel and resumable. Raises InputError when the folder holds another job."""
+    """Renders a whole set, in parallel and resumable; a larger job extends the set that is there.
+
+    Raises InputError when the folder holds another job or more groups.
+    """
     folder = Path(folder)
     manifest = folder / "job.json"
     wanted = asdict(job)
@@ -132,6 +143,8 @@ def render_set(job: RenderJob, folder: str | Path, workers: int | None = None) -
         different = [k for k in wanted if present.get(k) != wanted[k] and k != "groups"]
         if different:
             raise InputError(f"{folder} holds another data set (different {', '.join(different)}); choose a new folder")
+        if present["groups"] > job.groups:
+            raise InputError(f"{folder} holds {present['groups']} groups; groups={job.groups} would leave a part out")
     write_json(manifest, wanted)
     for leftover in folder.glob(".*.tmp.npz"):
         leftover.unlink(missing_ok=True)

@@ -41,7 +41,7 @@ def trilinear(points: Tensor, side: int, half: float) -> tuple[Tensor, Tensor]:
     table reshaped to (side, side, side, C) is indexed [x, y, z]. Points outside are clamped to the border.
     """
     low, fraction = cell_of(points, side, half)
-    offsets = points.new_tensor(CORNERS).long() @ torch.tensor([side * side, side, 1], device=points.device)
+    offsets = torch.tensor([(x * side + y) * side + z for x, y, z in CORNERS], device=points.device)
     base = (low[:, 0] * side + low[:, 1]) * side + low[:, 2]
     return base[:, None] + offsets, corner_weights(fraction)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from unproject.geometry.bake import bake, dilate_charts, rasterise_uv
-from unproject.geometry.extract import extract_surface, grid_points
+from unproject.geometry.bake import bake, carry_colors, dilate_charts, rasterise_uv
+from unproject.geometry.extract import decimate, extract_surface, grid_points
 from unproject.geometry.meshes import Mesh
 from unproject.geometry.raycast import RayMesh
 from unproject.geometry.turntable import orbit_around
@@ -70,6 +72,35 @@ def test_chunks_do_not_change_the_texture_and_maps_have_names(charted: Mesh) -> 
     whole = bake(charted, field_color, size=64)
     parts = bake(whole, field_color, size=64, chunk=100, name="metallic_roughness")
     assert np.array_equal(parts.textures["base_color"], parts.textures["metallic_roughness"])
+
+
+def test_colours_are_carried_to_a_simplified_mesh(charted: Mesh) -> None:
+    source = bake(bake(charted, field_color, size=256), field_color, size=256, name="metallic_roughness")
+    mesh = carry_colors(source, decimate(source, 300))
+    assert len(mesh.faces) <= 300 and set(mesh.textures) == {"base_color", "metallic_roughness"}
+    camera = orbit_around(mesh, 3, 48)
+    output = RayMesh(mesh).render(camera, channels=("roughness",))
+    wanted = field_color(camera.unproject(output.depth), output.normal)
+    seen = output.alpha[..., 0] > 0
+    assert float((output.rgb - wanted)[seen].abs().mean()) < 0.03  # the surface itself has moved by a few hundredths
+    assert output.roughness is not None
+    assert float((output.roughness[..., 0] - wanted[..., 1])[seen].abs().mean()) < 0.03
+
+
+def test_vertex_colours_stay_vertex_colours_and_nothing_stays_nothing(charted: Mesh) -> None:
+    bare = Mesh(charted.vertices, charted.faces)
+    source = replace(bare, vertex_colors=field_color(bare.vertices, bare.vertices))
+    light = decimate(source, 300)
+    mesh = carry_colors(source, light)
+    assert mesh.vertex_colors is not None and not mesh.textures
+    assert float((mesh.vertex_colors - field_color(mesh.vertices, mesh.vertices)).abs().mean()) < 0.03
+    assert carry_colors(bare, light) is light
+
+
+def test_a_normal_map_is_left_out_with_a_warning(charted: Mesh) -> None:
+    source = replace(charted, textures={"normal": np.full((8, 8, 3), 128, np.uint8)})
+    with pytest.warns(UserWarning, match="the normal map belongs to the old triangles"):
+        assert not carry_colors(source, charted).textures
 
 
 def test_bad_requests_say_what_is_wrong(charted: Mesh) -> None:

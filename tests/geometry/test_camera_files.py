@@ -58,9 +58,9 @@ def test_a_colmap_scene_through_nerfstudio_returns_to_its_own_world(camera: Came
 
 def test_colmap_reads_simple_models_and_observations(tmp_path: Path) -> None:
     (tmp_path / "cameras.txt").write_text("# list\n1 SIMPLE_PINHOLE 8 6 10 4 3\n2 OPENCV 8 6 10 11 4 3 0 0 0 0\n")
-    (tmp_path / "images.txt").write_text("7 1 0 0 0 0 0 2 2 b.png\n1.5 2.5 -1\n3 1 0 0 0 0 0 1 1 a.png\n\n")
+    (tmp_path / "images.txt").write_text("7 1 0 0 0 0 0 2 2 b of two.png\n1.5 2.5 -1\n3 1 0 0 0 0 0 1 1 a.png\n\n")
     camera, names = load_colmap(tmp_path)
-    assert names == ["a.png", "b.png"]  # by image id
+    assert names == ["a.png", "b of two.png"]  # by image id
     assert camera.centres.tolist() == [[0.0, 0.0, -1.0], [0.0, 0.0, -2.0]]
     assert camera.K[1, 0, 0] == 10 and camera.K[1, 1, 1] == 11 and camera.K[0, 1, 1] == 10
 

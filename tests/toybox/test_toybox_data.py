@@ -85,6 +85,16 @@ def test_killed_job_resumes_bit_for_bit(small: RenderJob, tmp_path: Path) -> Non
             np.testing.assert_array_equal(before[column], kept[name][column])
 
 
+def test_a_set_can_grow_past_a_short_shard(small: RenderJob, tmp_path: Path) -> None:
+    render_set(replace(small, groups=1), tmp_path / "grown", workers=1)
+    grown = RenderedSet(render_set(small, tmp_path / "grown", workers=1))
+    whole = RenderedSet(render_set(small, tmp_path / "whole", workers=1))
+    assert grown.records == whole.records
+    np.testing.assert_array_equal(grown.images(np.arange(len(grown))), whole.images(np.arange(len(whole))))
+    with pytest.raises(InputError, match="holds 3 groups"):
+        render_set(replace(small, groups=2), tmp_path / "grown", workers=1)
+
+
 def test_other_job_in_the_folder_is_refused(small: RenderJob, tmp_path: Path) -> None:
     render_set(replace(small, groups=1), tmp_path, workers=1)
     with pytest.raises(InputError, match="different size"):

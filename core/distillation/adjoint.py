@@ -12,7 +12,6 @@ is exact for these steps, and the optimal mean is m_base - s^2 a_{k+1}. The loss
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -26,6 +25,7 @@ from ..priors.base import Prior
 from ..sampling import Denoiser, Level, NoiseSchedule, Prediction
 from ..sampling.control import Cost, cost_gradient
 from ..sampling.sampler import Denoise
+from ..sampling.solvers.ddim import ancestral_std, noised_mean
 from .objectives.base import LossOut, Objective
 
 
@@ -42,19 +42,9 @@ def data_time(level: Level) -> float:
     return float(level.alpha) / (float(level.alpha) + float(level.sigma))
 
 
-def step_std(level: Level, after: Level) -> float:
-    """s of the step between two levels; 0 for a step to the clean end."""
-    if after.sigma == 0:
-        return 0.0
-    return float(after.sigma) * math.sqrt(-math.expm1(-2 * (float(after.lam) - float(level.lam))))
-
-
 def step_mean(prediction: Prediction, level: Level, after: Level) -> Tensor:
     """m(x) of the step between two levels, (B, C, h, w); differentiable in the prediction."""
-    if after.sigma == 0:
-        return prediction.x0
-    rest = max(float(after.sigma) ** 2 - step_std(level, after) ** 2, 0.0)
-    return float(after.alpha) * prediction.x0 + math.sqrt(rest) * prediction.eps
+    return noised_mean(prediction, after, ancestral_std(level, after))
 
 
 @torch.no_grad()
@@ -70,7 +60,7 @@ def simulate(
         x = states[-1]
         mean = step_mean(denoiser(x, level), level, after).to(x.dtype)
         fresh = sample_noise(x.shape[1:], generators, x.shape[0], x.device, x.dtype)
-        states.append(mean + step_std(level, after) * fresh)
+        states.append(mean + ancestral_std(level, after) * fresh)
     return states
 
 
@@ -96,7 +86,7 @@ def matching_loss(fine: Prediction, base: Prediction, level: Level, after: Level
 
     `adjoint` is that of the state after the step. Raises InputError for a step without noise, which has no control.
     """
-    std, span = step_std(level, after), data_time(after) - data_time(level)
+    std, span = ancestral_std(level, after), data_time(after) - data_time(level)
     if std == 0 or span <= 0:
         raise InputError(f"the step to sigma={after.sigma} draws no noise, so it cannot be controlled; leave it out")
     missing = (step_mean(fine, level, after) - step_mean(base, level, after).detach()) / std + std * adjoint

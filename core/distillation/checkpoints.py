@@ -63,6 +63,17 @@ def latest_checkpoint(root: Path) -> Path | None:
     return max(_complete(root), key=_step_of, default=None)
 
 
+def remove_checkpoints(root: Path) -> None:
+    """Removes all checkpoints, broken ones too, and the pointer. Raises UnprojectError when one cannot be removed."""
+    remove_broken(root)
+    try:
+        (root / "LATEST").unlink(missing_ok=True)
+        for path in _complete(root):
+            shutil.rmtree(path)
+    except OSError as error:
+        raise UnprojectError(f"removing the checkpoints in {root} failed: {error.strerror or error}") from error
+
+
 def remove_broken(root: Path) -> None:
     """Removes what an interrupted write left behind."""
     for path in root.glob("ckpt-*.tmp"):

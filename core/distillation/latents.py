@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
+from ...utils.digests import digest
 from ...utils.errors import InputError
 from ...utils.files import atomic_path, read_json, write_json
 from ...utils.progress import Progress
@@ -40,11 +40,7 @@ class GroupedPictures(Protocol):
 
 def weights_hash(model: torch.nn.Module) -> str:
     """16 hex digits of the sha256 of all weights, in name order."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    return digest(model.state_dict())
 
 
 def encode_latents(vae: AutoencoderKL, pictures: Pictures, out: str | Path) -> Path:

@@ -1,15 +1,15 @@
 """Calibration artefacts: what was measured once for a prior, kept with what it was measured on.
 
 One file format for all of them: safetensors whose metadata hold {kind, version, fingerprint, settings} as JSON. The
-fingerprint names the network weights, the noise path, the latent shape and the guidance; using an artefact with
-anything else is an error that says what differs.
+fingerprint names the weights of network and text encoders, what hooks change, the noise path, the latent shape and the
+guidance; using an artefact with anything else is an error that says what differs.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,25 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from ...utils.digests import digest
 from ...utils.errors import InputError
 from ...utils.files import atomic_path
-from ..priors.base import Prior
+from ...utils.seeds import generator
+from ..priors.base import Condition, Prior
 from ..priors.noise import is_flow, lambda_table
 from .guidance import Guidance
 
-VERSION = 1
-_NOT_THE_DENOISER = ("vae", "text_encoder", "safety_checker", "image_encoder")
+VERSION = 2
+PROBES = 0x9E3779B9  # apart from the seeds of samples in the 32 bits that torch's generator keeps of a seed
+_TEXT = "text_encoder"
+_NOT_ASKED = ("vae", "safety_checker", "image_encoder")
+
+
+def probe_generator(seed: int) -> torch.Generator:
+    """Randomness of a measurement on the sample of this seed, independent of the noise that sample was drawn from."""
+    return generator(seed ^ PROBES)
 
 
 @dataclass(frozen=True)
@@ -34,14 +43,22 @@ class Fingerprint:
     """What an artefact was measured on."""
 
     network: str  # digest of the denoising network's weights, rounded to half precision
+    text: str  # likewise of the text encoders; "none" without any
+    changes: str  # what hooks do to the network's answers (rounded inputs, remapped times); "none" without any
     path: str  # "flow", or "vp-" and a digest of the lambda table
     latent_shape: tuple[int, ...]  # (C, h, w)
-    guidance: str  # scale, and rescale and interval where they are used
+    guidance: str  # scale, and rescale, interval and negative prompts where they are used
 
     def differences(self, other: Fingerprint, ignore: Iterable[str] = ()) -> list[str]:
         """One line for each field in which `other` differs."""
         mine, theirs = asdict(self), asdict(other)
-        names = {"network": "network weights", "path": "noise path", "latent_shape": "latent shape"}
+        names = {
+            "network": "network weights",
+            "text": "text encoder weights",
+            "changes": "changes of the network:",
+            "path": "noise path",
+            "latent_shape": "latent shape",
+        }
         return [
             f"{names.get(key, key)} {mine[key]} (now {theirs[key]})"
             for key in mine
@@ -50,42 +67,64 @@ class Fingerprint:
 
 
 def fingerprint(
-    prior: Prior, latent_shape: tuple[int, ...] | None = None, guidance: Guidance | float = 1.0
+    prior: Prior,
+    latent_shape: tuple[int, ...] | None = None,
+    guidance: Guidance | float = 1.0,
+    negative: str | Sequence[str] | None = None,
 ) -> Fingerprint:
-    """The fingerprint of a prior at a latent shape (C, h, w) (None: its own) and guidance."""
+    """The fingerprint of a prior at a latent shape (C, h, w) (None: its own), guidance and negative prompts."""
     shape = tuple(int(side) for side in latent_shape or prior.latent_shape)
     if len(shape) != 3:
         raise InputError(f"latent_shape={shape} must be (channels, height, width) without the batch")
     chosen = guidance if isinstance(guidance, Guidance) else Guidance(float(guidance))
-    text = f"{chosen.scale:g}"
-    if chosen.rescale:
-        text += f" rescale {chosen.rescale:g}"
-    if chosen.interval != (0.0, 1.0):
-        text += f" interval {chosen.interval[0]:g}-{chosen.interval[1]:g}"
+    against = () if prior.guidance_embedded else [negative] if isinstance(negative, str) else negative or ()
     config = prior.scheduler_config
-    path = "flow" if is_flow(config) else "vp-" + _digest({"lambda": lambda_table(config).float()}, torch.float32)
-    return Fingerprint(_digest(_weights(prior), torch.float16), path, shape, text)
+    path = "flow" if is_flow(config) else "vp-" + digest({"lambda": lambda_table(config)})
+    asked = {name: part for name, part in prior.modules().items() if not _part(name).startswith(_NOT_ASKED)}
+    texts = {name: part for name, part in asked.items() if _part(name).startswith(_TEXT)}
+    network = _weights({name: part for name, part in asked.items() if name not in texts})
+    own = {name: value for name, value in vars(prior).items() if isinstance(value, Tensor)}
+    text = digest(_weights(texts), torch.float16) if texts else "none"
+    marks = digest(network or own, torch.float16), text, _changes(asked.values())
+    return Fingerprint(*marks, path, shape, _guided(chosen, against))
 
 
-def _weights(prior: Prior) -> dict[str, Tensor]:
-    """Tensors that decide what the prior predicts: its denoising networks, or its own tensors if it has none."""
-    found = {
-        f"{name}.{key}": value
-        for name, module in prior.modules().items()
-        if not name.startswith(_NOT_THE_DENOISER)
-        for key, value in module.state_dict().items()
-    }
-    return found or {name: value for name, value in vars(prior).items() if isinstance(value, Tensor)}
+def condition_digest(condition: Condition) -> str:
+    """Digest of all that the network is told beside state and time."""
+    tensors = {name: value for name, value in vars(condition).items() if isinstance(value, Tensor)}
+    numbers = {f"extra.{name}": torch.as_tensor(value) for name, value in condition.extra.items()}
+    return digest({**tensors, **numbers})
 
 
-def _digest(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> str:
-    """16 hex digits of the values in `dtype`, in the order of their names."""
-    made = hashlib.blake2b(digest_size=8)
-    for name in sorted(tensors):
-        value = tensors[name].detach().to("cpu", dtype).contiguous()
-        made.update(f"{name}{tuple(value.shape)}".encode())
-        made.update(value.view(torch.uint8).numpy().tobytes() if value.ndim else value.numpy().tobytes())
-    return made.hexdigest()
+def _guided(guidance: Guidance, against: Sequence[str]) -> str:
+    """Guidance and distinct negative prompts in a line."""
+    told = f"{guidance.scale:g}"
+    if guidance.rescale:
+        told += f" rescale {guidance.rescale:g}"
+    if guidance.interval != (0.0, 1.0):
+        told += f" interval {guidance.interval[0]:g}-{guidance.interval[1]:g}"
+    if guidance.scale != 1 and any(against):
+        told += f" against {' | '.join(sorted(set(against)))!r}"
+    return told
+
+
+def _part(name: str) -> str:
+    """What a module is, for one of several models too ("1.vae")."""
+    return name.rpartition(".")[2]
+
+
+def _weights(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    return {f"{name}.{key}": value for name, part in modules.items() for key, value in part.state_dict().items()}
+
+
+def _changes(modules: Iterable[nn.Module]) -> str:
+    """What the hooks on some modules say they change (`changes`), with their number."""
+    found: Counter[str] = Counter()
+    for part in (inner for module in modules for inner in module.modules()):
+        registry = getattr(part, "_diffusers_hook", None)
+        hooks = () if registry is None else registry.hooks.values()
+        found.update(hook.changes for hook in hooks if hasattr(hook, "changes"))
+    return ", ".join(f"{count} x {change}" for change, count in sorted(found.items())) or "none"
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,11 @@ from ...utils.errors import InputError
 from ..priors.base import Condition, Prior
 from .guidance import Guidance
 from .levels import Level, NoiseSchedule
-from .prediction import Prediction
+from .prediction import Prediction, reread_v
 
 Control = Callable[["Denoiser", Prediction], Prediction]
 Remap = Callable[[Tensor], Tensor]
+LEVEL_TIME = "level_time"  # entry of a condition's `extra`: model times (B,) of the states, where others are told
 
 
 class Denoiser:
@@ -38,7 +39,7 @@ class Denoiser:
             condition: one row per state row.
             guidance: None: the conditional model alone.
             time_remap: model times (B,) of the levels asked to the times the network is told (`TimeRemap`); levels,
-                steps and conversions keep the true level.
+                steps and conversions keep the true level, and v is read as what it means at the time told.
             controls: change the guided prediction, in order (`VelocityControl`).
         """
         self.prior, self.condition = prior, condition
@@ -57,27 +58,36 @@ class Denoiser:
         if self._both is None or not self._active(level):
             prediction = self.conditional(x, level)
         else:
-            time = self._told(x, level)
-            both = self._ask(torch.cat([x, x]), torch.cat([time, time]), self._both)
-            prediction = Prediction(x, level, self.guidance.combine(*both.chunk(2)), self.prior.prediction_type)
+            raw = self.guidance.combine(*self._ask(x, level, self._both, 2))
+            prediction = Prediction(x, level, raw, self.prior.prediction_type)
         for control in self.controls:
             prediction = control(self, prediction)
         return prediction
 
     def conditional(self, x: Tensor, level: Level) -> Prediction:
         """Prediction of the conditional branch alone, without guidance and controls; differentiable in x."""
-        raw = self._ask(x, self._told(x, level), self.condition)
+        (raw,) = self._ask(x, level, self.condition, 1)
         return Prediction(x, level, raw, self.prior.prediction_type)
 
-    def _told(self, x: Tensor, level: Level) -> Tensor:
-        """The times (B,) the network is told."""
-        time = level.times(x)
-        return time if self.time_remap is None else self.time_remap(time)
+    def _ask(self, x: Tensor, level: Level, condition: Condition, branches: int) -> list[Tensor]:
+        """What the network says at `level` in each branch, (B, C, h, w), from one call."""
+        self.nfe += branches * x.shape[0]
+        states, time = torch.cat([x] * branches), level.times(x)
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        if self.time_remap is None:
+            raw = self.prior.predict(states, torch.cat([time] * branches), condition)
+            return list(raw.to(dtype).chunk(branches))
+        told = self.time_remap(time)
+        added = {LEVEL_TIME: torch.cat([time] * branches)}
+        raw = self.prior.predict(states, torch.cat([told] * branches), condition, **added)
+        return [self._at_level(x, level, time, told, part) for part in raw.to(dtype).chunk(branches)]
 
-    def _ask(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
-        self.nfe += x.shape[0]
-        raw = self.prior.predict(x, time, condition)
-        return raw.to(torch.promote_types(x.dtype, torch.float32))
+    def _at_level(self, x: Tensor, level: Level, time: Tensor, told: Tensor, raw: Tensor) -> Tensor:
+        """What a network that was told other times means at the level; the same bits where the time is the true one."""
+        if self.prior.prediction_type != "v_prediction":
+            return raw
+        other = self.schedule.at_index(told.clamp(0, self.schedule.steps - 1))
+        return torch.where((told == time).reshape(-1, 1, 1, 1), raw, reread_v(x.to(raw.dtype), raw, level, other))
 
     def _active(self, level: Level) -> bool:
         if self.guidance.interval == (0.0, 1.0):

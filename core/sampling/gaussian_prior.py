@@ -4,7 +4,9 @@ Data N(mu, Sigma), Sigma = U diag(v) U^T + tail (I - U U^T), flattened to D numb
 d(t) = alpha_t^2 v + sigma_t^2 at level t, and every mode is rescaled on its own (Wang & Vastola 2023):
     x_t = alpha_t mu + sum_k sqrt(d_k(t) / d_k(T)) u_k u_k^T (x_T - alpha_T mu)   (and likewise outside span U),
     x0 = mu + sum_k (alpha v_k / d_k) u_k u_k^T (x - alpha mu),    eps = sum_k (sigma / d_k) u_k u_k^T (x - alpha mu).
-The paper has tail = 0, which for a truncated U forgets variance; the fit sets it to the mean of what was cut.
+The paper has tail = 0, which for a truncated U forgets variance; the fit sets it to the mean of what was cut. Where
+latents are no more than their numbers, the sample covariance is singular and is shrunk towards its mean variance by the
+oracle approximating weight for Gaussian data (Chen et al. 2010, eq. 23), which keeps the total.
 """
 
 from __future__ import annotations
@@ -63,7 +65,7 @@ class GaussianPrior:
         """
         accumulated: _Covariance | _Streamed | None = None
         shape: tuple[int, ...] = ()
-        small = True
+        small, size = True, 0
         for batch in batches:
             if batch.ndim != 4 or (shape and tuple(batch.shape[1:]) != shape):
                 raise InputError(f"a batch has shape {tuple(batch.shape)}, expected (n, {', '.join(map(str, shape))})")
@@ -77,7 +79,10 @@ class GaussianPrior:
             raise InputError("a Gaussian needs at least 2 latents; give more batches")
         variances, basis, total = accumulated.modes()
         kept = min(rank or (len(variances) if small else LARGE_RANK), int((variances > FLOOR * variances[0]).sum()))
-        missing, cut = total - float(variances[:kept].sum()), basis.shape[1] - kept
+        if accumulated.count <= size and total > 0:
+            weight = shrinkage(variances, total, size, accumulated.count - 1)
+            variances = (1 - weight) * variances + weight * total / size
+        missing, cut = total - float(variances[:kept].sum()), size - kept
         tail = missing / cut if cut and missing > FLOOR * total else 0.0
         return cls(accumulated.mean.reshape(shape), basis[:kept], variances[:kept], tail)
 
@@ -160,6 +165,18 @@ class GaussianPrior:
         if self.complete:
             return (modes * gains) @ self.basis
         return rest * centred + (modes * (gains - rest)) @ self.basis
+
+
+def shrinkage(variances: Tensor, total: float, size: int, freedom: int) -> float:
+    """Weight in [0, 1] of the mean variance against a sample covariance of that many degrees of freedom.
+
+    Its leading `variances` (r,), their total and its size D are what the closed form needs; what is missing to the
+    total counts as spread evenly over the other directions.
+    """
+    rest = total - float(variances.sum())
+    squares = float(variances.square().sum()) + rest * rest / max(size - len(variances), 1)
+    spread = (freedom + 1 - 2 / size) * (squares - total * total / size)
+    return min(((1 - 2 / size) * squares + total * total) / spread, 1.0) if spread > 0 else 1.0
 
 
 def _coefficients(level: Level) -> tuple[Scalar, Scalar]:

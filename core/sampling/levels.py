@@ -110,9 +110,10 @@ class NoiseSchedule:
             assert self.lambdas is not None
             lam = interpolate_lambda(self.lambdas, position)
             alpha, sigma, time = torch.sigmoid(2 * lam).sqrt(), torch.sigmoid(-2 * lam).sqrt(), position
+        dtype = torch.float32 if index.device.type == "mps" else torch.float64  # that device has no float64
+        alpha, sigma, lam, time, position = (v.to(index.device, dtype) for v in (alpha, sigma, lam, time, position))
         shape = (-1, 1, 1, 1)
-        alpha, sigma, lam = (value.reshape(shape).to(index.device) for value in (alpha, sigma, lam))
-        return Level(alpha, sigma, lam, time.to(index.device), position.to(index.device))
+        return Level(alpha.reshape(shape), sigma.reshape(shape), lam.reshape(shape), time, position)
 
     def at_lambda(self, lam: float) -> Level:
         """Level with this log-SNR/2; +inf is the clean end, -inf the pure-noise end (flows)."""

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from ...utils.errors import InputError, UnprojectError
 from ..priors.base import Condition, Prior
+from .denoiser import LEVEL_TIME
 from .levels import Level, NoiseSchedule
-from .prediction import Prediction
+from .prediction import Prediction, reread_v
 
 P = TypeVar("P", bound="ScheduledPrior")
 
@@ -67,24 +68,37 @@ class ScheduledPrior(Prior):
         """Number of the model that answers at this model time."""
         return sum(time <= switch for switch in self.switches)
 
-    def predict_rows(self, number: int, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
-        """Answer of model `number` in the common parameterisation, (b, C, h, w)."""
+    def predict_rows(self, number: int, x: Tensor, time: Tensor, told: Tensor, condition: Condition) -> Tensor:
+        """Answer (b, C, h, w) of model `number` at states of model time `time`, when it is told the times `told`.
+
+        In the common parameterisation, v as a network says it that was told so.
+        """
         model = self.models[number]
-        raw = model.predict(x, time, condition)
+        raw = model.predict(x, told, condition, **{LEVEL_TIME: time})
         if model.prediction_type == self.prediction_type:
             return raw
+        level, other = self._level(time), self._level(told)
+        if model.prediction_type == "v_prediction":
+            raw = reread_v(x, raw, level, other)
+        found = Prediction(x, level, raw, model.prediction_type)
+        if self.prediction_type != "v_prediction":
+            return found.read(self.prediction_type)
+        alpha, sigma = other.coefficients(found.x)
+        return alpha * found.eps - sigma * found.x0
+
+    def _level(self, time: Tensor) -> Level:
         position = time * self.schedule.steps / 1000 - 1 if self.schedule.flow else time
-        level = self.schedule.at_index(position.clamp(0, self.schedule.steps - 1))
-        return Prediction(x, level, raw, model.prediction_type).read(self.prediction_type)
+        return self.schedule.at_index(position.clamp(0, self.schedule.steps - 1))
 
     def _forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
-        numbers = [self.chosen(t) for t in time.detach().double().cpu().tolist()]
+        true = condition.extra.get(LEVEL_TIME, time).to(time.device)
+        numbers = [self.chosen(t) for t in true.detach().double().cpu().tolist()]
         if len(set(numbers)) == 1:
-            return self.predict_rows(numbers[0], x, time, condition)
+            return self.predict_rows(numbers[0], x, true, time, condition)
         out: Tensor | None = None
         for number in sorted(set(numbers)):
             rows = torch.tensor([i for i, n in enumerate(numbers) if n == number], device=x.device)
-            part = self.predict_rows(number, x[rows], time[rows], condition.index(rows))
+            part = self.predict_rows(number, x[rows], true[rows], time[rows], condition.index(rows))
             out = part.new_zeros(x.shape) if out is None else out
             out = out.index_copy(0, rows, part.to(out.dtype))
         assert out is not None

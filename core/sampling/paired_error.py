@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...utils.digests import digest
 from ..priors.base import Condition, Prior
-from .calibration import Calibration, fingerprint
+from .calibration import Calibration, condition_digest, fingerprint
 from .denoiser import Denoiser
 from .guidance import Guidance
 from .levels import Level, NoiseSchedule
@@ -63,8 +63,8 @@ class PairedError:
 
     def _reference(self, levels: Sequence[Level], cache: str | Path | None) -> Tensor:
         mark = fingerprint(self.prior, tuple(self.noise.shape[1:]), self.guidance)
-        digest = hashlib.blake2b(self.noise.detach().cpu().contiguous().numpy().tobytes(), digest_size=8).hexdigest()
-        settings = {"steps": len(levels) - 1, "noise": digest, "prompts": self.condition.prompts, "end": self.end.index}
+        settings = {"steps": len(levels) - 1, "noise": digest({"noise": self.noise}), "end": self.end.index}
+        settings |= {"conditions": condition_digest(self.condition)}
         if cache is not None and Path(cache).exists():
             made = Calibration.load(cache, REFERENCE_KIND, mark)
             if dict(made.settings) == settings:

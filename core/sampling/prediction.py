@@ -75,3 +75,14 @@ class Prediction:
         if kind == "epsilon":
             return self.eps
         return self.v if kind == "v_prediction" else self.u
+
+
+def reread_v(x: Tensor, v: Tensor, level: Level, told: Level) -> Tensor:
+    """v of `level` for a state x of that level, from the v of a network that was told another level.
+
+    It answers v = alpha_tau eps - sigma_tau x0, so eps = (sigma_tau x + alpha_t v) / d and x0 = (alpha_tau x - sigma_t
+    v) / d, d = alpha_t alpha_tau + sigma_t sigma_tau. The other kinds of answer do not depend on the level.
+    """
+    (alpha, sigma), (alpha_told, sigma_told) = level.coefficients(x), told.coefficients(x)
+    total = alpha * alpha_told + sigma * sigma_told
+    return (alpha * sigma_told - sigma * alpha_told) / total * x + (alpha * alpha + sigma * sigma) / total * v

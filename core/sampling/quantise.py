@@ -36,6 +36,7 @@ class _RoundInput(ModelHook):
     def __init__(self, bits: int) -> None:
         super().__init__()
         self.bits = bits
+        self.changes = f"input rounded to {bits} bits"
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The layer's arguments, the first one rounded."""

@@ -21,10 +21,11 @@ from ...utils.errors import InputError
 from ..priors.base import Prior
 from .calibration import Calibration, Fingerprint, fingerprint
 from .guidance import Guidance
-from .levels import Level
+from .levels import Level, NoiseSchedule
 from .prediction import Prediction
 from .sampler import Denoise
 from .solvers.base import Done, Generators, Request, Solver
+from .solvers.wrapped import forget_last_sample
 
 KIND = "q-sched"
 Score = Callable[[Tensor], Tensor]  # images (B, 3, H, W) in [0, 1] to scores (B,), higher is better
@@ -57,6 +58,19 @@ class Coefficients:
     def steps(self) -> int:
         """Steps of the run they are for."""
         return len(self.output)
+
+    @property
+    def plain(self) -> bool:
+        """Whether they change nothing."""
+        return set(self.output) | set(self.state) == {1.0}
+
+    def check_one_call(self, once: bool, name: str) -> None:
+        """Raises InputError for a solver with another number of calls a step, where factors of a step mean nothing."""
+        if not once and not self.plain:
+            raise InputError(
+                f"{name} does not ask the network exactly once a step, which factors other than 1 are made for; use a "
+                "solver of one call a step, such as DDIM"
+            )
 
     def check_steps(self, steps: int) -> None:
         """Raises InputError unless a run has exactly as many steps: a profile means something else on another grid."""
@@ -97,9 +111,10 @@ class RescaledDenoiser:
 
 
 class RescaledSolver(Solver):
-    """Any solver with the factors applied to its state and to what it is fed."""
+    """A solver of one call a step (factors of 1: any) with the factors applied to its state and to what it is fed."""
 
     def __init__(self, solver: Solver, coefficients: Coefficients) -> None:
+        coefficients.check_one_call(solver.asks_once, type(solver).__name__)
         self.solver, self.coefficients = solver, coefficients
 
     def start(self, x: Tensor, grid: Sequence[Level], generator: Generators = None) -> Request:
@@ -123,12 +138,26 @@ class RescaledSolver(Solver):
         """See Solver.calls."""
         return self.solver.calls(steps)
 
+    @property
+    def asks_once(self) -> bool:
+        """See Solver.asks_once."""
+        return self.solver.asks_once
+
+    def asks(self, grid: Sequence[Level]) -> list[Level]:
+        """See Solver.asks."""
+        return self.solver.asks(grid)
+
+    def own_grid(self, schedule: NoiseSchedule) -> list[Level] | None:
+        """See Solver.own_grid."""
+        return self.solver.own_grid(schedule)
+
 
 def rescaled_scheduler(scheduler: Any, coefficients: Coefficients) -> Any:
     """A diffusers scheduler of the same class and config whose `step` applies the factors; the given one is unchanged.
 
     For any pipeline: `pipe.scheduler = rescaled_scheduler(pipe.scheduler, coefficients)`. Image-to-image runs use the
-    factors of the steps they take. Raises InputError at `set_timesteps` for another number of steps.
+    factors of the steps they take. Raises InputError at `set_timesteps` for another number of steps, and for schedulers
+    with several calls a step (Heun, PNDM, single-step DPM-Solver).
     """
     base = type(scheduler)
 
@@ -139,12 +168,16 @@ def rescaled_scheduler(scheduler: Any, coefficients: Coefficients) -> Any:
         def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
             super().set_timesteps(*args, **kwargs)
             self._distinct = list(dict.fromkeys(self.timesteps.tolist()))
+            once = len(self._distinct) == len(self.timesteps) and not hasattr(self, "sample")  # kept between calls
+            coefficients.check_one_call(once, base.__name__)
             coefficients.check_steps(len(self._distinct))
 
         @functools.wraps(base.step)
         def step(self, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
             i = min(range(len(self._distinct)), key=lambda k: abs(self._distinct[k] - float(timestep)))
             c_e, c_x = coefficients.output[i], coefficients.state[i]
+            if c_x != 1:
+                forget_last_sample(self)
             return super().step(c_e * model_output, timestep, c_x * sample, *args, **kwargs)
 
     Rescaled.__name__ = Rescaled.__qualname__ = base.__name__

@@ -26,7 +26,7 @@ from torch import Tensor
 from ...utils.errors import InputError
 from ...utils.seeds import generator, sample_noise
 from ..priors.base import Condition, Prior
-from .calibration import Calibration, Fingerprint
+from .calibration import Calibration, Fingerprint, probe_generator
 from .denoiser import Denoiser
 from .levels import Level, NoiseSchedule
 from .operators import Operator
@@ -119,10 +119,10 @@ def error_curve(
     seed: int = 0,
     batch: int = 64,
 ) -> ErrorCurve:
-    """Measures the curve on clean latents (N, C, h, w) with N (or one) condition rows; image i uses seed + i."""
+    """Measures the curve on clean latents (N, C, h, w) with N (or one) condition rows; noise i belongs to seed + i."""
     rows = latents.shape[0]
     condition = condition.matched(rows)
-    noise = sample_noise(latents.shape[1:], [generator(seed + i) for i in range(rows)], rows, latents.device)
+    noise = sample_noise(latents.shape[1:], [probe_generator(seed + i) for i in range(rows)], rows, latents.device)
     schedule = NoiseSchedule.from_config(prior.scheduler_config)
     times = torch.linspace(*flow_range(schedule), levels, dtype=torch.float64)
     errors = []

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -154,18 +155,17 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
             )
         self._grid = own or self._levels(num_inference_steps, timesteps, sigmas, mu)
         self._asks = self.solver.asks(self._grid)
-        steps = len(self._grid) - 1
-        if len(self._asks) < steps:
+        if self._asks[0] is not self._grid[0]:
             raise InputError(
                 "a solver schedule that skips the first network call cannot run inside a stock pipeline, which makes "
                 'that call anyway; use first="none" or the Sampler'
             )
-        self.num_inference_steps = steps
+        self.num_inference_steps = len(self._grid) - 1
         times = torch.tensor([float(level.model_time) for level in self._asks], dtype=torch.float64)
         whole = not self.noise_schedule.flow and bool((times == times.round()).all())
         self.timesteps = times.to(device, torch.int64 if whole else torch.float32)
         self.sigmas = torch.tensor([self._sigma(level) for level in self._grid])
-        self.order = math.ceil(len(self._asks) / steps)
+        self.order = max(Counter(map(id, self._asks)).values())
         self._request: Request | None = None
         self._returned: Tensor | None = None
         self._begin_index = None

@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ...utils.digests import digest
 from ...utils.errors import InputError
-from ...utils.seeds import generator
 from ..priors.base import Condition, Prior
-from .calibration import Calibration, Fingerprint, fingerprint
+from .calibration import Calibration, Fingerprint, condition_digest, fingerprint, probe_generator
 from .denoiser import Denoiser
 from .guidance import Guidance
 from .levels import Level, NoiseSchedule
@@ -111,7 +111,7 @@ def estimate_statistics(
         guidance: the guidance the solver will be used with.
         count: cells of the lambda grid.
         chunk: samples asked at once; the result does not depend on it beyond rounding.
-        seed: of noise and probes.
+        seed: of noise and probes, which are independent of what sampling with the same seeds begins from.
         derivative: "exact" or "difference" (for networks without forward-mode derivatives).
         ell: l is this everywhere instead of measured (1 suits some guided models); s and b follow from it.
         resume: file of the moments so far, written after every lambda; an interrupted run continues there.
@@ -124,6 +124,7 @@ def estimate_statistics(
     lambdas = lambda_rows(schedule, count)
     mark = fingerprint(prior, shape, guidance)
     settings: dict[str, object] = {"samples": samples, "count": count, "seed": seed, "derivative": derivative}
+    settings |= {"latents": digest({"latents": latents}), "conditions": condition_digest(condition)}
     sums, done = _started(resume, mark, settings, len(lambdas), shape)
     condition = condition.matched(samples)
     for row, lam in enumerate(lambdas.tolist()):
@@ -157,7 +158,7 @@ def _moments(denoiser: Denoiser, latents: Tensor, lam: float, seeds: list[int], 
     """Sums over samples of FIELDS, (fields, C, h, w) float64, at one lambda."""
     noise, probe = [], []
     for number in seeds:
-        own = generator(number)
+        own = probe_generator(number)
         noise.append(torch.randn(latents.shape[1:], generator=own, dtype=latents.dtype))
         probe.append(2.0 * torch.randint(0, 2, latents.shape[1:], generator=own).to(latents.dtype) - 1)
     at = torch.full((latents.shape[0],), lam, dtype=torch.float64, device=latents.device)

@@ -3,7 +3,8 @@
 Along a straight path the error of one step is (step)^2 E|v(x_s, tau) - (eps - x0)|^2, so the best time tau to tell at
 level s does not depend on the step: one table per latent shape serves every solver and grid. Levels, steps and
 conversions keep the true s; only the time embedding changes. VP priors compare their own prediction instead of v; at a
-fixed level that has the same minimum.
+fixed level that has the same minimum. A v-prediction means another mixture of eps and x0 at the time told than at the
+level's, which `Denoiser` accounts for.
 """
 
 from __future__ import annotations
@@ -19,10 +20,13 @@ import torch
 from diffusers.hooks import HookRegistry, ModelHook
 from torch import Tensor, nn
 
+from ...utils.digests import digest
 from ...utils.errors import InputError
-from ...utils.seeds import generator, sample_noise
+from ...utils.seeds import sample_noise
 from ..priors.base import Condition, Prior
-from .calibration import Calibration, Fingerprint
+from ..priors.noise import is_flow
+from .caches.hooks import network_of
+from .calibration import Calibration, Fingerprint, probe_generator
 from .denoiser import Denoiser
 from .levels import Level, NoiseSchedule
 from .prediction import Prediction
@@ -108,12 +112,12 @@ def calibrate_time_remap(
         latents: (N, C, h, w) clean scaled latents at the wanted size (images resized with antialiasing first).
         condition: N rows, or one.
         search: grid and range.
-        seed: image i gets the noise of seed + i, the same at every level and candidate.
+        seed: image i gets noise of its own for seed + i, the same at every level and candidate.
         batch: rows asked at once.
     """
     rows = latents.shape[0]
     condition = condition.matched(rows)
-    noise = sample_noise(latents.shape[1:], [generator(seed + i) for i in range(rows)], rows, latents.device)
+    noise = sample_noise(latents.shape[1:], [probe_generator(seed + i) for i in range(rows)], rows, latents.device)
     schedule = NoiseSchedule.from_config(prior.scheduler_config)
     top = 1000.0 if schedule.flow else schedule.steps - 1.0
     fractions = torch.linspace(0, 1, search.levels, dtype=torch.float64)
@@ -209,6 +213,7 @@ class _TimeHook(ModelHook):
     def __init__(self, remap: TimeRemap, unit: float) -> None:
         super().__init__()
         self.remap, self.unit = remap, unit
+        self.changes = f"times remapped by {digest({'times': remap.times, 'told': remap.told})}"
 
     def initialize_hook(self, module: nn.Module) -> nn.Module:
         """Finds the argument."""
@@ -228,12 +233,36 @@ class _TimeHook(ModelHook):
         return self.remap(value.reshape(-1) * self.unit).reshape(value.shape) / self.unit
 
 
-def apply_time_remap(network: nn.Module, remap: TimeRemap) -> None:
-    """Makes a diffusers U-Net or transformer hear remapped times in any pipeline, until `remove_time_remap`."""
+def apply_time_remap(target: Any, remap: TimeRemap) -> None:
+    """Makes the network of a diffusers pipeline or of a prior hear remapped times, until `remove_time_remap`.
+
+    Raises InputError for v-prediction, which a scheduler would read at the level's own time, and for a bare network,
+    which does not say what it predicts.
+    """
+    kind = _kind_of(target)
+    if kind == "v_prediction":
+        raise InputError(
+            f"{type(target).__name__} predicts v, whose meaning depends on the time told, and its scheduler would not "
+            "know that time; give the table to Denoiser or TextToImage as time_remap="
+        )
+    network = network_of(target)
     unit = TIME_UNITS.get(type(network).__name__, 1.0)
     HookRegistry.check_if_exists_or_initialize(network).register_hook(_TimeHook(remap, unit), HOOK)
 
 
-def remove_time_remap(network: nn.Module) -> None:
-    """Takes the remap off; the network is what it was."""
-    HookRegistry.check_if_exists_or_initialize(network).remove_hook(HOOK, recurse=False)
+def remove_time_remap(target: Any) -> None:
+    """Takes the remap off the network of a pipeline or prior, which is then what it was."""
+    HookRegistry.check_if_exists_or_initialize(network_of(target)).remove_hook(HOOK, recurse=False)
+
+
+def _kind_of(target: Any) -> str:
+    """What the network of a prior or pipeline predicts."""
+    if isinstance(target, Prior):
+        return target.prediction_type
+    config = getattr(getattr(target, "scheduler", None), "config", None)
+    if config is None:
+        raise InputError(
+            f"a {type(target).__name__} does not say what it predicts; give the pipeline or the prior it belongs to"
+        )
+    flow = is_flow({**config, "_class_name": type(target.scheduler).__name__})
+    return "flow_prediction" if flow else str(config.get("prediction_type", "epsilon"))

@@ -19,6 +19,7 @@ from .wrapped import RECIPES, WrappedSolver
 
 SOLVERS = ("ddim", *RECIPES, "ghvb", "hb")  # the command line's names that need nothing else
 PATTERNS = ("dpm-v3[:ORDER]", "ghvb:R,BETA", "ghvb:NUMBER", "hb:R,BETA", "hb:SOLVER,BETA", "usf:FILE", "edict[:MIXING]")
+CALIBRATED = ("dpm-v3", "usf")  # families whose solvers come from files
 _DEFAULTS = {"ghvb": "4,0.8", "hb": "4,0.9", "dpm-v3": "2", "edict": "0.93"}
 
 
@@ -60,8 +61,14 @@ def make_solver(
     if family == "hb":
         return _heavy_ball(name, argument, flow, kind)
     if family == "usf" and argument:
-        schedule = SolverSchedule.load(argument, expected)
-        return UnifiedSolver(schedule, _statistics(name, statistics, expected) if schedule.needs_statistics else None)
+        schedule, mean = SolverSchedule.load_with_mean(argument, expected)
+        if schedule.first == "average_x0" and mean is None:
+            raise InputError(
+                f"solver {name} begins with the average clean latent, which its file lacks; save the schedule with "
+                'mean=, or search with first_steps=("none", "zero_x0")'
+            )
+        tables = _statistics(name, statistics, expected) if schedule.needs_statistics else None
+        return UnifiedSolver(schedule, tables, mean)
     raise InputError(f"solver {name!r} is unknown; have {', '.join((*SOLVERS, *PATTERNS))}")
 
 
@@ -82,6 +89,11 @@ def _heavy_ball(name: str, argument: str, flow: bool, kind: Kind) -> Solver:
     inner, comma, beta = argument.rpartition(",")
     if not comma:
         raise InputError(f"solver {name!r} lacks its beta: hb:R,BETA or hb:SOLVER,BETA")
+    if inner.partition(":")[0] in CALIBRATED:
+        raise InputError(
+            f"solver {name!r}: momentum would undo what {inner} was calibrated for, its corrections included; use "
+            f"{inner} alone or momentum on another solver, such as hb:dpm++,{beta}"
+        )
     if inner.isdigit():
         return HeavyBall(LinearMultistep(int(inner)), _number(name, beta))
     return HeavyBall(make_solver(inner, flow, kind), _number(name, beta))

@@ -52,6 +52,11 @@ class Solver(ABC):
         """Network calls of a run of `steps` steps."""
         return steps
 
+    @property
+    def asks_once(self) -> bool:
+        """Whether every step asks the network exactly once."""
+        return self.calls(2) == 2
+
     def asks(self, grid: Sequence[Level]) -> list[Level]:
         """The levels a run over this grid asks the network at, in order."""
         return list(grid[:-1])

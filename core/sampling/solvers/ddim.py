@@ -39,12 +39,12 @@ class DDIM(Solver):
         """See Solver.feed."""
         level, after = self._grid[self._step], self._grid[self._step + 1]
         alpha, sigma = after.coefficients(prediction.x)
-        noise_scale = self.eta * _ancestral_std(level, after) if self.eta else 0.0
+        noise_scale = self.eta * ancestral_std(level, after) if self.eta else 0.0
         if noise_scale == 0:
             x = prediction.x0 if after.sigma == 0 else alpha * prediction.x0 + sigma * prediction.eps
         else:
             assert self._generator is not None
-            x = alpha * prediction.x0 + math.sqrt(max(float(sigma) ** 2 - noise_scale**2, 0.0)) * prediction.eps
+            x = noised_mean(prediction, after, noise_scale)
             x = x + noise_scale * _noise_like(x, self._generator)
         self._step += 1
         return self.replace(x)
@@ -57,8 +57,16 @@ class DDIM(Solver):
         return Request(x, self._grid[self._step])
 
 
-def _ancestral_std(level: Level, after: Level) -> float:
-    """Standard deviation of the reverse Markov transition, sigma_t sqrt(1 - e^{-2h})."""
+def noised_mean(prediction: Prediction, after: Level, noise_scale: float) -> Tensor:
+    """What a step adds noise of this standard deviation to, alpha_t x0 + sqrt(sigma_t^2 - s^2) eps, (B, C, h, w)."""
+    if after.sigma == 0:
+        return prediction.x0
+    rest = max(float(after.sigma) ** 2 - noise_scale**2, 0.0)
+    return float(after.alpha) * prediction.x0 + math.sqrt(rest) * prediction.eps
+
+
+def ancestral_std(level: Level, after: Level) -> float:
+    """Standard deviation of the reverse Markov transition, sigma_t sqrt(1 - e^{-2h}); 0 to the clean end."""
     if after.sigma == 0:
         return 0.0
     return float(after.sigma) * math.sqrt(-math.expm1(-2 * (float(after.lam) - float(level.lam))))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from ....utils.errors import InputError
 from ..calibration import Calibration, Fingerprint
@@ -138,16 +139,35 @@ class SolverSchedule:
                 raise
             raise InputError(f"this is no solver schedule: {error!r}") from error
 
-    def save(self, path: str | Path, mark: Fingerprint, made: Mapping[str, Any] | None = None) -> Path:
-        """Writes a calibration artefact with the fingerprint of what it was searched on; `made` tells how."""
-        times = torch.tensor(self.times or (), dtype=torch.float64)
+    def save(
+        self, path: str | Path, mark: Fingerprint, made: Mapping[str, Any] | None = None, mean: Tensor | None = None
+    ) -> Path:
+        """Writes a calibration artefact.
+
+        Args:
+            path: file.
+            mark: fingerprint of what it was searched on.
+            made: plain values that tell how.
+            mean: average clean latent (C, h, w); a file with first="average_x0" needs it to be run, others drop it.
+        """
+        tensors = {"times": torch.tensor(self.times or (), dtype=torch.float64)}
+        if mean is not None and self.first == "average_x0":
+            tensors["mean"] = mean
         settings = {"schedule": self.to_dict(), **(made or {})}
-        return Calibration(KIND, {"times": times}, mark, settings).save(path)
+        return Calibration(KIND, tensors, mark, settings).save(path)
 
     @classmethod
     def load(cls, path: str | Path, expected: Fingerprint | None = None) -> SolverSchedule:
         """Reads what `save` wrote."""
-        return cls.from_dict(Calibration.load(path, KIND, expected).settings.get("schedule", {}))
+        return cls.load_with_mean(path, expected)[0]
+
+    @classmethod
+    def load_with_mean(
+        cls, path: str | Path, expected: Fingerprint | None = None
+    ) -> tuple[SolverSchedule, Tensor | None]:
+        """What `save` wrote: the schedule and, where it was given, the average clean latent (C, h, w)."""
+        found = Calibration.load(path, KIND, expected)
+        return cls.from_dict(found.settings.get("schedule", {})), found.tensors.get("mean")
 
 
 def _level(time: float, schedule: NoiseSchedule) -> Level:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ....utils.errors import InputError
-from ..levels import Level
+from ..levels import Level, NoiseSchedule
 from ..prediction import Kind, Prediction
 from .base import Done, Generators, Request, Solver
 
@@ -112,13 +112,14 @@ class HeavyBall(Solver):
     """Heavy-ball momentum on any solver with one network call per step.
 
     Each step of the inner solver is read as a constant direction (its own `direction`, or `kind`), averaged with the
-    past, v <- (1 - beta) v + beta d, and taken again with v. With `nesterov`, (1 - beta) v + beta d is taken.
+    past, v <- (1 - beta) v + beta d, and taken again with v. With `nesterov`, (1 - beta) v + beta d is taken. That
+    replaces the state, so a corrector of the inner solver (UniPC's, say) has a turn after the first step only.
     """
 
     def __init__(self, inner: Solver, beta: float, kind: Kind | None = None, nesterov: bool = False) -> None:
         """`kind`: "epsilon", "sample" or "flow_prediction"; beta = 1 is the inner solver, bit for bit."""
-        if inner.calls(10) != 10:
-            raise InputError(f"momentum needs one network call per step; {type(inner).__name__} makes several")
+        if not inner.asks_once:
+            raise InputError(f"momentum needs one network call per step; {type(inner).__name__} makes more or fewer")
         if kind is not None and kind not in ("epsilon", "sample", "flow_prediction"):
             raise InputError(f"kind={kind!r} is no direction of a step; have epsilon, sample, flow_prediction")
         self.inner, self.beta, self.kind, self.nesterov = inner, _checked_beta(beta), kind, nesterov
@@ -142,8 +143,10 @@ class HeavyBall(Solver):
         if gain == 0:
             return answer
         given = (answer.x - keep * prediction.x) / gain
-        previous = given if self._velocity is None else self._velocity
-        velocity = (1 - self.beta) * previous + self.beta * given
+        if self._velocity is None:  # the average of one direction: the step as it was
+            self._velocity = given
+            return answer
+        velocity = (1 - self.beta) * self._velocity + self.beta * given
         taken = (1 - self.beta) * velocity + self.beta * given if self.nesterov else velocity
         self._velocity = velocity
         return self.inner.replace(keep * prediction.x + gain * taken)
@@ -152,6 +155,19 @@ class HeavyBall(Solver):
         """See Solver.replace."""
         return self.inner.replace(x)
 
+    def calls(self, steps: int) -> int:
+        """See Solver.calls."""
+        return self.inner.calls(steps)
+
+    @property
+    def asks_once(self) -> bool:
+        """See Solver.asks_once."""
+        return self.inner.asks_once
+
     def asks(self, grid: Sequence[Level]) -> list[Level]:
         """See Solver.asks."""
         return self.inner.asks(grid)
+
+    def own_grid(self, schedule: NoiseSchedule) -> list[Level] | None:
+        """See Solver.own_grid."""
+        return self.inner.own_grid(schedule)

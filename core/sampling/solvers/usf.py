@@ -112,6 +112,12 @@ class UnifiedSolver(Solver):
         again = sum(decision.corrector == "implicit" for decision in decisions[:-1])
         return steps + again - (self.schedule.first != "none" and steps == self.schedule.steps)
 
+    @property
+    def asks_once(self) -> bool:
+        """See Solver.asks_once."""
+        again = any(decision.corrector == "implicit" for decision in self.schedule.decisions[:-1])
+        return self.schedule.first == "none" and not again
+
     def asks(self, grid: Sequence[Level]) -> list[Level]:
         """See Solver.asks."""
         decisions = self._last(len(grid) - 1)

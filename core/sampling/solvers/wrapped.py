@@ -69,8 +69,7 @@ class WrappedSolver(Solver):
         """See Solver.start; these solvers draw no noise."""
         self.check_grid(grid)
         self.check_shared_levels(grid, "a diffusers scheduler")
-        if len(grid) > 2 and math.isclose(float(grid[-2].sigma), float(grid[-1].sigma), rel_tol=1e-9):
-            grid = [*grid[:-2], grid[-1]]  # an empty last step would divide by its length
+        grid = _stepped(grid)
         steps = len(grid) - 1
         self._scheduler = self._build(grid[-1])
         self._scheduler.set_timesteps(steps)
@@ -95,9 +94,11 @@ class WrappedSolver(Solver):
         return self._request()
 
     def replace(self, x: Tensor) -> Request | Done:
-        """See Solver.replace."""
-        level = self._levels[self._step] if self._step < len(self._levels) else self._end
-        self._state = x / self._scale(level)
+        """See Solver.replace; the last step is then no longer corrected (UniPC), unless x is the state there is."""
+        scale = self._scale(self._levels[self._step] if self._step < len(self._levels) else self._end)
+        if not torch.equal(x, self._state * scale):
+            self._state = x / scale
+            forget_last_sample(self._scheduler)
         return self._request()
 
     def calls(self, steps: int) -> int:
@@ -105,8 +106,9 @@ class WrappedSolver(Solver):
         return 2 * steps - 1 if self.recipe.repeats else steps
 
     def asks(self, grid: Sequence[Level]) -> list[Level]:
-        """See Solver.asks."""
-        return _repeated(list(grid[:-1]), 1) if self.recipe.repeats else list(grid[:-1])
+        """See Solver.asks; an empty last step is not taken."""
+        levels = list(_stepped(grid)[:-1])
+        return _repeated(levels, 1) if self.recipe.repeats else levels
 
     def _request(self) -> Request | Done:
         if self._step == len(self._levels):
@@ -132,6 +134,19 @@ class WrappedSolver(Solver):
         if self.recipe.multistep:
             options["final_sigmas_type"] = "zero" if float(end.sigma) == 0 else "sigma_min"
         return getattr(diffusers, self.recipe.flow if self.flow else self.recipe.vp)(**options)
+
+
+def forget_last_sample(scheduler: Any) -> None:
+    """Makes a diffusers scheduler go on from the state it is given: correctors begin anew at the one before."""
+    if getattr(scheduler, "last_sample", None) is not None:
+        scheduler.last_sample = None
+
+
+def _stepped(grid: Sequence[Level]) -> Sequence[Level]:
+    """The grid without an empty last step, which would divide by its length."""
+    if len(grid) > 2 and math.isclose(float(grid[-2].sigma), float(grid[-1].sigma), rel_tol=1e-9):
+        return [*grid[:-2], grid[-1]]
+    return grid
 
 
 def _repeated(values: list[Any], first: int) -> list[Any]:

@@ -15,12 +15,12 @@ from unproject.core.distillation.adjoint import (
     matching_loss,
     simulate,
     step_mean,
-    step_std,
 )
 from unproject.core.priors import FLOW_SCHEDULE, SD_SCHEDULE, GaussianMixturePrior, load_prior
 from unproject.core.sampling import Denoiser, NoiseSchedule
 from unproject.core.sampling.attention import subject_tokens
 from unproject.core.sampling.control import AttentionCost, moved
+from unproject.core.sampling.solvers.ddim import ancestral_std
 from unproject.utils.errors import InputError
 
 SHAPE = (2, 1, 2, 2)
@@ -45,7 +45,7 @@ def test_adjoint_is_the_gradient_of_the_simulated_cost(config):
     def chain(x):
         states = [x]
         for k, (level, after) in enumerate(zip(levels, levels[1:])):
-            states.append(step_mean(denoiser(states[-1], level), level, after) + step_std(level, after) * draws[k])
+            states.append(step_mean(denoiser(states[-1], level), level, after) + ancestral_std(level, after) * draws[k])
         return states
 
     start = noise().requires_grad_(True)
@@ -86,7 +86,7 @@ def test_small_steps_are_the_memoryless_equation():
     schedule = NoiseSchedule.from_config(FLOW_SCHEDULE)
     t, h = 0.4, 1e-4
     level, after = (schedule.at_lambda(math.log(s / (1 - s))) for s in (t, t + h))
-    assert step_std(level, after) ** 2 / h == pytest.approx(2 * (1 - t) / t, rel=1e-3)
+    assert ancestral_std(level, after) ** 2 / h == pytest.approx(2 * (1 - t) / t, rel=1e-3)
     denoiser = denoiser_of()
     prediction = denoiser(noise(), level)
     drift = (step_mean(prediction, level, after) - noise()) / h
@@ -99,11 +99,11 @@ def test_loss_is_zero_at_the_optimal_control_only(config):
     level, after = denoiser.schedule.at_index(700), denoiser.schedule.at_index(600)
     base, adjoint = denoiser(noise(), level), noise().flip(0)
     per_u = step_mean(moved(base, torch.ones_like(adjoint)), level, after) - step_mean(base, level, after)
-    optimal = moved(base, -(step_std(level, after) ** 2) * adjoint / per_u)
+    optimal = moved(base, -(ancestral_std(level, after) ** 2) * adjoint / per_u)
     assert float(matching_loss(optimal, base, level, after, adjoint).max()) < 1e-18
     alone = matching_loss(base, base, level, after, adjoint)
     span = data_time(after) - data_time(level)
-    wanted = step_std(level, after) ** 2 * adjoint.square().mean((1, 2, 3)) / span
+    wanted = ancestral_std(level, after) ** 2 * adjoint.square().mean((1, 2, 3)) / span
     torch.testing.assert_close(alone, wanted)
 
 

@@ -11,7 +11,18 @@ from safetensors.torch import save_file
 from unproject.core.priors import FLOW_SCHEDULE, SD_SCHEDULE, GaussianMixturePrior, StableDiffusionPrior
 from unproject.core.sampling.calibration import Calibration, fingerprint
 from unproject.core.sampling.guidance import Guidance
+from unproject.core.sampling.quantise import fake_quantized
+from unproject.core.sampling.restore import error_curve
+from unproject.core.sampling.statistics_estimation import estimate_statistics
+from unproject.core.sampling.time_remap import (
+    RemapSearch,
+    TimeRemap,
+    apply_time_remap,
+    calibrate_time_remap,
+    remove_time_remap,
+)
 from unproject.utils.errors import InputError
+from unproject.utils.seeds import generator, sample_noise
 
 
 def prior(mean: float = 0.0, config=SD_SCHEDULE) -> GaussianMixturePrior:
@@ -65,6 +76,67 @@ def test_a_network_is_its_weights_not_its_precision(tiny_folders):
     assert fingerprint(StableDiffusionPrior(pipe)).network != whole.network
 
 
+def test_text_encoders_and_what_hooks_change_are_told_apart(tiny_folders):
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_folders["sd"], safety_checker=None)
+    real = StableDiffusionPrior(pipe)
+    plain = fingerprint(real)
+    assert plain.changes == "none" and fingerprint(prior()).text == "none"
+    with fake_quantized(real.network, 8):
+        rounded = fingerprint(real)
+    with fake_quantized(real.network, 8, 8) as errors:
+        (found,) = rounded.differences(fingerprint(real))
+        assert found == f"changes of the network: none (now {len(errors)} x input rounded to 8 bits)"
+    tables = [TimeRemap(torch.tensor([0.0, 999.0]), torch.tensor([0.0, end])) for end in (900.0, 950.0)]
+    marks = []
+    for remap in tables:
+        apply_time_remap(real, remap)
+        marks.append(fingerprint(real))
+        remove_time_remap(real)
+    assert len({plain.changes, *(mark.changes for mark in marks)}) == 3
+    assert fingerprint(real) == plain
+    pipe.text_encoder.final_layer_norm.weight.data += 1
+    assert [line.split(" ")[0] for line in plain.differences(fingerprint(real))] == ["text"]
+
+
+def test_a_negative_prompt_belongs_to_the_guidance_that_uses_it():
+    plain = fingerprint(prior(), guidance=3)
+    assert fingerprint(prior(), guidance=3, negative=["", ""]) == plain
+    assert fingerprint(prior(), guidance=3, negative=["b", "a", "b"]).guidance == "3 against 'a | b'"
+    assert fingerprint(prior(), guidance=1, negative="blurry").guidance == "1"
+    with pytest.raises(InputError, match=r"guidance 3 \(now 3 against 'blurry'\)"):
+        Calibration("curve", {}, plain).check(fingerprint(prior(), guidance=3, negative="blurry"))
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        lambda p, x, text: estimate_statistics(p, x, text, count=1, seed=4, chunk=64),
+        lambda p, x, text: error_curve(p, x, text, 1.0, levels=3, seed=4),
+        lambda p, x, text: calibrate_time_remap(p, x, text, RemapSearch(3, 0.1, (0.1,)), seed=4),
+    ],
+)
+def test_measurements_draw_other_noise_than_the_samples_began_from(measure):
+    """A sample of seed s keeps traces of the noise of seed s, which a measurement must not noise it with."""
+    one, rows = prior(config=FLOW_SCHEDULE), 64
+    begun = sample_noise((2, 3, 3), [generator(4 + i) for i in range(rows)], rows)
+    asked = []
+
+    class Recording(GaussianMixturePrior):
+        def _forward(self, x, time, condition):
+            asked.append(x.clone())
+            return super()._forward(x, time, condition)
+
+    seen = Recording(torch.zeros(1, 2, 3, 3), torch.tensor([0.5]), scheduler_config=FLOW_SCHEDULE)
+    measure(seen, torch.zeros(rows, 2, 3, 3), one.encode_text(""))
+    for x in asked:
+        if float(x.std()) > 0:
+            pair = torch.stack([x.flatten(), begun.flatten()])
+            assert abs(float(torch.corrcoef(pair)[0, 1])) < 0.12  # 1152 numbers: four standard deviations
+    assert any(float(x.std()) > 0 for x in asked)
+
+
 def test_hostile_files_are_named(tmp_path):
     mark = fingerprint(prior())
     with pytest.raises(InputError, match="does not exist"):
@@ -77,7 +149,7 @@ def test_hostile_files_are_named(tmp_path):
     save_file({"x": torch.zeros(1)}, str(path))
     with pytest.raises(InputError, match="version none"):
         Calibration.load(path, "curve")
-    broken = {"kind": "curve", "version": "1", "fingerprint": json.dumps({"network": 1}), "settings": "{}"}
+    broken = {"kind": "curve", "version": "2", "fingerprint": json.dumps({"network": 1}), "settings": "{}"}
     save_file({"x": torch.zeros(1)}, str(path), metadata=broken)
     with pytest.raises(InputError, match="damaged metadata"):
         Calibration.load(path, "curve")

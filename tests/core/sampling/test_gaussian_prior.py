@@ -194,10 +194,31 @@ def test_tail_keeps_the_total_variance():
     assert total == pytest.approx(float(data.flatten(1).var(0).sum()))
 
 
-def test_few_samples_span_few_directions():
-    fitted = GaussianPrior.fit([samples(4)])
-    assert fitted.basis.shape[0] == 3
-    assert fitted.tail == 0
+@pytest.mark.parametrize("streamed", [False, True])
+def test_few_samples_are_shrunk_towards_their_mean_variance(streamed, monkeypatch):
+    """(1 - w) S + w tr(S) / D I, w the closed form: every direction has variance, the total is that of the samples."""
+    monkeypatch.setattr(module, "FULL_COVARIANCE", 4 if streamed else 4096)
+    data = samples(9)
+    fitted = GaussianPrior.fit(data.split(4))
+    assert fitted.basis.shape[0] == 8
+    cov, size, freedom = torch.cov(data.flatten(1).mT), 12, 8
+    square, total = float((cov @ cov).trace()), float(cov.trace())
+    weight = ((1 - 2 / size) * square + total**2) / ((freedom + 1 - 2 / size) * (square - total**2 / size))
+    assert 0.1 < weight < 1
+    eye = torch.eye(size, dtype=torch.float64)
+    found = fitted.basis.mT @ (fitted.variances[:, None] * fitted.basis)
+    found = found + fitted.tail * (eye - fitted.basis.mT @ fitted.basis)
+    torch.testing.assert_close(found, (1 - weight) * cov + weight * total / size * eye, rtol=1e-9, atol=1e-9)
+
+
+def test_directions_without_samples_keep_the_variance_of_round_data():
+    rng = torch.Generator().manual_seed(3)
+    fitted = GaussianPrior.fit([torch.randn(16, 1, 8, 8, generator=rng, dtype=torch.float64)])
+    assert fitted.tail == pytest.approx(1.0, abs=0.2)
+    assert float(fitted.variances.max()) < 1.5
+    clean = SCHEDULES["vp"].clean
+    assert bool(torch.isfinite(fitted.transport(torch.zeros(1, 1, 8, 8), clean, SCHEDULES["vp"].at_index(9))).all())
+    assert GaussianPrior.fit([torch.ones(3, *SHAPE)]).tail == 0, "equal samples have no variance to spread"
 
 
 def test_artefact_comes_back_and_belongs_to_its_guidance(tmp_path):

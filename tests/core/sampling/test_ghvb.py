@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,18 @@ import torch
 from unproject.core.priors import FLOW_SCHEDULE, SD_SCHEDULE, GaussianMixturePrior
 from unproject.core.sampling import DDIM, Denoiser, Level, NoiseSchedule, Prediction, Request, Sampler, make_solver
 from unproject.core.sampling.divergence import magnitude_score
-from unproject.core.sampling.solvers import HeavyBall, LinearMultistep, multistep_weights
+from unproject.core.sampling.rescale import Coefficients, RescaledSolver
+from unproject.core.sampling.solvers import (
+    EDICT,
+    HeavyBall,
+    LinearMultistep,
+    SolverSchedule,
+    StepDecision,
+    UnifiedSolver,
+    multistep_weights,
+    preset,
+)
+from unproject.core.sampling.solvers.decisions import times_of
 from unproject.core.sampling.solvers.ghvb import momentum_number
 from unproject.utils.errors import InputError
 
@@ -27,8 +39,13 @@ def mixture(config=SD_SCHEDULE, count: int = 3) -> GaussianMixturePrior:
     return GaussianMixturePrior(means, torch.tensor([0.3, 0.5, 0.8][:count]), scheduler_config=config)
 
 
-def run(prior, solver, levels, x):
-    return Sampler(solver).run(Denoiser(prior, prior.encode_text([""] * x.shape[0])), x, levels)
+def run(prior, solver, levels, x, callback=None):
+    return Sampler(solver).run(Denoiser(prior, prior.encode_text([""] * x.shape[0])), x, levels, callback=callback)
+
+
+def nudged(call, level, x):
+    """A callback that replaces every state but the first, so that only the first step is corrected."""
+    return x * (1 + 1e-6) if call else None
 
 
 @pytest.mark.parametrize("beta", [1.0, 0.9, 0.5, 0.1])
@@ -183,10 +200,10 @@ def test_the_stiff_toy_system_of_the_paper(solver, wanted):
 @pytest.mark.parametrize("name", ["dpm++", "unipc", "ddim"])
 @pytest.mark.parametrize("config", [SD_SCHEDULE, FLOW_SCHEDULE])
 def test_heavy_ball_goes_on_any_solver(name, config):
-    """Momentum vanishes as beta goes to 1, and a point mass is met whatever the beta."""
+    """Momentum vanishes as beta goes to 1, and a point mass is met whatever the beta; UniPC is left its predictor."""
     prior, schedule = mixture(config), NoiseSchedule.from_config(config)
     levels = schedule.grid(10)
-    plain = run(prior, make_solver(name, schedule.flow), levels, noise())
+    plain = run(prior, make_solver(name, schedule.flow), levels, noise(), nudged if name == "unipc" else None)
     near = run(prior, HeavyBall(make_solver(name, schedule.flow), 1 - 1e-7), levels, noise())
     torch.testing.assert_close(near, plain.to(near.dtype), rtol=1e-4, atol=1e-4)
     point = GaussianMixturePrior(torch.full((1, 2, 3, 3), 0.7), torch.tensor([1e-6]), scheduler_config=config)
@@ -244,6 +261,33 @@ def test_names_numbers_and_errors():
         LinearMultistep(0)
     with pytest.raises(InputError, match="v_prediction"):
         HeavyBall(DDIM(), 0.5, "v_prediction")
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda solver: HeavyBall(solver, 0.9), lambda solver: RescaledSolver(solver, Coefficients.constant(4))]
+)
+def test_wrappers_run_on_the_levels_of_what_they_wrap(wrap):
+    schedule = NoiseSchedule.from_config(SD_SCHEDULE)
+    levels = schedule.grid(4, "karras", "index0")
+    inner = UnifiedSolver(replace(preset("dpm++", 4), times=times_of(levels, schedule)))
+    solver = wrap(inner)
+    own = solver.own_grid(schedule)
+    assert own is not None and [v.index for v in own] == [v.index for v in inner.own_grid(schedule)]
+    assert solver.calls(4) == 4 and solver.asks(own) == own[:-1] and solver.asks_once
+    assert wrap(DDIM()).own_grid(schedule) is None
+    doubled = schedule.grid(4, "linspace", "index0")
+    assert len(wrap(make_solver("dpm++")).asks(doubled)) == 3
+
+
+def test_momentum_refuses_what_it_would_spoil():
+    implicit = UnifiedSolver(SolverSchedule((StepDecision(corrector="implicit"),) * 3))
+    skipping = UnifiedSolver(SolverSchedule((StepDecision(),) * 3, first="zero_x0"))
+    for inner in (EDICT(), make_solver("heun"), implicit, skipping):
+        with pytest.raises(InputError, match="one network call per step"):
+            HeavyBall(inner, 0.9)
+    for inner in ("dpm-v3:2", "usf:found.safetensors"):
+        with pytest.raises(InputError, match=rf"'hb:{inner},0\.9'.*use {inner} alone .*hb:dpm\+\+,0\.9"):
+            make_solver(f"hb:{inner},0.9")
 
 
 def test_magnitude_score():

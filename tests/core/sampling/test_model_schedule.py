@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from unproject.core.priors import FLOW_SCHEDULE, SD_SCHEDULE, GaussianMixturePrior, load_prior
+from unproject.core.priors.noise import path_coefficients
 from unproject.core.sampling import SOLVERS, Denoiser, Guidance, NoiseSchedule, Sampler, make_solver
 from unproject.core.sampling.model_schedule import ScheduledPrior, switched
+from unproject.core.sampling.time_remap import TimeRemap
 from unproject.utils.errors import InputError, UnprojectError
 
 BASELINES = ("ddim", "dpm++", "unipc", "euler", "heun")
@@ -21,6 +23,18 @@ def mixture(seed=5, config=SD_SCHEDULE, std=0.4, size=3) -> GaussianMixturePrior
 
 def noise(batch=3):
     return torch.randn(batch, 2, 3, 3, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+
+
+X0 = noise().flip(0)
+
+
+class Oracle(GaussianMixturePrior):
+    """A network that knows the noise and the picture, as it is told the time."""
+
+    def _forward(self, x, time, condition):
+        alpha, sigma = path_coefficients(self.scheduler_config, time)
+        answers = {"epsilon": noise(), "sample": X0, "v_prediction": alpha * noise() - sigma * X0}
+        return answers[self.prediction_type]
 
 
 def sample(prior, levels, name="ddim", guidance=None):
@@ -83,6 +97,21 @@ def test_answers_of_another_kind_are_converted(kind):
     both = switched(other, eps, levels, 0.5)
     assert both.prediction_type == kind
     torch.testing.assert_close(sample(both, levels), sample(eps, levels), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("kinds", [("epsilon", "v_prediction"), ("v_prediction", "epsilon"), ("sample", "epsilon")])
+def test_answers_to_a_remapped_time_are_converted_at_the_true_one(kinds):
+    """Networks that know noise and picture: what they say of them does not depend on the time told."""
+    config = [{**SD_SCHEDULE, "prediction_type": kind} for kind in kinds]
+    both = ScheduledPrior([Oracle(torch.zeros(1, 2, 3, 3), torch.ones(1), scheduler_config=c) for c in config], [500.0])
+    remap = TimeRemap(torch.tensor([0.0, 999.0]), torch.tensor([0.0, 800.0]))
+    schedule = NoiseSchedule.from_config(SD_SCHEDULE)
+    for index in (300, 550, 800):
+        level = schedule.at_index(index)
+        x = schedule.add_noise(X0, noise(), level)
+        found = Denoiser(both, both.encode_text([""] * 3), time_remap=remap)(x, level)
+        torch.testing.assert_close(found.x0, X0, rtol=1e-9, atol=1e-9)
+    assert [model.nfe for model in both.models] == [6, 3], "chosen by the true time"
 
 
 def test_refusals():

@@ -9,8 +9,11 @@ from diffusers import (
     DDIMScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
     LCMScheduler,
+    PNDMScheduler,
     TCDScheduler,
+    UniPCMultistepScheduler,
 )
 
 from unproject.core.priors import FLOW_SCHEDULE, SD_SCHEDULE, GaussianMixturePrior, load_prior
@@ -26,6 +29,7 @@ from unproject.core.sampling.rescale import (
     load_coefficients,
     rescaled_scheduler,
 )
+from unproject.core.sampling.solvers import EDICT, SolverSchedule, StepDecision, UnifiedSolver
 from unproject.utils.errors import InputError
 
 BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -92,6 +96,46 @@ def test_one_step_is_the_formula_and_the_state_reaches_solvers_that_keep_their_o
         torch.testing.assert_close(Sampler(solver).run(asked, noise(), levels[:2]), wanted, rtol=1e-12, atol=1e-12)
     euler = Sampler(RescaledSolver(make_solver("euler", True), pair)).run(denoiser, noise(), levels[:2])
     torch.testing.assert_close(euler, wanted, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["unipc", "dpm++"])
+def test_the_state_factor_reaches_solvers_that_correct(name):
+    """With x0 = 0 whatever is asked, a run multiplies the state by sigma_t / sigma_s and by its factors."""
+    schedule = NoiseSchedule.from_config(SD_SCHEDULE)
+    levels = schedule.grid(STEPS, "trailing", "index0")
+    pair = Coefficients((1.0,) * STEPS, (1.0, 1.0, 1.5, 1.0))
+
+    def nothing(x, level):
+        return Prediction(x, level, torch.zeros_like(x), "sample")
+
+    ends = [
+        Sampler(RescaledSolver(make_solver(name, kind="sample"), chosen)).run(nothing, noise(), levels)
+        for chosen in (Coefficients.constant(STEPS), pair)
+    ]
+    torch.testing.assert_close(ends[1], 1.5 * ends[0], rtol=1e-4, atol=1e-5)
+    official = UniPCMultistepScheduler(**BETAS, prediction_type="sample")
+    ends = []
+    for chosen in (Coefficients.constant(STEPS), pair):
+        scheduler = rescaled_scheduler(official, chosen)
+        scheduler.set_timesteps(STEPS)
+        x = noise()
+        for time in scheduler.timesteps[:3]:
+            x = scheduler.step(torch.zeros_like(x), time, x).prev_sample
+        ends.append(x)
+    torch.testing.assert_close(ends[1], 1.5 * ends[0], rtol=1e-4, atol=1e-5)
+
+
+def test_factors_need_one_call_a_step():
+    ones, other = Coefficients.constant(STEPS), Coefficients.constant(STEPS, 0.9)
+    implicit = UnifiedSolver(SolverSchedule((StepDecision(corrector="implicit"),) * STEPS))
+    for solver in (make_solver("heun"), EDICT(), implicit):
+        assert RescaledSolver(solver, ones).calls(STEPS) == solver.calls(STEPS)
+        with pytest.raises(InputError, match=f"{type(solver).__name__} does not ask the network exactly once a step"):
+            RescaledSolver(solver, other)
+    for scheduler in (PNDMScheduler(**BETAS, skip_prk_steps=True), FlowMatchHeunDiscreteScheduler()):
+        rescaled_scheduler(scheduler, ones).set_timesteps(STEPS)
+        with pytest.raises(InputError, match=f"{type(scheduler).__name__} does not ask"):
+            rescaled_scheduler(scheduler, other).set_timesteps(STEPS)
 
 
 def test_profiles_end_at_one():

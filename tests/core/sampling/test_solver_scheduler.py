@@ -17,7 +17,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
 )
 
-from unproject.core.priors import SD_SCHEDULE, load_prior
+from unproject.core.priors import SD_SCHEDULE, GaussianMixturePrior, load_prior
 from unproject.core.sampling import Denoiser, NoiseSchedule, Sampler, make_solver
 from unproject.core.sampling.scheduler import DPMSolverV3Scheduler, GHVBScheduler, SolverScheduler, USFScheduler
 from unproject.core.sampling.solvers import DPMSolverV3, SolverSchedule, StepDecision, preset
@@ -155,6 +155,42 @@ def test_a_callback_may_change_the_latents(tiny_folders):
     torch.testing.assert_close(outs[1], outs[0], rtol=1e-5, atol=1e-5)
 
 
+def test_a_changed_sample_reaches_a_corrector():
+    """With x0 = 0 whatever is asked, UniPC's step scales the state as Euler's does."""
+    ends = {}
+    for solver in ("unipc", "euler"):
+        for shift in (0.0, 1.0):
+            config = {**SD_SCHEDULE, "prediction_type": "sample", "set_alpha_to_one": True}
+            scheduler = SolverScheduler.from_config(config, solver=solver)
+            scheduler.set_timesteps(4)
+            x, x0 = torch.ones(1, 4, 2, 2), torch.zeros(1, 4, 2, 2)
+            for k, time in enumerate(scheduler.timesteps[:3]):
+                x = scheduler.step(x0, time, x + shift if k == 2 else x).prev_sample
+            ends[solver, shift] = x
+    moved = [ends[solver, 1.0] - ends[solver, 0.0] for solver in ("unipc", "euler")]
+    torch.testing.assert_close(moved[0], moved[1], rtol=1e-4, atol=1e-5)
+    assert float(moved[0].min()) > 0.05
+
+
+@pytest.mark.parametrize("solver", ["dpm++", "unipc", "euler", "heun", "ddim", "hb:dpm++,0.9"])
+@pytest.mark.parametrize("spacing", [{"timestep_spacing": "linspace"}, {"steps_offset": 0}])
+def test_a_grid_that_visits_its_end_twice(solver, spacing):
+    """Both spacings reach index 0, on which the run then ends."""
+    prior = GaussianMixturePrior(torch.full((1, 2, 3, 3), 0.4), torch.tensor([0.5]))
+    scheduler = SolverScheduler.from_config({**SD_SCHEDULE, **spacing}, solver=solver)
+    scheduler.set_timesteps(5)
+    levels = scheduler.noise_schedule.grid(5)
+    assert levels[-1].index == levels[-2].index == 0
+    condition = prior.encode_text("")
+    noise = torch.randn(1, 2, 3, 3, generator=torch.Generator().manual_seed(0))
+    x = noise
+    for time in scheduler.timesteps:
+        x = scheduler.step(prior.predict(x, time, condition), time, x).prev_sample
+    wanted = Sampler(make_solver(solver)).run(Denoiser(prior, condition), noise, levels)
+    torch.testing.assert_close(x, wanted, rtol=1e-4, atol=1e-4)
+    assert scheduler.order == (2 if solver == "heun" else 1)
+
+
 def test_add_noise_and_timesteps_agree_with_diffusers():
     ours, theirs = SolverScheduler.from_config(SD_SCHEDULE), DDIMScheduler.from_config(SD_SCHEDULE)
     x, e = (torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
@@ -200,6 +236,9 @@ def test_misuse_is_named():
         fixed.set_timesteps(7)
     with pytest.raises(InputError, match="skips the first network call"):
         USFScheduler.from_config(SD_SCHEDULE, schedule=SolverSchedule((StepDecision(),) * 3, first="zero_x0"))
+    twice = SolverSchedule((StepDecision(corrector="implicit"),) * 3, first="zero_x0")
+    with pytest.raises(InputError, match="skips the first network call"):
+        USFScheduler.from_config(SD_SCHEDULE, schedule=twice)
     scheduler = SolverScheduler.from_config(SD_SCHEDULE)
     scheduler.set_timesteps(4)
     x = torch.zeros(1, 4, 2, 2)

@@ -156,6 +156,30 @@ def test_every_solver_reports_its_calls_and_lets_callbacks_replace_the_state(nam
     torch.testing.assert_close(out, fixed)
 
 
+@pytest.mark.parametrize("config", [SD_SCHEDULE, FLOW_SCHEDULE])
+@pytest.mark.parametrize("name", ["unipc", "dpm++", "euler"])
+def test_a_replaced_state_is_the_one_stepped_from(name, config):
+    """With the same x0 whatever the state, a step keeps sigma_t / sigma_s of the change (UniPC corrects otherwise)."""
+    schedule = NoiseSchedule.from_config(config)
+    levels, x0, ends = schedule.grid(5, "trailing", "zero"), noise(), []
+    for shift in (0.0, 1.0):
+        solver = make_solver(name, schedule.flow, "sample")
+        request = solver.start(noise(), levels)
+        for step in range(3):
+            if step == 2:
+                request = solver.replace(request.x.double() + 0.5 + shift)
+            request = solver.feed(Prediction(request.x, levels[step], x0, "sample"))
+        ends.append(request.x)
+    kept = levels[3].sigma / levels[2].sigma
+    torch.testing.assert_close(ends[1] - ends[0], torch.full_like(ends[0], kept), rtol=1e-4, atol=1e-4)
+
+
+def test_the_state_given_back_changes_nothing():
+    prior, levels = mixture(), NoiseSchedule.from_config(SD_SCHEDULE).grid(6)
+    plain = run(prior, make_solver("unipc"), levels, noise())
+    assert torch.equal(run(prior, make_solver("unipc"), levels, noise(), callback=lambda c, v, x: x.clone()), plain)
+
+
 def test_solvers_do_not_write_on_their_input():
     prior, levels = mixture(), NoiseSchedule.from_config(SD_SCHEDULE).grid(3)
     for name in SOLVERS:
@@ -186,6 +210,9 @@ def test_an_empty_last_step_changes_nothing(name):
     out = run(prior, make_solver(name), levels, x)
     shorter = run(prior, make_solver(name), [*levels[:-2], levels[-1]], x)
     torch.testing.assert_close(out, shorter, rtol=1e-4, atol=1e-4)
+    asked: list[Level] = []
+    run(prior, make_solver(name), levels, x, callback=lambda call, level, state: asked.append(level))
+    assert [level.index for level in asked] == [level.index for level in make_solver(name).asks(levels)]
 
 
 def test_bad_solver_requests_are_named():

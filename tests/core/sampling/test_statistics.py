@@ -9,7 +9,7 @@ import torch
 
 from unproject.core.priors import FLOW_SCHEDULE, SD_SCHEDULE, GaussianMixturePrior, load_prior
 from unproject.core.sampling import Denoiser, NoiseSchedule, Sampler
-from unproject.core.sampling.calibration import fingerprint
+from unproject.core.sampling.calibration import fingerprint, probe_generator
 from unproject.core.sampling.solvers import DPMSolverV3
 from unproject.core.sampling.statistics import ModelStatistics, unfold_patches
 from unproject.core.sampling.statistics_estimation import (
@@ -120,7 +120,7 @@ def test_s_and_b_are_the_regression_of_the_derivative():
     level = schedule.at_lambda(float(lam))
     f, rate = [], []
     for k in range(12):
-        noise = torch.randn(1, 2, 2, generator=torch.Generator().manual_seed(5 + k), dtype=torch.float64)
+        noise = torch.randn(1, 2, 2, generator=probe_generator(5 + k), dtype=torch.float64)
         x = level.alpha * x0[k : k + 1] + level.sigma * noise
         denoiser = Denoiser(prior, prior.encode_text(""))
         eps = denoiser(x, level).eps
@@ -155,6 +155,11 @@ def test_chunks_and_interruption_change_nothing(tmp_path):
     assert torch.equal(resumed.s, whole.s)
     with pytest.raises(InputError, match="was begun with"):
         estimate_statistics(prior, x0, condition, 2.0, count=5, seed=1, resume=path)
+    for other in ({"latents": x0.flip(0)}, {"condition": mixture().encode_text(["two", "two", "one"])}):
+        with pytest.raises(InputError, match="was begun with"):
+            estimate_statistics(
+                **{"prior": prior, "latents": x0, "condition": condition, **other}, guidance=2.0, count=5, resume=path
+            )
     with pytest.raises(InputError, match=r"guidance 2 \(now 3\)"):
         estimate_statistics(prior, x0, condition, 3.0, count=5, resume=path)
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from unproject.core.priors import FLOW_SCHEDULE, SD_SCHEDULE, GaussianMixturePrior, load_prior
+from unproject.core.priors.noise import path_coefficients
 from unproject.core.sampling import DDIM, Denoiser, NoiseSchedule, Sampler
 from unproject.core.sampling.calibration import fingerprint
 from unproject.core.sampling.time_remap import (
@@ -21,6 +22,7 @@ from unproject.core.sampling.time_remap import (
 )
 from unproject.utils.errors import InputError
 
+V_SCHEDULE = {**SD_SCHEDULE, "prediction_type": "v_prediction"}
 IDENTITY = TimeRemap(torch.linspace(0, 1000, 7), torch.linspace(0, 1000, 7))
 
 
@@ -33,7 +35,7 @@ def latents(variance: float, count: int = 400) -> torch.Tensor:
     return variance**0.5 * torch.randn(count, 1, 4, 4, generator=rng, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("config", [SD_SCHEDULE, FLOW_SCHEDULE])
+@pytest.mark.parametrize("config", [SD_SCHEDULE, FLOW_SCHEDULE, V_SCHEDULE])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_identity_table_is_the_plain_sampler_bit_for_bit(config, dtype):
     prior = prior_of(0.5, config)
@@ -84,6 +86,41 @@ def test_search_finds_the_closed_form_of_gaussian_data(variance):
     else:
         assert fit.remap.shift > 0.02
     assert bool((fit.best <= fit.plain + 1e-12).all())
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("kind", ["v_prediction", "epsilon", "flow_prediction"])
+def test_an_answer_means_what_it_means_at_the_time_told(kind, guidance):
+    """A network that knows noise and picture codes them at the time told; they are read back at every level."""
+    config = FLOW_SCHEDULE if kind == "flow_prediction" else {**SD_SCHEDULE, "prediction_type": kind}
+    x0, eps = latents(0.5, 3), latents(1.0, 3).flip(0)
+
+    class Oracle(GaussianMixturePrior):
+        def _forward(self, x, time, condition):
+            alpha, sigma = path_coefficients(config, time)
+            copies = (len(x) // 3, 1, 1, 1)
+            answers = {"epsilon": eps, "v_prediction": alpha[:3] * eps - sigma[:3] * x0, "flow_prediction": eps - x0}
+            return answers[kind].repeat(copies)
+
+    prior = Oracle(torch.zeros(1, 1, 4, 4), torch.ones(1), scheduler_config=config)
+    schedule = NoiseSchedule.from_config(config)
+    remap = TimeRemap(torch.tensor([0.0, 500.0, 999.0]), torch.tensor([0.0, 650.0, 999.0]))
+    for level in (schedule.at_index(700), schedule.at_index(torch.tensor([80.0, 400.0, 900.0]))):
+        x = schedule.add_noise(x0, eps, level)
+        found = Denoiser(prior, prior.encode_text([""] * 3), guidance, remap)(x, level)
+        torch.testing.assert_close(found.x0, x0, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(found.eps, eps, rtol=1e-9, atol=1e-9)
+
+
+def test_search_of_a_v_network_finds_its_closed_form():
+    """On unit variance v = 0 at every time, read as eps = sigma_tau x / d: best at lambda_tau = lambda_t + log v."""
+    prior, variance = prior_of(1.0, V_SCHEDULE), 0.6
+    search = RemapSearch(levels=7, reach=0.3)
+    fit = calibrate_time_remap(prior, latents(variance, 2000), prior.encode_text(""), search, batch=2000)
+    schedule = NoiseSchedule.from_config(V_SCHEDULE)
+    for k in range(1, 5):
+        wanted = schedule.at_lambda(float(schedule.at_index(k / 6 * 999).lam) + math.log(variance)).index
+        assert abs(float(fit.raw[k]) - wanted) / 999 < 0.0125 + 0.01
 
 
 def test_the_velocity_regression_and_the_one_step_objective_agree():
@@ -142,11 +179,24 @@ def test_hook_and_denoiser_tell_the_same_time(tiny_folders):
         with torch.no_grad():
             plain = Denoiser(prior, condition)(x, level).raw
             wanted = Denoiser(prior, condition, time_remap=remap)(x, level).raw
-            apply_time_remap(prior.network, remap)
+            apply_time_remap(prior, remap)
             torch.testing.assert_close(Denoiser(prior, condition)(x, level).raw, wanted, rtol=1e-4, atol=1e-5)
-            remove_time_remap(prior.network)
+            remove_time_remap(prior)
             assert torch.equal(Denoiser(prior, condition)(x, level).raw, plain)
         assert not torch.equal(plain, wanted)
+
+
+def test_the_hook_refuses_what_it_would_spoil(tiny_folders):
+    remap = TimeRemap(torch.tensor([0.0, 999.0]), torch.tensor([0.0, 900.0]))
+    prior = load_prior(tiny_folders["sd-v"])
+    for target in (prior, prior.pipe):
+        with pytest.raises(InputError, match=f"{type(target).__name__} predicts v.*as time_remap="):
+            apply_time_remap(target, remap)
+    with pytest.raises(InputError, match="a UNet2DConditionModel does not say what it predicts; give the pipeline"):
+        apply_time_remap(prior.network, remap)
+    other = load_prior(tiny_folders["sd3"])
+    apply_time_remap(other.pipe, remap)
+    remove_time_remap(other.network)
 
 
 def test_bad_tables_are_named():

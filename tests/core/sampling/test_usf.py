@@ -213,6 +213,10 @@ def test_files_times_and_names(tmp_path):
     assert [v.index for v in own] == pytest.approx([v.index for v in levels])
     with pytest.raises(InputError, match="guidance 2"):
         make_solver(f"usf:{path}", expected=fingerprint(prior))
+    guess, mean = SolverSchedule((StepDecision(),) * 4, first="average_x0"), torch.full((2, 3, 3), 0.7)
+    path = guess.save(tmp_path / "mean.safetensors", fingerprint(prior), mean=mean)
+    ours, wanted = make_solver(f"usf:{path}"), UnifiedSolver(guess, mean=mean)
+    assert torch.equal(run(prior, ours, levels, noise())[0], run(prior, wanted, levels, noise())[0])
     flow = NoiseSchedule.from_config(FLOW_SCHEDULE)
     grid = flow.grid(5)
     made = SolverSchedule((StepDecision(),) * 5, times_of(grid, flow)).levels(flow)
@@ -222,9 +226,14 @@ def test_files_times_and_names(tmp_path):
 def test_bad_schedules_are_named(tmp_path):
     v3 = preset("v3", 3)
     path = v3.save(tmp_path / "v3.safetensors", fingerprint(mixture()))
+    guess = SolverSchedule((StepDecision(),) * 2, first="average_x0").save(tmp_path / "g", fingerprint(mixture()))
     for build, words in (
         (lambda: UnifiedSolver(v3), "need statistics="),
         (lambda: make_solver(f"usf:{path}"), "needs statistics="),
+        (
+            lambda: make_solver(f"usf:{guess}"),
+            "average clean latent, which its file lacks; save",
+        ),
         (lambda: UnifiedSolver(SolverSchedule((StepDecision(),) * 2, first="average_x0")), "needs mean="),
         (lambda: UnifiedSolver(preset("ddim", 2)).start(noise(), SCHEDULE.grid(3)), "has 2 steps, the grid 3"),
         (lambda: StepDecision(5), "order=5"),

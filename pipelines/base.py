@@ -32,10 +32,14 @@ class PriorPipeline:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         quality: Quality = "balanced",
+        torch_dtype: torch.dtype | None = None,
         **options: Any,
     ) -> P:
-        """Loads a prior by name, folder, registry id or hub repository (`core.priors.load_prior`)."""
-        return cls(load_prior(name, device, dtype, **options), quality)
+        """Loads a prior by name, folder, registry id or hub repository (`core.priors.load_prior`).
+
+        `torch_dtype` is diffusers' name of `dtype`.
+        """
+        return cls(load_prior(name, device, torch_dtype or dtype, **options), quality)
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Writes the prior as a folder `from_pretrained` reads."""

@@ -25,7 +25,7 @@ from ..core.sampling.boundary import (
     grid_lambdas,
     search_boundary,
 )
-from ..core.sampling.calibration import Calibration, Fingerprint
+from ..core.sampling.calibration import Calibration, Fingerprint, fingerprint
 from ..core.sampling.grids import SPACINGS, Spacing
 from ..core.sampling.paired_error import PairedError
 from ..core.sampling.restore import ErrorCurve, error_curve
@@ -38,7 +38,7 @@ from ..core.sampling.time_remap import RemapSearch, calibrate_time_remap
 from ..utils.errors import InputError
 from ..utils.progress import Progress
 from ..utils.seeds import generator, sample_noise
-from .sampling_parts import guided, latent_shape, mark
+from .sampling_parts import guided, latent_shape
 from .text_to_image import TextToImage
 
 SAMPLES_KIND = "own-samples"
@@ -57,6 +57,7 @@ class Sizes:
     batch: int = 16  # rows asked at once
     seed: int = 0
     work: Path | None = None  # folder of what an interrupted run goes on from; None: nothing is kept
+    negative: str | None = None  # negative prompt of every sample
 
 
 class Setting(NamedTuple):
@@ -75,15 +76,15 @@ def setting(pipe: TextToImage, prompts: Sequence[str], sizes: Sizes) -> Setting:
         raise InputError("prompts is empty; calibrate on prompts like those that will be drawn")
     scale = pipe.settings.guidance if sizes.guidance is None else sizes.guidance
     shape = latent_shape(pipe.prior, sizes.size, sizes.size)
-    guidance, condition = guided(pipe.prior, pipe.prior.encode_text(list(prompts)), scale)
-    return Setting(scale, shape, guidance, condition, mark(pipe.prior, shape, scale))
+    guidance, condition = guided(pipe.prior, pipe.prior.encode_text(list(prompts), sizes.negative), scale)
+    return Setting(scale, shape, guidance, condition, fingerprint(pipe.prior, shape, scale, sizes.negative))
 
 
 def _kept(name: str, found: Setting, sizes: Sizes) -> Path | None:
     """A file of the work folder, of its own for other prompts, guidance, size, steps and seed."""
     if sizes.work is None:
         return None
-    told = (*found.condition.prompts, f"{found.scale:g}", str(found.shape), str(sizes.steps), str(sizes.seed))
+    told = (*found.condition.prompts, sizes.negative or "", f"{found.scale:g}", found.shape, sizes.steps, sizes.seed)
     sizes.work.mkdir(parents=True, exist_ok=True)
     return sizes.work / f"{name}-{hashlib.blake2b(repr(told).encode(), digest_size=6).hexdigest()}.safetensors"
 
@@ -96,6 +97,7 @@ def own_samples(pipe: TextToImage, prompts: Sequence[str], sizes: Sizes) -> Tens
         return Calibration.load(path, SAMPLES_KIND, found.fingerprint).tensors["latents"].to(pipe.prior.device)
     drawn = pipe(
         list(prompts),
+        sizes.negative,
         num_inference_steps=sizes.steps,
         guidance_scale=found.scale,
         height=sizes.size,

@@ -13,14 +13,14 @@ from PIL import Image
 from torch import Tensor
 
 from ..core.priors import Prior
-from ..core.sampling import Denoiser, NoiseSchedule, invert, regenerate
-from ..core.sampling.inversion import Inversion, truncated
+from ..core.sampling import EDICT, Denoiser, NoiseSchedule, Sampler, invert
+from ..core.sampling.inversion import Inversion, check_invertible, truncated
 from ..utils.errors import UnprojectError
 from .base import PriorPipeline
 from .picture_inputs import PictureLike, fitted, pictures
 from .prompts import warn_about
 from .quality import own_steps
-from .sampling_parts import check_output_type, delivered, guided, latent_shape
+from .sampling_parts import StepEnd, check_output_type, delivered, guided, latent_shape, randomness, step_callback
 from .text_to_image import REAL_BACKBONES
 
 
@@ -52,8 +52,10 @@ class EditImage(PriorPipeline):
         guidance_scale: float = 3.0,
         mixing: float = 0.93,
         size: int | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
+        callback_on_step_end: StepEnd | None = None,
     ) -> EditImageOutput | tuple[Any, ...]:
         """Edits pictures.
 
@@ -67,8 +69,12 @@ class EditImage(PriorPipeline):
             guidance_scale: classifier-free guidance in both directions.
             mixing: of the two copies, (0, 1]; see `core.sampling.EDICT`.
             size: longest side in px at which the prior works, and of the result; None: the prior's own.
+            generator: draws the latents of the pictures from the encoder's distribution, one for all or one each; None:
+                its mean. Nothing else is random.
             output_type: "pil", "np", "pt" or "latent".
             return_dict: False returns (images,).
+            callback_on_step_end: called with (pipe, call, timestep, {"latents": ...}) after every network call under
+                `target`, two a step; may return {"latents": ...}.
         """
         check_output_type(output_type)
         nfe_before = self.prior.nfe
@@ -80,8 +86,11 @@ class EditImage(PriorPipeline):
             strength=strength,
             guidance_scale=guidance_scale,
             mixing=mixing,
+            generator=generator,
         )
-        latents = self.regenerate(inversion, target, guidance_scale=guidance_scale)
+        latents = self.regenerate(
+            inversion, target, guidance_scale=guidance_scale, callback_on_step_end=callback_on_step_end
+        )
         if not bool(torch.isfinite(latents).all()):
             raise UnprojectError("editing produced values that are not finite; use dtype float32 or lower guidance")
         if output_type == "latent":
@@ -100,9 +109,12 @@ class EditImage(PriorPipeline):
         strength: float = 0.8,
         guidance_scale: float = 3.0,
         mixing: float = 0.93,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
     ) -> Inversion:
-        """The coupled noise of images (B, 3, H, W) in [0, 1] whose sides the prior can draw."""
-        latents = self.prior.encode(images.to(self.prior.device, self.prior.dtype))
+        """The coupled noise of images (B, 3, H, W) in [0, 1] whose sides the prior can draw; arguments as in a call."""
+        images = images.to(self.prior.device, self.prior.dtype)
+        drawn = None if generator is None else randomness(None, generator, len(images))[1]
+        latents = self.prior.encode(images, sample=drawn is not None, generator=drawn)
         latents = latents.to(torch.promote_types(self.prior.dtype, torch.float32))
         schedule = NoiseSchedule.from_config(self.prior.scheduler_config)
         steps = own_steps(self.quality) if num_inference_steps is None else num_inference_steps
@@ -110,9 +122,20 @@ class EditImage(PriorPipeline):
         return invert(self._denoiser(prompt, len(latents), guidance_scale), latents, levels, mixing)
 
     @torch.no_grad()
-    def regenerate(self, inversion: Inversion, prompt: str | Sequence[str], *, guidance_scale: float = 3.0) -> Tensor:
+    def regenerate(
+        self,
+        inversion: Inversion,
+        prompt: str | Sequence[str],
+        *,
+        guidance_scale: float = 3.0,
+        callback_on_step_end: StepEnd | None = None,
+    ) -> Tensor:
         """Latents (B, C, h, w) of an inversion under a prompt, at the guidance it was inverted with."""
-        return regenerate(self._denoiser(prompt, len(inversion.x), guidance_scale), inversion)
+        denoiser = self._denoiser(prompt, len(inversion.x), guidance_scale)
+        check_invertible(denoiser)
+        after = None if callback_on_step_end is None else step_callback(self, callback_on_step_end)
+        sampler = Sampler(EDICT(inversion.mixing, inversion.partner))
+        return sampler.run(denoiser, inversion.x, inversion.levels, callback=after)
 
     def _denoiser(self, prompt: str | Sequence[str], rows: int, scale: float) -> Denoiser:
         for text in dict.fromkeys([prompt] if isinstance(prompt, str) else prompt):

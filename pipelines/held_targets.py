@@ -49,7 +49,7 @@ class RayBatch(NamedTuple):
 
 
 class HeldTargets:
-    """The rays of the newest guided view sets."""
+    """The rays of the newest guided view sets, all of one size: targets that have grown replace the smaller ones."""
 
     def __init__(self, config: FitConfig) -> None:
         self.config = config
@@ -66,7 +66,8 @@ class HeldTargets:
         behind = background_like(background.to(origins), colour)
         pull = weight.to(origins)[:, None, None, None].expand(*colour.shape[:3], 1)
         rows = torch.cat([origins, directions, behind, colour, pull], dim=-1).flatten(0, 2)
-        self.sets = [*self.sets, rows][-self.config.sets :]
+        equal = self.sets if self.pixels == height * width else []  # rays of others would weigh otherwise in the loss
+        self.sets = [*equal, rows][-self.config.sets :]
         self.pixels = height * width
 
     def draw(self, generator: torch.Generator) -> RayBatch:

@@ -9,22 +9,24 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.sampling.grids import Spacing
-from ..tasks.codecs import DepthCodec, unit_length
+from ..core.sampling.sampler import StepCallback
+from ..tasks.codecs import DepthCodec
 from ..tasks.ensemble import CONSENSUS, Alignment, Ensembled, ensemble_affine, ensemble_directions
 from ..tasks.geometry_head import GeometryHead
 from ..tasks.heads import load_head
 from ..tasks.outputs import DepthOutput, GeometryOutput, NormalsOutput
-from ..tasks.tiling import blend, stitch_affine, tile_boxes
+from ..tasks.tiling import tile_boxes
 from ..utils.errors import InputError
-from ..utils.seeds import generator as seeded
 from ..utils.seeds import sample_noise
+from .geometry_maps import Made, at_size, merged, mirrored, resize_map
 from .picture_inputs import PictureLike, fitted, pictures, resized
+from .sampling_parts import StepEnd, randomness, step_callback
 
 Out = TypeVar("Out")
+P = TypeVar("P", bound="_FromImage[Any]")
 Generators = torch.Generator | Sequence[torch.Generator] | None
 TILE_OVERLAP = 0.25  # of a tile's side
 VARIANTS = (
@@ -49,15 +51,7 @@ class Settings:
     resolution: int  # px of the longest edge, 0 = as it is
     batch: int
     alignment: Alignment
-
-
-@dataclass
-class Made:
-    """Maps (N, C, H, W) by name, with uncertainties of ensembles."""
-
-    maps: dict[str, Tensor]
-    spread: dict[str, Tensor]
-    latent: Tensor | None
+    callback: StepCallback | None = None  # after every network call
 
 
 class _FromImage(ABC, Generic[Out]):
@@ -77,14 +71,23 @@ class _FromImage(ABC, Generic[Out]):
         name: str | Path = "toybox",
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        torch_dtype: torch.dtype | None = None,
         **options: Any,
     ) -> Any:
-        """Loads a head: "toybox", a folder with head.json, a Marigold folder, a known id or a hub repository."""
-        return cls(load_head(name, cls.needs, device, dtype, **options))
+        """Loads a head: "toybox", a folder with head.json, a Marigold folder, a known id or a hub repository.
 
-    def save_pretrained(self, folder: str | Path, base: str = "toybox") -> Path:
-        """Writes the head's own weights; `base` names the prior they go with."""
+        `torch_dtype` is diffusers' name of `dtype`.
+        """
+        return cls(load_head(name, cls.needs, device, torch_dtype or dtype, **options))
+
+    def save_pretrained(self, folder: str | Path, base: str | None = None) -> Path:
+        """Writes a folder `from_pretrained` reads; `base` names the prior of a head that was not loaded from files."""
         return self.head.save(folder, base)
+
+    def to(self: P, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> P:
+        """Moves and casts the head and its prior."""
+        self.head.to(device, dtype)
+        return self
 
     @torch.no_grad()
     def __call__(
@@ -104,6 +107,7 @@ class _FromImage(ABC, Generic[Out]):
         alignment: Alignment = CONSENSUS,
         output_type: str = "np",
         output_latent: bool = False,
+        callback_on_step_end: StepEnd | None = None,
     ) -> Out:
         """Predicts maps.
 
@@ -116,20 +120,28 @@ class _FromImage(ABC, Generic[Out]):
             match_input_resolution: return maps of the image's size.
             tiles: tiles along the longest edge, each at the processing resolution; for detail in large pictures.
             spacing: of the time steps; None: the head's.
-            seed: of the starting noise.
-            generator: one, or one per image and member, instead of a seed.
+            seed: of a sampler's starting noise; image i uses seed + i for all its members and tiles, so a list equals
+                its images one by one; None: a fresh one (reported).
+            generator: one for all, one per image, or one per image and member, instead of seeds.
             latents: starting state (N E, C, h, w) instead of drawing it.
             batch_size: rows at once.
             alignment: how depth members are aligned.
             output_type: "np" (N, H, W, C) or "pt" (N, C, H, W).
             output_latent: also return the final latents.
+            callback_on_step_end: called with (pipe, call, timestep, {"latents": ...}) after every network call; may
+                return {"latents": ...}. The calls of each `batch_size` rows count from 0.
         """
         images = pictures(image).to(self.head.device)
         settings = self._settings(
             num_inference_steps, spacing, ensemble_size, processing_resolution, batch_size, alignment
         )
+        if callback_on_step_end is not None:
+            settings = replace(settings, callback=step_callback(self, callback_on_step_end))
         self._check(tiles, seed, generator, latents, output_type)
-        source = generator if generator is not None else seeded(0 if seed is None else seed)
+        source: Generators = generator
+        if self.head.config.start == "noise" and generator is None and latents is None:
+            seeds, source = randomness(seed, None, len(images))
+            seed = seeds[0] if seeds else None
         before = self.head.nfe
         size = (images.shape[2], images.shape[3])
         made = (
@@ -138,7 +150,7 @@ class _FromImage(ABC, Generic[Out]):
             else self._whole(images, settings, source, latents)
         )
         if match_input_resolution:
-            made = _at_size(made, size)
+            made = at_size(made, size)
         result = self._outputs(made, output_type, output_latent, self.head.nfe - before, seed)
         return self._chosen(result)
 
@@ -171,19 +183,23 @@ class _FromImage(ABC, Generic[Out]):
         if kind not in ("np", "pt"):
             raise InputError(f"output_type={kind!r} is unknown; have np, pt")
 
-    def _whole(self, images: Tensor, settings: Settings, source: Any, latents: Tensor | None = None) -> Made:
+    def _whole(self, images: Tensor, settings: Settings, source: Generators, latents: Tensor | None = None) -> Made:
         """Maps at the processing size of images (N, 3, H, W)."""
         if settings.members > 1 and self.head.config.start == "zeros":
             return self._varied(images, settings)
         count, members = len(images), settings.members
         padded, inner = fitted(images, settings.resolution, self.head.prior.vae_factor)
         condition = _in_chunks(self.head.encode_image, padded, settings.batch).repeat_interleave(members, 0)
-        start = self._start(condition, source, latents)
+        start = self._start(condition, source, latents, members)
         rows = range(0, len(condition), settings.batch)
         final = torch.cat(
             [
                 self.head.predict(
-                    condition[i : i + settings.batch], start[i : i + settings.batch], settings.steps, settings.spacing
+                    condition[i : i + settings.batch],
+                    start[i : i + settings.batch],
+                    settings.steps,
+                    settings.spacing,
+                    settings.callback,
                 )
                 for i in rows
             ]
@@ -202,7 +218,7 @@ class _FromImage(ABC, Generic[Out]):
             final,
         )
 
-    def _start(self, condition: Tensor, source: Any, latents: Tensor | None) -> Tensor:
+    def _start(self, condition: Tensor, source: Generators, latents: Tensor | None, members: int) -> Tensor:
         """Starting state (N E, C, h, w)."""
         shape = self.head.shape(condition)
         if latents is not None:
@@ -211,11 +227,16 @@ class _FromImage(ABC, Generic[Out]):
             return latents.to(condition)
         if self.head.config.start == "zeros":
             return condition.new_zeros((len(condition), *shape))
-        if not isinstance(source, torch.Generator) and len(source) != len(condition):
+        assert source is not None
+        rows, form = len(condition), (condition.device, condition.dtype)
+        if isinstance(source, torch.Generator) or len(source) == rows:
+            return sample_noise(shape, source, rows, *form)
+        if len(source) * members != rows:
             raise InputError(
-                f"got {len(source)} generators for {len(condition)} rows; give one, or one per image and member"
+                f"got {len(source)} generators for {rows // members} images of {members} members; give one, one per "
+                "image, or one per image and member"
             )
-        return sample_noise(shape, source, len(condition), condition.device, condition.dtype)
+        return torch.cat([sample_noise(shape, one, members, *form) for one in source])
 
     def _varied(self, images: Tensor, settings: Settings) -> Made:
         """An ensemble of a deterministic head: mirrored and rescaled copies of the images."""
@@ -223,15 +244,15 @@ class _FromImage(ABC, Generic[Out]):
         resolution = settings.resolution or max(images.shape[2:])
         parts: list[dict[str, Tensor]] = []
         for member in range(settings.members):
-            mirrored, scale = VARIANTS[member % len(VARIANTS)]
+            flip, scale = VARIANTS[member % len(VARIANTS)]
             scale *= 1 + 0.02 * (member // len(VARIANTS))
             own = replace(alone, resolution=max(round(resolution * scale), 8))
-            made = self._whole(images.flip(3) if mirrored else images, own, None)
-            maps = {name: _mirrored(name, value) if mirrored else value for name, value in made.maps.items()}
+            made = self._whole(images.flip(3) if flip else images, own, None)
+            maps = {name: mirrored(name, value) if flip else value for name, value in made.maps.items()}
             size = (
                 tuple(next(iter(parts[0].values())).shape[2:]) if parts else tuple(next(iter(maps.values())).shape[2:])
             )
-            parts.append({name: _resize_map(name, value, size) for name, value in maps.items()})
+            parts.append({name: resize_map(name, value, size) for name, value in maps.items()})
         maps, spread = {}, {}
         for name in parts[0]:
             stacked = torch.stack([part[name] for part in parts], 1)  # (N, E, C, h, w)
@@ -246,7 +267,7 @@ class _FromImage(ABC, Generic[Out]):
             return ensemble_directions(members)
         return ensemble_affine(members, how=settings.alignment._replace(shift=self.head.config.shift_invariant))
 
-    def _tiled(self, images: Tensor, settings: Settings, tiles: int, source: Any) -> Made:
+    def _tiled(self, images: Tensor, settings: Settings, tiles: int, source: Generators) -> Made:
         """Maps with `tiles` times the detail: overlapping tiles brought to the scale of the whole, then blended."""
         side = settings.resolution or self.head.config.processing_resolution
         if side == 0:
@@ -258,21 +279,7 @@ class _FromImage(ABC, Generic[Out]):
         whole = self._whole(images, settings, source)
         native = replace(settings, resolution=0)
         parts = [self._whole(box.of(large), native, source) for box in boxes]
-        maps, spread = {}, {}
-        for name, coarse in whole.maps.items():
-            reference = _resize_map(name, coarse, (height, width))
-            windows = [part.maps[name] for part in parts]
-            if name == "depth":
-                rows = [
-                    stitch_affine([w[i : i + 1] for w in windows], boxes, reference[i : i + 1])
-                    for i in range(len(images))
-                ]
-                windows = [torch.cat([row[k] for row in rows]) for k in range(len(boxes))]
-            merged = blend(windows, boxes, height, width)
-            maps[name] = merged.clamp(0, 1) if name == "depth" else unit_length(merged)
-            if settings.members > 1:
-                spread[name] = blend([part.spread[name] for part in parts], boxes, height, width)
-        return Made(maps, spread, None)
+        return merged(whole, parts, boxes, height, width)
 
     def _outputs(self, made: Made, kind: str, latent: bool, nfe: int, seed: int | None) -> GeometryOutput:
         def form(maps: Tensor | None) -> Any:
@@ -331,23 +338,3 @@ class ImageToNormals(_FromImage[NormalsOutput]):
 
 def _in_chunks(function: Callable[[Tensor], Tensor], rows: Tensor, size: int) -> Tensor:
     return torch.cat([function(part) for part in rows.split(size)])
-
-
-def _mirrored(name: str, maps: Tensor) -> Tensor:
-    """Maps of a mirrored image, mirrored back; normals change the sign of x."""
-    flipped = maps.flip(3)
-    return torch.cat([-flipped[:, :1], flipped[:, 1:]], 1) if name == "normals" else flipped
-
-
-def _resize_map(name: str, maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Bilinear; normals become unit vectors again."""
-    if tuple(maps.shape[2:]) == tuple(size) and name != "normals":
-        return maps
-    scaled = F.interpolate(maps, tuple(size), mode="bilinear")
-    return unit_length(scaled) if name == "normals" else scaled
-
-
-def _at_size(made: Made, size: tuple[int, int]) -> Made:
-    maps = {name: _resize_map(name, value, size) for name, value in made.maps.items()}
-    spread = {name: F.interpolate(value, size, mode="bilinear") for name, value in made.spread.items()}
-    return replace(made, maps=maps, spread=spread)

@@ -62,7 +62,7 @@ def draw_backgrounds(config: ViewConfig, generator: torch.Generator) -> Tensor:
 
 def view_classes(camera: Camera) -> list[str]:
     """front, side, back or top of each camera: top above 60 degrees, front and back within 45 degrees of their axis."""
-    x, y, z = camera.centres.double().unbind(-1)
+    x, y, z = camera.centres.cpu().double().unbind(-1)
     azimuth = torch.rad2deg(torch.atan2(y, x)).abs().tolist()
     elevation = torch.rad2deg(torch.atan2(z, torch.hypot(x, y))).tolist()
     return [

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from dataclasses import field as default
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,8 +74,17 @@ class OptimiseConfig:
 class Optimisation:
     """A field on its way to satisfy a guide. Everything that changes is in `state`; the guide holds none."""
 
-    def __init__(self, config: OptimiseConfig, guide: Guide, seed: int, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        config: OptimiseConfig,
+        guide: Guide,
+        seed: int,
+        device: torch.device | str = "cpu",
+        guided_by: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`guided_by`: what defines the guide, plain values by name; checkpoints of another guide do not resume."""
         self.config, self.guide, self.seed = config, guide, seed
+        self.guided_by: dict[str, Any] = to_dict(guided_by or {})
         self.generator = seeded(seed)
         self.device = torch.device(device)
         self.field = make_field(config.field, self.generator).to(device)
@@ -181,25 +191,30 @@ class Optimisation:
             state["occupancy"] = self.occupancy.mask
         state.update({f"held.{i}": rows for i, rows in enumerate(self.held.sets)})
         tensors: dict[str, dict[str, Tensor]] = {"field": dict(named), "optimizer": slots, "state": state}
-        facts = {"step": self.step, "seed": self.seed, "config": to_dict(self.config), "health": self.health.streak}
-        facts["pixels"] = self.held.pixels
+        facts = {"step": self.step, "seed": self.seed, "guided_by": self.guided_by, "config": to_dict(self.config)}
+        facts |= {"health": self.health.streak, "pixels": self.held.pixels}
         return save_checkpoint(out, self.step, tensors, {"optimizer": document, "optimisation": facts})
 
     def resume(self, out: Path) -> bool:
         """Continues from the newest checkpoint in `out`; False when there is none.
 
-        Raises InputError when it was made with another config or seed.
+        Raises InputError when it was made with another config, guide or seed.
         """
         remove_broken(out)
         checkpoint = latest_checkpoint(out)
         if checkpoint is None:
             return False
         facts = read_document(checkpoint, "optimisation")
-        mine = to_dict(self.config)
-        changed = sorted(key for key in mine if mine[key] != facts["config"].get(key))
-        if changed or facts["seed"] != self.seed:
-            what = ", ".join(changed) or f"seed ({facts['seed']})"
-            raise InputError(f"{checkpoint} was made with another {what}; choose another --out or delete it")
+        changed = [
+            *differences(facts.get("guided_by", {}), self.guided_by),
+            *differences(facts["config"], to_dict(self.config)),
+            *differences(facts, {"seed": self.seed}),
+        ]
+        if changed:
+            raise InputError(
+                f"{checkpoint} was made with another {', '.join(changed)}; choose another folder (out=, --work), "
+                "or delete this one"
+            )
         named = dict(self.field.named_parameters())
         copy_into(named, read_tensors(checkpoint, "field"), str(checkpoint))
         slots = read_tensors(checkpoint, "optimizer")
@@ -218,3 +233,15 @@ class Optimisation:
     def picture(self, camera: Camera, background: float = 1.0) -> RenderOutput:
         """The field as it is, without jitter."""
         return render(self.field, camera.to(self.device), background, self.config.volume, self.occupancy)
+
+
+def differences(made: Mapping[str, Any], wanted: Mapping[str, Any], inside: str = "") -> list[str]:
+    """The dotted names of `wanted` that have another value in `made`, with that value."""
+    found: list[str] = []
+    for name, value in wanted.items():
+        other = made.get(name)
+        if isinstance(value, Mapping):
+            found += differences(other or {}, value, f"{inside}{name}.")
+        elif value != other:
+            found.append(f"{inside}{name} ({other!r})")
+    return found

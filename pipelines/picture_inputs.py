@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..geometry.cameras import Camera
 from ..utils.errors import InputError
 from ..utils.files import read_json
-from ..utils.pictures import load_image, to_rgb8
+from ..utils.pictures import _to_srgb, load_image
 
 PictureLike = str | Path | Image.Image | np.ndarray | Tensor
 DEFAULT_FOV_DEG = 55.0  # of the longer side, an ordinary phone or kit lens
@@ -43,7 +43,7 @@ def _batch(image: object) -> Tensor:
     if isinstance(image, (str, Path)):
         return _from_array(load_image(image))
     if isinstance(image, Image.Image):
-        return _from_array(to_rgb8(np.asarray(image if image.mode in ("L", "RGB", "RGBA") else image.convert("RGB"))))
+        return _from_array(_to_srgb(ImageOps.exif_transpose(image), Path("the PIL image")))
     if isinstance(image, np.ndarray):
         return _from_array(image)
     if not isinstance(image, Tensor):

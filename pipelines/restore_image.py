@@ -82,7 +82,7 @@ class RestoreImage(PriorPipeline):
         config: RestoreConfig | None = None,
         size: int | None = None,
         seed: int | None = None,
-        generator: Sequence[torch.Generator] | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
     ) -> RestoreImageOutput | tuple[Any, ...]:
@@ -93,12 +93,12 @@ class RestoreImage(PriorPipeline):
             task: "super-resolution:4", "inpaint" or "deblur:2.0" (standard deviation in px of the given picture).
             prompt: what the pictures show, one or one each; empty is fine.
             mask: for inpaint, a picture of the same size, white where something is to be filled in.
-            curve: `ErrorCurve` or its file, measured at the guidance of `config`; None: the same weight at every level.
+            curve: `ErrorCurve` or its file, measured at `size` and the guidance of `config`; None: equal weights.
             noise_std: standard deviation of the noise in the picture, image units.
             config: settings of `core.sampling.restore`; None: its defaults, with the steps of the pipeline's quality.
             size: longest side of the result in px; None: the prior's own.
             seed: image i uses seed + i; other seeds give other plausible answers; None: a fresh one (reported).
-            generator: one per image, instead of seeds.
+            generator: one for all images or one per image, instead of seeds.
             output_type: "pil", "np", "pt" or "latent".
             return_dict: False returns (images,).
         """
@@ -110,11 +110,11 @@ class RestoreImage(PriorPipeline):
         given = pictures(image)
         y, operator, kept = measured(self.prior, given, chosen, mask, size)
         y = y.to(self.prior.device, torch.promote_types(self.prior.dtype, torch.float32))
-        seeds, drawn = randomness(seed, None if generator is None else list(generator), len(y))
-        generators = [drawn] if isinstance(drawn, torch.Generator) else drawn
+        seeds, drawn = randomness(seed, generator, len(y))
+        draws = [drawn] * len(y) if isinstance(drawn, torch.Generator) else drawn
         if isinstance(curve, (str, Path)):
-            curve = ErrorCurve.load(curve, mark(self.prior, self.prior.latent_shape, settings.guidance))
-        made = restore(y, operator, self.prior, prompt, curve, noise_std, settings, generators=generators)
+            curve = ErrorCurve.load(curve, mark(self.prior, latent_shape(self.prior, size, size), settings.guidance))
+        made = restore(y, operator, self.prior, prompt, curve, noise_std, settings, generators=draws)
         if not bool(torch.isfinite(made.latents).all()):
             raise UnprojectError("restoring produced values that are not finite; use dtype float32 or lower guidance")
         images = made.latents if output_type == "latent" else delivered(_cut(made.images, kept), output_type)
@@ -138,6 +138,7 @@ def measured(
     factor = int(task.value) if task.kind == "super-resolution" else 1
     if task.kind != "super-resolution":
         y, kept = fitted(given, longest, cell)
+        _warn_of_loss(given, kept, longest)
         height, width = y.shape[2:]
         if mask is not None:
             known = _known(mask, given, kept)
@@ -149,10 +150,7 @@ def measured(
     small = given
     if max(given.shape[2:]) * factor > longest:
         small = resized(given, longest // factor)
-        sides = " to ".join(f"{part.shape[3]} x {part.shape[2]}" for part in (given, small))
-        warnings.warn(
-            f"the picture is reduced from {sides} px: a result of {longest} px has no more (size=)", stacklevel=3
-        )
+        _warn_of_loss(given, small.shape[2:], longest)
     rows, columns = small.shape[2:]
     padding = [next(p for p in range(cell) if factor * (side + p) % cell == 0) for side in (rows, columns)]
     y = F.pad(small, (0, padding[1], 0, padding[0]), mode="replicate")
@@ -170,6 +168,17 @@ def _known(mask: PictureLike, given: Tensor, kept: tuple[int, int]) -> Tensor:
     if not bool(known.any()):
         raise InputError("the mask covers the whole picture: nothing is known; white is what is filled in")
     return known
+
+
+def _warn_of_loss(given: Tensor, kept: Sequence[int], longest: int) -> None:
+    """Warns when pictures (B, 3, H, W) lose pixels on the way to the size (H, W) they are restored at."""
+    height, width = given.shape[2:]
+    if max(kept) < max(height, width):
+        warnings.warn(
+            f"the picture is reduced from {width} x {height} to {kept[1]} x {kept[0]} px: a result of {longest} px has "
+            "no more (size=)",
+            stacklevel=4,
+        )
 
 
 def _cut(images: Tensor, kept: tuple[int, int]) -> Tensor:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,14 +13,17 @@ from PIL import Image
 from torch import Tensor
 
 from ..core.priors import Condition, Prior
-from ..core.sampling import Guidance
+from ..core.sampling import Guidance, Level
 from ..core.sampling.calibration import Fingerprint, fingerprint
+from ..core.sampling.sampler import StepCallback
 from ..utils.errors import InputError
 from ..utils.seeds import generator as seeded
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 MAX_PIXELS = 4096 * 4096
 Generators = torch.Generator | list[torch.Generator]
+# (pipeline, network calls before this one, timestep asked, {"latents": state}); may return {"latents": another state}
+StepEnd = Callable[[Any, int, float, dict[str, Tensor]], dict[str, Tensor] | None]
 
 
 def guided(prior: Prior, condition: Condition, scale: float, rescale: float = 0.0) -> tuple[Guidance, Condition]:
@@ -64,6 +68,15 @@ def randomness(
     first = secrets.randbelow(2**32) if seed is None else seed
     seeds = [first + i for i in range(rows)]
     return seeds, [seeded(s) for s in seeds]
+
+
+def step_callback(pipe: Any, callback: StepEnd) -> StepCallback:
+    """A callback of a pipeline as one of `Sampler`."""
+
+    def after(call: int, level: Level, x: Tensor) -> Tensor | None:
+        return (callback(pipe, call, float(level.model_time), {"latents": x}) or {}).get("latents")
+
+    return after
 
 
 def check_output_type(output_type: str) -> None:

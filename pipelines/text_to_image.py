@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,9 +37,18 @@ from ..utils.progress import Progress
 from ..utils.seeds import sample_noise
 from .base import PriorPipeline
 from .prompts import warn_about
-from .sampling_parts import Generators, check_output_type, delivered, guided, latent_shape, mark, randomness
+from .sampling_parts import (
+    Generators,
+    StepEnd,
+    check_output_type,
+    delivered,
+    guided,
+    latent_shape,
+    mark,
+    randomness,
+    step_callback,
+)
 
-StepEnd = Callable[["TextToImage", int, float, dict[str, Tensor]], dict[str, Tensor] | None]
 CALIBRATED = ("dpm-v3", "usf")  # families of solvers that are read from files
 REAL_BACKBONES = "sd15, sdxl, sd3 or flux-dev"
 
@@ -50,7 +59,7 @@ class TextToImageOutput(BaseOutput):
 
     images: list[Image.Image] | np.ndarray | Tensor  # pil; np (B, H, W, 3); pt (B, 3, H, W), in [0, 1]; or latents
     latents: Tensor  # (B, C, h, w) scaled
-    seeds: list[int] | None  # one per image; None when generators were given
+    seeds: list[int] | None  # one per image (or object seen from several cameras); None when generators were given
     nfe: int  # network rows spent
 
 
@@ -106,17 +115,19 @@ class TextToImage(PriorPipeline):
             spacing: trailing, leading, linspace, logsnr or karras; None: that of the pipeline's quality.
             statistics: model statistics, or their file, for dpm-v3 and for schedules with v3 steps.
             seed: image i uses seed + i, so a batch equals its images drawn one by one; None: a fresh one (reported).
-            generator: one for the whole batch or one per image, instead of seeds.
+            generator: one for the whole batch or one per image, instead of seeds. With cameras an image is an object,
+                whose views draw from its generator in turn.
             latents: starting noise (B, C, h, w) instead of drawing it.
             cameras: (F, 16) for multi-view priors: F views per image, adjacent in the output.
             init: where the run begins (`TeleportInit`, `FixedNoiseInit`); None: at the noise.
             time_remap: what the network is told instead of its own times (`TimeRemap`).
             controls: change each guided prediction (`VelocityControl`).
             cache: what is not computed anew at every step, a config or "deep:3", "inherit", "regions:0.5".
-            batch_size: images drawn at once; None: all.
+            batch_size: images drawn and decoded at once; None: all.
             output_type: "pil", "np", "pt" or "latent".
             return_dict: False returns (images,).
-            callback_on_step_end: called with (pipe, step, timestep, {"latents": ...}); may return {"latents": ...}.
+            callback_on_step_end: called with (pipe, call, timestep, {"latents": ...}) after every network call, two a
+                step for heun and edict; may return {"latents": ...}. The calls of each `batch_size` count from 0.
         """
         prompts = self._checked_prompts(prompt)
         scale = self.settings.guidance if guidance_scale is None else guidance_scale
@@ -127,7 +138,9 @@ class TextToImage(PriorPipeline):
         if cameras is not None:
             condition = condition.with_views(cameras, cameras.shape[0])
         shape = latent_shape(self.prior, height, width)
-        seeds, generators = randomness(seed, generator, condition.rows)
+        seeds, generators = randomness(seed, generator, condition.rows // condition.frames)
+        if not isinstance(generators, torch.Generator):
+            generators = [one for one in generators for _ in range(condition.frames)]
         noise = self._noise(latents, shape, generators, condition.rows)
         method = self.method(solver, statistics, eta, noise.shape[1:], scale, guidance_rescale)
         levels = self.levels(method, noise.shape[1:], num_inference_steps, spacing)
@@ -148,7 +161,10 @@ class TextToImage(PriorPipeline):
         final = torch.cat(parts)
         if not bool(torch.isfinite(final).all()):
             raise UnprojectError("sampling produced values that are not finite; use dtype float32 or lower guidance")
-        images = final if output_type == "latent" else delivered(self.prior.decode(final), output_type)
+        if output_type == "latent":
+            images: Any = final
+        else:
+            images = delivered(torch.cat([self.prior.decode(part) for part in final.split(chunk)]), output_type)
         if not return_dict:
             return (images,)
         return TextToImageOutput(images=images, latents=final, seeds=seeds, nfe=self.prior.nfe - nfe_before)
@@ -246,10 +262,7 @@ class _Run:
 
     def _after(self, call: int, level: Level, x: Tensor) -> Tensor | None:
         self.bar.advance()
-        if self.callback is None:
-            return None
-        changed = self.callback(self.pipe, call, float(level.model_time), {"latents": x})
-        return (changed or {}).get("latents")
+        return None if self.callback is None else step_callback(self.pipe, self.callback)(call, level, x)
 
 
 def _check_cache(cache: CacheConfig | str | None, controls: Sequence[Control]) -> None:

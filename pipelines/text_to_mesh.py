@@ -5,14 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.utils import BaseOutput
 
+from ..core.distillation.checkpoints import remove_checkpoints
 from ..core.distillation.score import ScoreConfig
 from ..core.priors import Prior, load_prior, weights_root
+from ..core.sampling.calibration import fingerprint
 from ..geometry.fields import Field
 from ..geometry.meshes import Mesh
 from ..geometry.report import MeshReport
@@ -51,8 +54,11 @@ class TextToMeshOutput(BaseOutput):
     field: Field  # the optimised field
     report: MeshReport
     prompt: str
+    negative_prompt: str | None
+    prior: str  # name
     seed: int
     nfe: int  # network rows spent
+    started: datetime
     seconds: dict[str, float]  # "optimise", "mesh"
     history: list[dict[str, float]]  # the log of each step
     config: MeshRecipe
@@ -60,10 +66,12 @@ class TextToMeshOutput(BaseOutput):
     def save(self, folder: str | Path, name: str = "mesh.glb", frames: int = 36, size: int = 256) -> list[Path]:
         """Writes the mesh, turntable.gif, turntable.mp4, sheet.png and run.json; returns their paths."""
         folder = Path(folder)
-        record = RunRecord("text-to-mesh", self.config, self.seed)
+        record = RunRecord("text-to-mesh", self.config, self.seed, sum(self.seconds.values()))
+        record.started = self.started
         record.count("denoiser", self.nfe)
         record.stages.update(self.seconds)
-        record.notes.update({"prompt": self.prompt, "mesh": self.report.to_dict(), "history": self.history})
+        record.notes.update(prompt=self.prompt, negative_prompt=self.negative_prompt, prior=self.prior)
+        record.notes.update(mesh=self.report.to_dict(), history=self.history)
         with record.stage("write"):
             paths = [self.mesh.save(folder / name), *write_pictures(self.mesh, folder.joinpath, frames, size)]
         for path in paths:
@@ -90,9 +98,10 @@ class TextToMesh:
         recipe: MeshRecipe | str | Path | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        torch_dtype: torch.dtype | None = None,
         **options: Any,
     ) -> TextToMesh:
-        """Loads a prior by name, folder, registry id or hub repository.
+        """Loads a prior by name, folder, registry id or hub repository; `torch_dtype` is diffusers' name of `dtype`.
 
         "toybox" loads its multi-view sibling when that is installed; "toybox" as a folder stays single-view.
         """
@@ -100,7 +109,7 @@ class TextToMesh:
         sibling = MULTI_VIEW.get(chosen)
         if sibling and (weights_root() / sibling / "mv.json").is_file():
             chosen = sibling
-        return cls(load_prior(chosen, device, dtype, **options), recipe)
+        return cls(load_prior(chosen, device, torch_dtype or dtype, **options), recipe)
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Writes the prior as a folder `from_pretrained` reads."""
@@ -116,7 +125,8 @@ class TextToMesh:
         prompt: str,
         negative_prompt: str | None = None,
         *,
-        seed: int = 0,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         faces: int | None = None,
@@ -129,31 +139,58 @@ class TextToMesh:
         Args:
             prompt: what to make; words the prior has never seen raise a warning that names them.
             negative_prompt: what to move away from.
-            seed: of everything random; the same seed gives the same mesh on the same machine.
+            seed: of everything random; the same seed gives the same mesh on the same machine; None: 0.
+            generator: the seed is drawn from it (and reported) instead.
             num_inference_steps: optimisation steps; all schedules of the recipe stretch with them.
             guidance_scale: classifier-free guidance; None: the recipe's.
             faces: triangles at most; None: the recipe's.
             out: folder for checkpoints and preview.png; None: nothing is written.
-            resume: continue from a checkpoint in `out`.
+            resume: continue from a checkpoint in `out`, which has to be of the same prompts, prior, recipe and seed;
+                False removes the checkpoints that are there.
             callback_on_step_end: called with (pipe, step, log, {"optimisation": ...}).
         """
         if not isinstance(prompt, str) or not prompt.strip():
             raise InputError("the prompt is empty; say what to make, for example 'a red chair'")
         warn_about(self.prior, prompt, REAL_BACKBONES)
-        recipe = self._adjusted(num_inference_steps, guidance_scale, faces)
-        guide = make_guide(recipe.score, self.prior, prompt, negative_prompt)
-        work = Optimisation(recipe.optimise, guide, seed, self.prior.device)
+        recipe, seed = self._adjusted(num_inference_steps, guidance_scale, faces), chosen_seed(seed, generator)
+        started, nfe, began = datetime.now(timezone.utc), self.prior.nfe, time.perf_counter()
         folder = None if out is None else Path(out)
-        if folder is not None and not (resume and work.resume(folder)):
-            folder.mkdir(parents=True, exist_ok=True)
-        nfe, began = self.prior.nfe, time.perf_counter()
+        work = self._begun(recipe, seed, prompt, negative_prompt, folder, resume)
         history = self._optimise(work, recipe, folder, prompt, callback_on_step_end)
         optimised = time.perf_counter()
         mesh = textured_mesh(work.field, recipe.mesh, recipe.optimise.volume)
         seconds = {"optimise": optimised - began, "mesh": time.perf_counter() - optimised}
         return TextToMeshOutput(
-            mesh, work.field, mesh.check(), prompt, seed, self.prior.nfe - nfe, seconds, history, recipe
+            mesh=mesh,
+            field=work.field,
+            report=mesh.check(),
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            prior=self.prior.name,
+            seed=seed,
+            nfe=self.prior.nfe - nfe,
+            started=started,
+            seconds=seconds,
+            history=history,
+            config=recipe,
         )
+
+    def _begun(
+        self, recipe: MeshRecipe, seed: int, prompt: str, negative: str | None, folder: Path | None, resume: bool
+    ) -> Optimisation:
+        """The optimisation at its start, or where the newest checkpoint in `folder` was written."""
+        guide = make_guide(recipe.score, self.prior, prompt, negative)
+        if folder is None:
+            return Optimisation(recipe.optimise, guide, seed, self.prior.device)
+        prior = fingerprint(self.prior)
+        guided_by = {"prompt": prompt, "negative_prompt": negative, "prior": prior, "score": recipe.score}
+        work = Optimisation(recipe.optimise, guide, seed, self.prior.device, guided_by)
+        folder.mkdir(parents=True, exist_ok=True)
+        if resume:
+            work.resume(folder)
+        else:
+            remove_checkpoints(folder)
+        return work
 
     def _adjusted(self, steps: int | None, guidance: float | None, faces: int | None) -> MeshRecipe:
         recipe = self.recipe if steps is None else with_steps(self.recipe, steps)
@@ -180,6 +217,15 @@ class TextToMesh:
 
             work.run(folder, on_step)
         return history
+
+
+def chosen_seed(seed: int | None, generator: torch.Generator | None) -> int:
+    """The seed of a call: given, drawn from a generator, or 0."""
+    if generator is None:
+        return seed or 0
+    if seed is not None:
+        raise InputError("give either seed or generator, not both")
+    return int(torch.randint(2**32, (), generator=generator, device=generator.device))
 
 
 def load_recipe(recipe: str | Path | None, prior: Prior) -> MeshRecipe:

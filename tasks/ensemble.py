@@ -124,7 +124,7 @@ def _fit(maps: Tensor, reduction: Reduction, how: Alignment) -> np.ndarray:
         size = [side * how.max_size // longest for side in small.shape[2:]]
         small = F.interpolate(small, size, mode="nearest-exact")
     if how.solver == "consensus":
-        return _consensus(small.flatten(1).double(), how.shift).cpu().numpy()
+        return _consensus(small.flatten(1).cpu().double(), how.shift).numpy()
     low, high = small.flatten(1).min(1).values, small.flatten(1).max(1).values
     if how.shift:
         scale = 1.0 / (high - low).clamp(min=1e-6)

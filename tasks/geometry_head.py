@@ -16,9 +16,11 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..core.priors import StableDiffusionPrior, load_prior
+from ..core.distillation.export import folder_path
+from ..core.priors import StableDiffusionPrior, load_prior, weights_root
 from ..core.sampling import DDIM, Kind, Level, NoiseSchedule, Prediction, Sampler
 from ..core.sampling.grids import Spacing
+from ..core.sampling.sampler import StepCallback
 from ..utils.configs import load_config, to_dict
 from ..utils.errors import InputError
 from ..utils.files import read_json, write_json
@@ -79,8 +81,11 @@ class HeadConfig:
 class GeometryHead:
     """A U-Net that predicts maps, and the prior whose VAE and empty prompt it uses."""
 
-    def __init__(self, prior: StableDiffusionPrior, unet: UNet2DConditionModel, config: HeadConfig) -> None:
-        self.prior, self.unet, self.config, self.codec = prior, unet, config, config.codec()
+    def __init__(
+        self, prior: StableDiffusionPrior, unet: UNet2DConditionModel, config: HeadConfig, base: str | None = None
+    ) -> None:
+        """`base`: the name or folder the prior was loaded by, None where it is not known."""
+        self.prior, self.unet, self.config, self.codec, self.base = prior, unet, config, config.codec(), base
         self.schedule = NoiseSchedule.from_config(prior.scheduler_config)
         self.latent_channels = prior.vae.config.latent_channels
         expected = (self.latent_channels * (1 + self.groups), self.latent_channels * self.groups)
@@ -116,14 +121,15 @@ class GeometryHead:
     def load(
         cls, folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> GeometryHead:
-        """Reads what `save` wrote. Raises InputError when it is no head or its base prior is missing."""
+        """Reads a head that `save` wrote with its base. Raises InputError when it is none or the base is missing."""
         folder = Path(folder)
         manifest = read_json(folder / MANIFEST)
         if not isinstance(manifest, dict) or not {"base", "config"} <= manifest.keys():
             raise InputError(f"{folder / MANIFEST} must name the base prior and hold the head's config")
         config = load_config(HeadConfig, manifest["config"])
-        beside = folder.resolve().parent / str(manifest["base"])
-        prior = load_prior(beside if beside.is_dir() else str(manifest["base"]), device, dtype)
+        base = str(manifest["base"])
+        beside = folder.resolve().parent / base
+        prior = load_prior(beside if beside.is_dir() else base, device, dtype)
         if not isinstance(prior, StableDiffusionPrior):
             raise InputError(f"the base {manifest['base']!r} of {folder} is not a Stable Diffusion prior")
         try:
@@ -131,23 +137,43 @@ class GeometryHead:
             empty = load_file(folder / PROMPT)["empty"]
         except OSError as error:
             raise InputError(f"{folder} is not a whole head: {str(error).splitlines()[0]}") from error
-        head = cls(prior, unet.to(device).eval().requires_grad_(False), config)
+        found = str(beside) if beside.is_dir() and beside.parent != weights_root().resolve() else base
+        head = cls(prior, unet.to(device).eval().requires_grad_(False), config, found)
         head._empty = empty.to(device, dtype)
         return head
 
-    def save(self, folder: str | Path, base: str = "toybox", **facts: Any) -> Path:
+    def save(self, folder: str | Path, base: str | None = None, **facts: Any) -> Path:
         """Writes unet/ and the empty prompt (fp16 safetensors), and head.json with `facts`, e.g. validation numbers.
 
-        `base` names the prior, found as a sibling folder or by name. Only its codec is used: the prompt is kept here
-        because a text encoder that learns more would change it.
+        `base` names the prior, found as a sibling folder or by name; None: as it was found before. Only its codec is
+        used: the prompt is kept here because a text encoder that learns more would change it. A head that is the
+        prior's own network (Marigold) is written as its whole pipeline instead.
+
+        Raises InputError without a base and for a folder that holds something else: the whole folder is replaced.
         """
-        folder = Path(folder)
+        folder, whole = Path(folder), self.unet is self.prior.network
+        base = base or self.base
+        if base is None and not whole:
+            raise InputError(
+                'base=None: this head was not loaded from files; name its prior, for example base="toybox"'
+            )
+        if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).is_file()):
+            raise InputError(f"{folder} is no folder of a head and would be replaced; choose another folder")
+        described: dict[str, Any] = {} if whole else {"base": base}
+        with folder_path(folder) as temporary:
+            if whole:
+                self.prior.save(temporary)
+            else:
+                self._save_parts(temporary)
+            described |= {"config": to_dict(self.config), "versions": versions(), **facts}
+            write_json(temporary / MANIFEST, described)
+        return folder
+
+    def _save_parts(self, folder: Path) -> None:
         copy = UNet2DConditionModel.from_config(self.unet.config)
         copy.load_state_dict(self.unet.state_dict())
         copy.half().save_pretrained(folder / "unet", safe_serialization=True)
         save_file({"empty": self.empty_prompt().half().contiguous()}, folder / PROMPT)
-        write_json(folder / MANIFEST, {"base": base, "config": to_dict(self.config), "versions": versions(), **facts})
-        return folder
 
     def empty_prompt(self) -> Tensor:
         """Embedding (1, L, D) of the empty prompt, padded as the config says."""
@@ -208,14 +234,28 @@ class GeometryHead:
         start: Tensor,
         steps: int | None = None,
         spacing: Spacing | None = None,
+        callback: StepCallback | None = None,
     ) -> Tensor:
-        """Target latents (B, n C, h, w) from a start state: noise, or zeros for a regressor. DDIM."""
+        """Target latents (B, n C, h, w) from a start state: noise, or zeros for a regressor. DDIM.
+
+        `callback`: see `Sampler.run`.
+        """
         levels = self.levels(steps or self.config.steps, spacing)
-        return Sampler(DDIM()).run(self.denoiser(image_latents), start, levels)
+        return Sampler(DDIM()).run(self.denoiser(image_latents), start, levels, callback=callback)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> GeometryHead:
+        """Moves and casts the networks."""
+        self.prior.to(device, dtype)
+        self.unet.to(device=device, dtype=dtype)
+        if self._empty is not None:
+            self._empty = self._empty.to(device=device, dtype=dtype)
+        return self
 
     def with_config(self, **changes: Any) -> GeometryHead:
         """The same networks asked differently."""
-        return GeometryHead(self.prior, self.unet, replace(self.config, **changes))
+        head = GeometryHead(self.prior, self.unet, replace(self.config, **changes), self.base)
+        head._empty = self._empty if head.config.prompt_padding == self.config.prompt_padding else None
+        return head
 
 
 class HeadDenoiser:

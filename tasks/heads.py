@@ -97,10 +97,10 @@ def load_head(
 
 
 def _from_folder(folder: Path, device: Any, dtype: torch.dtype, options: dict[str, Any]) -> GeometryHead:
-    if (folder / MANIFEST).is_file():
-        return GeometryHead.load(folder, device, dtype)
     index = folder / "model_index.json"
     family = read_json(index).get("_class_name") if index.is_file() else None
+    if family not in MARIGOLD and (folder / MANIFEST).is_file():
+        return GeometryHead.load(folder, device, dtype)
     beside = folder.resolve().parent / f"{folder.resolve().name}-geometry"
     if family not in MARIGOLD and (beside / MANIFEST).is_file():
         return GeometryHead.load(beside, device, dtype)
@@ -109,10 +109,13 @@ def _from_folder(folder: Path, device: Any, dtype: torch.dtype, options: dict[st
             f"{folder} holds no geometry head: it needs {MANIFEST} or a Marigold pipeline "
             f"({', '.join(MARIGOLD)}); train one with `unproject train geometry-head`"
         )
-    start = options.pop("start", "noise")
-    return marigold_head(
-        _load_pipeline(family, str(folder), dtype, {"local_files_only": True, **options}), start, device
-    )
+    start = options.pop("start", None)
+    pipe = _load_pipeline(family, str(folder), dtype, {"local_files_only": True, **options})
+    head = marigold_head(pipe, start or "noise", device)
+    if start is None and (folder / MANIFEST).is_file():  # as `GeometryHead.save` found it
+        config = load_config(HeadConfig, read_json(folder / MANIFEST)["config"])
+        return GeometryHead(head.prior, head.unet, config)
+    return head
 
 
 def _from_entry(entry: HeadEntry, device: Any, dtype: torch.dtype, options: dict[str, Any]) -> GeometryHead:

@@ -16,6 +16,13 @@ from torch import Tensor
 from ..utils.errors import InputError
 
 
+class Stitched(NamedTuple):
+    """Tiles on one scale."""
+
+    tiles: list[Tensor]  # s_i d_i + t_i
+    scales: list[float]  # s_i
+
+
 class Box(NamedTuple):
     """A window in pixels: rows top .. bottom - 1, columns left .. right - 1."""
 
@@ -73,7 +80,7 @@ def _tent(length: int, like: Tensor) -> Tensor:
 
 def stitch_affine(
     tiles: Sequence[Tensor], boxes: Sequence[Box], reference: Tensor, anchor: float = 0.1, samples: int = 1024
-) -> list[Tensor]:
+) -> Stitched:
     """Tiles s_i d_i + t_i that agree on their overlaps and with a coarse map of the whole.
 
     Minimises sum over overlapping pairs of mean((s_i d_i + t_i - s_j d_j - t_j)^2) + anchor sum_i
@@ -96,11 +103,11 @@ def stitch_affine(
         pick = np.linspace(0, right.numel() - 1, min(samples, right.numel())).astype(int)
         block = np.zeros((len(pick), 2 * count))
         for index, window, sign in parts:
-            block[:, 2 * index] = sign * window.flatten().double().cpu().numpy()[pick]
+            block[:, 2 * index] = sign * window.flatten().cpu().double().numpy()[pick]
             block[:, 2 * index + 1] = sign
         scale = np.sqrt(weight / len(pick))
         rows.append(scale * block)
-        values.append(scale * right.flatten().double().cpu().numpy()[pick])
+        values.append(scale * right.flatten().cpu().double().numpy()[pick])
 
     for i, (tile, box) in enumerate(zip(tiles, boxes, strict=True)):
         add([(i, tile, 1.0)], box.of(reference), anchor)
@@ -110,4 +117,5 @@ def stitch_affine(
                 own, other = common.within(box).of(tile), common.within(boxes[j]).of(tiles[j])
                 add([(i, own, 1.0), (j, other, -1.0)], torch.zeros_like(own), 1.0)
     solution = np.linalg.lstsq(np.concatenate(rows), np.concatenate(values), rcond=None)[0]
-    return [tile * float(solution[2 * i]) + float(solution[2 * i + 1]) for i, tile in enumerate(tiles)]
+    scales, shifts = solution[::2].tolist(), solution[1::2].tolist()
+    return Stitched([tile * scale + shift for tile, scale, shift in zip(tiles, scales, shifts)], scales)

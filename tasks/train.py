@@ -148,7 +148,7 @@ class HeadObjective(Objective):
         steps = head.schedule.steps
         t = torch.randint(steps, (len(clean),), generator=rng)
         noise = annealed_noise(clean.shape, self.losses.annealed * t / steps, rng).to(clean)
-        level = head.schedule.at_index(t.double().to(clean.device))
+        level = head.schedule.at_index(t.to(clean.device))
         noisy = head.schedule.add_noise(clean, noise, level)
         raw = head.denoiser(condition)(noisy, level).raw
         alpha, sigma = level.coefficients(clean)

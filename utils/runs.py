@@ -9,7 +9,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +24,8 @@ PACKAGES = ("unproject", "torch", "diffusers", "transformers", "numpy", "trimesh
 class RunRecord:
     """Collects the facts of one run and writes them as run.json.
 
+    earlier_s: seconds of work done before the record was made; they count as part of the run.
+
     >>> with RunRecord("text-to-mesh", config, seed=0) as run:
     ...     with run.stage("sample"):
     ...         ...
@@ -32,7 +34,7 @@ class RunRecord:
     >>> run.write("outputs/run.json")
     """
 
-    def __init__(self, command: str, config: Any = None, seed: int | None = None) -> None:
+    def __init__(self, command: str, config: Any = None, seed: int | None = None, earlier_s: float = 0.0) -> None:
         self.command, self.config, self.seed = command, config, seed
         self.nfe: dict[str, int] = {}
         self.stages: dict[str, float] = {}
@@ -40,8 +42,8 @@ class RunRecord:
         self.notes: dict[str, Any] = {}
         self.warnings: list[str] = []
         self.status, self.error = "running", ""
-        self.started = datetime.now(timezone.utc)
-        self._began = time.perf_counter()
+        self.started = datetime.now(timezone.utc) - timedelta(seconds=earlier_s)
+        self._began = time.perf_counter() - earlier_s
         self._took: float | None = None
 
     @property
@@ -103,7 +105,7 @@ class RunRecord:
     ) -> None:
         self._took = time.perf_counter() - self._began
         self.status = "done" if error is None else "failed"
-        self.error = "" if error is None else f"{type(error).__name__}: {error}"
+        self.error = "" if error is None else f"{type(error).__name__}: {error}".removesuffix(": ")
 
 
 def peak_memory_mb() -> float | None:

@@ -20,9 +20,16 @@ def sample_noise(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Standard normal noise (batch, *shape); a list of generators gives one to each sample, a single one is shared."""
+    """Standard normal noise (batch, *shape); a list of generators gives one to each sample, a single one is shared.
+
+    A generator draws where it lives: one on a GPU gives other numbers than the CPU's with the same seed.
+    """
     if isinstance(generators, torch.Generator):
-        return torch.randn((batch, *shape), generator=generators, dtype=dtype).to(device)
+        return _drawn((batch, *shape), generators, dtype).to(device)
     if len(generators) != batch:
         raise ValueError(f"got {len(generators)} generators for a batch of {batch}; give one per sample or one for all")
-    return torch.stack([torch.randn(tuple(shape), generator=g, dtype=dtype) for g in generators]).to(device)
+    return torch.stack([_drawn(shape, g, dtype).to(device) for g in generators])
+
+
+def _drawn(shape: Sequence[int], source: torch.Generator, dtype: torch.dtype) -> Tensor:
+    return torch.randn(tuple(shape), generator=source, device=source.device, dtype=dtype)

@@ -68,6 +68,14 @@ def test_samples_are_kept_for_their_prompts_and_settings(pipe: TextToImage, size
         own_samples(pipe, [], sizes)
 
 
+def test_a_negative_prompt_goes_into_samples_and_fingerprint(pipe: TextToImage, sizes: Sizes) -> None:
+    first, against = own_samples(pipe, PROMPTS, sizes), replace(sizes, negative="light")
+    drawn = pipe(PROMPTS, "light", guidance_scale=2.0, num_inference_steps=4, spacing="logsnr", seed=0, batch_size=3)
+    assert torch.equal(own_samples(pipe, PROMPTS, against), drawn.latents)
+    assert not torch.equal(drawn.latents, first)
+    assert setting(pipe, PROMPTS, against).fingerprint.guidance == "2 against 'light'"
+
+
 def test_statistics_go_on_where_they_stopped_and_serve_the_solver(
     pipe: TextToImage, sizes: Sizes, tmp_path: Path
 ) -> None:

@@ -158,6 +158,19 @@ def test_rays_of_a_held_set_estimate_the_image_loss():
     torch.testing.assert_close(held.loss(seen, batch), expected, rtol=0.02, atol=0)
 
 
+def test_targets_that_grow_replace_the_smaller_ones():
+    """Renders that go to the prior as they are grow with the schedule; equal ones are held together."""
+    held = HeldTargets(FitConfig(steps=1, rays=16, sets=3))
+    camera = draw_cameras(ViewConfig(views=2), 6, generator(1))
+    for size, sets in ((4, 1), (4, 2), (6, 1), (6, 2)):
+        held.add(camera, torch.zeros(2, 3), torch.rand(2, 3, size, size, generator=generator(size)), torch.ones(2))
+        assert (len(held.sets), held.pixels) == (sets, size * size)
+        assert held.draw(generator(0)).target.shape == (16, 3)
+    rows = torch.stack(held.sets).flatten(0, 1)
+    index = torch.randint(2 * 2 * 36, (16,), generator=generator(0))
+    assert torch.equal(held.draw(generator(0)).target, rows[index][:, 9:12])
+
+
 def test_texture_has_the_colours_of_the_box(made):
     colors = made[0].mesh.with_vertex_colors()
     top = colors.vertices[:, 2] > 0.95 * colors.vertices[:, 2].max()

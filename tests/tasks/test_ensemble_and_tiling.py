@@ -130,9 +130,12 @@ def test_stitching_undoes_the_scale_of_each_tile() -> None:
     rng = torch.Generator().manual_seed(0)
     image = torch.rand(1, 1, 40, 40, generator=rng)
     boxes = tile_boxes(40, 40, 20, 6)
-    moved = [box.of(image) * (0.5 + torch.rand(1, generator=rng)) + torch.rand(1, generator=rng) for box in boxes]
-    for tile, box in zip(stitch_affine(moved, boxes, image), boxes, strict=True):
+    factors = [0.5 + torch.rand(1, generator=rng).item() for _ in boxes]
+    moved = [box.of(image) * factor + torch.rand(1, generator=rng) for box, factor in zip(boxes, factors, strict=True)]
+    found = stitch_affine(moved, boxes, image)
+    for tile, box in zip(found.tiles, boxes, strict=True):
         torch.testing.assert_close(tile, box.of(image), rtol=0, atol=1e-5)
+    assert found.scales == pytest.approx([1 / factor for factor in factors], rel=1e-4)
     with pytest.raises(InputError, match="anchor"):
         stitch_affine(moved, boxes, image, anchor=0.0)
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,15 @@ def test_record_holds_the_making_of_a_result(tmp_path: Path) -> None:
     assert record["seconds"] >= record["stages"]["sample"] >= 0
     assert {"python", "torch", "numpy"} <= set(record["versions"])
     assert record["machine"]["processors"] >= 1
+
+
+def test_a_record_made_after_the_work_counts_its_seconds() -> None:
+    began = datetime.now(timezone.utc)
+    with RunRecord("draw", earlier_s=60.0) as run:
+        pass
+    assert 60 <= run.seconds < 70
+    assert 50 < (began - run.started).total_seconds() <= 60
+    assert run.to_dict()["seconds"] >= 60
 
 
 def test_failure_is_recorded_and_passed_on(tmp_path: Path) -> None:

@@ -1,0 +1,101 @@
+"""Going on where a mesh was left: only with the same prompts, prior, recipe and seed; what is recorded about a mesh."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from unproject.core.distillation.checkpoints import latest_checkpoint
+from unproject.core.priors import GaussianMixturePrior
+from unproject.pipelines.text_to_mesh import MeshRecipe, TextToMesh, TextToMeshOutput
+from unproject.utils.configs import load_config
+from unproject.utils.errors import InputError
+from unproject.utils.seeds import generator
+
+SIDE = 8
+RECIPE = {
+    "score": {"guidance": 1.0},
+    "optimise": {
+        "steps": 5,
+        "sizes": [[0, SIDE]],
+        "guided_px": SIDE,
+        "checkpoint_every": 2,
+        "occupancy_from": 10,
+        "field": {"grid": {"sides": [5, 9], "starts": [0, 0]}},
+        "volume": {"step": 0.1, "cells": 8},
+    },
+    "mesh": {"resolution": 16, "faces": 200, "texture": 16, "depth_samples": 2, "visibility_views": 0},
+    "preview_every": 0,
+}
+
+
+def mixture(mean: float = 0.2) -> GaussianMixturePrior:
+    return GaussianMixturePrior(torch.full((1, 3, SIDE, SIDE), mean), torch.tensor([0.5]))
+
+
+def make(folder: Path | None, prompt: str = "a box", prior: Any = None, **options: Any) -> TextToMeshOutput:
+    changes = options.pop("recipe", {})
+    pipe = TextToMesh(prior or mixture(), load_config(MeshRecipe, RECIPE, **changes))
+    return pipe(prompt, **{"seed": 1, **options}, out=folder)
+
+
+def steps(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("ckpt-*"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prompt": "a ball"}, r"ckpt-4 was made with another prompt \('a box'\); choose another folder"),
+        ({"negative_prompt": "fog"}, r"another negative_prompt \(None\)"),
+        ({"prior": mixture(0.3)}, r"another prior\.network \('"),
+        ({"guidance_scale": 2.0}, r"another score\.guidance \(1\.0\)"),
+        ({"recipe": {"optimise.fit.rays": 8}}, r"another fit\.rays \(4096\)"),
+        ({"seed": 2, "prompt": "a ball"}, r"another prompt \('a box'\), seed \(1\)"),
+    ],
+)
+def test_what_was_made_otherwise_does_not_go_on(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    make(tmp_path)
+    assert steps(tmp_path) == ["ckpt-2", "ckpt-4"]
+    with pytest.raises(InputError, match=message):
+        make(tmp_path, **changes)
+    assert make(tmp_path).history[0]["step"] == 5
+
+
+def test_without_resume_old_checkpoints_go_and_other_files_stay(tmp_path: Path) -> None:
+    make(tmp_path, recipe={"optimise.steps": 9})
+    (tmp_path / "ckpt-of-mine").mkdir()
+    (tmp_path / "ckpt-6.tmp").mkdir()
+    again = make(tmp_path, "a ball", resume=False)
+    assert len(again.history) == 5
+    assert steps(tmp_path) == ["ckpt-2", "ckpt-4", "ckpt-of-mine"]
+    newest = latest_checkpoint(tmp_path)
+    assert newest is not None and newest.name == "ckpt-4"
+    assert json.loads((newest / "optimisation.json").read_text())["guided_by"]["prompt"] == "a ball"
+
+
+def test_the_record_covers_the_making(tmp_path: Path) -> None:
+    before = datetime.now(timezone.utc)
+    made = make(None, negative_prompt="fog")
+    made.save(tmp_path, frames=0, size=16)
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["seconds"] >= sum(made.seconds.values()) > 0
+    assert before <= made.started and record["started"] == made.started.isoformat(timespec="seconds")
+    notes = record["notes"]
+    assert (notes["prompt"], notes["negative_prompt"], notes["prior"]) == ("a box", "fog", mixture().name)
+
+
+def test_a_generator_gives_the_seed() -> None:
+    source = generator(3)
+    first, second = (make(None, seed=None, generator=source) for _ in range(2))
+    assert first.seed != second.seed
+    again = make(None, seed=first.seed)
+    assert torch.equal(again.mesh.vertices, first.mesh.vertices)
+    assert make(None, seed=None).seed == 0
+    with pytest.raises(InputError, match="either seed or generator"):
+        make(None, generator=source)

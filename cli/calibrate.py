@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -34,7 +35,7 @@ class MeasureCommand(PriorCommand):
     kinds: ClassVar[tuple[str, ...]] = (".safetensors",)
 
     guidance: float | None = None
-    """Classifier-free guidance the file will be used with (default: what suits the prior)."""
+    """Classifier-free guidance the file will be used with (default: what suits the prior; error-curve: restore's)."""
     size: int | None = None
     """Pixels of a side the file will be used at (default: the prior's own)."""
     prompts: Path | None = None
@@ -80,6 +81,13 @@ class MeasureCommand(PriorCommand):
         work = target.folder / f"{target.stem}.work"
         return Sizes(self.guidance, self.size, steps, self.batch, self.seed, work)
 
+    def use_line(self, options: str, path: Path, **also: object) -> str:
+        """How the file is used; what it was made with and is no default has to be given again."""
+        prior = None if self.prior == MeasureCommand.prior else self.prior
+        made_with = {"prior": prior, "base": self.base, "guidance": self.guidance, "size": self.size, **also}
+        told = [f"--{name} {shlex.quote(str(value))}" for name, value in made_with.items() if value is not None]
+        return " ".join(["use it:", options.format(shlex.quote(str(path))), *told])
+
     def finish(self, pipe: TextToImage, path: Path, sizes: Sizes, record: RunRecord) -> None:
         """Notes the file and the cost, and removes what an interrupted run would have gone on from."""
         record.output(path)
@@ -116,6 +124,15 @@ class CalibrateSolver(MeasureCommand):
         """The base name of the outputs."""
         return self.what
 
+    def sizes(self, target: Target, steps: int) -> Sizes:
+        """See MeasureCommand.sizes; an error curve is measured at the guidance of restoring."""
+        from ..core.sampling import RestoreConfig
+
+        sizes = super().sizes(target, steps)
+        if self.what == "error-curve" and sizes.guidance is None:
+            return replace(sizes, guidance=RestoreConfig().guidance)
+        return sizes
+
     def count(self) -> int:
         """Prompts measured on."""
         return SAMPLES[self.what] if self.samples is None else self.samples
@@ -145,7 +162,8 @@ class CalibrateSolver(MeasureCommand):
             lines, data = self._measured(pipe, prompts, sizes, path)
         self.finish(pipe, path, sizes, record)
         record.notes["prompts"] = len(set(prompts))
-        return Shown([*lines, f"use it: {USE[self.what].format(path)}"], data={"what": self.what, **data})
+        use = self.use_line(USE[self.what], path, steps=self.steps, solver=self.solver)
+        return Shown([*lines, use], data={"what": self.what, **data})
 
     def _measured(
         self, pipe: TextToImage, prompts: list[str], sizes: Sizes, path: Path
@@ -224,4 +242,5 @@ class SearchSolver(MeasureCommand):
         self.finish(pipe, path, sizes, record)
         rows = [("searched", f"{score:.5g}"), (found.fixed, f"{found.fixed_score:.5g}")]
         table = Table(("solver", "squared distance to the long run"), rows)
-        return Shown([f"use it: --solver usf:{path}"], [table], {**facts, "schedule": best.to_dict()})
+        use = self.use_line("--solver usf:{}", path)
+        return Shown([use], [table], {**facts, "schedule": best.to_dict()})

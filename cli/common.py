@@ -7,7 +7,7 @@ import json as json_module
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar
 import tyro
 
 from ..utils.configs import to_dict, to_yaml
-from ..utils.errors import InputError
+from ..utils.errors import InputError, UnprojectError
 from ..utils.files import write_json
 from ..utils.runs import RunRecord, plain
 
@@ -49,11 +49,12 @@ class Table:
 
 @dataclass
 class Shown:
-    """What a command hands back: lines and tables to print, and data for --json."""
+    """What a command hands back: lines and tables to print, data for --json, and the exit code."""
 
     lines: list[str] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     data: dict[str, Any] = field(default_factory=dict)
+    exit_code: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +65,6 @@ class Command:
     """the word on the command line"""
     kinds: ClassVar[tuple[str, ...]] = ()
     """file suffixes that --out may name"""
-    leaves_files: ClassVar[bool] = True
-    """False for commands that only tell something; they write a file only when --out is given"""
 
     out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
     """File or folder to write (default: a folder in outputs/)."""
@@ -79,6 +78,11 @@ class Command:
     """Print the resolved options as YAML and stop."""
     dry_run: bool = False
     """Check the input, say what would be done and stop."""
+
+    @property
+    def leaves_files(self) -> bool:
+        """False for commands that only tell something; they write a file only when --out is given."""
+        return True
 
     def slug(self) -> str:
         """The base name of the outputs."""
@@ -109,25 +113,32 @@ class Command:
 
 
 def execute(command: Command) -> int:
-    """Checks, runs, records and prints one command. Returns the exit code 0; failures are exceptions."""
+    """Checks, runs, records and prints one command. Returns the exit code; failures are exceptions."""
     target = command.target()
     if command.print_config:
         print(to_yaml({"command": command.name, **to_dict(command)}), end="")
         return 0
-    if command.seed < 0:
+    if command.seed is not None and command.seed < 0:
         raise InputError(f"--seed must be 0 or more, got {command.seed}")
     command.check()
     if command.dry_run:
         return _show_plan(command, target)
-    with RunRecord(command.name, to_dict(command), command.seed) as record, _plain_warnings(record):
-        shown = command.run(record, target)
+    record = RunRecord(command.name, to_dict(command), command.seed)
+    try:
+        with record, _plain_warnings(record):
+            shown = command.run(record, target)
+    except BaseException:
+        if command.leaves_files and record.outputs:
+            with contextlib.suppress(UnprojectError):  # the first failure is the one to tell
+                record.write(target.record)
+        raise
     if command.leaves_files:
         record.write(target.record)
     elif command.out is not None:
         path = target.file(target.suffix or ".json")
         write_json(path, plain(shown.data))
     _show(command, record, shown, target)
-    return 0
+    return shown.exit_code
 
 
 def pick_device(name: str) -> str:
@@ -156,6 +167,27 @@ def check_range(option: str, value: float, low: float, high: float) -> None:
     """Raises InputError when a numeric option lies outside [low, high]."""
     if not low <= value <= high:
         raise InputError(f"{option} must lie between {low:g} and {high:g}, got {value:g}")
+
+
+def check_picture(option: str, path: Path) -> None:
+    """Raises InputError for a picture that is not there."""
+    if not path.is_file():
+        raise InputError(f"{option} {path} {'is a folder' if path.is_dir() else 'does not exist'}; give a picture")
+
+
+def check_apart(out: Path, written: Iterable[Path], given: Iterable[Path]) -> None:
+    """Raises InputError when a file to be written is a given picture, under another spelling or by a link too."""
+    pictures = {_identity(path): path for path in given if path.exists()}
+    for path in filter(Path.exists, written):
+        if _identity(path) in pictures:
+            raise InputError(
+                f"--out {out} would overwrite {pictures[_identity(path)]}, the picture itself; choose another name"
+            )
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    facts = path.stat()
+    return facts.st_dev, facts.st_ino
 
 
 def check_prompt(prompt: str) -> None:

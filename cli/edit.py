@@ -10,7 +10,7 @@ import tyro
 
 from ..utils.errors import InputError
 from ..utils.runs import RunRecord
-from .common import Shown, Target, check_prompt, check_range
+from .common import Shown, Target, check_apart, check_picture, check_prompt, check_range
 from .priors import QualityCommand
 
 
@@ -35,25 +35,27 @@ class PictureCommand(QualityCommand):
 
     def check(self) -> None:
         """Paths and ranges."""
-        self.check_picture("image", self.image)
-        if self.out is not None and self.out.resolve() == self.image.resolve():
-            raise InputError(f"--out {self.out} is the picture itself; choose another name")
+        check_picture("image", self.image)
+        target = self.target()
+        check_apart(self.out or target.folder, [self.result(target)], self.given())
         if self.steps is not None:
             check_range("--steps", self.steps, 1, 1000)
         super().check()
 
-    @staticmethod
-    def check_picture(option: str, path: Path) -> None:
-        """Raises InputError for a picture that is not there."""
-        if not path.is_file():
-            raise InputError(f"{option} {path} {'is a folder' if path.is_dir() else 'does not exist'}; give a picture")
+    def given(self) -> list[Path]:
+        """The pictures that are read."""
+        return [self.image]
+
+    def result(self, target: Target) -> Path:
+        """The picture that is written."""
+        return target.file(target.suffix or ".png")
 
     def finish(self, made: Any, record: RunRecord, target: Target) -> None:
         """Writes the picture and counts its cost."""
         from ..utils.pictures import save_image
 
         record.count("denoiser", made.nfe)
-        record.output(save_image(target.file(target.suffix or ".png"), made.images[0]))
+        record.output(save_image(self.result(target), made.images[0]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,11 +134,15 @@ class Restore(PictureCommand):
         if (kind == "inpaint") != (self.mask is not None):
             raise InputError("--mask is what --task inpaint fills in: give both, or neither")
         if self.mask is not None:
-            self.check_picture("--mask", self.mask)
+            check_picture("--mask", self.mask)
         if self.curve is not None and not self.curve.is_file():
             raise InputError(f"--curve {self.curve} does not exist; make it: unproject calibrate-solver")
         check_range("--noise", self.noise, 0, 1)
         super().check()
+
+    def given(self) -> list[Path]:
+        """The picture and its mask."""
+        return [self.image] if self.mask is None else [self.image, self.mask]
 
     def plan(self) -> list[str]:
         """What a dry run says."""

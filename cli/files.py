@@ -28,7 +28,7 @@ class Convert(Command):
     destination: tyro.conf.Positional[Path]
     """.glb, .obj, .stl or .ply for meshes; .ply for points; .json or a folder (COLMAP text) for cameras."""
     faces: int = 0
-    """Simplify a mesh to about this many triangles (0 = leave it)."""
+    """Simplify a mesh to about this many triangles; its colours are carried over (0 = leave it)."""
 
     def check(self) -> None:
         """Paths and suffixes."""
@@ -47,6 +47,8 @@ class Convert(Command):
             raise InputError(f"cannot read {self.source}; use {', '.join(MESHES)}, transforms.json or a COLMAP folder")
         elif wanted not in WRITES:
             raise InputError(f"cannot write {self.destination}; use {', '.join(WRITES)}")
+        if self.faces and (self._cameras or is_point_cloud(self.source)):
+            raise InputError(f"--faces {self.faces} simplifies meshes and {self.source} is none; leave it out")
 
     @property
     def _cameras(self) -> bool:
@@ -68,12 +70,13 @@ class Convert(Command):
             return self._convert_cameras(record)
         if is_point_cloud(self.source):
             return self._convert_points(record)
+        from ..geometry.bake import carry_colors
         from ..geometry.extract import decimate
         from ..geometry.meshes import Mesh
 
         mesh = Mesh.load(self.source)
         if 0 < self.faces < len(mesh.faces):
-            mesh = decimate(mesh, self.faces)
+            mesh = carry_colors(mesh, decimate(mesh, self.faces))
         record.output(mesh.save(self.destination))
         counts = {"vertices": len(mesh.vertices), "faces": len(mesh.faces)}
         return Shown([f"{counts['vertices']} vertices, {counts['faces']} triangles"], data=counts)
@@ -103,10 +106,14 @@ class Inspect(Command):
 
     name: ClassVar[str] = "inspect"
     kinds: ClassVar[tuple[str, ...]] = (".json",)
-    leaves_files: ClassVar[bool] = False
 
     path: tyro.conf.Positional[Path]
     """The file or folder."""
+
+    @property
+    def leaves_files(self) -> bool:
+        """It only tells something."""
+        return False
 
     def check(self) -> None:
         """It has to be there."""

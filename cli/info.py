@@ -28,7 +28,11 @@ class Info(Command):
     """A command that tells something; it writes a file only when --out names one."""
 
     kinds: ClassVar[tuple[str, ...]] = (".json",)
-    leaves_files: ClassVar[bool] = False
+
+    @property
+    def leaves_files(self) -> bool:
+        """It only tells something."""
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,13 +73,19 @@ class Doctor(Info):
     name: ClassVar[str] = "doctor"
 
     def run(self, record: RunRecord, target: Target) -> Shown:
-        """Checks; a broken required package makes the last line say so."""
-        checks = [*_package_checks(), *_accelerator_checks(), *_tool_checks(), *_prior_checks()]
+        """Checks; a broken required package makes the last line say so, and the exit code 1."""
+        checks = [
+            *_package_checks(),
+            *_guarded("accelerator", "torch", _torch_checks),
+            *_accelerator_checks(),
+            *_tool_checks(),
+            *_guarded("prior", "priors", _prior_checks),
+        ]
         broken = [c["name"] for c in checks if c["required"] and not c["ok"]]
         rows = [(c["group"], c["name"], "yes" if c["ok"] else "no", c["detail"]) for c in checks]
         end = f"required but broken: {', '.join(broken)}" if broken else "everything required works"
         data = {"ok": not broken, "checks": checks, "versions": versions(), "system": platform.platform()}
-        return Shown([end], [Table(("group", "what", "active", "detail"), rows)], data)
+        return Shown([end], [Table(("group", "what", "active", "detail"), rows)], data, exit_code=int(bool(broken)))
 
 
 def prior_rows() -> list[dict[str, str]]:
@@ -125,27 +135,53 @@ def _package_checks() -> list[dict[str, Any]]:
     ]
 
 
-def _accelerator_checks() -> list[dict[str, Any]]:
+def _guarded(group: str, name: str, probe: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The rows of a probe, or one row with what stopped it: a broken package hides no other check."""
+    try:
+        return probe()
+    except Exception as error:
+        return [_check(group, name, False, f"cannot be checked: {_reason(error)}")]
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0] or type(error).__name__
+
+
+def _torch_checks() -> list[dict[str, Any]]:
     import torch
 
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     no_cuda = "no CUDA device found" if torch.version.cuda else "this torch is built without CUDA"
     processor = f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
-    checks = [
+    return [
         _check("accelerator", "cpu", True, processor),
         _check("accelerator", "cuda", cuda, torch.cuda.get_device_name(0) if cuda else no_cuda),
         _check("accelerator", "mps", mps, "Apple GPU" if mps else "not an Apple GPU machine"),
     ]
+
+
+def _accelerator_checks() -> list[dict[str, Any]]:
+    """Optional renderers; those that import still need a CUDA device."""
+    checks = []
     for name, hint in (
         ("gsplat", "rasterises Gaussians"),
         ("pytorch3d", "no wheel for the current torch; optional, rasterises meshes"),
         ("nvdiffrast", "optional, non-commercial licence, never the default"),
     ):
         found = _import_check("accelerator", name, False, f"not installed; {hint}")
-        if found["ok"] and not cuda:
+        if found["ok"] and not _has_cuda():
             found.update(ok=False, detail=f"version {found['detail']} is installed but needs a CUDA device; {hint}")
         checks.append(found)
     return checks
+
+
+def _has_cuda() -> bool:
+    try:
+        import torch
+
+        return torch.cuda.is_available()
+    except Exception:
+        return False
 
 
 def _tool_checks() -> list[dict[str, Any]]:
@@ -155,8 +191,8 @@ def _tool_checks() -> list[dict[str, Any]]:
 def _tool(name: str, probe: Callable[[], tuple[bool, str]]) -> dict[str, Any]:
     try:
         ok, detail = probe()
-    except (OSError, RuntimeError, ImportError, subprocess.SubprocessError) as error:
-        ok, detail = False, str(error).splitlines()[0]
+    except Exception as error:
+        ok, detail = False, _reason(error)
     return _check("tool", name, ok, detail)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..utils.errors import InputError
 from .common import Command, pick_device
@@ -20,19 +21,27 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 class PriorCommand(Command):
     """Options of commands that use a prior."""
 
+    takes_file: ClassVar[bool] = True
+    """whether --prior may be a checkpoint file"""
+
     prior: str = "toybox"
-    """A name from `unproject priors`, a folder in diffusers' layout, or a hub id owner/name."""
+    """A name from `unproject priors`, a folder in diffusers' layout, an MVDream checkpoint (.safetensors), or a hub id
+    owner/name."""
+    base: str | None = None
+    """The Stable Diffusion prior that an MVDream checkpoint in --prior builds on (default: sd21-base)."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """Precision of the networks; auto is float16 for large backbones on CUDA, float32 elsewhere."""
 
     def check(self) -> None:
         """The device has to be there and the prior known."""
         pick_device(self.device)
-        if Path(self.prior).is_dir() or _HUB_ID.fullmatch(self.prior):
-            return
-        known = self.known()
-        if self.prior not in known:
-            raise InputError(f"--prior {self.prior!r} is unknown; have {', '.join(known)}, a folder, or owner/name")
+        is_file = self.takes_file and Path(self.prior).is_file()
+        if not is_file:
+            _check_known("--prior", self.prior, self.known())
+        if self.base is not None:
+            if not is_file:
+                raise InputError(f"--base {self.base} serves a checkpoint file, not --prior {self.prior}; leave it out")
+            _check_known("--base", self.base, prior_names())
 
     def known(self) -> list[str]:
         """Names --prior accepts."""
@@ -43,9 +52,10 @@ class PriorCommand(Command):
         return [f"would load prior {self.prior} on {pick_device(self.device)}"]
 
     def placement(self) -> dict[str, Any]:
-        """The arguments dtype and device of `from_pretrained`."""
+        """The arguments device, dtype and, where it is given, base of `from_pretrained`."""
         device = pick_device(self.device)
-        return {"device": device, "dtype": self._dtype(device)}
+        base = {} if self.base is None else {"base": self.base}
+        return {"device": device, "dtype": self._dtype(device), **base}
 
     def _dtype(self, device: str) -> torch.dtype:
         import torch
@@ -66,6 +76,25 @@ class QualityCommand(PriorCommand):
     def placement(self) -> dict[str, Any]:
         """See PriorCommand.placement; and the quality."""
         return {**super().placement(), "quality": self.quality}
+
+
+def _check_known(option: str, name: str, known: Sequence[str]) -> None:
+    """Raises InputError for what is neither a known name, a folder nor a hub id."""
+    if name in known or Path(name).is_dir():
+        return
+    state = "is unknown"
+    if name.endswith(".safetensors"):
+        state = "is a file, which this cannot use" if Path(name).is_file() else "does not exist"
+    elif _HUB_ID.fullmatch(name):
+        return
+    raise InputError(f"{option} {name!r} {state}; have {', '.join(known)}, a folder, or owner/name")
+
+
+def head_of(prior: str) -> str:
+    """The --prior of a geometry head: the folder of a prior that has one in it or beside it, else the embedded one."""
+    folder = Path(prior).resolve()
+    places = (folder, folder.with_name(f"{folder.name}-geometry"))
+    return prior if folder.is_dir() and any((place / "head.json").is_file() for place in places) else "toybox"
 
 
 def head_names() -> list[str]:

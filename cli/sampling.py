@@ -97,7 +97,7 @@ class SamplingCommand(QualityCommand):
     def _check_models(self, family: str) -> None:
         name, _ = self.second_model()
         try:
-            PriorCommand.check(replace(self, prior=name))
+            PriorCommand.check(self.at(name))
         except InputError as error:
             raise InputError(
                 f"--model-schedule {self.model_schedule}: {str(error).removeprefix('--prior ')}"
@@ -107,6 +107,10 @@ class SamplingCommand(QualityCommand):
         files = (self.statistics, self.gaussian, self.boundary, self.time_remap)
         if any(file is not None for file in files) or family in FROM_FILES:
             raise InputError("--model-schedule takes no calibrated files: each of them belongs to one network")
+
+    def at(self, prior: str) -> SamplingCommand:
+        """The same options on another prior; --base goes along to a checkpoint file only."""
+        return replace(self, prior=prior, base=self.base if Path(prior).is_file() else None)
 
     def second_model(self) -> tuple[str, float]:
         """(name, share) of --model-schedule."""
@@ -137,7 +141,7 @@ class SamplingCommand(QualityCommand):
             from ..core.priors import load_prior
 
             name, share = self.second_model()
-            first = load_prior(name, **PriorCommand.placement(self))
+            first = load_prior(name, **PriorCommand.placement(self.at(name)))
             return with_first_model(pipe, first, share, steps=self.steps, solver=self.solver, size=self.size), options
         options |= calibrated(
             pipe,

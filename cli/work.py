@@ -21,8 +21,10 @@ class Train(Command):
 
     recipe: tyro.conf.Positional[str]
     """YAML file, or the name of a packaged recipe."""
-    set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")] = ()
+    set: Annotated[tuple[tuple[str, ...], ...], tyro.conf.arg(metavar="KEY=VALUE ..."), tyro.conf.UseAppendAction] = ()
     """Override keys of the recipe, dotted: --set trainer.steps=100 trainer.batch=8."""
+    seed: int | None = None  # type: ignore[assignment]
+    """Seed of all randomness, for trainer.seed (default: the recipe's)."""
     resume: bool = False
     """Continue from the newest checkpoint in --out."""
     export: bool = False
@@ -42,9 +44,16 @@ class Train(Command):
 
         if not Path(self.recipe).is_file():
             config_path(f"train/{self.recipe}")
-        for override in self.set:
-            if "=" not in override:
+        for override in self.overrides():
+            key, equals, _ = override.partition("=")
+            if not equals:
                 raise InputError(f"--set {override!r} must look like KEY=VALUE")
+            if key == "trainer.seed" and self.seed is not None:
+                raise InputError(f"give --seed {self.seed} or --set {override}, not both")
+
+    def overrides(self) -> list[str]:
+        """All KEY=VALUE of --set, in order."""
+        return [override for group in self.set for override in group]
 
     def plan(self) -> list[str]:
         """What a dry run says."""
@@ -56,9 +65,11 @@ class Train(Command):
         from ..scripts.train import run as run_training
         from .common import pick_device
 
-        make, values = read_recipe(self.recipe, list(self.set))
-        record.notes["recipe"] = values
-        run_training(make(values), target.folder, self.resume, self.export, pick_device(self.device))
+        seed = [] if self.seed is None else [f"trainer.seed={self.seed}"]
+        make, values = read_recipe(self.recipe, [*self.overrides(), *seed])
+        job = make(values)
+        record.notes["recipe"], record.seed = values, job.trainer.seed
+        run_training(job, target.folder, self.resume, self.export, pick_device(self.device))
         export = target.folder / "export"
         if export.is_dir():
             record.output(export)
@@ -84,10 +95,17 @@ class Bench(Command):
         """One folder for the JSON of all experiments."""
         return Target(self.out or Path("outputs") / "bench", "bench")
 
+    @property
+    def leaves_files(self) -> bool:
+        """The list of experiments is only told."""
+        return bool(self._names())
+
     def check(self) -> None:
         """The names have to exist."""
         from ..bench.runner import EXPERIMENTS
 
+        if self.device not in ("auto", "cpu"):
+            raise InputError(f"--device {self.device}: experiments run on the cpu; leave it out")
         unknown = [name for name in self.experiments if name not in EXPERIMENTS]
         if unknown:
             raise InputError(f"unknown experiment {unknown[0]!r}; have {', '.join(EXPERIMENTS)}")

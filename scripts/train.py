@@ -67,13 +67,18 @@ def run(job: Job, out: Path, resume: bool, export_only: bool, device: str) -> No
     else:
         result = trainer.run(resume)
         numbers = "".join(f", {k} {v:.4g}" for k, v in result.validation.items())
-        print(f"{out}: step {result.step} ({result.reason}){numbers}")
+        _tell(f"{out}: step {result.step} ({result.reason}){numbers}")
         if result.reason != "done":
-            print(f"not finished: continue with --resume --out {out}, or write the weights so far with --export")
+            _tell(f"not finished: continue with --resume --out {out}, or write the weights so far with --export")
             return
     if trainer.accelerator.is_main_process:
         with trainer.averaged():
-            print(job.export(out / "export"))
+            _tell(str(job.export(out / "export")))
+
+
+def _tell(text: str) -> None:
+    """Prints on standard error: standard output belongs to the command that trains."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def _put(values: dict[str, Any], path: list[str], value: Any) -> None:

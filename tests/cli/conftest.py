@@ -1,4 +1,4 @@
-"""A tiny random-weight prior on disk, with the builders of the core tests."""
+"""The command line called from tests, and a tiny random-weight prior on disk with the builders of the core tests."""
 
 from __future__ import annotations
 
@@ -6,10 +6,47 @@ import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from unproject.cli import main
+
+
+@pytest.fixture
+def run(in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Calls the command line in an empty folder and gives (exit code, standard output, standard error)."""
+
+    def call(*words: str) -> tuple[int, str, str]:
+        code = main(words)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+@pytest.fixture
+def fake_images(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
+    """A text-to-image pipeline that draws grey squares and remembers what it was asked."""
+    from unproject.pipelines import text_to_image
+
+    asked: list[dict[str, object]] = []
+
+    class Fake:
+        @classmethod
+        def from_pretrained(cls, name: str, **options: object) -> Fake:
+            asked.append({"prior": name, **options})
+            return cls()
+
+        def __call__(self, prompt: str, negative: str | None, **options: object) -> SimpleNamespace:
+            asked.append({"prompt": prompt, **options})
+            count = int(str(options["num_images_per_prompt"]))
+            seeds = [int(str(options["seed"])) + i for i in range(count)]
+            return SimpleNamespace(images=np.full((count, 8, 8, 3), 0.5, np.float32), nfe=40 * count, seeds=seeds)
+
+    monkeypatch.setattr(text_to_image, "TextToImage", Fake)
+    return asked
 
 
 @pytest.fixture(scope="session")

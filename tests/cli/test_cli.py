@@ -7,55 +7,18 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import yaml
 
 from unproject.bench.runner import EXPERIMENTS
-from unproject.cli import main
 from unproject.cli.commands import COMMANDS, parse
 from unproject.cli.common import Command, slugify
 from unproject.utils.errors import InputError, UnprojectError
 from unproject.utils.pictures import load_image, save_image
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Calls the command line in an empty folder and gives (exit code, standard output, standard error)."""
-
-    def call(*words: str) -> tuple[int, str, str]:
-        code = main(words)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
-
-
-@pytest.fixture
-def fake_images(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
-    """A text-to-image pipeline that draws grey squares and remembers what it was asked."""
-    from unproject.pipelines import text_to_image
-
-    asked: list[dict[str, object]] = []
-
-    class Fake:
-        @classmethod
-        def from_pretrained(cls, name: str, **options: object) -> Fake:
-            asked.append({"prior": name, **options})
-            return cls()
-
-        def __call__(self, prompt: str, negative: str | None, **options: object) -> SimpleNamespace:
-            asked.append({"prompt": prompt, **options})
-            count = int(str(options["num_images_per_prompt"]))
-            seeds = [int(str(options["seed"])) + i for i in range(count)]
-            return SimpleNamespace(images=np.full((count, 8, 8, 3), 0.5, np.float32), nfe=40 * count, seeds=seeds)
-
-    monkeypatch.setattr(text_to_image, "TextToImage", Fake)
-    return asked
 
 
 def fails_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
@@ -116,7 +79,10 @@ def test_version(run: Run) -> None:
         (("text-to-mesh", "a cup", "-o", "cup.png"), "text-to-mesh writes a folder or .glb"),
         (("depth", "picture.png", "--prior", "sdxl"), "--prior 'sdxl' is unknown; have toybox, marigold-depth"),
         (("depth", "missing.png"), "image missing.png does not exist"),
-        (("depth", "picture.png", "-o", "picture.png"), "--out picture.png is the picture itself"),
+        (
+            ("depth", "picture.png", "-o", "picture.png"),
+            "--out picture.png would overwrite picture.png, the picture itself",
+        ),
         (("depth", ".", "-o", "depth.png"), "is one file but . is a folder"),
         (("pointcloud", ".", "--near", "3", "--far", "2"), "need 0 < near < far"),
         (("pointcloud", ".", "--fov", "180"), "--fov must lie between 1 and 170"),
@@ -268,7 +234,7 @@ def test_folder_of_pictures_skips_what_cannot_be_read(run: Run, monkeypatch: pyt
 
     done: list[str] = []
     monkeypatch.setattr(Depth, "load", lambda self: None)
-    monkeypatch.setattr(Depth, "one", lambda self, pipe, picture, record, target: done.append(target.stem))
+    monkeypatch.setattr(Depth, "one", lambda self, pipe, path, picture, record, target: done.append(target.stem))
     save_image("photos/b.png", np.zeros((4, 4, 3)))
     save_image("photos/a.png", np.zeros((4, 4, 3)))
     Path("photos/c.jpg").write_text("no picture")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,11 @@ import pytest
 import torch
 
 from unproject.cli import main
+from unproject.geometry.bake import bake
+from unproject.geometry.extract import extract_surface, grid_points
 from unproject.geometry.meshes import Mesh
 from unproject.geometry.points import PointCloud
+from unproject.geometry.unwrap import unwrap
 from unproject.utils.pictures import load_image, save_image
 
 
@@ -37,12 +41,40 @@ def test_convert_keeps_the_solid(
     assert json.loads(Path("out/b.run.json").read_text())["outputs"] == [f"out/b{suffix}"]
 
 
+@pytest.mark.parametrize("kind", ["texture", "vertex colours"])
+def test_a_simplified_mesh_keeps_its_colours(in_tmp: Path, kind: str) -> None:
+    """Red above, blue below."""
+
+    def color(points: torch.Tensor, normals: torch.Tensor) -> torch.Tensor:
+        up = (points[:, 2:] > 0).float()
+        return torch.cat([up, torch.zeros_like(up), 1 - up], dim=1)
+
+    ball = extract_surface(grid_points(20, 1.0).norm(dim=-1), 0.7, sign=-1)
+    if kind == "texture":
+        bake(unwrap(ball, 128), color, size=128).save("a.glb")
+    else:
+        replace(ball, vertex_colors=color(ball.vertices, ball.vertices)).save("a.glb")
+    assert main(["convert", "a.glb", "b.glb", "--faces", "300"]) == 0
+    mesh = Mesh.load("b.glb")
+    assert len(mesh.faces) <= 300 and ("base_color" in mesh.textures) == (kind == "texture")
+    colors = mesh.with_vertex_colors().vertex_colors if kind == "texture" else mesh.vertex_colors
+    assert colors is not None
+    above, below = colors[mesh.vertices[:, 2] > 0.3], colors[mesh.vertices[:, 2] < -0.3]
+    torch.testing.assert_close(above.mean(0), torch.tensor([1.0, 0, 0]), atol=0.05, rtol=0)
+    torch.testing.assert_close(below.mean(0), torch.tensor([0.0, 0, 1]), atol=0.05, rtol=0)
+
+
 def test_points_only_become_points(in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
     PointCloud(torch.rand(10, 3, generator=torch.Generator().manual_seed(0))).save("a.ply")
     assert main(["convert", "a.ply", "b.ply"]) == 0
     assert facts(capsys, "b.ply")["points"] == 10
     assert main(["convert", "a.ply", "b.glb"]) == 2
     assert "holds points without triangles" in capsys.readouterr().err
+    assert main(["convert", "a.ply", "c.ply", "--faces", "5"]) == 2
+    assert "--faces 5 simplifies meshes and a.ply is none" in capsys.readouterr().err
+    Path("views").mkdir()
+    assert main(["convert", "views", "views.json", "--faces", "5"]) == 2
+    assert "--faces 5 simplifies meshes and views is none" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ def test_what_does_not_go_together(
         (("edit", "no.png", "--source", "a cup", "--target", "a jug"), "image no.png does not exist"),
         (("edit", "p.png", "--source", " ", "--target", "a jug"), "the prompt is empty"),
         (("edit", "p.png", "--source", "a cup", "--target", "a jug", "--strength", "0"), "--strength must lie above 0"),
-        (("edit", "p.png", "--source", "a cup", "--target", "a jug", "-o", "p.png"), "is the picture itself"),
+        (("edit", "p.png", "--source", "a cup", "--target", "a jug", "-o", "p.png"), "would overwrite p.png"),
         (("restore", "p.png", "--task", "sharpen"), "write super-resolution:FACTOR, inpaint, deblur:STD"),
         (("restore", "p.png", "--task", "super-resolution:1.5"), "task 'super-resolution:1.5' is unknown"),
         (("restore", "p.png", "--task", "inpaint"), "--mask is what --task inpaint fills in"),

@@ -78,9 +78,10 @@ def test_a_run_trains_exports_resumes_and_feeds_the_encoder(tiny, tmp_path, caps
     out = tmp_path / "run"
     arguments = [tiny, "--out", str(out), "--device", "cpu"]
     assert train.main([*arguments, "--set", "trainer.max_minutes=0"]) == 0
-    assert "--resume" in capsys.readouterr().out and not (out / "export").exists()
+    assert "--resume" in capsys.readouterr().err and not (out / "export").exists()
     assert train.main([*arguments, "--resume"]) == 0
-    assert "psnr" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "psnr" in told.err and str(out / "export") in told.err and not told.out
     assert AutoencoderKL.from_pretrained(out / "export").config.latent_channels == 4
     assert train.main(arguments) == 2
     assert "already holds ckpt-2" in capsys.readouterr().err

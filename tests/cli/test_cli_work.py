@@ -1,0 +1,112 @@
+"""Training and experiments from the command line, and the records of runs that fail."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from unproject.bench import runner
+from unproject.cli.image import Depth
+from unproject.scripts import train
+from unproject.utils.pictures import save_image
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch, in_tmp: Path) -> list[dict[str, Any]]:
+    """A recipe r.yaml with the seed 3 of an objective that trains nothing; the values it was built with."""
+    asked: list[dict[str, Any]] = []
+
+    def make(values: dict[str, Any]) -> SimpleNamespace:
+        asked.append(values)
+        return SimpleNamespace(trainer=SimpleNamespace(seed=values["trainer"]["seed"]))
+
+    monkeypatch.setattr(train, "RECIPES", {"nothing": make})
+    monkeypatch.setattr(train, "run", lambda *_: None)
+    Path("r.yaml").write_text("objective: nothing\ntrainer: {steps: 9, seed: 3}\n")
+    return asked
+
+
+@pytest.mark.parametrize(
+    "words", [("--set", "trainer.steps=1", "--set", "val=[b]"), ("--set", "trainer.steps=1", "val=[b]")]
+)
+def test_every_override_counts(run: Run, trained: list[dict[str, Any]], words: tuple[str, ...]) -> None:
+    assert run("train", "r.yaml", *words)[0] == 0
+    assert trained == [{"trainer": {"steps": 1, "seed": 3}, "val": ["b"]}]
+
+
+@pytest.mark.parametrize(("words", "seed"), [((), 3), (("--seed", "7"), 7), (("--set", "trainer.seed=5"), 5)])
+def test_the_recorded_seed_is_the_one_that_trains(
+    run: Run, trained: list[dict[str, Any]], words: tuple[str, ...], seed: int
+) -> None:
+    assert run("train", "r.yaml", *words, "-o", "out")[0] == 0
+    assert trained[0]["trainer"]["seed"] == seed
+    assert json.loads(Path("out/run.json").read_text())["seed"] == seed
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("train", "r.yaml", "--set", "trainer.steps"), "--set 'trainer.steps' must look like KEY=VALUE"),
+        (("train", "r.yaml", "--seed", "1", "--set", "trainer.seed=2"), "give --seed 1 or --set trainer.seed=2"),
+        (("train", "r.yaml", "--seed", "-1"), "--seed must be 0 or more, got -1"),
+        (("bench", "judge", "--device", "cuda"), "--device cuda: experiments run on the cpu"),
+    ],
+)
+def test_requests_that_cannot_be_met(
+    run: Run, trained: list[dict[str, Any]], words: tuple[str, ...], message: str
+) -> None:
+    code, _, err = run(*words)
+    assert (code, message in err, trained) == (2, True, [])
+
+
+def test_the_list_of_experiments_leaves_no_file(run: Run, in_tmp: Path) -> None:
+    code, out, _ = run("bench")
+    assert (code, "judge" in out, list(in_tmp.iterdir())) == (0, True, [])
+    code, out, _ = run("bench", "--json")
+    assert json.loads(out) == {"command": "bench", "experiments": list(runner.EXPERIMENTS)}
+
+
+def test_an_experiment_leaves_its_record(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "run_experiment", lambda name, **_: None)
+    assert run("bench", "judge", "-o", "out")[0] == 0
+    assert json.loads(Path("out/run.json").read_text())["outputs"] == ["out/judge.json"]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"), [(RuntimeError("no"), 1, "RuntimeError: no"), (KeyboardInterrupt(), 130, "interrupted")]
+)
+def test_what_a_failed_run_made_is_recorded(
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, told: str
+) -> None:
+    def one(self: Depth, pipe: None, path: Path, picture: np.ndarray, record: Any, target: Any) -> None:
+        if path.stem == "b":
+            raise error
+        record.output(save_image(target.file(".png"), picture))
+
+    monkeypatch.setattr(Depth, "load", lambda self: None)
+    monkeypatch.setattr(Depth, "one", one)
+    for name in "abc":
+        save_image(f"photos/{name}.png", np.zeros((4, 4, 3)))
+    found, _, err = run("depth", "photos", "-o", "out")
+    assert (found, told in err) == (code, True)
+    record = json.loads(Path("out/run.json").read_text())
+    assert (record["status"], record["outputs"]) == ("failed", ["out/a-depth.png"])
+    assert record["error"] == (f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+
+
+def test_a_run_that_failed_before_its_first_file_leaves_none(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(self: Depth) -> None:
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(Depth, "load", load)
+    save_image("photo.png", np.zeros((4, 4, 3)))
+    assert run("depth", "photo.png", "-o", "out")[0] == 1
+    assert not Path("out").exists()

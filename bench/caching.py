@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from ..core.priors import Condition, Prior, load_prior
@@ -19,14 +19,15 @@ from .toy_latents import decoded, features, paired_mse, renders, run_sampler, sc
 
 Options = dict[str, Any]
 PROFILED = 4  # images of the runs that are looked into
+CLOCKED = 8  # images of the runs that are timed against each other
 
 
 @dataclass(frozen=True)
 class CacheSetting:
     """Sizes that every experiment on caches has."""
 
-    images: int = 250
-    reference_groups: int = 250
+    images: int = 200
+    reference_groups: int = 200
     steps: int = 50
     guidance: float = 3.0
     solver: str = "ddim"
@@ -45,7 +46,9 @@ class Scene:
     noise: Tensor
     reference: Tensor
     full: Tensor  # latents of the plain run
+    full_cost: Options  # its seconds and network rows
     full_macs: int  # of one image, one run
+    full_features: Tensor  # of its images
 
     @classmethod
     def make(cls, prior_name: str, setting: CacheSetting, seed: int) -> Scene:
@@ -57,9 +60,18 @@ class Scene:
         noise = seeded_noise(prior.latent_shape, setting.images, seed)
         options = (setting.guidance, setting.solver)
         levels = grid_of(prior, setting.steps, noise)
+        before, began = prior.nfe, time.perf_counter()
         full = run_sampler(prior, condition, noise, levels, *options, batch=setting.batch)
+        cost = {"seconds": round(time.perf_counter() - began, 2), "nfe_rows": prior.nfe - before}
         macs = count_macs(lambda: run_sampler(prior, condition.index([0]), noise[:1], levels, *options))
-        return cls(prior, judge, setting, condition, test.meanings, noise, reference, full, macs)
+        seen = features(judge, decoded(prior, full))
+        return cls(prior, judge, setting, condition, test.meanings, noise, reference, full, cost, macs, seen)
+
+    def plain(self) -> Options:
+        """The line of the plain run."""
+        quality = scores(self.judge, decoded(self.prior, self.full), self.meanings, self.reference)
+        head = {"setting": "plain", "steps": self.setting.steps, "mse_to_full": paired_mse(self.full, self.full)}
+        return {**head, **quality, "mac_ratio": 1.0, **self.full_cost, "cache_bytes": 0}
 
     def row(
         self, name: str, config: CacheConfig | None = None, steps: int | None = None, prior: Prior | None = None
@@ -78,7 +90,8 @@ class Scene:
             latents = draw(len(self.noise))
             took, nfe = time.perf_counter() - began, chosen.nfe - before
             held = 0 if cache is None else cache.peak_bytes
-        quality = scores(self.judge, decoded(chosen, latents), self.meanings, self.reference)
+        images = decoded(chosen, latents)
+        quality = scores(self.judge, images, self.meanings, self.reference, self.full_features)
         cost = {"mac_ratio": round(self.full_macs / macs, 3), "seconds": round(took, 2), "nfe_rows": nfe}
         error = {"mse_to_full": paired_mse(latents, self.full)}
         return {"setting": name, "steps": count, **error, **quality, **cost, "cache_bytes": held}
@@ -89,9 +102,9 @@ class Scene:
         part = (self.condition.index(rows), self.noise[rows], levels)
         return lambda: run_sampler(self.prior, *part, self.setting.guidance, self.setting.solver)
 
-    def clock(self, configs: Sequence[CacheConfig], rounds: int = 3) -> list[float]:
-        """Wall-clock speed-up of each config over the plain run: medians of interleaved runs of one batch."""
-        rows = slice(0, min(self.setting.batch, len(self.noise)))
+    def clock(self, configs: Sequence[CacheConfig], rounds: int = 3) -> list[dict[str, float]]:
+        """Wall-clock speed-up of each config over the plain run of CLOCKED images: quartiles of interleaved rounds."""
+        rows = slice(0, min(CLOCKED, len(self.noise)))
         levels = grid_of(self.prior, self.setting.steps, self.noise)
         times: list[list[float]] = [[] for _ in range(len(configs) + 1)]
         for _ in range(rounds):
@@ -101,8 +114,9 @@ class Scene:
                     part = (self.condition.index(rows), self.noise[rows], levels)
                     run_sampler(self.prior, *part, self.setting.guidance, self.setting.solver)
                     times[i].append(time.perf_counter() - began)
-        medians = [float(torch.tensor(values).median()) for values in times]
-        return [round(medians[0] / value, 3) for value in medians[1:]]
+        ratios = [np.asarray(times[0]) / np.asarray(values) for values in times[1:]]
+        names = ("low", "median", "high")
+        return [dict(zip(names, (round(float(v), 3) for v in np.quantile(r, (0.25, 0.5, 0.75))))) for r in ratios]
 
 
 def grid_of(prior: Prior, steps: int, noise: Tensor) -> list[Any]:

@@ -1,4 +1,7 @@
-"""DPM-Solver-v3 against DDIM, DPM-Solver++ and UniPC: distance to a long run from the same noise, few steps."""
+"""DPM-Solver-v3 against DDIM, DPM-Solver++ and UniPC: distance to a long run from the same noise, few steps.
+
+One guidance; `sampling` has v3 at two, over more budgets. Ratios carry intervals over the pairs of prompt and noise.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from ..core.priors import Prior, load_prior
@@ -15,64 +19,45 @@ from ..core.sampling.paired_error import PairedError
 from ..core.sampling.solvers import DPMSolverV3
 from ..core.sampling.statistics import ModelStatistics
 from ..core.sampling.statistics_estimation import estimate_statistics
-from ..toybox.captions import Meaning, Phrase, say
-from ..toybox.programs import ObjectProgram, draw
-from .runner import Context
-from .toy_latents import run_sampler, seeded_noise
+from ..pipelines.calibrations import Sizes, own_samples
+from ..pipelines.text_to_image import TextToImage
+from .runner import Context, bootstrapped, ratio
+from .toy_latents import object_prompts, seeded_noise
 
 CALIBRATION_SEED = 500_000  # far from the seeds that are measured
+STATISTICS_SEED = 100_000  # from those of the samples to those of their noise
 
 
 @dataclass(frozen=True)
 class DPMSolverV3Bench:
     """Sizes of the experiment."""
 
-    images: int = 256
+    images: int = 64
     nfes: tuple[int, ...] = (5, 6, 8, 10, 20)
-    guidances: tuple[float, ...] = (1.5, 5.0)
-    reference_steps: int = 200
-    samples: int = 512
+    guidance: float = 1.5
+    reference_steps: int = 100
+    samples: int = 256
     """latents the statistics are measured on"""
-    fewer_samples: tuple[int, ...] = (64, 256)
-    """smaller sets, at the first guidance"""
-    cells: int = 40
+    fewer_samples: int = 64
+    """the smaller set, at the fewest calls"""
+    cells: int = 20
     """of the lambda grid"""
-    sample_steps: int = 30
+    sample_steps: int = 20
     """of the latents the statistics are measured on"""
     batch: int = 32
 
 
-QUICK = DPMSolverV3Bench(4, (5,), (1.5,), 12, 4, (2,), 4, 4, 4)
-
-
-def object_prompts(split: str, count: int) -> list[str]:
-    """ "a red chair", one for each of the first `count` objects of a split."""
-    found: list[str] = []
-    index = 0
-    while len(found) < count:
-        program = draw(split, index)
-        index += 1
-        if isinstance(program, ObjectProgram):
-            found.append(say(Meaning((Phrase(program.noun, program.colour),))))
-    return found
-
-
-def own_latents(prior: Prior, prompts: list[str], guidance: float, steps: int, batch: int, seed: int) -> Tensor:
-    """The prior's own samples (N, C, h, w) at this guidance."""
-    noise = seeded_noise(prior.latent_shape, len(prompts), seed)
-    levels = NoiseSchedule.from_config(prior.scheduler_config).grid(steps, "logsnr", tokens=prior.tokens(noise))
-    return run_sampler(prior, prior.encode_text(prompts), noise, levels, guidance, "dpm++", batch=batch)
+QUICK = DPMSolverV3Bench(4, (5,), 1.5, 12, 4, 2, 4, 4, 4)
 
 
 def measured(
-    prior: Prior, guidance: float, samples: int, cells: int, steps: int, batch: int, seed: int, ell: float | None = None
+    prior: Prior, guidance: float, samples: int, cells: int, steps: int, batch: int, seed: int
 ) -> tuple[ModelStatistics, Tensor]:
-    """Model statistics from the prior's own samples of training prompts, and the samples."""
-    prompts = object_prompts("train", samples)
-    latents = own_latents(prior, prompts, guidance, steps, batch, seed + CALIBRATION_SEED)
-    condition = prior.encode_text(prompts)
-    statistics = estimate_statistics(prior, latents, condition, guidance, count=cells, chunk=batch, seed=seed, ell=ell)
-    return statistics, latents
+    """Model statistics from the prior's own samples of training prompts, and the samples (N, C, h, w)."""
+    prompts, first = object_prompts("train", samples), seed + CALIBRATION_SEED
+    latents = own_samples(TextToImage(prior), prompts, Sizes(guidance, steps=steps, batch=batch, seed=first))
+    condition, first = prior.encode_text(prompts), first + STATISTICS_SEED
+    return estimate_statistics(prior, latents, condition, guidance, count=cells, chunk=batch, seed=first), latents
 
 
 def solvers(prior: Prior, statistics: ModelStatistics) -> dict[str, Callable[[], Solver]]:
@@ -91,68 +76,55 @@ def solvers(prior: Prior, statistics: ModelStatistics) -> dict[str, Callable[[],
 
 
 def run(context: Context) -> dict[str, Any]:
-    """Paired error of every solver, guidance and number of calls; the statistics' sample size; what holds."""
+    """Paired error of every solver and number of calls; the statistics' sample size; what holds."""
     config = QUICK if context.quick else DPMSolverV3Bench()
     prior = load_prior(context.prior)
     condition = prior.encode_text(object_prompts("test", config.images))
     noise = seeded_noise(prior.latent_shape, config.images, context.seed)
+    steps, batch = config.reference_steps, config.batch
+    problem = PairedError(prior, condition, noise, config.guidance, steps=steps, final="index0", batch=batch)
     table: list[dict[str, Any]] = []
     calibration: list[dict[str, Any]] = []
-    for guidance in config.guidances:
-        problem = PairedError(
-            prior, condition, noise, guidance, steps=config.reference_steps, final="index0", batch=config.batch
-        )
-        sizes = (*config.fewer_samples, config.samples) if guidance == config.guidances[0] else (config.samples,)
-        for samples in sizes:
-            began, rows = time.perf_counter(), prior.nfe
-            statistics, _ = measured(
-                prior, guidance, samples, config.cells, config.sample_steps, config.batch, context.seed
-            )
-            row = {"guidance": guidance, "samples": samples, "nfe_rows": prior.nfe - rows}
-            calibration.append(row | {"seconds": round(time.perf_counter() - began, 1)})
-            chosen = solvers(prior, statistics)
-            if samples != config.samples:
-                chosen = {name: build for name, build in chosen.items() if name.startswith("v3")}
-            table += [
-                {"solver": name, "guidance": guidance, "nfe": nfe, "samples": samples if "v3" in name else None}
-                | error_row(problem, build(), nfe)
-                for nfe in config.nfes
-                for name, build in chosen.items()
-            ]
-    table.sort(key=lambda row: row["samples"] is not None)
+    errors: dict[tuple[str, int], np.ndarray] = {}
+    for samples in (config.samples, config.fewer_samples):
+        began, rows = time.perf_counter(), prior.nfe
+        made = measured(prior, config.guidance, samples, config.cells, config.sample_steps, batch, context.seed)
+        cost = {"samples": samples, "nfe_rows": prior.nfe - rows}
+        calibration.append(cost | {"seconds": round(time.perf_counter() - began, 1)})
+        whole = samples == config.samples
+        for name, build in solvers(prior, made[0]).items():
+            if not whole and not name.startswith("v3"):
+                continue
+            for nfe in config.nfes if whole else config.nfes[:1]:
+                found, took = _errors(problem, build(), nfe)
+                row = {"solver": name, "nfe": nfe, "samples": samples if name.startswith("v3") else None}
+                table.append(row | {"mse": bootstrapped(found), "seconds": took})
+                if whole:
+                    errors[name, nfe] = found
     return {
         "config": asdict(config),
         "seeds": [context.seed],
         "table": table,
         "calibration": calibration,
-        "ratios": ratios(table, config),
+        "ratios": [ratios(errors, nfe) for nfe in config.nfes],
     }
 
 
-def error_row(problem: PairedError, solver: Solver, nfe: int) -> dict[str, Any]:
-    """Mean and standard error of the paired error, and seconds, on a grid uniform in time."""
+def _errors(problem: PairedError, solver: Solver, nfe: int) -> tuple[np.ndarray, float]:
+    """Paired errors (N,) on a grid uniform in time, and seconds."""
     levels = problem.schedule.grid(nfe, "trailing", "index0", tokens=problem.prior.tokens(problem.noise))
     began = time.perf_counter()
-    errors = problem.errors(problem.run(solver, levels))
-    took = time.perf_counter() - began
-    spread = float(errors.std()) / max(len(errors), 1) ** 0.5 if len(errors) > 1 else 0.0
-    return {"mse": round(float(errors.mean()), 6), "standard_error": round(spread, 6), "seconds": round(took, 2)}
+    errors = problem.errors(problem.run(solver, levels)).numpy()
+    return errors, round(time.perf_counter() - began, 2)
 
 
-def ratios(table: list[dict[str, Any]], config: DPMSolverV3Bench) -> list[dict[str, Any]]:
-    """v3 of order 1 over DDIM, and the best v3 over the best baseline, for each guidance and number of calls."""
-    found = []
-    for guidance in config.guidances:
-        for nfe in config.nfes:
-            here = [row for row in table if row["guidance"] == guidance and row["nfe"] == nfe]
-            ours = {row["solver"]: row["mse"] for row in here if row["samples"] == config.samples}
-            others = {row["solver"]: row["mse"] for row in here if row["samples"] is None}
-            found.append(
-                {
-                    "guidance": guidance,
-                    "nfe": nfe,
-                    "order_1_over_ddim": round(ours["v3 order 1"] / max(others["ddim"], 1e-12), 4),
-                    "best_over_best_baseline": round(min(ours.values()) / max(min(others.values()), 1e-12), 4),
-                }
-            )
-    return found
+def ratios(errors: dict[tuple[str, int], np.ndarray], nfe: int) -> dict[str, Any]:
+    """v3 of order 1 over DDIM, and the best v3 over the best baseline, with intervals over the pairs."""
+    here = {name: found for (name, calls), found in errors.items() if calls == nfe}
+    ours = min((name for name in here if name.startswith("v3")), key=lambda name: float(here[name].mean()))
+    other = min((name for name in here if not name.startswith("v3")), key=lambda name: float(here[name].mean()))
+    return {
+        "nfe": nfe,
+        "order_1_over_ddim": ratio(here["v3 order 1"], here["ddim"]),
+        "best_over_best_baseline": {"solvers": [ours, other], **ratio(here[ours], here[other])},
+    }

@@ -13,12 +13,12 @@ from torch import Tensor
 from ..pipelines.text_to_image import TextToImage, TextToImageOutput
 from ..toybox.captions import Meaning, Phrase, say
 from ..toybox.catalogue import NOUNS
-from ..toybox.dataset import RenderJob, render_group
 from ..toybox.judge import Judge, frechet
 from ..toybox.materials import COLOURS_SRGB
 from ..toybox.programs import ObjectProgram, draw, is_heldout_pair
 from ..utils.pictures import grid, save_image
 from .runner import Context, share, spread
+from .toy_latents import agreement, features, renders
 
 
 @dataclass(frozen=True)
@@ -68,26 +68,10 @@ def draw_images(pipe: TextToImage, prompts: list[str], steps: int, guidance: flo
     return torch.cat(parts)
 
 
-def reference_features(judge: Judge, groups: int) -> Tensor:
-    """Judge features of test renders, one random view each of `groups` groups x 4 views."""
-    views = [render_group(RenderJob("object", "test", groups), i)["rgb"] for i in range(groups)]
-    images = torch.from_numpy(np.concatenate(views)).permute(0, 3, 1, 2).float() / 255
-    return torch.cat([judge.features(part) for part in images.split(100)])
-
-
-def score(judge: Judge, images: Tensor, nouns: list[str], colours: list[str]) -> dict[str, np.ndarray]:
-    """Per-image flags: noun right, colour right, both."""
-    right_noun, right_colour = [], []
-    for part, wanted_n, wanted_c in zip(images.split(100), _chunks(nouns, 100), _chunks(colours, 100), strict=True):
-        verdict = judge(part)
-        right_noun += [a == b for a, b in zip(verdict.nouns, wanted_n, strict=True)]
-        right_colour += [a == b for a, b in zip(verdict.colours, wanted_c, strict=True)]
-    noun, colour = np.array(right_noun), np.array(right_colour)
-    return {"noun": noun, "colour": colour, "both": noun & colour}
-
-
-def _chunks(items: list[str], size: int) -> list[list[str]]:
-    return [items[i : i + size] for i in range(0, len(items), size)]
+def score(judge: Judge, images: Tensor, pairs: list[tuple[str, str]]) -> dict[str, np.ndarray]:
+    """Per-image flags for (noun, colour) pairs: noun right, colour right, both."""
+    right = agreement(judge, images, [Meaning((Phrase(*pair),)) for pair in pairs])
+    return {"noun": right["noun"], "colour": right["colour"], "both": right["noun"] & right["colour"]}
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -95,17 +79,17 @@ def run(context: Context) -> dict[str, Any]:
     config = QUICK if context.quick else PriorBench()
     pipe, judge = TextToImage.from_pretrained(context.prior), Judge.from_pretrained()
     programs = test_programs(config.images)
-    nouns, colours = [p.noun for p in programs], [p.colour for p in programs]
-    prompts = [plain_prompt(n, c) for n, c in zip(nouns, colours, strict=True)]
-    reference = reference_features(judge, config.reference_groups)
+    wanted = [(p.noun, p.colour) for p in programs]
+    prompts = [plain_prompt(*pair) for pair in wanted]
+    reference = features(judge, renders("test", config.reference_groups).images)
     table: list[dict[str, Any]] = []
 
     def measure(name: str, n: int, steps: int, guidance: float) -> Tensor:
         began, rows = time.perf_counter(), pipe.prior.nfe
         images = draw_images(pipe, prompts[:n], steps, guidance, config.batch, context.seed)
         took, nfe = time.perf_counter() - began, pipe.prior.nfe - rows
-        flags = score(judge, images, nouns[:n], colours[:n])
-        distance = frechet(reference, torch.cat([judge.features(part) for part in images.split(100)]))
+        flags = score(judge, images, wanted[:n])
+        distance = frechet(reference, features(judge, images))
         row = {"setting": name, "steps": steps, "guidance": guidance, **{k: share(v) for k, v in flags.items()}}
         table.append({**row, "toy_fid": round(float(distance), 3), "nfe_rows": nfe, "seconds": round(took, 1)})
         return images
@@ -115,7 +99,7 @@ def run(context: Context) -> dict[str, Any]:
     drawn = draw_images(
         pipe, [plain_prompt(*p) for p in pairs], config.steps, config.guidance, config.batch, context.seed + 100_000
     )
-    held = score(judge, drawn, [p[0] for p in pairs], [p[1] for p in pairs])
+    held = score(judge, drawn, pairs)
     table.append(
         {
             "setting": "held-out pairs",
@@ -130,7 +114,7 @@ def run(context: Context) -> dict[str, Any]:
         measure("step sweep", config.sweep_images, steps, config.guidance)
     shown = [i.permute(1, 2, 0).numpy() for i in images[:48]]
     save_image(context.picture(), grid(shown, columns=8, labels=prompts[:48]))
-    both = score(judge, images, nouns, colours)["both"]
-    by_noun = {n: spread(both[np.array(nouns) == n])["mean"] for n in sorted(set(nouns))}
+    both, nouns = score(judge, images, wanted)["both"], np.array([noun for noun, _ in wanted])
+    by_noun = {n: spread(both[nouns == n])["mean"] for n in sorted(set(nouns.tolist()))}
     worst = dict(sorted(by_noun.items(), key=lambda item: item[1])[:10])
     return {"config": asdict(config), "seeds": [context.seed], "table": table, "weakest_nouns": worst}

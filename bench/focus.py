@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,11 +17,12 @@ from ..core.sampling.attention import subject_tokens
 from ..core.sampling.control import AttentionCost, MapCost, VelocityControl, attend_and_excite_cost, focus_cost
 from ..toybox.captions import Meaning, Phrase, say
 from ..toybox.dataset import RenderJob, render_group
-from ..toybox.judge import Judge, frechet
+from ..toybox.judge import Judge
 from ..toybox.programs import SceneProgram, draw
-from .runner import Context, share
-from .toy_latents import decoded, features, run_sampler, seeded_noise
+from .runner import Context, bootstrapped, share
+from .toy_latents import agreement, decoded, features, run_sampler, seeded_noise, toy_fid
 
+PROBE_SEED = 60_000
 COSTS: dict[str, MapCost] = {"focus": focus_cost, "attend-and-excite": attend_and_excite_cost}
 
 
@@ -28,19 +30,27 @@ COSTS: dict[str, MapCost] = {"focus": focus_cost, "attend-and-excite": attend_an
 class FocusBench:
     """Sizes of the experiment."""
 
-    images: int = 300
-    reference_groups: int = 150
+    images: int = 200
+    reference_groups: int = 120
+    """other test scenes with a relation, two views each"""
     steps: int = 20
     guidance: float = 3.0
-    strengths: tuple[float, ...] = (0.5, 1.0, 2.0, 5.0, -1.0)
-    """negative: the wrong sign"""
+    controls: tuple[tuple[str, float], ...] = (
+        ("focus", 1.0),
+        ("focus", 2.0),
+        ("focus", 5.0),
+        ("focus", -1.0),
+        ("attend-and-excite", 1.0),
+        ("attend-and-excite", 5.0),
+    )
+    """costs and strengths; negative: the wrong sign"""
     weight: str = "local"
     batch: int = 25
     probe: float = 0.5
     """share of the train steps at which the cost of finished images is compared"""
 
 
-QUICK = FocusBench(4, 2, 3, 3.0, (1.0,), "local", 2)
+QUICK = FocusBench(4, 2, 3, 3.0, (("focus", 1.0), ("attend-and-excite", 1.0)), "local", 2)
 
 
 @dataclass(frozen=True)
@@ -52,16 +62,24 @@ class Pairs:
     subjects: list[list[list[int]]]
 
 
-def two_objects(prior: Prior, count: int) -> Pairs:
-    """The first `count` relations of the test split, named by noun and colour."""
-    meanings: list[Meaning] = []
-    index = 0
-    while len(meanings) < count:
+def relations(count: int, first: int = 0) -> tuple[list[SceneProgram], list[int]]:
+    """The next `count` test scenes with a relation from number `first` on, and their numbers."""
+    found: list[SceneProgram] = []
+    numbers: list[int] = []
+    for index in itertools.count(first):
+        if len(found) == count:
+            break
         program = draw("test", index, "scene")
-        index += 1
         if isinstance(program, SceneProgram) and program.relation:
-            phrases = tuple(Phrase(member.noun, member.colour) for member in program.members)
-            meanings.append(Meaning(phrases, program.relation))
+            found.append(program)
+            numbers.append(index)
+    return found, numbers
+
+
+def two_objects(prior: Prior, scenes: list[SceneProgram]) -> Pairs:
+    """Sentences of scenes, their members named by noun and colour."""
+    phrases = [tuple(Phrase(member.noun, member.colour) for member in scene.members) for scene in scenes]
+    meanings = [Meaning(named, scene.relation) for named, scene in zip(phrases, scenes, strict=True)]
     prompts = [say(meaning) for meaning in meanings]
     subjects = [
         subject_tokens(prior, prompt, [say(Meaning((phrase,))).split(" ", 1)[1] for phrase in meaning.phrases])
@@ -71,26 +89,41 @@ def two_objects(prior: Prior, count: int) -> Pairs:
 
 
 def run(context: Context) -> dict[str, Any]:
-    """Plain sampling first, then every cost at every strength, all from the same noise."""
+    """Plain sampling first, then every cost and strength, all from the same noise."""
     config = QUICK if context.quick else FocusBench()
     prior, judge = load_prior(context.prior), Judge.from_pretrained()
-    pairs = two_objects(prior, config.images)
-    reference = _reference(judge, config.reference_groups)
+    scenes, numbers = relations(config.images)
+    pairs, reference = two_objects(prior, scenes), _reference(judge, config.reference_groups, numbers[-1] + 1)
     noise = seeded_noise(prior.latent_shape, config.images, context.seed)
-    table, plain_cost = [], None
-    for name, strength in [("none", 0.0), *((cost, s) for cost in COSTS for s in config.strengths)]:
+    probe = seeded_noise(prior.latent_shape, config.images, context.seed + PROBE_SEED)
+    table: list[dict[str, Any]] = []
+    plain: _Seen | None = None
+    for name, strength in [("none", 0.0), *config.controls]:
         began, before = time.perf_counter(), prior.nfe
         final = _drawn(prior, pairs, noise, COSTS.get(name, focus_cost), strength, config)
         took, nfe = time.perf_counter() - began, prior.nfe - before
-        images, cost = decoded(prior, final), _costs(prior, pairs, final, noise, config)
-        plain_cost = cost if plain_cost is None else plain_cost
+        images = decoded(prior, final)
+        flags, cost = _judged(judge, images, pairs.meanings), _costs(prior, pairs, final, probe, config)
+        seen = _Seen(flags["both_objects"], features(judge, images), cost)
         row: dict[str, Any] = {"cost": name, "strength": strength, "nfe_rows": nfe, "seconds": round(took, 1)}
-        row |= _judged(judge, images, pairs.meanings)
-        row["toy_fid"] = round(frechet(reference, features(judge, images)), 3)
-        row["focus_cost"] = round(float(cost.mean()), 5)
-        row["cost_below_plain"] = round(float((cost < plain_cost).float().mean()), 3)
+        row |= {question: share(right) for question, right in flags.items() if len(right)}
+        row |= toy_fid(seen.features, reference, None if plain is None else plain.features)
+        row["focus_cost"] = bootstrapped(cost.numpy())
+        if plain is not None:
+            row["cost_below_plain"] = share((cost < plain.cost).numpy())
+            row["both_objects_gained"] = int((seen.objects & ~plain.objects).sum())
+            row["both_objects_lost"] = int((plain.objects & ~seen.objects).sum())
+        plain = plain or seen
         table.append(row)
     return {"config": asdict(config), "seeds": [context.seed], "table": table}
+
+
+class _Seen(NamedTuple):
+    """What later rows are compared with."""
+
+    objects: np.ndarray  # (N,) flags
+    features: Tensor  # (N, D)
+    cost: Tensor  # (N,)
 
 
 def _drawn(prior: Prior, pairs: Pairs, noise: Tensor, measure: MapCost, strength: float, config: FocusBench) -> Tensor:
@@ -106,32 +139,30 @@ def _drawn(prior: Prior, pairs: Pairs, noise: Tensor, measure: MapCost, strength
 
 
 @torch.no_grad()
-def _costs(prior: Prior, pairs: Pairs, final: Tensor, noise: Tensor, config: FocusBench) -> Tensor:
-    """FOCUS cost (N,) of finished latents, noised alike to the middle of the schedule."""
+def _costs(prior: Prior, pairs: Pairs, final: Tensor, probe: Tensor, config: FocusBench) -> Tensor:
+    """FOCUS cost (N,) of finished latents, noised alike, by noise they did not begin with, to one level."""
     schedule = NoiseSchedule.from_config(prior.scheduler_config)
     level = schedule.at_index(config.probe * (schedule.steps - 1))
     parts = []
     for start in range(0, len(final), config.batch):
         rows = slice(start, start + config.batch)
         denoiser = Denoiser(prior, prior.encode_text(pairs.prompts[rows]))
-        x = schedule.add_noise(final[rows], noise[rows], level)
+        x = schedule.add_noise(final[rows], probe[rows], level)
         parts.append(AttentionCost(pairs.subjects[rows])(denoiser, x, level))
     return torch.cat(parts)
 
 
-def _judged(judge: Judge, images: Tensor, meanings: list[Meaning]) -> dict[str, Any]:
-    """Both objects there, both with their colours, colours swapped."""
-    flags: dict[str, list[np.ndarray]] = {}
-    swapped = [_swapped(meaning) for meaning in meanings]
-    for start in range(0, len(images), 100):
-        verdict = judge(images[start : start + 100])
-        agree = verdict.agrees(meanings[start : start + 100])
-        other = verdict.agrees(swapped[start : start + 100])
-        objects = agree["noun"] & agree["second_noun"]
-        flags.setdefault("both_objects", []).append(objects)
-        flags.setdefault("both_colours", []).append(objects & agree["colour"] & agree["second_colour"])
-        flags.setdefault("swapped_colours", []).append(objects & other["colour"] & other["second_colour"])
-    return {name: share(np.concatenate(parts)) for name, parts in flags.items()}
+def _judged(judge: Judge, images: Tensor, meanings: list[Meaning]) -> dict[str, np.ndarray]:
+    """Flags: both objects there, both with their colours, and colours swapped, of sentences with two colours."""
+    agree = agreement(judge, images, meanings)
+    other = agreement(judge, images, [_swapped(meaning) for meaning in meanings])
+    objects = agree["noun"] & agree["second_noun"]
+    apart = np.array([meaning.phrases[0].colour != meaning.phrases[1].colour for meaning in meanings])
+    return {
+        "both_objects": objects,
+        "both_colours": objects & agree["colour"] & agree["second_colour"],
+        "swapped_colours": (objects & other["colour"] & other["second_colour"])[apart],
+    }
 
 
 def _swapped(meaning: Meaning) -> Meaning:
@@ -139,8 +170,9 @@ def _swapped(meaning: Meaning) -> Meaning:
     return Meaning((Phrase(first.noun, second.colour), Phrase(second.noun, first.colour)), meaning.relation)
 
 
-def _reference(judge: Judge, groups: int) -> Tensor:
-    """Judge features of test scenes."""
-    views = [render_group(RenderJob("scene", "test", groups), i)["rgb"] for i in range(groups)]
+def _reference(judge: Judge, groups: int, first: int) -> Tensor:
+    """Judge features of the next test scenes with a relation."""
+    _, numbers = relations(groups, first)
+    views = [render_group(RenderJob("scene", "test"), index)["rgb"] for index in numbers]
     images = torch.from_numpy(np.concatenate(views)).permute(0, 3, 1, 2).float() / 255
     return features(judge, images)

@@ -11,42 +11,46 @@ import torch
 from torch import Tensor
 
 from ..core.priors import Condition, Prior, load_prior
-from ..core.sampling import DDIM, Denoiser, NoiseSchedule, Sampler, Solver, make_solver
+from ..core.sampling import DDIM, NoiseSchedule, Solver, make_solver
 from ..core.sampling.divergence import magnitude_score
 from ..core.sampling.solvers import HeavyBall, LinearMultistep
 from ..toybox.judge import Judge
-from .runner import Context, spread
-from .toy_latents import decoded, encoded, features, renders, scores, seeded_noise
+from .runner import Context, bootstrapped, digits
+from .toy_latents import decoded, encoded, features, renders, run_sampler, scores, seeded_noise
+
+BASELINE = "plms 4"
 
 
 @dataclass(frozen=True)
 class MomentumBench:
     """Sizes of the experiment."""
 
-    images: int = 128
+    seeds: int = 3
+    """repetitions, each with prompts and noises of its own"""
+    images: int = 70
+    """of each repetition"""
     reference_groups: int = 200
-    steps: tuple[int, ...] = (6, 8, 10, 15, 20)
-    guidances: tuple[float, ...] = (7.5, 15.0)
-    exact_images: int = 32
+    steps: tuple[int, ...] = (6, 8, 20)
+    guidance: float = 10.0
+    exact_images: int = 16
     exact_guidance: float = 3.0
-    exact_steps: tuple[int, ...] = (10, 20, 40)
-    long_steps: int = 500
+    exact_steps: tuple[int, ...] = (10, 20)
+    long_steps: int = 200
     """of the reference of the accuracy part"""
-    batch: int = 32
+    batch: int = 35
 
 
-QUICK = MomentumBench(4, 2, (6,), (7.5,), 2, 1.5, (4,), 12, 4)
+QUICK = MomentumBench(2, 2, 2, (6,), 7.5, 2, 1.5, (4,), 12, 4)
+SEED_STEP = 10_000  # between the repetitions
 
 
 def solvers(prior: Prior) -> dict[str, Callable[[], Solver]]:
-    """What is compared; the baselines come first."""
+    """What is compared; the baselines come first, and BASELINE before what is compared with it."""
     flow, kind = NoiseSchedule.from_config(prior.scheduler_config).flow, prior.prediction_type
     return {
         "ddim": DDIM,
         "dpm++ 2M": lambda: make_solver("dpm++", flow, kind),
-        "plms 4": lambda: LinearMultistep(4),
-        "dpm++ 2M, hb 0.9": lambda: HeavyBall(make_solver("dpm++", flow, kind), 0.9),
-        "dpm++ 2M, hb 0.8": lambda: HeavyBall(make_solver("dpm++", flow, kind), 0.8),
+        BASELINE: lambda: LinearMultistep(4),
         "plms 4, hb 0.9": lambda: HeavyBall(LinearMultistep(4), 0.9),
         "plms 4, hb 0.8": lambda: HeavyBall(LinearMultistep(4), 0.8),
         "ghvb 3.9": lambda: LinearMultistep(4, 0.9),
@@ -59,44 +63,44 @@ def run(context: Context) -> dict[str, Any]:
     """Magnitude score, accuracy and toy-FID of every solver; distance of GHVB 1.1 to 1.9 to a long run."""
     config = QUICK if context.quick else MomentumBench()
     prior, judge = load_prior(context.prior), Judge.from_pretrained()
-    test = renders("test", config.images, views=1)
-    real = renders("test", config.reference_groups, views=4, first=config.images)
+    count = config.seeds * config.images
+    test, real = renders("test", count, views=1), renders("test", config.reference_groups, views=4, first=count)
     reference, latents = features(judge, real.images), encoded(prior, real.images)
     mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
     condition = prior.encode_text(test.prompts)
-    noise = seeded_noise(prior.latent_shape, config.images, context.seed)
+    seeds = [context.seed + k * SEED_STEP for k in range(config.seeds)]
+    noise = torch.cat([seeded_noise(prior.latent_shape, config.images, seed) for seed in seeds])
     table: list[dict[str, Any]] = []
-    for guidance in config.guidances:
-        for steps in config.steps:
-            for name, build in solvers(prior).items():
-                began, rows = time.perf_counter(), prior.nfe
-                final = sampled(prior, condition, noise, guidance, build(), steps, config.batch)
-                row = {"solver": name, "guidance": guidance, "steps": steps, "nfe_rows": prior.nfe - rows}
-                row["seconds"] = round(time.perf_counter() - began, 1)
-                magnitude = magnitude_score(final, mean, std)
-                row |= {"magnitude": spread(magnitude.score.tolist()), "diverged": spread(magnitude.share.tolist())}
-                table.append(row | scores(judge, decoded(prior, final), test.meanings, reference))
+    for steps in config.steps:
+        plain: Tensor | None = None
+        for name, build in solvers(prior).items():
+            began, rows = time.perf_counter(), prior.nfe
+            final = sampled(prior, condition, noise, config.guidance, build(), steps, config.batch)
+            row: dict[str, Any] = {"solver": name, "guidance": config.guidance, "steps": steps}
+            row |= {"nfe_rows": prior.nfe - rows, "seconds": round(time.perf_counter() - began, 1)}
+            magnitude = magnitude_score(final, mean, std)
+            for key, values in (("magnitude", magnitude.score), ("diverged", magnitude.share)):
+                row[key] = bootstrapped(values.numpy())
+                row[f"{key}_by_seed"] = [digits(part.mean()) for part in values.split(config.images)]
+            images = decoded(prior, final)
+            table.append(row | scores(judge, images, test.meanings, reference, plain))
+            plain = features(judge, images) if name == BASELINE else plain
     real_score = magnitude_score(latents, mean, std)
     return {
         "config": asdict(config),
-        "seeds": [context.seed],
-        "table": sorted(table, key=lambda row: row["solver"] not in ("ddim", "dpm++ 2M", "plms 4")),
-        "magnitude_of_renders": spread(real_score.score.tolist()),
+        "seeds": seeds,
+        "table": table,
+        "magnitude_of_renders": bootstrapped(real_score.score.numpy()),
         "accuracy": accuracy(prior, condition.index(range(config.exact_images)), config, context.seed),
     }
 
 
-@torch.no_grad()
 def sampled(
     prior: Prior, condition: Condition, noise: Tensor, guidance: float, solver: Solver, steps: int, batch: int
 ) -> Tensor:
     """Final latents (N, C, h, w) on the prior's own grid."""
     levels = NoiseSchedule.from_config(prior.scheduler_config).grid(steps, tokens=prior.tokens(noise))
-    parts = []
-    for start in range(0, noise.shape[0], batch):
-        rows = slice(start, start + batch)
-        parts.append(Sampler(solver).run(Denoiser(prior, condition.index(rows), guidance), noise[rows], levels))
-    return torch.cat(parts)
+    return run_sampler(prior, condition, noise, levels, guidance, solver, batch=batch)
 
 
 def accuracy(prior: Prior, condition: Condition, config: MomentumBench, seed: int) -> list[dict[str, Any]]:
@@ -112,5 +116,5 @@ def accuracy(prior: Prior, condition: Condition, config: MomentumBench, seed: in
         for name, solver in chosen.items():
             final = sampled(prior, condition, noise, guidance, solver, steps, batch)
             error = (final.double() - reference.double()).square().flatten(1).mean(1)
-            rows.append({"solver": name, "steps": steps, "mse": spread(error.tolist())})
+            rows.append({"solver": name, "steps": steps, "mse": bootstrapped(error.numpy())})
     return rows

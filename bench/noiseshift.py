@@ -1,51 +1,61 @@
-"""NoiseShift: tables per resolution, what they buy at sizes the prior was not trained at, and two controls."""
+"""NoiseShift: tables per resolution, what they buy at sizes the prior was not trained at, and controls.
+
+Controls: the table of another size, the closed-form rule, and the usual shift of the sampling levels themselves with
+the time told as it is. At the trained size the table should be the identity.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from ..core.priors import Prior, load_prior
-from ..core.sampling import NoiseSchedule
+from ..core.sampling import Level, NoiseSchedule
 from ..core.sampling.time_remap import RemapFit, RemapSearch, TimeRemap, calibrate_time_remap, resolution_rule
 from ..toybox.judge import Judge
 from .runner import Context
 from .toy_latents import decoded, encoded, features, renders, run_sampler, scores, seeded_noise
+
+CALIBRATION_SEED = 500_000  # far from the seeds that are measured
 
 
 @dataclass(frozen=True)
 class NoiseShiftBench:
     """Sizes of the experiment."""
 
-    sizes: tuple[int, ...] = (32, 48, 64, 96)
+    sizes: tuple[int, ...] = (32, 48, 64)
     trained: int = 64
-    calibration_groups: int = 256
+    calibration_groups: int = 128
     """one view each"""
-    images: int = 1024
+    images: int = 256
     steps: int = 20
     guidance: float = 3.0
-    search: RemapSearch = field(default_factory=RemapSearch)
+    search: RemapSearch = field(default_factory=lambda: RemapSearch(levels=12))
 
 
 QUICK = NoiseShiftBench((32, 64), 64, 4, 6, 3, 3.0, RemapSearch(levels=4, cells=(0.1,)))
 
 
+class Way(NamedTuple):
+    """How a size is sampled."""
+
+    remap: TimeRemap | None  # what the network is told
+    levels: Sequence[Level]
+
+
 def run(context: Context) -> dict[str, Any]:
-    """Per size: plain, calibrated, the closed-form rule, and the table of another size."""
+    """Per size: plain, calibrated, and the controls."""
     config = QUICK if context.quick else NoiseShiftBench()
     prior, judge = load_prior(context.prior), Judge.from_pretrained()
-    schedule = NoiseSchedule.from_config(prior.scheduler_config)
-    fits = {size: _calibrated(prior, size, config, context.seed) for size in config.sizes}
+    fits = {size: _calibrated(prior, size, config, context.seed + CALIBRATION_SEED) for size in config.sizes}
     table: list[dict[str, Any]] = []
     for place, size in enumerate(config.sizes):
         other = config.sizes[(place + 1) % len(config.sizes)]
-        tables: dict[str, TimeRemap | None] = {
-            "plain": None,
-            "calibrated": fits[size].remap,
-            "closed-form rule": resolution_rule(schedule, size**2, config.trained**2),
-            f"table of {other} px": fits[other].remap,
-        }
-        table += _measured(prior, judge, size, tables, config, context.seed)
+        table += _measured(prior, judge, size, fits[size].remap, (other, fits[other].remap), config, context.seed)
     curves = {str(size): _curve(fit) for size, fit in fits.items()}
     return {"config": asdict(config), "seeds": [context.seed], "table": table, "curves": curves}
 
@@ -57,7 +67,13 @@ def _calibrated(prior: Prior, size: int, config: NoiseShiftBench, seed: int) -> 
 
 
 def _measured(
-    prior: Prior, judge: Judge, size: int, tables: dict[str, TimeRemap | None], config: NoiseShiftBench, seed: int
+    prior: Prior,
+    judge: Judge,
+    size: int,
+    own: TimeRemap,
+    other: tuple[int, TimeRemap],
+    config: NoiseShiftBench,
+    seed: int,
 ) -> list[dict[str, Any]]:
     """Accuracy and Frechet distance to true renders of the same size, all from the same noise."""
     shown = renders("test", config.images, size, views=1)
@@ -65,14 +81,32 @@ def _measured(
     condition = prior.encode_text(shown.prompts)
     channels, side = prior.latent_shape[0], size // prior.vae_factor
     noise = seeded_noise((channels, side, side), config.images, seed)
-    levels = NoiseSchedule.from_config(prior.scheduler_config).grid(config.steps, tokens=prior.tokens(noise))
-    rows = []
-    for name, remap in tables.items():
-        final = run_sampler(prior, condition, noise, levels, config.guidance, time_remap=remap)
+    schedule = NoiseSchedule.from_config(prior.scheduler_config)
+    levels = schedule.grid(config.steps, tokens=prior.tokens(noise))
+    ways = {"plain": Way(None, levels), "calibrated": Way(own, levels)}
+    if size != config.trained:
+        ways["closed-form rule"] = Way(resolution_rule(schedule, size**2, config.trained**2), levels)
+        ways["shifted levels"] = Way(None, shifted(schedule, levels, math.log(config.trained / size)))
+        ways[f"table of {other[0]} px"] = Way(other[1], levels)
+    rows: list[dict[str, Any]] = []
+    plain: Tensor | None = None
+    for name, (remap, grid) in ways.items():
+        images = decoded(prior, run_sampler(prior, condition, noise, grid, config.guidance, time_remap=remap))
         shift = 0.0 if remap is None else remap.shift
         row = {"size_px": size, "table": name, "shift": round(shift, 4), "steps": config.steps}
-        rows.append(row | scores(judge, decoded(prior, final), shown.meanings, reference))
+        rows.append(row | scores(judge, images, shown.meanings, reference, plain))
+        plain = features(judge, images) if plain is None else plain
     return rows
+
+
+def shifted(schedule: NoiseSchedule, levels: Sequence[Level], shift: float) -> list[Level]:
+    """The levels with lambda raised by `shift`, both ends kept: the shift of flow models at another resolution.
+
+    A smaller picture is sampled at less noise, and the network is told so.
+    """
+    top = float(schedule.at_index(0).lam) if not schedule.flow else math.inf
+    moved = [schedule.at_lambda(float(level.lam) + shift) for level in levels[1:-1] if float(level.lam) + shift < top]
+    return [levels[0], *moved, levels[-1]]
 
 
 def _curve(fit: RemapFit) -> list[dict[str, float]]:

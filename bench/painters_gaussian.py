@@ -12,11 +12,25 @@ from torch import Tensor
 from ..core.priors import Condition, Prior, load_prior
 from ..core.sampling import DDIM, Denoiser, Level, NoiseSchedule, Sampler
 from ..core.sampling.gaussian_prior import GaussianPrior
-from ..core.sampling.init import TeleportInit
+from ..core.sampling.init import Init, NoiseInit, TeleportInit
+from ..pipelines.calibrations import Sizes, own_samples
+from ..pipelines.text_to_image import TextToImage
 from ..tasks.metrics import spearman
 from ..toybox.judge import Judge
 from .runner import Context
-from .toy_latents import decoded, encoded, features, paired_mse, renders, run_sampler, scores, seeded_noise
+from .toy_latents import (
+    decoded,
+    encoded,
+    features,
+    object_prompts,
+    paired_mse,
+    renders,
+    run_sampler,
+    scores,
+    seeded_noise,
+)
+
+FIT_SEED = 500_000  # far from the seeds that are measured
 
 
 @dataclass(frozen=True)
@@ -25,18 +39,23 @@ class PaintersBench:
 
     fit_groups: int = 1024
     """training objects, four views each"""
-    images: int = 400
-    reference_groups: int = 250
-    probes: int = 128
+    fit_samples: int = 2048
+    """the prior's own samples of training sentences, twice as many as a latent has numbers"""
+    fit_steps: int = 10
+    """of those samples (second-order DPM-Solver++)"""
+    images: int = 256
+    reference_groups: int = 200
+    probes: int = 64
     """latents per level of the explained variance, and trajectories of the mode order"""
     steps: int = 20
     long_steps: int = 50
     guidances: tuple[float, ...] = (1.0, 3.0)
-    fractions: tuple[float, ...] = (0.0, 0.15, 0.25, 0.3, 0.4, 0.5)
+    """the own samples are drawn, and used, at the last one"""
+    fractions: tuple[float, ...] = (0.15, 0.3, 0.5)
     modes: int = 64
 
 
-QUICK = PaintersBench(8, 8, 4, 4, 6, 8, (3.0,), (0.0, 0.3), 4)
+QUICK = PaintersBench(8, 6, 3, 8, 4, 4, 6, 8, (3.0,), (0.3,), 4)
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -44,45 +63,55 @@ def run(context: Context) -> dict[str, Any]:
     config = QUICK if context.quick else PaintersBench()
     prior, judge = load_prior(context.prior), Judge.from_pretrained()
     schedule = NoiseSchedule.from_config(prior.scheduler_config)
-    train = encoded(prior, renders("train", config.fit_groups).images)
-    gaussian = GaussianPrior.fit(train.split(256))
-    test = renders("test", config.images, views=1)
-    reference = features(judge, renders("test", config.reference_groups, views=4, first=config.images).images)
-    condition = prior.encode_text(test.prompts)
-    noise = seeded_noise(prior.latent_shape, config.images, context.seed)
-    table: list[dict[str, Any]] = []
-    for guidance in config.guidances:
-        guided = _guided_fit(prior, condition, schedule, guidance, config, context.seed + 50_000)
-        full = run_sampler(prior, condition, noise, schedule.grid(config.steps), guidance)
-        for name, fit in (("renders", gaussian), ("own samples", guided)):
-            for fraction in config.fractions:
-                init, began, before = TeleportInit(fit, fraction), time.perf_counter(), prior.nfe
-                final = run_sampler(prior, condition, noise, schedule.grid(config.steps), guidance, init=init)
-                row = {"fit": name, "guidance": guidance, "fraction": fraction, "steps": config.steps}
-                row |= {"left": config.steps - init.skipped(config.steps), "nfe_rows": prior.nfe - before}
-                row |= {"seconds": round(time.perf_counter() - began, 1), "mse_to_full": paired_mse(final, full)}
-                table.append(row | scores(judge, decoded(prior, final), test.meanings, reference))
-        halved = run_sampler(prior, condition, noise, schedule.grid(max(config.steps // 2, 1)), guidance)
-        row = {"fit": "none", "guidance": guidance, "fraction": 0.0, "steps": config.steps // 2}
-        row |= {"mse_to_full": paired_mse(halved, full)}
-        table.append(row | scores(judge, decoded(prior, halved), test.meanings, reference))
+    train, own = encoded(prior, renders("train", config.fit_groups).images), _own(prior, config, context.seed)
+    gaussian, guided = (GaussianPrior.fit(latents.split(256)) for latents in (train, own))
+    table = _table(prior, judge, {"renders": gaussian, "own samples": guided}, config, context.seed)
     plain = prior.encode_text([""] * config.probes)
     return {
         "config": asdict(config),
         "seeds": [context.seed],
         "table": table,
+        "ranks": {"renders": len(gaussian.variances), "own samples": len(guided.variances)},
         "explained_variance": explained(prior, plain, gaussian, train[: config.probes], schedule, context.seed),
         "mode_order": mode_order(prior, plain, gaussian, schedule, config, context.seed),
         "perturbation": perturbation(prior, plain, gaussian, schedule, config, context.seed),
     }
 
 
-def _guided_fit(
-    prior: Prior, condition: Condition, schedule: NoiseSchedule, guidance: float, config: PaintersBench, seed: int
-) -> GaussianPrior:
-    """A Gaussian of the prior's own guided samples from other noises."""
-    noise = seeded_noise(prior.latent_shape, config.images, seed)
-    return GaussianPrior.fit([run_sampler(prior, condition, noise, schedule.grid(config.steps), guidance)])
+def _own(prior: Prior, config: PaintersBench, seed: int) -> Tensor:
+    """The prior's own guided samples (N, C, h, w) of training sentences."""
+    sizes = Sizes(config.guidances[-1], steps=config.fit_steps, batch=64, seed=seed + FIT_SEED)
+    return own_samples(TextToImage(prior), object_prompts("train", config.fit_samples), sizes)
+
+
+def _table(
+    prior: Prior, judge: Judge, fits: dict[str, GaussianPrior], config: PaintersBench, seed: int
+) -> list[dict[str, Any]]:
+    """Per guidance: the whole run, half its steps, and every fit at every skipped fraction."""
+    schedule = NoiseSchedule.from_config(prior.scheduler_config)
+    test = renders("test", config.images, views=1)
+    reference = features(judge, renders("test", config.reference_groups, first=config.images).images)
+    condition, noise = prior.encode_text(test.prompts), seeded_noise(prior.latent_shape, config.images, seed)
+    table: list[dict[str, Any]] = []
+    for guidance in config.guidances:
+        runs: list[tuple[str, int, Init]] = [
+            ("none", steps, NoiseInit()) for steps in (config.steps, config.steps // 2)
+        ]
+        chosen = [name for name in fits if name == "renders" or guidance == config.guidances[-1]]
+        runs += [(name, config.steps, TeleportInit(fits[name], f)) for name in chosen for f in config.fractions]
+        full: Tensor | None = None
+        seen: Tensor | None = None
+        for name, steps, init in runs:
+            began, before = time.perf_counter(), prior.nfe
+            final = run_sampler(prior, condition, noise, schedule.grid(steps), guidance, init=init)
+            skipped = init.skipped(steps) if isinstance(init, TeleportInit) else 0
+            row: dict[str, Any] = {"fit": name, "guidance": guidance, "steps": steps, "skipped": skipped}
+            row |= {"nfe_rows": prior.nfe - before, "seconds": round(time.perf_counter() - began, 1)}
+            full, images = final if full is None else full, decoded(prior, final)
+            row["mse_to_full"] = paired_mse(final, full)
+            table.append(row | scores(judge, images, test.meanings, reference, seen))
+            seen = features(judge, images) if seen is None else seen
+    return table
 
 
 @torch.no_grad()

@@ -42,7 +42,7 @@ def run(context: Context) -> dict[str, Any]:
     config = QUICK if context.quick else RegionsBench()
     name = DIT if context.prior == "toybox" else context.prior
     scene = Scene.make(name, config.setting, context.seed)
-    table = [scene.row("plain")]
+    table = [scene.plain()]
     for ratio in config.ratios:
         base = Regions(ratio, config.start, config.refresh)
         row = scene.row(f"ratio {ratio:g}", base)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 import numpy as np
 
@@ -33,7 +33,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "embedded-prior": Experiment("What the embedded prior draws: accuracy, toy-FID, sweeps", "embedded_prior"),
     "text-to-mesh": Experiment("Text to mesh by score distillation: judged views, mesh health, cost", "text_to_mesh"),
     "geometry-heads": Experiment("Depth and normals against simple baselines", "geometry_heads"),
-    "sampling": Experiment("Every solver on every backbone: quality against calls and seconds", "sampling"),
+    "sampling": Experiment("Every solver on the U-Net: quality against calls and seconds", "sampling"),
     "judge": Experiment("The judge's own accuracy on test renders", "judge"),
     "dpm-solver-v3": Experiment("DPM-Solver-v3 against DDIM, DPM-Solver++ and UniPC at few calls", "dpm_solver_v3"),
     "usf-s3": Experiment("Searched solver schedules against fixed solvers, on held-out noise and prompts", "usf_s3"),
@@ -48,6 +48,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "q-sched": Experiment("Two factors per step for a quantised few-step run", "q_sched"),
     "focus": Experiment("Sentences with two objects under control of the attention", "focus"),
     "flair": Experiment("Inpainting, super-resolution and deblurring with a frozen prior", "flair"),
+    "sampling-dit": Experiment("Every solver on the transformer: quality against calls and seconds", "sampling"),
 }
 
 
@@ -116,3 +117,29 @@ def spread(values: Sequence[float] | np.ndarray) -> dict[str, float]:
         "median": round(float(np.median(array)), 5),
         "n": len(array),
     }
+
+
+def resamples(count: int, draws: int = 1000, seed: int = 0) -> np.ndarray:
+    """Rows (draws, count) drawn with replacement, the same for the same count, so that differences stay paired."""
+    return np.random.default_rng(seed).integers(count, size=(draws, count))
+
+
+def bootstrapped(values: Sequence[float] | np.ndarray) -> dict[str, float]:
+    """Mean with its 95 % bootstrap interval, standard deviation, median and count, to five digits."""
+    array = np.asarray(values, float)
+    low, high = np.quantile(array[resamples(len(array))].mean(1), (0.025, 0.975))
+    found = {"mean": array.mean(), "low": low, "high": high, "std": array.std(), "median": np.median(array)}
+    return {**{name: digits(value) for name, value in found.items()}, "n": len(array)}
+
+
+def ratio(values: Sequence[float] | np.ndarray, others: Sequence[float] | np.ndarray) -> dict[str, float]:
+    """Ratio of the means of two paired sets of errors (n,) with its 95 % bootstrap interval over the pairs."""
+    a, b = (np.asarray(v, float) for v in (values, others))
+    rows = resamples(len(a))
+    low, high = np.quantile(a[rows].mean(1) / np.maximum(b[rows].mean(1), 1e-300), (0.025, 0.975))
+    return {"ratio": digits(a.mean() / max(b.mean(), 1e-300)), "low": digits(low), "high": digits(high)}
+
+
+def digits(value: SupportsFloat, count: int = 5) -> float:
+    """The value to so many significant digits."""
+    return float(f"{float(value):.{count}g}")

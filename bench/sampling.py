@@ -1,7 +1,8 @@
-"""Every solver on every embedded backbone at two guidances and seven budgets: one table, two pictures.
+"""Every solver on one backbone at two guidances and seven budgets: one table, two pictures.
 
-Quality is the paired squared distance of the final latents to a long reference from the same noise; the judge's
-accuracy and the toy-FID say what that is worth. Runs that cost more network calls than the budget are left out.
+Quality is the paired squared distance of the final latents to a long reference from the same noise; at some budgets
+more pictures are drawn, and the judge's accuracy and the toy-FID say what that is worth. Runs that cost more network
+calls than the budget are left out. `sampling` measures the U-Net, `sampling-dit` the transformer.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 
 import torch
 
-from ..core.priors import Prior, load_prior, weights_root
+from ..core.priors import Prior, load_prior
 from ..core.sampling import NoiseSchedule, Solver, make_solver
 from ..core.sampling.paired_error import PairedError
 from ..core.sampling.solvers import DPMSolverV3
@@ -26,10 +27,9 @@ from ..core.sampling.statistics import ModelStatistics
 from ..toybox.judge import Judge
 from ..utils.files import atomic_path
 from .dpm_solver_v3 import measured
-from .runner import Context, spread
-from .toy_latents import decoded, features, renders, scores, seeded_noise
-
-SIBLINGS = {"toybox": "toybox-dit"}  # measured too when its weights are there
+from .regions import DIT
+from .runner import Context, bootstrapped
+from .toy_latents import decoded, features, renders, run_sampler, scores, seeded_noise
 
 
 @dataclass(frozen=True)
@@ -37,21 +37,23 @@ class SamplingBench:
     """Sizes of the experiment."""
 
     images: int = 32
+    """compared with the reference"""
     reference_groups: int = 150
-    reference_steps: int = 500
+    reference_steps: int = 200
     budgets: tuple[int, ...] = (3, 5, 6, 8, 10, 20, 50)
     guidances: tuple[float, ...] = (1.5, 5.0)
-    judged: tuple[int, ...] = (5, 10, 20, 50)
+    judged: tuple[int, ...] = (5, 10)
     """budgets at which accuracy and toy-FID are measured too"""
-    statistics_images: int = 256
-    cells: int = 30
-    statistics_steps: int = 30
+    judged_images: int = 200
+    statistics_images: int = 128
+    cells: int = 16
+    statistics_steps: int = 20
     batch: int = 32
     workers: int = 2
-    """processes of one thread each, a backbone at a guidance at a time"""
+    """processes of one thread each, a guidance at a time"""
 
 
-QUICK = SamplingBench(4, 2, 12, (3, 5), (1.5,), (5,), 8, 3, 2, 4)
+QUICK = SamplingBench(4, 2, 12, (3, 5), (1.5,), (5,), 6, 8, 3, 2, 4)
 
 
 def solvers(prior: Prior, statistics: ModelStatistics) -> dict[str, Callable[[], Solver]]:
@@ -78,52 +80,51 @@ def steps_for(solver: Solver, calls: int) -> int | None:
 
 
 def run(context: Context) -> dict[str, Any]:
-    """The table of all backbones, and two pictures."""
+    """The table of the backbone, what each guidance cost, and two pictures."""
     config = QUICK if context.quick else SamplingBench()
-    names = [context.prior]
-    sibling = SIBLINGS.get(context.prior)
-    if sibling and (weights_root() / sibling).is_dir():
-        names.append(sibling)
-    panels = [(name, guidance) for name in names for guidance in config.guidances]
-    with ProcessPoolExecutor(min(config.workers, len(panels)), mp_context=get_context("spawn")) as pool:
-        rows = list(pool.map(partial(panel, config=config, seed=context.seed), *zip(*panels, strict=True)))
-    table = [row for part in rows for row in part]
+    name = DIT if context.name == "sampling-dit" and context.prior == "toybox" else context.prior
+    with ProcessPoolExecutor(min(config.workers, len(config.guidances)), mp_context=get_context("spawn")) as pool:
+        panels = list(pool.map(partial(panel, name, config=config, seed=context.seed), config.guidances))
+    table = [row for rows, _ in panels for row in rows]
     _plot(table, "nfe", "network calls per image and branch", context.picture("-nfe"))
     _plot(table, "seconds_per_image", "seconds per image", context.picture("-seconds"))
-    return {"config": asdict(config), "seeds": [context.seed], "backbones": names, "table": table}
+    made = {"config": {**asdict(config), "prior": name}, "seeds": [context.seed], "table": table}
+    return made | {"panels": [facts for _, facts in panels]}
 
 
-def panel(name: str, guidance: float, config: SamplingBench, seed: int) -> list[dict[str, Any]]:
-    """The rows of one backbone at one guidance, in one thread."""
+def panel(name: str, guidance: float, config: SamplingBench, seed: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The rows of one backbone at one guidance, in one thread, and what they cost."""
     torch.set_num_threads(1)
+    began = time.perf_counter()
     prior, judge = load_prior(name), Judge.from_pretrained()
-    test = renders("test", config.images, views=1)
-    reference = features(judge, renders("test", config.reference_groups, first=config.images).images)
-    condition = prior.encode_text(test.prompts)
-    noise = seeded_noise(prior.latent_shape, config.images, seed)
-    problem = PairedError(
-        prior, condition, noise, guidance, steps=config.reference_steps, final="index0", batch=config.batch
-    )
-    statistics, _ = measured(
-        prior, guidance, config.statistics_images, config.cells, config.statistics_steps, config.batch, seed
-    )
+    count, most = config.images, max(config.images, config.judged_images)
+    test = renders("test", most, views=1)
+    reference = features(judge, renders("test", config.reference_groups, first=most).images)
+    condition, noise = prior.encode_text(test.prompts), seeded_noise(prior.latent_shape, most, seed)
+    steps, batch = config.reference_steps, config.batch
+    few = (condition.index(range(count)), noise[:count])
+    problem = PairedError(prior, *few, guidance, steps=steps, final="index0", batch=batch)
+    sizes = (config.statistics_images, config.cells, config.statistics_steps, batch)
+    statistics, _ = measured(prior, guidance, *sizes, seed)
     rows = []
     for label, build in solvers(prior, statistics).items():
         for budget in config.budgets:
-            steps = steps_for(build(), budget)
-            if steps is None:
+            calls = steps_for(build(), budget)
+            if calls is None:
                 continue
-            levels = problem.schedule.grid(steps, "logsnr", "index0")
-            began = time.perf_counter()
-            states = problem.run(build(), levels)
-            took = time.perf_counter() - began
-            row = {"backbone": name, "guidance": guidance, "solver": label, "nfe": budget}
-            row |= {"mse": spread(problem.errors(states).tolist()), "seconds_per_image": took / config.images}
-            row["peak_memory_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+            drawn = most if budget in config.judged else count
+            levels = problem.schedule.grid(calls, "logsnr", "index0")
+            part, started = (condition.index(range(drawn)), noise[:drawn], levels, guidance), time.perf_counter()
+            states = run_sampler(prior, *part, build(), batch=batch)
+            took = time.perf_counter() - started
+            row: dict[str, Any] = {"backbone": name, "guidance": guidance, "solver": label, "nfe": budget}
+            row |= {"mse": bootstrapped(problem.errors(states[:count]).numpy()), "seconds_per_image": took / drawn}
             if budget in config.judged:
                 row |= scores(judge, decoded(prior, states), test.meanings, reference)
             rows.append(row)
-    return rows
+    memory = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    facts = {"backbone": name, "guidance": guidance, "nfe_rows": prior.nfe, "peak_memory_mb": memory}
+    return rows, {**facts, "seconds": round(time.perf_counter() - began, 1)}
 
 
 def _plot(table: list[dict[str, Any]], key: str, label: str, path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..core.priors import Condition, Prior
-from ..core.sampling import Denoiser, Level, Sampler, make_solver
+from ..core.sampling import Denoiser, Level, Sampler, Solver, make_solver
 from ..core.sampling.denoiser import Control, Remap
 from ..core.sampling.init import Init, NoiseInit, sample_from
 from ..toybox.captions import Meaning, Phrase, say
@@ -19,7 +19,10 @@ from ..toybox.dataset import RenderJob, render_group
 from ..toybox.judge import Judge, frechet
 from ..toybox.programs import ObjectProgram, draw
 from ..utils.seeds import generator, sample_noise
-from .runner import share
+from .runner import bootstrapped, digits, resamples, share
+
+FID_IMAGES = 200  # features are 192 numbers: the covariance of fewer pictures is singular
+FID_DRAWS = 40  # resamplings of the pictures
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,11 @@ def plain_meaning(split: str, index: int) -> Meaning:
     return Meaning((Phrase(program.noun, program.colour),))
 
 
+def object_prompts(split: str, count: int) -> list[str]:
+    """ "a red chair", one for each of the first `count` objects of a split."""
+    return [say(plain_meaning(split, index)) for index in range(count)]
+
+
 @torch.no_grad()
 def encoded(prior: Prior, images: Tensor, batch: int = 64) -> Tensor:
     """Scaled latents (N, C, h, w)."""
@@ -77,7 +85,7 @@ def run_sampler(
     noise: Tensor,
     levels: Sequence[Level],
     guidance: float,
-    solver: str = "ddim",
+    solver: str | Solver = "ddim",
     init: Init | None = None,
     time_remap: Remap | None = None,
     controls: Sequence[Control] = (),
@@ -88,7 +96,9 @@ def run_sampler(
     for start in range(0, noise.shape[0], batch):
         rows = slice(start, start + batch)
         denoiser = Denoiser(prior, condition.index(rows), guidance, time_remap, controls)
-        method = make_solver(solver, denoiser.schedule.flow, prior.prediction_type)
+        method = solver
+        if isinstance(method, str):
+            method = make_solver(method, denoiser.schedule.flow, prior.prediction_type)
         parts.append(sample_from(init or NoiseInit(), Sampler(method), denoiser, noise[rows], levels))
     return torch.cat(parts)
 
@@ -98,14 +108,42 @@ def features(judge: Judge, images: Tensor) -> Tensor:
     return torch.cat([judge.features(part) for part in images.split(100)])
 
 
-def scores(judge: Judge, images: Tensor, meanings: Sequence[Meaning], reference: Tensor) -> dict[str, Any]:
-    """Share of images that show what their sentence says, and the Frechet distance to reference features."""
-    agree = np.concatenate(
-        [judge(images[i : i + 100]).agrees(meanings[i : i + 100])["all"] for i in range(0, len(images), 100)]
-    )
-    return {"accuracy": share(agree), "toy_fid": round(frechet(reference, features(judge, images)), 3)}
+def agreement(judge: Judge, images: Tensor, meanings: Sequence[Meaning]) -> dict[str, np.ndarray]:
+    """Flags (N,) by question: what the images show of what their sentences say."""
+    parts = [judge(images[i : i + 100]).agrees(meanings[i : i + 100]) for i in range(0, len(images), 100)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def paired_mse(a: Tensor, b: Tensor) -> float:
-    """Mean squared difference of latents drawn from the same noise."""
-    return round(float((a.double() - b.double()).square().mean()), 6)
+def scores(
+    judge: Judge, images: Tensor, meanings: Sequence[Meaning], reference: Tensor, plain: Tensor | None = None
+) -> dict[str, Any]:
+    """Share of images that show what their sentence says, and `toy_fid`."""
+    row = {"accuracy": share(agreement(judge, images, meanings)["all"])}
+    return row | toy_fid(features(judge, images), reference, plain)
+
+
+def toy_fid(seen: Tensor, reference: Tensor, plain: Tensor | None = None) -> dict[str, Any]:
+    """Frechet distance of features (N, D) to those of renders, and its deviation over resampled pictures.
+
+    With the features `plain` of the same N sentences and noises, also the ratio to their distance, the same pictures
+    resampled in both: (ratio, 95 % interval). Nothing for fewer than FID_IMAGES pictures.
+    """
+    if min(len(seen), len(reference)) < FID_IMAGES:
+        return {}
+    value, *drawn = resampled_fid(seen, reference)
+    row: dict[str, Any] = {"toy_fid": round(value, 3), "toy_fid_std": round(float(np.std(drawn, ddof=1)), 3)}
+    if plain is not None:
+        middle, *ratios = np.array([value, *drawn]) / resampled_fid(plain, reference)
+        reach = np.exp(1.96 * np.log(ratios).std(ddof=1))
+        row["toy_fid_ratio"] = {"ratio": digits(middle), "low": digits(middle / reach), "high": digits(middle * reach)}
+    return row
+
+
+def resampled_fid(seen: Tensor, reference: Tensor) -> list[float]:
+    """Frechet distance of features (N, D) to those of renders, then of FID_DRAWS resamplings, alike for equal N."""
+    return [frechet(reference, seen), *(frechet(reference, seen[rows]) for rows in resamples(len(seen), FID_DRAWS))]
+
+
+def paired_mse(a: Tensor, b: Tensor) -> dict[str, float]:
+    """Mean squared difference of latents (N, C, h, w) drawn from the same noise, with its interval."""
+    return bootstrapped((a.double() - b.double()).square().flatten(1).mean(1).numpy())

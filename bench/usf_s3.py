@@ -1,27 +1,30 @@
-"""Searched solver schedules against fixed solvers tuned over their own grids, judged on noise and prompts held out."""
+"""Searched solver schedules against fixed solvers tuned over their own grids, judged on noise and prompts held out.
+
+Searched schedules may take v3 steps, so their files run as `--solver usf:FILE --statistics FILE` with the statistics
+that are left beside them; starts from the mean latent are left out, since no file holds it.
+"""
 
 from __future__ import annotations
 
+import functools
 import time
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, get_args
 
-import torch
+import numpy as np
 
-from ..core.priors import Prior, load_prior
+from ..core.priors import load_prior
 from ..core.sampling.calibration import fingerprint
-from ..core.sampling.grids import SPACINGS
 from ..core.sampling.paired_error import PairedError
-from ..core.sampling.schedule_search import SearchResult, SearchSpace, Strategy, baselines, search_schedule
-from ..core.sampling.solvers import SolverSchedule
-from ..core.sampling.solvers.decisions import times_of
-from ..core.sampling.statistics import ModelStatistics
-from ..utils.errors import InputError
-from .dpm_solver_v3 import measured, object_prompts
-from .runner import Context
-from .toy_latents import seeded_noise
+from ..core.sampling.schedule_search import Fitness, SearchResult, SearchSpace, Strategy, search_schedule
+from ..core.sampling.solvers import SolverSchedule, UnifiedSolver
+from ..pipelines.calibrations import known_solvers
+from .dpm_solver_v3 import measured
+from .runner import Context, bootstrapped, digits, ratio
+from .toy_latents import object_prompts, seeded_noise
 
 HELDOUT_SEED = 300_000
+FIRST_STEPS = ("none", "zero_x0")
 
 
 @dataclass(frozen=True)
@@ -29,121 +32,110 @@ class USFBench:
     """Sizes of the experiment."""
 
     nfes: tuple[int, ...] = (4, 5, 6)
-    compared_at: int = 5
+    compared_at: int = 4
     """number of calls at which the search strategies are compared"""
-    search_images: int = 48
-    heldout_images: int = 192
-    budget: int = 150
+    search_seeds: int = 2
+    """repetitions of each search that is compared"""
+    search_images: int = 12
+    heldout_images: int = 96
+    budget: int = 80
     guidance: float = 3.0
-    reference_steps: int = 200
-    samples: int = 256
-    cells: int = 30
-    sample_steps: int = 30
+    reference_steps: int = 100
+    samples: int = 96
+    cells: int = 12
+    sample_steps: int = 20
     batch: int = 48
 
 
-QUICK = USFBench((3,), 3, 2, 2, 14, 1.5, 8, 3, 2, 3, 4)
+QUICK = USFBench((3,), 3, 1, 2, 2, 12, 1.5, 8, 3, 2, 3, 4)
 
 
 def run(context: Context) -> dict[str, Any]:
     """Held-out error of the searched schedule and of every fixed solver; strategies at equal budget; the schedules."""
     config = QUICK if context.quick else USFBench()
     prior = load_prior(context.prior)
-    statistics, latents = measured(
-        prior, config.guidance, config.samples, config.cells, config.sample_steps, config.batch, context.seed
-    )
-    mean = latents.mean(0)
-    search = problem(prior, "train", config.search_images, context.seed, config, statistics, mean)
-    heldout = problem(prior, "test", config.heldout_images, context.seed + HELDOUT_SEED, config, statistics, mean)
-    table: list[dict[str, Any]] = []
-    schedules: dict[str, Any] = {}
-    curves: dict[str, list[float]] = {}
+    sizes = (config.samples, config.cells, config.sample_steps, config.batch)
+    statistics, _ = measured(prior, config.guidance, *sizes, context.seed)
+    statistics.save(context.out / f"{context.name}-statistics.safetensors")
+
+    def problem(split: str, count: int, seed: int) -> PairedError:
+        noise = seeded_noise(prior.latent_shape, count, seed)
+        condition = prior.encode_text(object_prompts(split, count))
+        settings: dict[str, Any] = {"steps": config.reference_steps, "final": "index0", "batch": config.batch}
+        return PairedError(prior, condition, noise, config.guidance, statistics=statistics, **settings)
+
+    search = problem("train", config.search_images, context.seed)
+    heldout = problem("test", config.heldout_images, context.seed + HELDOUT_SEED)
+    table, gains, schedules, curves = [], [], {}, {}
     for nfe in config.nfes:
-        space = SearchSpace(nfe)
-        fixed = tuned(search, space)
-        for name, schedule in fixed.items():
-            table.append({"nfe": nfe, "schedule": name} | measured_row(search, heldout, schedule))
-        start = list(fixed.values())
-        strategies: tuple[Strategy, ...] = ("surrogate",)
-        if nfe == config.compared_at:
-            strategies = ("random", "evolution", "surrogate")
-        for strategy in strategies:
-            began = time.perf_counter()
-            found = search_schedule(search, space, start, budget=config.budget, strategy=strategy, seed=context.seed)
-            took = round(time.perf_counter() - began, 1)
-            row = {"nfe": nfe, "schedule": f"searched, {strategy}"} | measured_row(search, heldout, found.best)
-            table.append(row | {"search_seconds": took})
-            curves[f"{strategy}-{nfe}"] = [round(value, 6) for value in found.curve()]
-        schedules[str(nfe)] = found.best.to_dict()
-        save(found, prior, nfe, config, context)
+        errors = _Calls(search, heldout, nfe)
+        fixed = {name: errors.row(name, schedule) for name, schedule in errors.fixed.items()}
+        strategies: tuple[Strategy, ...] = get_args(Strategy) if nfe == config.compared_at else ("surrogate",)
+        searched = []
+        for number in range(config.search_seeds if nfe == config.compared_at else 1):
+            for strategy in strategies:
+                found, row = errors.searched(strategy, config.budget, context.seed + number)
+                searched.append(row)
+                curves[f"{strategy}-{nfe}-{context.seed + number}"] = [digits(value) for value in found.curve()]
+                if number == 0 and strategy == "surrogate":
+                    chosen = found
+        table += [*fixed.values(), *searched]
+        gains.append(_gain(errors, chosen.best))
+        schedules[str(nfe)] = chosen.best.to_dict()
+        mark = fingerprint(prior, guidance=config.guidance)
+        made = context.out / f"{context.name}-{nfe}.safetensors"
+        chosen.best.save(made, mark, {"score": chosen.score, "nfe": nfe})
     table.sort(key=lambda row: row["schedule"].startswith("searched"))
+    result = {"config": asdict(config), "seeds": [context.seed], "table": table}
+    return result | {"schedules": schedules, "curves": curves, "gains": gains}
+
+
+class _Calls:
+    """Both problems at one number of calls, each schedule run once on each."""
+
+    def __init__(self, search: PairedError, heldout: PairedError, nfe: int) -> None:
+        self.fitness: Fitness = functools.cache(search)
+        self.heldout = functools.cache(functools.partial(paired_errors, heldout))
+        self.space = SearchSpace(nfe, first_steps=FIRST_STEPS)
+        self.fixed = tuned(self.fitness, known_solvers(self.space, search.schedule))
+
+    def row(self, name: str, schedule: SolverSchedule) -> dict[str, Any]:
+        """Errors on the search set and held out."""
+        row: dict[str, Any] = {"nfe": self.space.nfe, "schedule": name, "search_mse": digits(self.fitness(schedule))}
+        return row | {"heldout_mse": bootstrapped(self.heldout(schedule))}
+
+    def searched(self, strategy: Strategy, budget: int, seed: int) -> tuple[SearchResult, dict[str, Any]]:
+        """A search that begins with the tuned solvers, and the row of its winner."""
+        start, began = list(self.fixed.values()), time.perf_counter()
+        found = search_schedule(self.fitness, self.space, start, budget=budget, strategy=strategy, seed=seed)
+        took = round(time.perf_counter() - began, 1)
+        return found, {**self.row(f"searched, {strategy}", found.best), "seed": seed, "search_seconds": took}
+
+
+def paired_errors(problem: PairedError, schedule: SolverSchedule) -> np.ndarray:
+    """The error (N,) of a schedule for each noise, on its own levels."""
+    levels = schedule.levels(problem.schedule)
+    assert levels is not None
+    states = problem.run(UnifiedSolver(schedule, problem.statistics), [*levels[:-1], problem.end])
+    return problem.errors(states).numpy()
+
+
+def tuned(fitness: Fitness, known: dict[str, SolverSchedule]) -> dict[str, SolverSchedule]:
+    """Of solvers called "NAME, SPACING", those of each name on the spacing that suits them best, by name."""
+    best: dict[str, SolverSchedule] = {}
+    for label, schedule in sorted(known.items(), key=lambda item: fitness(item[1])):
+        best.setdefault(label.split(", ")[0], schedule)
+    return best
+
+
+def _gain(errors: _Calls, searched: SolverSchedule) -> dict[str, Any]:
+    """The searched schedule over the fixed solver that is best held out, and over the one best on the search set."""
+    held = {name: errors.heldout(schedule) for name, schedule in errors.fixed.items()}
+    best = min(held, key=lambda name: float(held[name].mean()))
+    chosen = min(errors.fixed, key=lambda name: errors.fitness(errors.fixed[name]))
+    mine = errors.heldout(searched)
     return {
-        "config": asdict(config),
-        "seeds": [context.seed],
-        "table": table,
-        "schedules": schedules,
-        "curves": curves,
-        "gains": gains(table, config),
+        "nfe": errors.space.nfe,
+        "over_best_held_out": {"fixed": best, **ratio(mine, held[best])},
+        "over_best_on_search_set": {"fixed": chosen, **ratio(mine, held[chosen])},
     }
-
-
-def problem(
-    prior: Prior,
-    split: str,
-    count: int,
-    seed: int,
-    config: USFBench,
-    statistics: ModelStatistics,
-    mean: torch.Tensor,
-) -> PairedError:
-    """Prompts of a split with their own noise and reference."""
-    return PairedError(
-        prior,
-        prior.encode_text(object_prompts(split, count)),
-        seeded_noise(prior.latent_shape, count, seed),
-        config.guidance,
-        steps=config.reference_steps,
-        final="index0",
-        statistics=statistics,
-        mean=mean,
-        batch=config.batch,
-    )
-
-
-def tuned(search: PairedError, space: SearchSpace) -> dict[str, SolverSchedule]:
-    """Every fixed solver on the spacing that suits it best on the search set, by its decisions and spacing."""
-    best: dict[str, tuple[float, SolverSchedule]] = {}
-    for spacing in SPACINGS:
-        levels = search.schedule.grid(space.nfe, spacing, "index0")
-        times = times_of(levels, search.schedule)
-        try:
-            candidates = baselines(space, lambda n, times=times: times)  # type: ignore[misc]
-        except InputError:  # a spacing that visits its last level twice
-            continue
-        for name, schedule in candidates.items():
-            score = search(schedule)
-            if name not in best or score < best[name][0]:
-                best[name] = (score, schedule)
-    return {name: schedule for name, (_, schedule) in best.items()}
-
-
-def measured_row(search: PairedError, heldout: PairedError, schedule: SolverSchedule) -> dict[str, Any]:
-    """Errors on the search set and held out."""
-    return {"search_mse": round(search(schedule), 6), "heldout_mse": round(heldout(schedule), 6)}
-
-
-def gains(table: list[dict[str, Any]], config: USFBench) -> list[dict[str, Any]]:
-    """1 - searched / best fixed, held out, for each number of calls."""
-    found = []
-    for nfe in config.nfes:
-        here = [row for row in table if row["nfe"] == nfe]
-        fixed = min(row["heldout_mse"] for row in here if not row["schedule"].startswith("searched"))
-        searched = next(row["heldout_mse"] for row in here if row["schedule"] == "searched, surrogate")
-        found.append({"nfe": nfe, "best_fixed": fixed, "searched": searched, "gain": round(1 - searched / fixed, 4)})
-    return found
-
-
-def save(found: SearchResult, prior: Prior, nfe: int, config: USFBench, context: Context) -> None:
-    """Leaves the schedule beside the results, ready for `usf:FILE`."""
-    mark = fingerprint(prior, guidance=config.guidance)
-    found.best.save(context.out / f"{context.name}-{nfe}.safetensors", mark, {"score": found.score, "nfe": nfe})

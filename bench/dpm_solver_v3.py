@@ -11,21 +11,18 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from ..core.priors import Prior, load_prior
 from ..core.sampling import DDIM, NoiseSchedule, Solver, make_solver
 from ..core.sampling.paired_error import PairedError
 from ..core.sampling.solvers import DPMSolverV3
 from ..core.sampling.statistics import ModelStatistics
-from ..core.sampling.statistics_estimation import estimate_statistics
-from ..pipelines.calibrations import Sizes, own_samples
+from ..pipelines.calibrations import Sizes, measure_statistics
 from ..pipelines.text_to_image import TextToImage
 from .runner import Context, bootstrapped, ratio
 from .toy_latents import object_prompts, seeded_noise
 
 CALIBRATION_SEED = 500_000  # far from the seeds that are measured
-STATISTICS_SEED = 100_000  # from those of the samples to those of their noise
 
 
 @dataclass(frozen=True)
@@ -52,12 +49,10 @@ QUICK = DPMSolverV3Bench(4, (5,), 1.5, 12, 4, 2, 4, 4, 4)
 
 def measured(
     prior: Prior, guidance: float, samples: int, cells: int, steps: int, batch: int, seed: int
-) -> tuple[ModelStatistics, Tensor]:
-    """Model statistics from the prior's own samples of training prompts, and the samples (N, C, h, w)."""
-    prompts, first = object_prompts("train", samples), seed + CALIBRATION_SEED
-    latents = own_samples(TextToImage(prior), prompts, Sizes(guidance, steps=steps, batch=batch, seed=first))
-    condition, first = prior.encode_text(prompts), first + STATISTICS_SEED
-    return estimate_statistics(prior, latents, condition, guidance, count=cells, chunk=batch, seed=first), latents
+) -> ModelStatistics:
+    """Model statistics from the prior's own samples of training prompts."""
+    sizes = Sizes(guidance, steps=steps, batch=batch, seed=seed + CALIBRATION_SEED)
+    return measure_statistics(TextToImage(prior), object_prompts("train", samples), sizes, cells)
 
 
 def solvers(prior: Prior, statistics: ModelStatistics) -> dict[str, Callable[[], Solver]]:
@@ -88,11 +83,11 @@ def run(context: Context) -> dict[str, Any]:
     errors: dict[tuple[str, int], np.ndarray] = {}
     for samples in (config.samples, config.fewer_samples):
         began, rows = time.perf_counter(), prior.nfe
-        made = measured(prior, config.guidance, samples, config.cells, config.sample_steps, batch, context.seed)
+        statistics = measured(prior, config.guidance, samples, config.cells, config.sample_steps, batch, context.seed)
         cost = {"samples": samples, "nfe_rows": prior.nfe - rows}
         calibration.append(cost | {"seconds": round(time.perf_counter() - began, 1)})
         whole = samples == config.samples
-        for name, build in solvers(prior, made[0]).items():
+        for name, build in solvers(prior, statistics).items():
             if not whole and not name.startswith("v3"):
                 continue
             for nfe in config.nfes if whole else config.nfes[:1]:

@@ -40,9 +40,9 @@ class FlairBench:
     """half of the default levels and data steps: where the codec cannot show y, every data step is taken"""
     gradient_steps: int = 50
     """of the gradient baseline"""
-    strengths: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0)
+    strengths: tuple[float, ...] = (0.3, 1.0, 3.0, 10.0, 30.0)
     """of its steps; each degradation takes the best of them"""
-    tuning_images: int = 8
+    tuning_images: int = 6
     """training objects on which that one is chosen"""
     batch: int = 32
 

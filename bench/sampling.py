@@ -105,7 +105,7 @@ def panel(name: str, guidance: float, config: SamplingBench, seed: int) -> tuple
     few = (condition.index(range(count)), noise[:count])
     problem = PairedError(prior, *few, guidance, steps=steps, final="index0", batch=batch)
     sizes = (config.statistics_images, config.cells, config.statistics_steps, batch)
-    statistics, _ = measured(prior, guidance, *sizes, seed)
+    statistics = measured(prior, guidance, *sizes, seed)
     rows = []
     for label, build in solvers(prior, statistics).items():
         for budget in config.budgets:

@@ -55,7 +55,7 @@ def run(context: Context) -> dict[str, Any]:
     config = QUICK if context.quick else USFBench()
     prior = load_prior(context.prior)
     sizes = (config.samples, config.cells, config.sample_steps, config.batch)
-    statistics, _ = measured(prior, config.guidance, *sizes, context.seed)
+    statistics = measured(prior, config.guidance, *sizes, context.seed)
     statistics.save(context.out / f"{context.name}-statistics.safetensors")
 
     def problem(split: str, count: int, seed: int) -> PairedError:

@@ -127,12 +127,12 @@ def test_shifted_levels_keep_their_ends_and_raise_the_rest(config):
 def test_statistics_are_measured_on_seeds_that_are_not_evaluated(monkeypatch):
     asked = []
     monkeypatch.setattr(dpm_solver_v3, "TextToImage", lambda prior: prior)
-    monkeypatch.setattr(dpm_solver_v3, "own_samples", lambda pipe, prompts, sizes: asked.append(sizes.seed))
-    monkeypatch.setattr(dpm_solver_v3, "estimate_statistics", lambda *_, seed, **__: asked.append(seed))
+    monkeypatch.setattr(
+        dpm_solver_v3, "measure_statistics", lambda _, prompts, sizes, cells: asked.append((len(prompts), sizes.seed))
+    )
     dpm_solver_v3.measured(prior_of(), 1.5, 64, 2, 3, 8, seed=7)
-    drawn, noised = (range(first, first + 64) for first in asked)
-    evaluated = range(7, 7 + 512)
-    assert not set(drawn) & set(evaluated) and not set(noised) & (set(drawn) | set(evaluated))
+    ((count, first),) = asked
+    assert count == 64 and not set(range(first, first + count)) & set(range(7, 7 + 512))
 
 
 def test_every_solver_is_tuned_over_its_spacings():

@@ -184,8 +184,8 @@ def gains(seen: dict[tuple[str, str], Tensor], reference: Tensor) -> dict[str, d
     """What the searched factors take off the Frechet distance of each network, from features by (network, factors).
 
     `beyond_full_precision` is that gain less the one of the full-precision network, the rest being tuning of the
-    schedule; `recovered` the gain's part of what quantisation cost. Deviations are over resampled pictures, the same
-    ones for all. Empty for fewer than FID_IMAGES pictures.
+    schedule; `recovered` the gain's part of what quantisation cost, where that is above its noise. Deviations are over
+    resampled pictures, the same ones for all. Empty for fewer than FID_IMAGES pictures.
     """
     networks = list(dict.fromkeys(name for name, _ in seen))
     if min(len(reference), len(seen[FULL, "plain"])) < FID_IMAGES:
@@ -199,9 +199,11 @@ def gains(seen: dict[tuple[str, str], Tensor], reference: Tensor) -> dict[str, d
         gain = plain[name] - tuned[name]
         found[name] = {"gain": _told(gain)}
         if name != FULL:
+            cost = plain[name] - plain[FULL]
             found[name]["beyond_full_precision"] = _told(gain - (plain[FULL] - tuned[FULL]))
-            found[name]["cost_of_quantisation"] = _told(plain[name] - plain[FULL])
-            found[name]["recovered"] = digits(gain[0] / (plain[name][0] - plain[FULL][0]))
+            found[name]["cost_of_quantisation"] = _told(cost)
+            if cost[0] > 2 * cost[1:].std(ddof=1):
+                found[name]["recovered"] = digits(gain[0] / cost[0])
     return found
 
 

@@ -40,6 +40,8 @@ class MeasureCommand(PriorCommand):
     """Pixels of a side the file will be used at (default: the prior's own)."""
     prompts: Path | None = None
     """Text file with a prompt on each line (default: the toybox's own grammar, for priors that know its words)."""
+    negative: str = ""
+    """Negative prompt the file will be used with."""
     batch: int = 16
     """Rows asked at once."""
 
@@ -79,12 +81,13 @@ class MeasureCommand(PriorCommand):
         from ..pipelines.calibrations import Sizes
 
         work = target.folder / f"{target.stem}.work"
-        return Sizes(self.guidance, self.size, steps, self.batch, self.seed, work)
+        return Sizes(self.guidance, self.size, steps, self.batch, self.seed, work, self.negative or None)
 
     def use_line(self, options: str, path: Path, **also: object) -> str:
         """How the file is used; what it was made with and is no default has to be given again."""
         prior = None if self.prior == MeasureCommand.prior else self.prior
         made_with = {"prior": prior, "base": self.base, "guidance": self.guidance, "size": self.size, **also}
+        made_with["negative"] = self.negative or None
         told = [f"--{name} {shlex.quote(str(value))}" for name, value in made_with.items() if value is not None]
         return " ".join(["use it:", options.format(shlex.quote(str(path))), *told])
 
@@ -143,6 +146,8 @@ class CalibrateSolver(MeasureCommand):
         check_range("--sample-steps", self.sample_steps, 1, 1000)
         check_range("--candidates", self.candidates, 1, 100_000)
         check_range("--cells", self.cells, 1, 1000)
+        if self.what == "error-curve" and self.negative:
+            raise InputError(f"--negative {self.negative!r} cannot be used when restoring; leave it out")
         if self.what == "time-remap" and self.size is None:
             raise InputError("--what time-remap needs --size PX, a size below the prior's own")
         if self.what != "boundary" and (self.steps is not None or self.solver is not None):

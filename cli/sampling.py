@@ -24,6 +24,8 @@ class SamplingCommand(QualityCommand):
     """Solver steps (default: those of --quality)."""
     guidance: float | None = None
     """Classifier-free guidance, 1 is none (default: what suits the prior)."""
+    negative: str = ""
+    """What to avoid."""
     solver: str | None = None
     """ddim, dpm++, dpm++3m, unipc, euler, heun, ghvb, hb, or one of the patterns dpm-v3[:ORDER], ghvb:R,BETA,
     ghvb:NUMBER, hb:R,BETA, hb:SOLVER,BETA, usf:FILE, edict[:MIXING] (default: that of --quality)."""
@@ -152,5 +154,6 @@ class SamplingCommand(QualityCommand):
             gaussian=self.gaussian,
             teleport=self.teleport or 0.0,
             time_remap=self.time_remap,
+            negative=self.negative or None,
         )
         return pipe, options

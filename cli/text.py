@@ -25,8 +25,6 @@ class TextToImage(SamplingCommand):
 
     prompt: tyro.conf.Positional[str]
     """What to draw, for example "two red cubes"."""
-    negative: str = ""
-    """What to avoid."""
     count: int = 1
     """Number of images; image i uses seed + i."""
     grid: int = 0

@@ -54,6 +54,7 @@ def calibrated(
     gaussian: str | Path | None = None,
     teleport: float = 0.25,
     time_remap: str | Path | None = None,
+    negative: str | None = None,
 ) -> dict[str, Any]:
     """The arguments `init` and `time_remap` of a call, read from files.
 
@@ -66,6 +67,7 @@ def calibrated(
         gaussian: a Gaussian to start from (`GaussianPrior`).
         teleport: share of the steps it replaces, [0, 1).
         time_remap: a time table (`TimeRemap`).
+        negative: negative prompt of the call.
 
     Raises InputError for a missing or foreign file.
     """
@@ -73,7 +75,7 @@ def calibrated(
         return {}
     settings = pipe.settings
     scale = settings.guidance if guidance is None else guidance
-    expected = mark(pipe.prior, latent_shape(pipe.prior, size, size), scale)
+    expected = mark(pipe.prior, latent_shape(pipe.prior, size, size), scale, negative=negative)
     inits: list[Init] = []
     if boundary is not None:
         inits.append(ChosenNoise(BoundaryNoise.load(boundary, expected), solver or settings.solver))

@@ -33,9 +33,15 @@ def guided(prior: Prior, condition: Condition, scale: float, rescale: float = 0.
     return Guidance(1.0), replace(condition, extra={**condition.extra, "guidance": scale})
 
 
-def mark(prior: Prior, shape: Sequence[int], scale: float, rescale: float = 0.0) -> Fingerprint:
+def mark(
+    prior: Prior,
+    shape: Sequence[int],
+    scale: float,
+    rescale: float = 0.0,
+    negative: str | Sequence[str] | None = None,
+) -> Fingerprint:
     """The fingerprint of runs at a latent shape (C, h, w) and guidance scale, whichever way the prior takes it."""
-    return fingerprint(prior, tuple(shape), Guidance(scale, rescale))
+    return fingerprint(prior, tuple(shape), Guidance(scale, rescale), negative)
 
 
 def latent_shape(prior: Prior, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:

@@ -31,6 +31,7 @@ from ..core.sampling.caches import CacheConfig, caching, parse_cache
 from ..core.sampling.denoiser import Control, Remap
 from ..core.sampling.grids import Spacing
 from ..core.sampling.init import Init
+from ..core.sampling.solvers import CALIBRATED
 from ..core.sampling.statistics import ModelStatistics
 from ..utils.errors import InputError, UnprojectError
 from ..utils.progress import Progress
@@ -49,7 +50,6 @@ from .sampling_parts import (
     step_callback,
 )
 
-CALIBRATED = ("dpm-v3", "usf")  # families of solvers that are read from files
 REAL_BACKBONES = "sd15, sdxl, sd3 or flux-dev"
 
 
@@ -142,7 +142,7 @@ class TextToImage(PriorPipeline):
         if not isinstance(generators, torch.Generator):
             generators = [one for one in generators for _ in range(condition.frames)]
         noise = self._noise(latents, shape, generators, condition.rows)
-        method = self.method(solver, statistics, eta, noise.shape[1:], scale, guidance_rescale)
+        method = self.method(solver, statistics, eta, noise.shape[1:], scale, guidance_rescale, negative_prompt)
         levels = self.levels(method, noise.shape[1:], num_inference_steps, spacing)
         start = init or NoiseInit()
         left = len(start(noise, levels).levels) - 1
@@ -177,6 +177,7 @@ class TextToImage(PriorPipeline):
         shape: Sequence[int] | None = None,
         guidance_scale: float | None = None,
         guidance_rescale: float = 0.0,
+        negative_prompt: str | Sequence[str] | None = None,
     ) -> Solver:
         """The solver of a call with these arguments; files are compared with the latent shape (C, h, w) and guidance.
 
@@ -191,7 +192,7 @@ class TextToImage(PriorPipeline):
         scale = self.settings.guidance if guidance_scale is None else guidance_scale
         expected = None
         if from_file:
-            expected = mark(self.prior, shape or self.prior.latent_shape, scale, guidance_rescale)
+            expected = mark(self.prior, shape or self.prior.latent_shape, scale, guidance_rescale, negative_prompt)
         flow = NoiseSchedule.from_config(self.prior.scheduler_config).flow
         return make_solver(chosen, flow, self.prior.prediction_type, eta, statistics, expected)
 

@@ -47,7 +47,7 @@ def load_image(path: str | Path, max_pixels: int = 100_000_000, min_side: int = 
         with _decoding(path):
             image.load()
             upright = ImageOps.exif_transpose(image) or image
-            return _to_srgb(upright, path)
+            return to_srgb(upright, path)
 
 
 def list_images(path: str | Path) -> list[Path]:
@@ -249,7 +249,7 @@ def _decoding(path: Path) -> Iterator[None]:
         raise InputError(f"{path} cannot be decoded: {error}") from error
 
 
-def _to_srgb(image: Image.Image, path: Path) -> npt.NDArray[np.float32]:
+def to_srgb(image: Image.Image, path: Path) -> npt.NDArray[np.float32]:
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image, dtype=np.float64)
         top = 1.0 if image.mode == "F" else 65535.0

@@ -21,10 +21,10 @@ from ...utils.errors import InputError
 from ..priors.base import Prior
 from .calibration import Calibration, Fingerprint, fingerprint
 from .guidance import Guidance
-from .levels import Level, NoiseSchedule
+from .levels import Level
 from .prediction import Prediction
 from .sampler import Denoise
-from .solvers.base import Done, Generators, Request, Solver
+from .solvers.base import Done, Generators, Request, Solver, SolverAround
 from .solvers.wrapped import forget_last_sample
 
 KIND = "q-sched"
@@ -110,46 +110,26 @@ class RescaledDenoiser:
         return self.coefficients.applied(self.denoiser(x, level), self._step(level))
 
 
-class RescaledSolver(Solver):
+class RescaledSolver(SolverAround):
     """A solver of one call a step (factors of 1: any) with the factors applied to its state and to what it is fed."""
 
     def __init__(self, solver: Solver, coefficients: Coefficients) -> None:
         coefficients.check_one_call(solver.asks_once, type(solver).__name__)
-        self.solver, self.coefficients = solver, coefficients
+        super().__init__(solver)
+        self.coefficients = coefficients
 
     def start(self, x: Tensor, grid: Sequence[Level], generator: Generators = None) -> Request:
         """See Solver.start; the grid has one step per pair of factors."""
         self._step = _Steps(self.coefficients, grid)
-        return self.solver.start(x, grid, generator)
+        return self.inner.start(x, grid, generator)
 
     def feed(self, prediction: Prediction) -> Request | Done:
         """See Solver.feed."""
         step = self._step(prediction.level)
         changed = self.coefficients.applied(prediction, step)
         if self.coefficients.state[step] != 1:
-            self.solver.replace(changed.x)
-        return self.solver.feed(changed)
-
-    def replace(self, x: Tensor) -> Request | Done:
-        """See Solver.replace."""
-        return self.solver.replace(x)
-
-    def calls(self, steps: int) -> int:
-        """See Solver.calls."""
-        return self.solver.calls(steps)
-
-    @property
-    def asks_once(self) -> bool:
-        """See Solver.asks_once."""
-        return self.solver.asks_once
-
-    def asks(self, grid: Sequence[Level]) -> list[Level]:
-        """See Solver.asks."""
-        return self.solver.asks(grid)
-
-    def own_grid(self, schedule: NoiseSchedule) -> list[Level] | None:
-        """See Solver.own_grid."""
-        return self.solver.own_grid(schedule)
+            self.inner.replace(changed.x)
+        return self.inner.feed(changed)
 
 
 def rescaled_scheduler(scheduler: Any, coefficients: Coefficients) -> Any:

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from unproject.cli import main
+from unproject.cli.calibrate import CalibrateSolver
+from unproject.utils.errors import InputError
 from unproject.utils.pictures import save_image
 
 CALIBRATE = ("calibrate-solver", "--prompts", "prompts.txt", "--sample-steps", "2", "--samples", "2")
@@ -21,13 +23,23 @@ OTHER = ("--guidance", "2.5", "--size", "16")
     [
         (*CALIBRATE, "--what", "statistics", "--cells", "2", *OTHER),
         (*CALIBRATE, "--what", "gaussian", *OTHER),
+        (*CALIBRATE, "--what", "gaussian", *OTHER, "--negative", "a red cube"),
         (*CALIBRATE, "--what", "boundary", "--candidates", "2", "--steps", "3", "--solver", "ddim", *OTHER),
         (*CALIBRATE, "--what", "time-remap", *OTHER),
         (*CALIBRATE, "--what", "error-curve"),
         (*CALIBRATE, "--what", "error-curve", *OTHER),
         (*SEARCH, "--budget", "32", *OTHER),
     ],
-    ids=["statistics", "gaussian", "boundary", "time-remap", "error-curve", "error-curve-elsewhere", "solver"],
+    ids=[
+        "statistics",
+        "gaussian",
+        "gaussian-negative",
+        "boundary",
+        "time-remap",
+        "error-curve",
+        "error-curve-elsewhere",
+        "solver",
+    ],
 )
 def test_what_is_printed_works(
     tiny_prior_folder: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str], made_with: tuple[str, ...]
@@ -46,3 +58,8 @@ def test_what_is_printed_works(
         words = ["text-to-image", "a red chair", *steps, *words]
     assert main([*words, *here, "used.png"]) == 0
     assert Path("used.png").is_file()
+
+
+def test_an_error_curve_takes_no_negative_prompt() -> None:
+    with pytest.raises(InputError, match="--negative 'blurry'"):
+        CalibrateSolver(what="error-curve", negative="blurry").check()

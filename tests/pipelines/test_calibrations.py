@@ -92,6 +92,8 @@ def test_statistics_go_on_where_they_stopped_and_serve_the_solver(
     assert not torch.equal(by_file, pipe("dark", **draw).latents)
     with pytest.raises(InputError, match=r"made for guidance 2 \(now 3\)"):
         pipe("dark", solver="dpm-v3", statistics=file, **{**draw, "guidance_scale": 3.0})
+    with pytest.raises(InputError, match=r"made for guidance 2 \(now 2 against 'light'\)"):
+        pipe("dark", "light", solver="dpm-v3", statistics=file, **draw)
     with pytest.raises(InputError, match=r"guidance 2 \(now 2 rescale 0.5\)"):
         pipe("dark", solver="dpm-v3", statistics=file, guidance_rescale=0.5, **draw)
     with pytest.raises(InputError, match="network weights"):

@@ -76,3 +76,31 @@ class Solver(ABC):
         """Raises InputError when levels differ within the batch, which `name` cannot serve."""
         if any(isinstance(level.alpha, Tensor) for level in grid):
             raise InputError(f"{name} needs one level for the whole batch")
+
+
+class SolverAround(Solver):
+    """A solver that changes another one's states or answers; grid and questions are those of the inner one."""
+
+    def __init__(self, inner: Solver) -> None:
+        self.inner = inner
+
+    def replace(self, x: Tensor) -> Request | Done:
+        """See Solver.replace."""
+        return self.inner.replace(x)
+
+    def calls(self, steps: int) -> int:
+        """See Solver.calls."""
+        return self.inner.calls(steps)
+
+    @property
+    def asks_once(self) -> bool:
+        """See Solver.asks_once."""
+        return self.inner.asks_once
+
+    def asks(self, grid: Sequence[Level]) -> list[Level]:
+        """See Solver.asks."""
+        return self.inner.asks(grid)
+
+    def own_grid(self, schedule: NoiseSchedule) -> list[Level] | None:
+        """See Solver.own_grid."""
+        return self.inner.own_grid(schedule)

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from ....utils.errors import InputError
-from ..levels import Level, NoiseSchedule
+from ..levels import Level
 from ..prediction import Kind, Prediction
-from .base import Done, Generators, Request, Solver
+from .base import Done, Generators, Request, Solver, SolverAround
 
 GAMMA = tuple(Fraction(*ratio) for ratio in ((1, 1), (1, 2), (5, 12), (3, 8), (251, 720)))
 MAX_ORDER = len(GAMMA)
@@ -108,7 +108,7 @@ def step_coefficients(level: Level, target: Level, kind: Kind) -> tuple[float, f
     raise InputError(f"kind={kind!r} has no step of constant direction; have epsilon, sample, flow_prediction")
 
 
-class HeavyBall(Solver):
+class HeavyBall(SolverAround):
     """Heavy-ball momentum on any solver with one network call per step.
 
     Each step of the inner solver is read as a constant direction (its own `direction`, or `kind`), averaged with the
@@ -122,7 +122,8 @@ class HeavyBall(Solver):
             raise InputError(f"momentum needs one network call per step; {type(inner).__name__} makes more or fewer")
         if kind is not None and kind not in ("epsilon", "sample", "flow_prediction"):
             raise InputError(f"kind={kind!r} is no direction of a step; have epsilon, sample, flow_prediction")
-        self.inner, self.beta, self.kind, self.nesterov = inner, _checked_beta(beta), kind, nesterov
+        super().__init__(inner)
+        self.beta, self.kind, self.nesterov = _checked_beta(beta), kind, nesterov
 
     def start(self, x: Tensor, grid: Sequence[Level], generator: Generators = None) -> Request:
         """See Solver.start."""
@@ -150,24 +151,3 @@ class HeavyBall(Solver):
         taken = (1 - self.beta) * velocity + self.beta * given if self.nesterov else velocity
         self._velocity = velocity
         return self.inner.replace(keep * prediction.x + gain * taken)
-
-    def replace(self, x: Tensor) -> Request | Done:
-        """See Solver.replace."""
-        return self.inner.replace(x)
-
-    def calls(self, steps: int) -> int:
-        """See Solver.calls."""
-        return self.inner.calls(steps)
-
-    @property
-    def asks_once(self) -> bool:
-        """See Solver.asks_once."""
-        return self.inner.asks_once
-
-    def asks(self, grid: Sequence[Level]) -> list[Level]:
-        """See Solver.asks."""
-        return self.inner.asks(grid)
-
-    def own_grid(self, schedule: NoiseSchedule) -> list[Level] | None:
-        """See Solver.own_grid."""
-        return self.inner.own_grid(schedule)

@@ -19,8 +19,9 @@ from ..core.sampling.solvers import DPMSolverV3
 from ..core.sampling.statistics import ModelStatistics
 from ..pipelines.calibrations import Sizes, measure_statistics
 from ..pipelines.text_to_image import TextToImage
+from ..toybox.samples import object_prompts
 from .runner import Context, bootstrapped, ratio
-from .toy_latents import object_prompts, seeded_noise
+from .toy_latents import seeded_noise
 
 CALIBRATION_SEED = 500_000  # far from the seeds that are measured
 

@@ -17,12 +17,12 @@ from ..pipelines.calibrations import Sizes, own_samples
 from ..pipelines.text_to_image import TextToImage
 from ..tasks.metrics import spearman
 from ..toybox.judge import Judge
+from ..toybox.samples import object_prompts
 from .runner import Context
 from .toy_latents import (
     decoded,
     encoded,
     features,
-    object_prompts,
     paired_mse,
     renders,
     run_sampler,

@@ -14,10 +14,10 @@ from ..core.priors import Condition, Prior
 from ..core.sampling import Denoiser, Level, Sampler, Solver, make_solver
 from ..core.sampling.denoiser import Control, Remap
 from ..core.sampling.init import Init, NoiseInit, sample_from
-from ..toybox.captions import Meaning, Phrase, say
+from ..toybox.captions import Meaning, say
 from ..toybox.dataset import RenderJob, render_group
 from ..toybox.judge import Judge, frechet
-from ..toybox.programs import ObjectProgram, draw
+from ..toybox.samples import plain_meaning
 from ..utils.seeds import generator, sample_noise
 from .runner import bootstrapped, digits, resamples, share
 
@@ -47,18 +47,6 @@ def renders(split: str, groups: int, size: int = 64, views: int = 4, first: int 
         meanings += [plain_meaning(split, index)] * views
     stacked = torch.from_numpy(np.concatenate(images)).permute(0, 3, 1, 2).float() / 255
     return Renders(stacked, meanings)
-
-
-def plain_meaning(split: str, index: int) -> Meaning:
-    """Noun and colour of an object program."""
-    program = draw(split, index)
-    assert isinstance(program, ObjectProgram)
-    return Meaning((Phrase(program.noun, program.colour),))
-
-
-def object_prompts(split: str, count: int) -> list[str]:
-    """ "a red chair", one for each of the first `count` objects of a split."""
-    return [say(plain_meaning(split, index)) for index in range(count)]
 
 
 @torch.no_grad()

@@ -19,9 +19,10 @@ from ..core.sampling.paired_error import PairedError
 from ..core.sampling.schedule_search import Fitness, SearchResult, SearchSpace, Strategy, search_schedule
 from ..core.sampling.solvers import SolverSchedule, UnifiedSolver
 from ..pipelines.calibrations import known_solvers
+from ..toybox.samples import object_prompts
 from .dpm_solver_v3 import measured
 from .runner import Context, bootstrapped, digits, ratio
-from .toy_latents import object_prompts, seeded_noise
+from .toy_latents import seeded_noise
 
 HELDOUT_SEED = 300_000
 FIRST_STEPS = ("none", "zero_x0")

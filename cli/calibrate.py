@@ -61,7 +61,7 @@ class MeasureCommand(PriorCommand):
     def chosen_prompts(self, count: int) -> list[str]:
         """`count` prompts, those of the file in turn. Raises InputError for a file without any."""
         if self.prompts is None:
-            from ..bench.dpm_solver_v3 import object_prompts
+            from ..toybox.samples import object_prompts
 
             return object_prompts("train", count)
         lines = [line.strip() for line in self.prompts.read_text(encoding="utf-8").splitlines() if line.strip()]

@@ -13,14 +13,15 @@ from PIL import Image
 from torch import Tensor
 
 from ..core.priors import Prior
-from ..core.sampling import EDICT, Denoiser, NoiseSchedule, Sampler, invert
-from ..core.sampling.inversion import Inversion, check_invertible, truncated
+from ..core.sampling import EDICT, Denoiser, Level, NoiseSchedule, invert
+from ..core.sampling.inversion import Inversion, regenerate, truncated
 from ..utils.errors import UnprojectError
+from ..utils.progress import Progress
 from .base import PriorPipeline
 from .picture_inputs import PictureLike, fitted, pictures
 from .prompts import warn_about
 from .quality import own_steps
-from .sampling_parts import StepEnd, check_output_type, delivered, guided, latent_shape, randomness, step_callback
+from .sampling_parts import StepEnd, check_output_type, delivered, guided, latent_shape, randomness, watched
 from .text_to_image import REAL_BACKBONES
 
 
@@ -119,7 +120,9 @@ class EditImage(PriorPipeline):
         schedule = NoiseSchedule.from_config(self.prior.scheduler_config)
         steps = own_steps(self.quality) if num_inference_steps is None else num_inference_steps
         levels = truncated(schedule.grid(steps, tokens=self.prior.tokens(latents)), strength)
-        return invert(self._denoiser(prompt, len(latents), guidance_scale), latents, levels, mixing)
+        with _bar(levels, "inverting") as bar:
+            denoiser = self._denoiser(prompt, len(latents), guidance_scale)
+            return invert(denoiser, latents, levels, mixing, watched(self, bar, None))
 
     @torch.no_grad()
     def regenerate(
@@ -132,16 +135,18 @@ class EditImage(PriorPipeline):
     ) -> Tensor:
         """Latents (B, C, h, w) of an inversion under a prompt, at the guidance it was inverted with."""
         denoiser = self._denoiser(prompt, len(inversion.x), guidance_scale)
-        check_invertible(denoiser)
-        after = None if callback_on_step_end is None else step_callback(self, callback_on_step_end)
-        sampler = Sampler(EDICT(inversion.mixing, inversion.partner))
-        return sampler.run(denoiser, inversion.x, inversion.levels, callback=after)
+        with _bar(inversion.levels, "drawing") as bar:
+            return regenerate(denoiser, inversion, watched(self, bar, callback_on_step_end))
 
     def _denoiser(self, prompt: str | Sequence[str], rows: int, scale: float) -> Denoiser:
         for text in dict.fromkeys([prompt] if isinstance(prompt, str) else prompt):
             warn_about(self.prior, text, REAL_BACKBONES)
         guidance, condition = guided(self.prior, self.prior.encode_text(prompt).matched(rows), scale)
         return Denoiser(self.prior, condition, guidance)
+
+
+def _bar(levels: Sequence[Level], label: str) -> Progress:
+    return Progress(EDICT().calls(len(levels) - 1), label)
 
 
 def prepared(prior: Prior, images: Tensor, size: int | None) -> tuple[Tensor, tuple[int, int]]:

@@ -20,11 +20,12 @@ from ..core.sampling import RestoreConfig, restore
 from ..core.sampling.operators import Inpainting, Operator, gaussian_blur, super_resolution
 from ..core.sampling.restore import ErrorCurve
 from ..utils.errors import InputError, UnprojectError
+from ..utils.progress import Progress
 from .base import PriorPipeline
 from .picture_inputs import PictureLike, fitted, pictures, resized
 from .prompts import warn_about
 from .quality import own_steps
-from .sampling_parts import check_output_type, delivered, latent_shape, mark, randomness
+from .sampling_parts import StepEnd, check_output_type, delivered, latent_shape, mark, randomness, watched
 from .text_to_image import REAL_BACKBONES
 
 TASKS = "super-resolution:FACTOR, inpaint, deblur:STD"
@@ -85,6 +86,7 @@ class RestoreImage(PriorPipeline):
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
+        callback_on_step_end: StepEnd | None = None,
     ) -> RestoreImageOutput | tuple[Any, ...]:
         """Restores pictures.
 
@@ -101,6 +103,8 @@ class RestoreImage(PriorPipeline):
             generator: one for all images or one per image, instead of seeds.
             output_type: "pil", "np", "pt" or "latent".
             return_dict: False returns (images,).
+            callback_on_step_end: called with (pipe, step, timestep, {"latents": ...}) after the data term of every
+                step; may return {"latents": ...}.
         """
         check_output_type(output_type)
         chosen, settings = parse_task(task), config or RestoreConfig(steps=own_steps(self.quality))
@@ -114,7 +118,9 @@ class RestoreImage(PriorPipeline):
         draws = [drawn] * len(y) if isinstance(drawn, torch.Generator) else drawn
         if isinstance(curve, (str, Path)):
             curve = ErrorCurve.load(curve, mark(self.prior, latent_shape(self.prior, size, size), settings.guidance))
-        made = restore(y, operator, self.prior, prompt, curve, noise_std, settings, generators=draws)
+        with Progress(settings.steps, "restoring") as bar:
+            watch = watched(self, bar, callback_on_step_end)
+            made = restore(y, operator, self.prior, prompt, curve, noise_std, settings, 0, draws, watch)
         if not bool(torch.isfinite(made.latents).all()):
             raise UnprojectError("restoring produced values that are not finite; use dtype float32 or lower guidance")
         images = made.latents if output_type == "latent" else delivered(_cut(made.images, kept), output_type)

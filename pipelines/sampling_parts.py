@@ -17,6 +17,7 @@ from ..core.sampling import Guidance, Level
 from ..core.sampling.calibration import Fingerprint, fingerprint
 from ..core.sampling.sampler import StepCallback
 from ..utils.errors import InputError
+from ..utils.progress import Progress
 from ..utils.seeds import generator as seeded
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -81,6 +82,17 @@ def step_callback(pipe: Any, callback: StepEnd) -> StepCallback:
 
     def after(call: int, level: Level, x: Tensor) -> Tensor | None:
         return (callback(pipe, call, float(level.model_time), {"latents": x}) or {}).get("latents")
+
+    return after
+
+
+def watched(pipe: Any, bar: Progress, callback: StepEnd | None) -> StepCallback:
+    """A callback of `Sampler` that moves the bar and then asks a pipeline's callback, where there is one."""
+    asked = None if callback is None else step_callback(pipe, callback)
+
+    def after(call: int, level: Level, x: Tensor) -> Tensor | None:
+        bar.advance()
+        return None if asked is None else asked(call, level, x)
 
     return after
 

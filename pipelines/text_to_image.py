@@ -31,6 +31,7 @@ from ..core.sampling.caches import CacheConfig, caching, parse_cache
 from ..core.sampling.denoiser import Control, Remap
 from ..core.sampling.grids import Spacing
 from ..core.sampling.init import Init
+from ..core.sampling.sampler import StepCallback
 from ..core.sampling.solvers import CALIBRATED
 from ..core.sampling.statistics import ModelStatistics
 from ..utils.errors import InputError, UnprojectError
@@ -47,7 +48,7 @@ from .sampling_parts import (
     latent_shape,
     mark,
     randomness,
-    step_callback,
+    watched,
 )
 
 REAL_BACKBONES = "sd15, sdxl, sd3 or flux-dev"
@@ -154,7 +155,8 @@ class TextToImage(PriorPipeline):
             Progress(total=len(chunks) * method.calls(left), label="sampling") as bar,
             caching(self.prior, cache, steps=left, solver=method),
         ):
-            run = _Run(self, guidance, method, levels, start, time_remap, tuple(controls), bar, callback_on_step_end)
+            watch = watched(self, bar, callback_on_step_end)
+            run = _Run(self, guidance, method, levels, start, time_remap, tuple(controls), watch)
             for rows in (slice(first, first + chunk) for first in chunks):
                 own = generators if isinstance(generators, torch.Generator) else generators[rows]
                 parts.append(run(condition.index(rows), noise[rows], own))
@@ -252,18 +254,13 @@ class _Run:
     init: Init
     time_remap: Remap | None
     controls: tuple[Control, ...]
-    bar: Progress
-    callback: StepEnd | None
+    watch: StepCallback
 
     def __call__(self, condition: Condition, noise: Tensor, generators: Generators) -> Tensor:
         """Final latents (b, C, h, w) of some rows."""
         denoiser = Denoiser(self.pipe.prior, condition, self.guidance, self.time_remap, self.controls)
-        options = {"generator": generators, "callback": self._after}
+        options = {"generator": generators, "callback": self.watch}
         return sample_from(self.init, Sampler(self.solver), denoiser, noise, self.levels, **options)
-
-    def _after(self, call: int, level: Level, x: Tensor) -> Tensor | None:
-        self.bar.advance()
-        return None if self.callback is None else step_callback(self.pipe, self.callback)(call, level, x)
 
 
 def _check_cache(cache: CacheConfig | str | None, controls: Sequence[Control]) -> None:

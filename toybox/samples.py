@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..geometry.cameras import Camera
 from ..utils.errors import InputError
-from .captions import Meaning, caption, meaning_of, view_word
+from .captions import Meaning, Phrase, caption, meaning_of, say, view_word
 from .dataset import group_cameras
 from .programs import ObjectProgram, Program, RoomProgram, draw
 from .render import Rendering, render_views
@@ -45,3 +45,15 @@ def sample(split: str, index: int, kind: str = "object", size: int = 64) -> Samp
     first = views[0]
     word = view_word(first["azimuth_deg"], first["elevation_deg"]) if isinstance(program, ObjectProgram) else None
     return Sample(program, caption(program, word), meaning_of(program, word), scene, Camera.cat(cameras), renderings)
+
+
+def plain_meaning(split: str, index: int) -> Meaning:
+    """Noun and colour of an object program."""
+    program = draw(split, index)
+    assert isinstance(program, ObjectProgram)
+    return Meaning((Phrase(program.noun, program.colour),))
+
+
+def object_prompts(split: str, count: int) -> list[str]:
+    """ "a red chair", one for each of the first `count` objects of a split."""
+    return [say(plain_meaning(split, index)) for index in range(count)]

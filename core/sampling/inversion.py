@@ -17,7 +17,7 @@ from ..priors.base import Condition, Prior
 from .denoiser import Denoiser
 from .guidance import Guidance
 from .levels import Level, NoiseSchedule
-from .sampler import Sampler
+from .sampler import Sampler, StepCallback
 from .solvers.edict import EDICT, affine_step
 
 
@@ -31,21 +31,29 @@ class Inversion:
     mixing: float
 
 
-def invert(denoiser: Denoiser, latents: Tensor, levels: Sequence[Level], mixing: float = 0.93) -> Inversion:
+def invert(
+    denoiser: Denoiser,
+    latents: Tensor,
+    levels: Sequence[Level],
+    mixing: float = 0.93,
+    callback: StepCallback | None = None,
+) -> Inversion:
     """The coupled noise of clean latents (B, C, h, w) along `levels` (noisy to clean, as for sampling).
 
+    `callback` is that of `Sampler.run`; a state it returns would not be undone on the way back.
     Raises InputError for guidance with rescale and for priors that carry a cache.
     """
     check_invertible(denoiser)
     solver = EDICT(mixing)
-    x = Sampler(solver).run(denoiser, latents, list(reversed(levels)))
+    x = Sampler(solver).run(denoiser, latents, list(reversed(levels)), callback=callback)
     return Inversion(x, solver.partner, tuple(levels), mixing)
 
 
-def regenerate(denoiser: Denoiser, inversion: Inversion) -> Tensor:
+def regenerate(denoiser: Denoiser, inversion: Inversion, callback: StepCallback | None = None) -> Tensor:
     """Latents (B, C, h, w) of an inversion: what it came from, or an edit of it for a denoiser of another condition."""
     check_invertible(denoiser)
-    return Sampler(EDICT(inversion.mixing, inversion.partner)).run(denoiser, inversion.x, inversion.levels)
+    sampler = Sampler(EDICT(inversion.mixing, inversion.partner))
+    return sampler.run(denoiser, inversion.x, inversion.levels, callback=callback)
 
 
 def ddim_invert(denoiser: Denoiser, latents: Tensor, levels: Sequence[Level]) -> Tensor:

@@ -30,6 +30,7 @@ from .calibration import Calibration, Fingerprint, probe_generator
 from .denoiser import Denoiser
 from .levels import Level, NoiseSchedule
 from .operators import Operator
+from .sampler import StepCallback
 
 KIND = "velocity-error"
 GROWTH, SHRINK = 1.25, 0.5  # of the data rate after a step that helped, and one that did not
@@ -147,6 +148,7 @@ def restore(
     config: RestoreConfig = RestoreConfig(),
     seed: int = 0,
     generators: Sequence[torch.Generator] | None = None,
+    callback: StepCallback | None = None,
 ) -> Restored:
     """Images whose degraded version is y and which the prior finds plausible.
 
@@ -160,6 +162,7 @@ def restore(
         config: see RestoreConfig.
         seed: image i uses seed + i; other seeds give other plausible answers.
         generators: one per image instead of seeds.
+        callback: called after every level with (its number, the level, latents); latents it returns replace them.
     """
     rows = y.shape[0]
     draws = list(generators) if generators is not None else [generator(seed + i) for i in range(rows)]
@@ -169,7 +172,7 @@ def restore(
         latents = prior.encode(operator.pseudo_inverse(y).clamp(0, 1))
     data = _DataTerm(y, operator, lambda z: prior.decode(z, clamp=False), target, config.data_rate)
     endpoint = _noise(latents, draws)
-    for time in _times(denoiser.schedule, config):
+    for step, time in enumerate(_times(denoiser.schedule, config)):
         weight = min(config.regulariser * (1.0 if curve is None else curve.weight(time)), 1.0)
         if weight > 0:
             probe = _noise(latents, draws)
@@ -179,6 +182,8 @@ def restore(
                 gradient, endpoint = regulariser_gradient(denoiser, latents, probe, time)
             latents = latents - weight * gradient
         latents = data.descend(latents, config.data_steps)
+        changed = None if callback is None else callback(step, flow_level(denoiser.schedule, time), latents)
+        latents = latents if changed is None else changed
     with torch.no_grad():
         images = prior.decode(latents, clamp=False)
         misfit = (operator.forward(images) - y).square().sum((1, 2, 3)) / operator.count(y)

@@ -56,12 +56,6 @@ def test_frechet_distance_needs_enough_pictures_and_is_compared_in_pairs():
     assert toy_latents.toy_fid(seen[1:], reference) == {}
 
 
-def test_object_prompts_name_noun_and_colour():
-    prompts = toy_latents.object_prompts("test", 3)
-    assert prompts == [toy_latents.say(toy_latents.plain_meaning("test", i)) for i in range(3)]
-    assert all(len(prompt.split()) > 2 for prompt in prompts)
-
-
 @pytest.mark.parametrize("steps", [5, 10, 20])
 def test_as_many_steps_are_taken_as_asked(steps):
     schedule = NoiseSchedule.from_config(SD_SCHEDULE)

@@ -154,3 +154,18 @@ def test_diffusers_name_of_the_dtype(monkeypatch: pytest.MonkeyPatch, kind: Any)
     kind.from_pretrained("any", torch_dtype=torch.bfloat16)
     kind.from_pretrained("any", dtype=torch.float16)
     assert asked == [torch.bfloat16, torch.float16]
+
+
+def test_restoring_tells_of_its_steps_and_takes_another_state() -> None:
+    pipe, seen = RestoreImage(Mixture()), []
+
+    def keep(owner: Any, step: int, timestep: float, tensors: dict[str, Tensor]) -> dict[str, Tensor] | None:
+        assert owner is pipe
+        seen.append((step, timestep))
+        return {"latents": torch.zeros_like(tensors["latents"])} if step == 2 else None
+
+    settings = {"config": RestoreConfig(steps=3, guidance=1.0), "seed": 0, "output_type": "latent"}
+    made = pipe(picture(), "deblur:1", "x", callback_on_step_end=keep, **settings)
+    assert [step for step, _ in seen] == [0, 1, 2]
+    assert [time for _, time in seen] == sorted((time for _, time in seen), reverse=True)
+    assert float(made.latents.abs().max()) == 0

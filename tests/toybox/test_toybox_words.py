@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from unproject.toybox import samples
 from unproject.toybox.captions import (
     Meaning,
     Phrase,
@@ -143,3 +144,11 @@ def test_splits_share_no_program() -> None:
 def test_wrong_arguments_are_named(arguments: tuple, name: str) -> None:
     with pytest.raises(InputError, match=name):
         draw(*arguments)
+
+
+def test_object_prompts_name_noun_and_colour():
+    prompts = samples.object_prompts("test", 3)
+    assert prompts == [say(samples.plain_meaning("test", i)) for i in range(3)]
+    for index, prompt in enumerate(prompts):
+        program = draw("test", index)
+        assert parse(prompt) == Meaning((Phrase(program.noun, program.colour),))

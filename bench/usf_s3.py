@@ -32,14 +32,14 @@ FIRST_STEPS = ("none", "zero_x0")
 class USFBench:
     """Sizes of the experiment."""
 
-    nfes: tuple[int, ...] = (4, 5, 6)
-    compared_at: int = 4
+    nfes: tuple[int, ...] = (5,)
+    compared_at: int = 5
     """number of calls at which the search strategies are compared"""
     search_seeds: int = 2
     """repetitions of each search that is compared"""
-    search_images: int = 12
+    search_images: int = 20
     heldout_images: int = 96
-    budget: int = 80
+    budget: int = 90
     guidance: float = 3.0
     reference_steps: int = 100
     samples: int = 96

@@ -1,7 +1,8 @@
 """Fill the tables of README.md and docs/ from docs/results: python -m unproject.scripts.make_docs [--check].
 
 A table stands between `<!-- table:NAME -->` and `<!-- /table -->`; NAME is the experiment, optionally with `:COLUMNS`
-(comma-separated keys of its rows). No number of a table is typed by hand.
+(comma-separated keys of its rows). `KEY=VALUE` as the last of them spreads the rows: a column for each KEY, with VALUE
+in its cells. No number of a table is typed by hand.
 """
 
 from __future__ import annotations
@@ -16,13 +17,16 @@ from ..utils.errors import InputError, UnprojectError
 from ..utils.files import read_json, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
-BLOCK = re.compile(r"(<!-- table:([a-z0-9-]+)(?::([a-z0-9_,]+))? -->\n)(.*?)(<!-- /table -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- table:([a-z0-9-]+)(?::([a-z0-9_,=]+))? -->\n)(.*?)(<!-- /table -->)", re.DOTALL)
 
 
 def cell(value: Any) -> str:
-    """A value as table text: proportions as percent with their interval, spreads as mean and deviation."""
+    """A value as table text: proportions as percent with their interval, ratios likewise, spreads as
+    mean and deviation."""
     if isinstance(value, dict) and {"value", "low", "high"} <= value.keys():
         return f"{100 * value['value']:.1f} % ({100 * value['low']:.0f}-{100 * value['high']:.0f}, n={value['n']})"
+    if isinstance(value, dict) and {"ratio", "low", "high"} <= value.keys():
+        return f"{value['ratio']:.3f} ({value['low']:.3f}-{value['high']:.3f})"
     if isinstance(value, dict) and {"mean", "std"} <= value.keys():
         return f"{value['mean']:.4g} ± {value['std']:.2g}"
     if isinstance(value, bool):
@@ -36,9 +40,26 @@ def table(result: dict[str, Any], columns: list[str] | None) -> str:
     """The rows of an experiment as a Markdown table."""
     rows = result["table"]
     names = columns or list(dict.fromkeys(key for row in rows for key in row))
+    if "=" in names[-1]:
+        names, rows = spread_rows(rows, names)
     lines = ["| " + " | ".join(n.replace("_", " ") for n in names) + " |", "|" + " --- |" * len(names)]
     lines += ["| " + " | ".join(cell(row.get(n)) for n in names) + " |" for row in rows]
     return "\n".join(lines) + "\n"
+
+
+def spread_rows(rows: list[dict[str, Any]], columns: list[str]) -> tuple[list[str], list[dict[str, Any]]]:
+    """Rows that agree in all but the last of `columns`, KEY=VALUE, as one; what its columns are called."""
+    *same, (key, value) = *columns[:-1], columns[-1].split("=")
+    spread: dict[tuple[str, ...], dict[str, Any]] = {}
+    headings: dict[str, None] = {}
+    for row in rows:
+        if row.get(value) is None:
+            continue
+        heading = f"{value} at {key} {cell(row.get(key))}"
+        headings[heading] = None
+        one = spread.setdefault(tuple(cell(row.get(name)) for name in same), {name: row.get(name) for name in same})
+        one[heading] = row[value]
+    return [*same, *headings], list(spread.values())
 
 
 def fill(text: str, results: Path) -> str:

@@ -109,5 +109,10 @@ def test_tables_are_made_from_results(tmp_path):
     made = make_docs.fill(page, tmp_path)
     assert "| x | 75.0 % (30-95, n=4) | 1.235 | yes |  |" in made and "old" not in made
     assert make_docs.fill(made, tmp_path) == made
+    rows = [{"solver": s, "nfe": n, "mse": m} for s, n, m in (("a", 5, 0.5), ("a", 9, 0.25), ("b", 9, 0.125))]
+    write_json(tmp_path / "judge.json", {"table": [*rows, {"solver": "c", "nfe": 7}]})
+    made = make_docs.fill("<!-- table:judge:solver,nfe=mse -->\n<!-- /table -->", tmp_path)
+    assert made.split("\n")[1] == "| solver | mse at nfe 5 | mse at nfe 9 |"
+    assert made.split("\n")[3:5] == ["| a | 0.5 | 0.25 |", "| b |  | 0.125 |"]
     with pytest.raises(InputError, match=r"sampling\.json is missing; run unproject bench sampling"):
         make_docs.fill(page.replace("judge", "sampling"), tmp_path)

@@ -34,6 +34,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "text-to-mesh": Experiment("Text to mesh by score distillation: judged views, mesh health, cost", "text_to_mesh"),
     "geometry-heads": Experiment("Depth and normals against simple baselines", "geometry_heads"),
     "sampling": Experiment("Every solver on the U-Net: quality against calls and seconds", "sampling"),
+    "overhead": Experiment("What the sampling loop costs beyond its network calls", "overhead"),
     "judge": Experiment("The judge's own accuracy on test renders", "judge"),
     "dpm-solver-v3": Experiment("DPM-Solver-v3 against DDIM, DPM-Solver++ and UniPC at few calls", "dpm_solver_v3"),
     "usf-s3": Experiment("Searched solver schedules against fixed solvers, on held-out noise and prompts", "usf_s3"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -14,12 +15,13 @@ from unproject.bench import (
     focus,
     noiseshift,
     optimal_boundary,
+    overhead,
     q_sched,
     runner,
     toy_latents,
     usf_s3,
 )
-from unproject.core.priors import FLOW_SCHEDULE, SD_SCHEDULE, GaussianMixturePrior
+from unproject.core.priors import FLOW_SCHEDULE, SD_SCHEDULE, GaussianMixturePrior, load_prior
 from unproject.core.sampling import DDIM, Denoiser, NoiseSchedule, Sampler
 from unproject.core.sampling.init import ImageInit
 from unproject.core.sampling.operators import Identity
@@ -170,3 +172,15 @@ def test_gains_of_a_quantised_network_are_told_apart_from_tuning():
     assert gains["W4A8"]["beyond_full_precision"] == gains["W4A8"]["gain"]
     assert gains["W4A8"]["recovered"] == pytest.approx(0.75, abs=0.05)
     assert q_sched.gains({key: part[:50] for key, part in seen.items()}, reference) == {}
+
+
+def test_all_jobs_of_the_overhead_make_the_same_network_calls():
+    prior = load_prior("toybox")
+    work = overhead.jobs(prior, 1, overhead.OverheadBench(3, (1,), 3.0, 1), 0)
+    seen = {job: overhead.recorded(prior.network, run) for job, run in work.items()}
+    inputs = {job: torch.stack([(*args, *kwargs.values())[0] for args, kwargs in calls]) for job, calls in seen.items()}
+    assert len(inputs[overhead.BARE]) == 3
+    for job, states in inputs.items():
+        torch.testing.assert_close(states, inputs[overhead.BARE], atol=2e-3, rtol=1e-3, msg=job)
+    rows = overhead.timed({overhead.BARE: lambda: None, overhead.STOCK: lambda: time.sleep(0.01)}, 3, 1)
+    assert rows[0]["over_bare"]["ratio"] == 1 and rows[1]["over_bare"]["ratio"] > 10 and rows[1]["seconds"] >= 0.01

@@ -16,8 +16,6 @@ from ..utils.seeds import generator
 from .caching import PROFILED, CacheSetting, Scene, equal_cost_steps
 from .runner import Context
 
-DIT = "toybox-dit"
-
 
 @dataclass(frozen=True)
 class RegionsBench:
@@ -37,11 +35,10 @@ QUICK = RegionsBench(CacheSetting(8, 4, 9, solver="euler", batch=8), (0.5,), 2, 
 def run(context: Context) -> dict[str, Any]:
     """The table, overlaps of successive choices, and interleaved wall-clock ratios.
 
-    The prior must be a diffusion transformer; the default name stands for the embedded one.
+    The prior must be a diffusion transformer.
     """
     config = QUICK if context.quick else RegionsBench()
-    name = DIT if context.prior == "toybox" else context.prior
-    scene = Scene.make(name, config.setting, context.seed)
+    scene = Scene.make(context.prior, config.setting, context.seed)
     table = [scene.plain()]
     for ratio in config.ratios:
         base = Regions(ratio, config.start, config.refresh)
@@ -60,7 +57,7 @@ def run(context: Context) -> dict[str, Any]:
     chosen = [Regions(ratio, config.start, config.refresh) for ratio in config.ratios]
     speed = scene.clock(chosen, config.clock_rounds)
     return {
-        "config": {**asdict(config), "prior": name},
+        "config": asdict(config),
         "seeds": [context.seed],
         "table": table,
         "wall_clock_speedup": {f"ratio {r:g}": s for r, s in zip(config.ratios, speed)},

@@ -20,6 +20,8 @@ from ..utils.errors import InputError
 from ..utils.files import write_json
 from ..utils.runs import machine, versions
 
+DIT = "toybox-dit"
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -27,6 +29,8 @@ class Experiment:
 
     title: str
     module: str
+    prior: str = "toybox"
+    """measured unless another one is asked for"""
 
 
 EXPERIMENTS: dict[str, Experiment] = {
@@ -45,11 +49,12 @@ EXPERIMENTS: dict[str, Experiment] = {
     "edict": Experiment("Exact inversion against DDIM: round trips and edits of one word", "edict"),
     "deepcache": Experiment("DeepCache: quality and cost against interval, branch and fewer steps", "deepcache"),
     "feature-inheritance": Experiment("Inherited features and switched networks at equal cost", "feature_inheritance"),
-    "regions": Experiment("Region-adaptive sampling of a transformer at equal cost", "regions"),
+    "regions": Experiment("Region-adaptive sampling of a transformer at equal cost", "regions", DIT),
     "q-sched": Experiment("Two factors per step for a quantised few-step run", "q_sched"),
     "focus": Experiment("Sentences with two objects under control of the attention", "focus"),
     "flair": Experiment("Inpainting, super-resolution and deblurring with a frozen prior", "flair"),
-    "sampling-dit": Experiment("Every solver on the transformer: quality against calls and seconds", "sampling"),
+    "embedded-dit": Experiment("What the embedded transformer draws: accuracy, toy-FID, sweeps", "embedded_prior", DIT),
+    "sampling-dit": Experiment("Every solver on the transformer: quality against calls and seconds", "sampling", DIT),
 }
 
 
@@ -69,20 +74,20 @@ class Context:
 
 
 def run_experiment(
-    name: str, out: str | Path = "docs/results", prior: str = "toybox", seed: int = 0, quick: bool = False
+    name: str, out: str | Path = "docs/results", prior: str | None = None, seed: int = 0, quick: bool = False
 ) -> dict[str, Any]:
-    """Runs one experiment and writes out/NAME.json. Raises InputError for an unknown name."""
+    """Runs one experiment on a prior (None: its own) and writes out/NAME.json. Raises InputError for unknown names."""
     if name not in EXPERIMENTS:
         raise InputError(f"unknown experiment {name!r}; have {', '.join(EXPERIMENTS)}")
     module = importlib.import_module(f".{EXPERIMENTS[name].module}", __package__)
-    context = Context(name, prior, seed, quick, Path(out))
+    context = Context(name, prior or EXPERIMENTS[name].prior, seed, quick, Path(out))
     began = time.perf_counter()
     result = module.run(context)
     record = {
         "experiment": name,
         "title": EXPERIMENTS[name].title,
         "quick": quick,
-        "prior": prior,
+        "prior": context.prior,
         **result,
         "seconds": round(time.perf_counter() - began, 1),
         "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),

@@ -27,7 +27,6 @@ from ..core.sampling.statistics import ModelStatistics
 from ..toybox.judge import Judge
 from ..utils.files import atomic_path
 from .dpm_solver_v3 import measured
-from .regions import DIT
 from .runner import Context, bootstrapped
 from .toy_latents import decoded, features, renders, run_sampler, scores, seeded_noise
 
@@ -82,13 +81,12 @@ def steps_for(solver: Solver, calls: int) -> int | None:
 def run(context: Context) -> dict[str, Any]:
     """The table of the backbone, what each guidance cost, and two pictures."""
     config = QUICK if context.quick else SamplingBench()
-    name = DIT if context.name == "sampling-dit" and context.prior == "toybox" else context.prior
     with ProcessPoolExecutor(min(config.workers, len(config.guidances)), mp_context=get_context("spawn")) as pool:
-        panels = list(pool.map(partial(panel, name, config=config, seed=context.seed), config.guidances))
+        panels = list(pool.map(partial(panel, context.prior, config=config, seed=context.seed), config.guidances))
     table = [row for rows, _ in panels for row in rows]
     _plot(table, "nfe", "network calls per image and branch", context.picture("-nfe"))
     _plot(table, "seconds_per_image", "seconds per image", context.picture("-seconds"))
-    made = {"config": {**asdict(config), "prior": name}, "seeds": [context.seed], "table": table}
+    made = {"config": asdict(config), "seeds": [context.seed], "table": table}
     return made | {"panels": [facts for _, facts in panels]}
 
 

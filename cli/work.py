@@ -88,8 +88,8 @@ class Bench(Command):
     """Run every experiment."""
     quick: bool = False
     """Few samples and one seed: shows that it runs, measures nothing."""
-    prior: str = "toybox"
-    """The prior to measure on."""
+    prior: str | None = None
+    """The prior to measure on (default: each experiment's own)."""
 
     def target(self) -> Target:
         """One folder for the JSON of all experiments."""

@@ -35,12 +35,18 @@ def test_an_experiment_leaves_a_whole_record(tmp_path, monkeypatch):
     class Module:
         @staticmethod
         def run(context):
-            return {"config": {"quick": context.quick}, "seeds": [context.seed], "table": [{"setting": "a"}]}
+            return {
+                "config": {"quick": context.quick, "on": context.prior},
+                "seeds": [context.seed],
+                "table": [{"setting": "a"}],
+            }
 
     monkeypatch.setattr(runner.importlib, "import_module", lambda name, package: Module)
     runner.run_experiment("judge", tmp_path, seed=7, quick=True)
     record = read_json(tmp_path / "judge.json")
-    assert record["seeds"] == [7] and record["config"] == {"quick": True} and record["quick"] is True
+    assert record["seeds"] == [7] and record["config"] == {"quick": True, "on": "toybox"} and record["quick"] is True
+    assert runner.run_experiment("regions", tmp_path)["prior"] == "toybox-dit"
+    assert runner.run_experiment("regions", tmp_path, "folder")["config"]["on"] == "folder"
     assert record["versions"]["torch"] == torch.__version__ and record["seconds"] >= 0
     with pytest.raises(InputError, match=r"unknown experiment 'jugde'; have .*judge"):
         runner.run_experiment("jugde", tmp_path)

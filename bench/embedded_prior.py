@@ -29,14 +29,15 @@ class PriorBench:
     heldout: int = 300
     sweep_images: int = 150
     steps: int = 20
-    guidance: float = 3.0
+    guidance: float | None = None
+    """None: the prior's own"""
     guidances: tuple[float, ...] = (1.0, 2.0, 3.0, 5.0, 7.5)
     step_counts: tuple[int, ...] = (5, 10, 20, 30, 50)
     batch: int = 50
     reference_groups: int = 250
 
 
-QUICK = PriorBench(24, 8, 8, 6, 3.0, (1.0, 3.0), (3, 6), 8, 4)
+QUICK = PriorBench(24, 8, 8, 6, None, (1.0, 3.0), (3, 6), 8, 4)
 
 
 def test_programs(count: int) -> list[ObjectProgram]:
@@ -78,6 +79,7 @@ def run(context: Context) -> dict[str, Any]:
     """Accuracy with confidence intervals, held-out pairs, and two sweeps of accuracy and toy-FID."""
     config = QUICK if context.quick else PriorBench()
     pipe, judge = TextToImage.from_pretrained(context.prior), Judge.from_pretrained()
+    own = pipe.settings.guidance if config.guidance is None else config.guidance
     programs = test_programs(config.images)
     wanted = [(p.noun, p.colour) for p in programs]
     prompts = [plain_prompt(*pair) for pair in wanted]
@@ -94,24 +96,24 @@ def run(context: Context) -> dict[str, Any]:
         table.append({**row, "toy_fid": round(float(distance), 3), "nfe_rows": nfe, "seconds": round(took, 1)})
         return images
 
-    images = measure("test prompts", config.images, config.steps, config.guidance)
+    images = measure("test prompts", config.images, config.steps, own)
     pairs = heldout_pairs(config.heldout)
     drawn = draw_images(
-        pipe, [plain_prompt(*p) for p in pairs], config.steps, config.guidance, config.batch, context.seed + 100_000
+        pipe, [plain_prompt(*p) for p in pairs], config.steps, own, config.batch, context.seed + 100_000
     )
     held = score(judge, drawn, pairs)
     table.append(
         {
             "setting": "held-out pairs",
             "steps": config.steps,
-            "guidance": config.guidance,
+            "guidance": own,
             **{k: share(v) for k, v in held.items()},
         }
     )
     for guidance in config.guidances:
         measure("guidance sweep", config.sweep_images, config.steps, guidance)
     for steps in config.step_counts:
-        measure("step sweep", config.sweep_images, steps, config.guidance)
+        measure("step sweep", config.sweep_images, steps, own)
     shown = [i.permute(1, 2, 0).numpy() for i in images[:48]]
     save_image(context.picture(), grid(shown, columns=8, labels=prompts[:48]))
     both, nouns = score(judge, images, wanted)["both"], np.array([noun for noun, _ in wanted])

@@ -28,11 +28,24 @@ image = pipe("a red chair", num_inference_steps=10, guidance_scale=3.0, output_t
              generator=torch.Generator().manual_seed(5)).images[0]
 np.save(sys.argv[2], image)
 """
+STOCK_FLOW = STOCK.replace("StableDiffusionPipeline", "StableDiffusion3Pipeline").replace(
+    "(sys.argv[1])", "(sys.argv[1], text_encoder_3=None, tokenizer_3=None)"
+)
+CODE = {
+    "toybox": STOCK,
+    "toybox-dit": STOCK_FLOW.replace('"a red chair",', '"a red chair", max_sequence_length=0,'),
+    "toybox-dit, padded": STOCK_FLOW,
+}
 
 
 @pytest.fixture(scope="module")
 def pipe() -> TextToImage:
     return TextToImage.from_pretrained("toybox", quality="native")
+
+
+@pytest.fixture(scope="module")
+def flow() -> TextToImage:
+    return TextToImage.from_pretrained("toybox-dit", quality="native")
 
 
 def test_all_weights_are_half_precision_and_fit_the_budget():
@@ -44,18 +57,42 @@ def test_all_weights_are_half_precision_and_fit_the_budget():
         assert kinds <= {"F16", "I64"}, path
 
 
-def test_stock_diffusers_in_a_clean_process_draws_the_same_image(pipe, tmp_path):
-    path = tmp_path / "stock.npy"
-    subprocess.run([sys.executable, "-c", STOCK, str(WEIGHTS / "toybox"), str(path)], check=True, capture_output=True)
-    ours = pipe("a red chair", num_inference_steps=10, guidance_scale=3.0, output_type="np", seed=5).images[0]
-    np.testing.assert_allclose(ours, np.load(path), atol=1e-4)
+def stock_image(code: str, folder: str, path: Path) -> np.ndarray:
+    subprocess.run([sys.executable, "-c", code, str(WEIGHTS / folder), str(path)], check=True, capture_output=True)
+    return np.load(path)
+
+
+@pytest.mark.parametrize("name", ["toybox", "toybox-dit"])
+def test_stock_diffusers_in_a_clean_process_draws_the_same_image(pipe, flow, tmp_path, name):
+    draw, spacing = (pipe, None) if name == "toybox" else (flow, "linspace")
+    settings = {"num_inference_steps": 10, "guidance_scale": 3.0, "spacing": spacing, "output_type": "np"}
+    ours = draw("a red chair", seed=5, **settings).images[0]
+    np.testing.assert_allclose(ours, stock_image(CODE[name], name, tmp_path / "stock.npy"), atol=1e-4)
+
+
+def test_the_zero_tokens_of_the_stock_pipeline_leave_the_picture_much_the_same(flow, tmp_path):
+    settings = {"num_inference_steps": 10, "guidance_scale": 3.0, "spacing": "linspace", "output_type": "np"}
+    ours = flow("a red chair", seed=5, **settings).images[0]
+    padded = stock_image(CODE["toybox-dit, padded"], "toybox-dit", tmp_path / "stock.npy")
+    assert np.abs(ours - padded).mean() < 0.03
 
 
 @pytest.mark.parametrize(("colour", "channel"), [("red", 0), ("green", 1), ("blue", 2)])
-def test_colours_are_obeyed(pipe, colour, channel):
-    images = pipe(f"a {colour} cube", num_inference_steps=8, num_images_per_prompt=6, seed=0, output_type="pt").images
+@pytest.mark.parametrize("name", ["toybox", "toybox-dit"])
+def test_colours_are_obeyed(pipe, flow, name, colour, channel):
+    draw = {"num_inference_steps": 8, "num_images_per_prompt": 6, "seed": 0, "output_type": "pt"}
+    images = (pipe if name == "toybox" else flow)(f"a {colour} cube", **draw).images
     middle = images[:, :, 24:40, 24:40].mean((0, 2, 3))
     assert int(middle.argmax()) == channel
+
+
+@pytest.mark.parametrize("size", [32, 96])
+def test_the_transformer_draws_other_sizes(flow, size):
+    draw = {"num_inference_steps": 8, "num_images_per_prompt": 4, "seed": 0, "output_type": "pt"}
+    images = flow("a red cube", height=size, width=size, **draw).images
+    assert images.shape == (4, 3, size, size)
+    middle = images[:, :, size * 3 // 8 : size * 5 // 8, size * 3 // 8 : size * 5 // 8].mean((0, 2, 3))
+    assert int(middle.argmax()) == 0
 
 
 def test_the_vocabulary_travels_with_the_weights(pipe):

@@ -22,7 +22,7 @@ VOCABULARY_FILE = "vocabulary.json"
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*|[^\w\s.,;:!?'\"()/_-]+")  # words, or runs of symbols such as emoji
 TOYBOX = Recommended(guidance=3.0, steps=20)
 TOYBOX_MULTIVIEW = Recommended(guidance=5.0, steps=30)
-TOYBOX_DIT = Recommended(guidance=3.0, steps=20, spacing="trailing", solver="euler")
+TOYBOX_DIT = Recommended(guidance=5.0, steps=20, spacing="trailing", solver="euler")
 
 
 class KnowsWords(DiffusersPrior):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from ..core.sampling import NoiseSchedule
 from ..core.sampling.caches import CacheConfig, caching, count_macs
 from ..toybox.captions import Meaning
 from ..toybox.judge import Judge
+from .runner import interleaved
 from .toy_latents import decoded, features, paired_mse, renders, run_sampler, scores, seeded_noise
 
 Options = dict[str, Any]
@@ -106,15 +108,15 @@ class Scene:
         """Wall-clock speed-up of each config over the plain run of CLOCKED images: quartiles of interleaved rounds."""
         rows = slice(0, min(CLOCKED, len(self.noise)))
         levels = grid_of(self.prior, self.setting.steps, self.noise)
-        times: list[list[float]] = [[] for _ in range(len(configs) + 1)]
-        for _ in range(rounds):
-            for i, config in enumerate([None, *configs]):
-                with caching(self.prior, config, steps=self.setting.steps):
-                    began = time.perf_counter()
-                    part = (self.condition.index(rows), self.noise[rows], levels)
-                    run_sampler(self.prior, *part, self.setting.guidance, self.setting.solver)
-                    times[i].append(time.perf_counter() - began)
-        ratios = [np.asarray(times[0]) / np.asarray(values) for values in times[1:]]
+        part = (self.condition.index(rows), self.noise[rows], levels)
+
+        def draw(config: CacheConfig | None) -> None:
+            with caching(self.prior, config, steps=self.setting.steps):
+                run_sampler(self.prior, *part, self.setting.guidance, self.setting.solver)
+
+        runs = {str(i): partial(draw, config) for i, config in enumerate([None, *configs])}
+        plain, *cached = interleaved(runs, rounds).values()
+        ratios = [plain / seconds for seconds in cached]
         names = ("low", "median", "high")
         return [dict(zip(names, (round(float(v), 3) for v in np.quantile(r, (0.25, 0.5, 0.75))))) for r in ratios]
 

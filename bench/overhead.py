@@ -7,7 +7,6 @@ process, so that a slow moment of the machine meets all of them; ratios are take
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -22,7 +21,7 @@ from ..core.sampling import NoiseSchedule
 from ..pipelines.text_to_image import TextToImage
 from ..toybox.samples import object_prompts
 from ..utils.errors import InputError
-from .runner import Context, digits
+from .runner import Context, digits, interleaved
 from .toy_latents import run_sampler, seeded_noise
 
 Jobs = dict[str, Callable[[], object]]
@@ -100,13 +99,7 @@ def recorded(network: torch.nn.Module, work: Callable[[], object]) -> list[tuple
 
 def timed(work: Jobs, rounds: int, images: int) -> list[dict[str, Any]]:
     """A row for each job: median seconds, and quartiles of its ratios to the bare calls and the stock pipeline."""
-    times: dict[str, list[float]] = {name: [] for name in work}
-    for _ in range(rounds + 1):
-        for name, job in work.items():
-            began = time.perf_counter()
-            job()
-            times[name].append(time.perf_counter() - began)
-    kept = {name: np.asarray(values[1:]) for name, values in times.items()}  # the first round warms up
+    kept = {name: seconds[1:] for name, seconds in interleaved(work, rounds + 1).items()}  # the first round warms up
     return [
         {
             "images": images,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, SupportsFloat
@@ -96,6 +96,17 @@ def run_experiment(
     }
     write_json(context.out / f"{name}.json", record)
     return record
+
+
+def interleaved(jobs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, np.ndarray]:
+    """Seconds (rounds,) of each job; all take turns, so that a slow moment of the machine meets every one of them."""
+    times: dict[str, list[float]] = {name: [] for name in jobs}
+    for _ in range(rounds):
+        for name, job in jobs.items():
+            began = time.perf_counter()
+            job()
+            times[name].append(time.perf_counter() - began)
+    return {name: np.asarray(values) for name, values in times.items()}
 
 
 def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:

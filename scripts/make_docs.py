@@ -21,8 +21,7 @@ BLOCK = re.compile(r"(<!-- table:([a-z0-9-]+)(?::([a-z0-9_,=]+))? -->\n)(.*?)(<!
 
 
 def cell(value: Any) -> str:
-    """A value as table text: proportions as percent with their interval, ratios likewise, spreads as
-    mean and deviation."""
+    """A value as table text: proportions and ratios with their interval, spreads as mean and deviation."""
     if isinstance(value, dict) and {"value", "low", "high"} <= value.keys():
         return f"{100 * value['value']:.1f} % ({100 * value['low']:.0f}-{100 * value['high']:.0f}, n={value['n']})"
     if isinstance(value, dict) and {"ratio", "low", "high"} <= value.keys():

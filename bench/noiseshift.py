@@ -17,7 +17,7 @@ from ..core.priors import Prior, load_prior
 from ..core.sampling import Level, NoiseSchedule
 from ..core.sampling.time_remap import RemapFit, RemapSearch, TimeRemap, calibrate_time_remap, resolution_rule
 from ..toybox.judge import Judge
-from .runner import Context
+from .runner import DIT, Context
 from .toy_latents import decoded, encoded, features, renders, run_sampler, scores, seeded_noise
 
 CALIBRATION_SEED = 500_000  # far from the seeds that are measured
@@ -38,6 +38,7 @@ class NoiseShiftBench:
 
 
 QUICK = NoiseShiftBench((32, 64), 64, 4, 6, 3, 3.0, RemapSearch(levels=4, cells=(0.1,)))
+FULL = {DIT: NoiseShiftBench((32, 64, 96))}  # trained at all three, mostly at 64
 
 
 class Way(NamedTuple):
@@ -49,7 +50,7 @@ class Way(NamedTuple):
 
 def run(context: Context) -> dict[str, Any]:
     """Per size: plain, calibrated, and the controls."""
-    config = QUICK if context.quick else NoiseShiftBench()
+    config = QUICK if context.quick else FULL.get(context.prior, NoiseShiftBench())
     prior, judge = load_prior(context.prior), Judge.from_pretrained()
     fits = {size: _calibrated(prior, size, config, context.seed + CALIBRATION_SEED) for size in config.sizes}
     table: list[dict[str, Any]] = []

@@ -54,6 +54,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "focus": Experiment("Sentences with two objects under control of the attention", "focus"),
     "flair": Experiment("Inpainting, super-resolution and deblurring with a frozen prior", "flair"),
     "embedded-dit": Experiment("What the embedded transformer draws: accuracy, toy-FID, sweeps", "embedded_prior", DIT),
+    "noiseshift-dit": Experiment("Recalibrated times of the transformer at its three sizes", "noiseshift", DIT),
     "sampling-dit": Experiment("Every solver on the transformer: quality against calls and seconds", "sampling", DIT),
 }
 

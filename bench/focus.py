@@ -14,7 +14,7 @@ from torch import Tensor
 from ..core.priors import Prior, load_prior
 from ..core.sampling import Denoiser, NoiseSchedule
 from ..core.sampling.attention import subject_tokens
-from ..core.sampling.control import AttentionCost, MapCost, VelocityControl, attend_and_excite_cost, focus_cost
+from ..core.sampling.control import COSTS, AttentionCost, MapCost, VelocityControl, focus_cost
 from ..toybox.captions import Meaning, Phrase, say
 from ..toybox.dataset import RenderJob, render_group
 from ..toybox.judge import Judge
@@ -23,7 +23,6 @@ from .runner import Context, bootstrapped, share
 from .toy_latents import agreement, decoded, features, run_sampler, seeded_noise, toy_fid
 
 PROBE_SEED = 60_000
-COSTS: dict[str, MapCost] = {"focus": focus_cost, "attend-and-excite": attend_and_excite_cost}
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import tyro
 
@@ -14,6 +14,9 @@ from ..utils.runs import RunRecord
 from .common import Shown, Target, check_prompt, check_range, slugify
 from .priors import PriorCommand
 from .sampling import SamplingCommand
+
+if TYPE_CHECKING:
+    from ..core.priors import Prior
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +32,10 @@ class TextToImage(SamplingCommand):
     """Number of images; image i uses seed + i."""
     grid: int = 0
     """Draw this many images and write them as one sheet."""
+    control: str | None = None
+    """Keeps several subjects apart: focus[:STRENGTH] or attend-and-excite[:STRENGTH], as in focus:2 (default: none)."""
+    subjects: str | None = None
+    """Subjects of --control, words of the prompt, as in "red chair; blue dog" (default: read off the prompt)."""
 
     def slug(self) -> str:
         """The base name of the outputs."""
@@ -43,7 +50,33 @@ class TextToImage(SamplingCommand):
         if self.boundary is not None and max(self.grid, self.count) > 1:
             images = max(self.grid, self.count)
             raise InputError(f"--boundary starts every image from one noise: all {images} images would be the same")
+        self._check_control()
         super().check()
+
+    def _check_control(self) -> None:
+        if self.control is None:
+            if self.subjects is not None:
+                raise InputError(
+                    f"--subjects {self.subjects!r} are those of --control; give it too, as in --control focus"
+                )
+            return
+        from ..core.sampling.control import parse_control
+
+        parse_control(self.control)
+        for option, value in (("--cache", self.cache), ("--model-schedule", self.model_schedule)):
+            if value not in (None, "none"):
+                raise InputError(
+                    f"--control {self.control} does not go with {option} {value}: it asks the network itself"
+                )
+
+    def _controls(self, prior: Prior) -> dict[str, Any]:
+        """The arguments of a call that --control makes."""
+        if self.control is None:
+            return {}
+        from ..core.sampling.control import attention_control
+
+        named = [words.strip() for words in (self.subjects or "").split(";") if words.strip()]
+        return {"controls": [attention_control(self.control, prior, self.prompt, named)]}
 
     def plan(self) -> list[str]:
         """What a dry run says."""
@@ -65,6 +98,7 @@ class TextToImage(SamplingCommand):
                 seed=self.seed,
                 output_type="np",
                 **options,
+                **self._controls(pipe.prior),
             )
         record.count("denoiser", made.nfe)
         suffix = target.suffix or ".png"

@@ -7,6 +7,7 @@ transformers (SD3, FLUX double blocks): image queries on all keys, of which the 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
@@ -19,6 +20,17 @@ from torch.nn import functional as F
 from ...utils.errors import InputError
 from ..priors.base import Prior
 from ..priors.diffusers import DiffusersPrior, StableDiffusion3Prior
+
+PLACE = re.compile(
+    r"\b(?:(?:to|on|at) the (?:left|right|top|side) of|in front of|on top of|(?:left|right) of|next to|close to|and|"
+    r"with|beside|behind|under|underneath|below|beneath|above|over|near|against|inside|between|on|in|at|holding)\b",
+    re.IGNORECASE,
+)
+OPENING = re.compile(
+    r"(?:(?:a |an |the )?\w+ of (?=(?:a|an|the|one|two|three|four|some) ))?(?:a|an|the|one|two|three|four|some) ",
+    re.IGNORECASE,
+)
+VIEW = re.compile(r"\w+ view|seen from(?: .*)?", re.IGNORECASE)
 
 
 class AttentionTap:
@@ -156,6 +168,16 @@ def subject_tokens(prior: Prior, prompt: str, subjects: Sequence[str]) -> list[l
             used.update(span)
             group += [offset + position for position in span]
     return groups
+
+
+def subject_phrases(prompt: str) -> list[str]:
+    """The subjects of a simple sentence, in its own words: "a red chair behind two dogs" gives red chair, dogs.
+
+    Splits at commas, "and" and words of place; articles, counts, "a picture of" and views are left out.
+    """
+    parts = [PLACE.split(part) for part in re.split(r"[,;.]", prompt)]
+    found = [OPENING.sub("", words.strip(), count=1).strip() for part in parts for words in part]
+    return [words for words in found if words and not VIEW.fullmatch(words)]
 
 
 def _found(words: list[int], wanted: list[int], used: set[int]) -> int | None:

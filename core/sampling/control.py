@@ -10,13 +10,15 @@ sigma): grad_y f = (alpha + sigma) grad_x f, and a change of u changes eps by al
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from ...utils.errors import InputError
-from .attention import AttentionTap
+from ..priors.base import Prior
+from .attention import AttentionTap, subject_phrases, subject_tokens
 from .denoiser import Denoiser
 from .levels import Level, Scalar
 from .prediction import Prediction
@@ -29,6 +31,7 @@ WEIGHTS: dict[str, Callable[[Scalar], Scalar]] = {
     "linear": lambda t: 1 - t,
 }
 TINY = 1e-12
+PATTERN = "focus[:STRENGTH] or attend-and-excite[:STRENGTH]"
 
 
 class VelocityControl:
@@ -144,3 +147,34 @@ def divergence(rows: Tensor) -> Tensor:
     middle = shares.mean(0)
     relative = shares * ((shares + TINY) / (middle + TINY)).log()
     return relative.sum(1).mean() / torch.log(torch.tensor(float(len(rows)), dtype=rows.dtype, device=rows.device))
+
+
+COSTS: dict[str, MapCost] = {"focus": focus_cost, "attend-and-excite": attend_and_excite_cost}
+
+
+def parse_control(text: str) -> tuple[str, float]:
+    """(cost, strength) of "focus", "focus:2" or "attend-and-excite:5". Raises InputError for anything else."""
+    name, _, number = text.partition(":")
+    try:
+        strength = float(number) if number else 1.0
+    except ValueError:
+        strength = math.nan
+    if name not in COSTS or not math.isfinite(strength):
+        raise InputError(f"control {text!r} is unknown; write {PATTERN}")
+    return name, strength
+
+
+def attention_control(text: str, prior: Prior, prompt: str, subjects: Sequence[str] = ()) -> VelocityControl:
+    """The control that a text such as "focus:2" names, for all images of one prompt.
+
+    Without `subjects` (words of the prompt) they are read off a simple sentence. Raises InputError where those are
+    fewer than two, for an unknown control, and for subjects that the prompt does not contain.
+    """
+    name, strength = parse_control(text)
+    named = list(subjects) or subject_phrases(prompt)
+    if not subjects and len(named) < 2:
+        raise InputError(
+            f"the prompt {prompt!r} names {len(named)} subjects that {name} could keep apart; name two or more of its "
+            "words as subjects"
+        )
+    return VelocityControl(AttentionCost(subject_tokens(prior, prompt, named), COSTS[name]), strength)

@@ -44,6 +44,10 @@ def test_help_of_solver_names_them_all(capsys: pytest.CaptureFixture[str]) -> No
         (("--boundary", "here", "--count", "3"), "all 3 images would be the same"),
         (("--time-remap", "r"), "calibrate-solver --what time-remap"),
         (("--cache", "deep:x"), "cache 'deep:x' is unknown; write none, deep:INTERVAL"),
+        (("--control", "focuss"), "control 'focuss' is unknown; write focus[:STRENGTH]"),
+        (("--control", "focus", "--cache", "deep:3"), "--control focus does not go with --cache deep:3"),
+        (("--control", "focus", "--model-schedule", "toybox:0.5"), "does not go with --model-schedule toybox:0.5"),
+        (("--subjects", "chair"), "--subjects 'chair' are those of --control"),
         (("--model-schedule", "toybox"), "--model-schedule 'toybox' must be NAME:SHARE"),
         (("--model-schedule", "toybox:1.5"), "with a share in [0, 1]"),
         (("--model-schedule", "toyboks:0.5"), "--model-schedule toyboks:0.5: 'toyboks' is unknown; have toybox"),
@@ -158,6 +162,19 @@ def test_a_searched_solver_needs_nothing_but_its_file(tiny_run: TinyRun) -> None
     assert json.loads(Path("a.run.json").read_text())["nfe"]["denoiser"] == 6
     code, out = tiny_run(*use, "--guidance", "1.5")
     assert (code, "solver.safetensors was made for guidance 3 (now 1.5)" in out) == (2, True)
+
+
+def test_control_of_two_subjects(tiny_run: TinyRun) -> None:
+    draw = ("text-to-image", "a red chair behind a dog", "--steps", "2")
+    assert tiny_run(*draw, "-o", "plain.png")[0] == 0
+    assert tiny_run(*draw, "--control", "focus:0", "-o", "off.png")[0] == 0
+    assert np.array_equal(load_image("off.png"), load_image("plain.png"))
+    assert tiny_run(*draw, "--control", "focus:50", "-o", "read.png")[0] == 0
+    assert tiny_run(*draw, "--control", "focus:50", "--subjects", "red chair; dog", "-o", "named.png")[0] == 0
+    assert np.array_equal(load_image("named.png"), load_image("read.png"))
+    assert not np.array_equal(load_image("read.png"), load_image("plain.png"))
+    code, out = tiny_run(*DRAW, "--control", "focus")
+    assert (code, "names 1 subjects that focus could keep apart" in out) == (2, True)
 
 
 def test_cache_and_a_second_model(tiny_run: TinyRun, tiny_prior_folder: Path) -> None:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
 from unproject.core.priors import FLOW_SCHEDULE, SD_SCHEDULE, GaussianMixturePrior, load_prior
 from unproject.core.sampling import DDIM, KINDS, Denoiser, NoiseSchedule, Prediction, Sampler
-from unproject.core.sampling.attention import AttentionTap, subject_tokens
+from unproject.core.sampling.attention import AttentionTap, subject_phrases, subject_tokens
 from unproject.core.sampling.control import (
+    COSTS,
     AttentionCost,
     VelocityControl,
     attend_and_excite_cost,
+    attention_control,
     cost_gradient,
     divergence,
     focus_cost,
     moved,
+    parse_control,
 )
+from unproject.toybox.captions import caption
+from unproject.toybox.programs import SceneProgram, draw
 from unproject.utils.errors import InputError
 
 FAMILIES = ("sd", "sdxl", "sd3", "flux")
@@ -240,3 +246,57 @@ def test_bad_input_is_named(tiny_folders):
     rows = Denoiser(sd, sd.encode_text(["a dog", "a chair"]))
     with pytest.raises(InputError, match="subjects for 1 rows"):
         AttentionCost([[[1], [2]]])(rows, torch.zeros(2, 4, 8, 8), rows.schedule.at_index(5))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "subjects"),
+    [
+        ("a red chair behind a blue dog", ["red chair", "blue dog"]),
+        ("a photo of a red chair to the left of two dogs, seen from behind", ["red chair", "dogs"]),
+        ("A render of a cup of tea on top of the old table, front view", ["cup of tea", "old table"]),
+        ("a cat, a dog and an orange lamp", ["cat", "dog", "orange lamp"]),
+        ("a picture of a sofa", ["sofa"]),
+        ("", []),
+    ],
+)
+def test_subjects_are_read_off_simple_sentences(prompt, subjects):
+    assert subject_phrases(prompt) == subjects
+
+
+def test_subjects_of_every_two_object_sentence_of_the_toybox():
+    prior = load_prior("toybox")
+    for index in range(200):
+        program = draw("val", index, "scene")
+        if isinstance(program, SceneProgram) and program.relation:
+            sentence = caption(program, "front", np.random.default_rng(index))
+            found = subject_phrases(sentence)
+            assert len(found) == 2, (sentence, found)
+            assert all(subject_tokens(prior, sentence, found))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_control_by_name_is_the_one_made_by_hand(tiny_folders, family):
+    prior, prompt = load_prior(str(tiny_folders[family])), "a red chair behind a blue dog"
+    x = torch.randn(2, *prior.latent_shape, generator=torch.Generator().manual_seed(3))
+    level = NoiseSchedule.from_config(prior.scheduler_config).grid(4)[1]
+    tokens = subject_tokens(prior, prompt, ["red chair", "blue dog"])
+    by_hand = VelocityControl(AttentionCost(tokens, attend_and_excite_cost), 2.0)
+    named = attention_control("attend-and-excite:2", prior, prompt)
+    answers = [
+        Denoiser(prior, prior.encode_text([prompt] * 2), controls=(control,))(x, level).raw
+        for control in (by_hand, named)
+    ]
+    assert torch.equal(*answers)
+
+
+def test_controls_that_make_no_sense_are_refused(tiny_folders):
+    prior = load_prior(str(tiny_folders["sd"]))
+    assert parse_control("focus") == ("focus", 1.0)
+    assert {parse_control(f"{name}:-2")[1] for name in COSTS} == {-2.0}
+    for text in ("focuss", "focus:x", "focus:nan", ""):
+        with pytest.raises(InputError, match="write focus"):
+            parse_control(text)
+    with pytest.raises(InputError, match="names 1 subjects"):
+        attention_control("focus", prior, "a red chair")
+    with pytest.raises(InputError, match="'wagon' is not in the prompt"):
+        attention_control("focus", prior, "a red chair", ["chair", "wagon"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 
@@ -17,6 +18,8 @@ from diffusers import (
 
 from unproject.core.priors import FLOW_SCHEDULE, SD_SCHEDULE, GaussianMixturePrior
 from unproject.core.sampling import DDIM, SOLVERS, Denoiser, Level, NoiseSchedule, Prediction, Sampler, make_solver
+from unproject.core.sampling.solvers import Done
+from unproject.core.sampling.statistics import ModelStatistics
 from unproject.utils.errors import InputError
 
 
@@ -178,6 +181,38 @@ def test_the_state_given_back_changes_nothing():
     prior, levels = mixture(), NoiseSchedule.from_config(SD_SCHEDULE).grid(6)
     plain = run(prior, make_solver("unipc"), levels, noise())
     assert torch.equal(run(prior, make_solver("unipc"), levels, noise(), callback=lambda c, v, x: x.clone()), plain)
+
+
+@pytest.mark.parametrize("config", [SD_SCHEDULE, FLOW_SCHEDULE])
+@pytest.mark.parametrize("name", [*SOLVERS, "dpm-v3:2", "edict"])
+def test_a_run_resumes_from_a_copy_at_any_call(name, config):
+    """All state of a run is in its solver: a copy taken at any call ends where the original does, bit for bit."""
+    prior, schedule = mixture(config), NoiseSchedule.from_config(config)
+    denoiser = Denoiser(prior, prior.encode_text([""] * 4))
+    solver = make_solver(name, schedule.flow, statistics=ModelStatistics.constant())
+
+    def finished(solver, answer) -> torch.Tensor:
+        while not isinstance(answer, Done):
+            answer = solver.feed(denoiser(answer.x, answer.level))
+        return answer.x
+
+    answer, copies = solver.start(noise(), schedule.grid(5, "trailing", "index0")), []
+    while not isinstance(answer, Done):
+        copies.append((copy.deepcopy(solver), answer))
+        answer = solver.feed(denoiser(answer.x, answer.level))
+    assert len(copies) == solver.calls(5)
+    assert all(torch.equal(finished(*kept), answer.x) for kept in copies)
+
+
+@pytest.mark.parametrize("config", [SD_SCHEDULE, FLOW_SCHEDULE])
+@pytest.mark.parametrize("name", ["ddim", "euler"])
+def test_one_step_solvers_resume_from_a_state_and_the_levels_left(name, config):
+    prior, schedule = mixture(config), NoiseSchedule.from_config(config)
+    levels = schedule.grid(5, "trailing", "index0")
+    whole = run(prior, make_solver(name, schedule.flow), levels, noise())
+    for cut in range(1, 5):
+        half = run(prior, make_solver(name, schedule.flow), levels[: cut + 1], noise())
+        torch.testing.assert_close(run(prior, make_solver(name, schedule.flow), levels[cut:], half), whole)
 
 
 def test_solvers_do_not_write_on_their_input():

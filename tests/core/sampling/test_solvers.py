@@ -18,7 +18,7 @@ from diffusers import (
 
 from unproject.core.priors import FLOW_SCHEDULE, SD_SCHEDULE, GaussianMixturePrior
 from unproject.core.sampling import DDIM, SOLVERS, Denoiser, Level, NoiseSchedule, Prediction, Sampler, make_solver
-from unproject.core.sampling.solvers import Done
+from unproject.core.sampling.solvers import Done, DPMSolverV3
 from unproject.core.sampling.statistics import ModelStatistics
 from unproject.utils.errors import InputError
 
@@ -181,6 +181,28 @@ def test_the_state_given_back_changes_nothing():
     prior, levels = mixture(), NoiseSchedule.from_config(SD_SCHEDULE).grid(6)
     plain = run(prior, make_solver("unipc"), levels, noise())
     assert torch.equal(run(prior, make_solver("unipc"), levels, noise(), callback=lambda c, v, x: x.clone()), plain)
+
+
+ORDERS = {"ddim": 1, "euler": 1, "heun": 2, "dpm++": 2, "dpm++3m": 2, "unipc": 3, "ghvb": 2, "hb": 1}
+
+
+@pytest.mark.parametrize("config", [SD_SCHEDULE, FLOW_SCHEDULE])
+def test_convergence_orders_of_every_solver(config):
+    """Slopes of the error on a mixture, from 40 to 80 steps over lambda in [-3, 3].
+
+    The low-order first and last steps hold DPM-Solver++ 3M at 2; UniPC's corrector lifts order 2 to 3.
+    """
+    prior, schedule = mixture(config), NoiseSchedule.from_config(config)
+
+    def end(solver, steps: int) -> torch.Tensor:
+        lambdas = torch.linspace(-3, 3, steps + 1, dtype=torch.float64)
+        return run(prior, solver, [schedule.at_lambda(float(value)) for value in lambdas], noise())
+
+    assert set(ORDERS) == set(SOLVERS)
+    exact = end(DPMSolverV3(ModelStatistics.constant(), 3), 600)
+    for name, order in ORDERS.items():
+        few, many = ((end(make_solver(name, schedule.flow), n) - exact).norm() for n in (40, 80))
+        assert math.log2(few / many) == pytest.approx(order, abs=0.2), name
 
 
 @pytest.mark.parametrize("config", [SD_SCHEDULE, FLOW_SCHEDULE])

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from torch import nn
+from transformers import CLIPTokenizer
 
 from ..core.distillation.checkpoints import copy_into, latest_checkpoint, read_tensors
 from ..core.distillation.latents import LatentSet, ViewGroups
@@ -100,6 +101,8 @@ class FlowRecipe:
     """the default size first: an epoch is one pass over it"""
     vae: str
     """diffusers folder of the codec"""
+    tokenizer: str = ""
+    """transformers folder of the tokenizer, that of another prior of the same words; empty: one is built"""
     start_from: str = ""
     """folder of another run whose averaged weights this one begins with; empty: from scratch"""
     model: FlowConfig = field(default_factory=FlowConfig)
@@ -181,9 +184,10 @@ def diffusion_job(values: dict[str, Any]) -> Job:
     train = LatentSet(recipe.latents.train, RenderedSet(recipe.train))
     val = LatentSet(recipe.latents.val, RenderedSet(recipe.val))
     vae = load_vae(recipe.vae)
-    objective = DiffusionObjective(recipe.model, build_tokenizer(vocabulary()), vae, val, recipe.trainer.seed)
-    if recipe.start_from:
-        base = StableDiffusionPipeline.from_pretrained(recipe.start_from)
+    base = StableDiffusionPipeline.from_pretrained(recipe.start_from) if recipe.start_from else None
+    tokenizer = base.tokenizer if base else build_tokenizer(vocabulary())
+    objective = DiffusionObjective(recipe.model, tokenizer, vae, val, recipe.trainer.seed)
+    if base:
         begin_with(objective.unet, base.unet, recipe.start_from)
         begin_with(objective.text_encoder, base.text_encoder, recipe.start_from)
     return Job(recipe.trainer, objective, train, lambda out: with_vocabulary(objective.save_pipeline(out)))
@@ -195,7 +199,7 @@ def flow_job(values: dict[str, Any]) -> Job:
     train = [LatentSet(part.latents.train, RenderedSet(part.train)) for part in recipe.sets]
     val = [LatentSet(part.latents.val, RenderedSet(part.val)) for part in recipe.sets]
     vae = load_vae(recipe.vae)
-    objective = FlowObjective(recipe.model, build_tokenizer(vocabulary()), vae, val, recipe.trainer.seed)
+    objective = FlowObjective(recipe.model, tokenizer_of(recipe.tokenizer), vae, val, recipe.trainer.seed)
     if recipe.start_from:
         begin_with_run(objective.modules, recipe.start_from)
     data = MixedSizes(train, [part.share for part in recipe.sets])
@@ -277,6 +281,21 @@ def with_vocabulary(folder: Path) -> Path:
     """The pipeline folder with the words its prior has seen."""
     write_vocabulary(folder, vocabulary())
     return folder
+
+
+def tokenizer_of(folder: str) -> CLIPTokenizer:
+    """The tokenizer in a folder, or a new one of the toybox's words. Raises InputError when the folder lacks a word."""
+    if not folder:
+        return build_tokenizer(vocabulary())
+    if not (Path(folder) / "tokenizer_config.json").is_file():
+        raise InputError(
+            f"tokenizer={folder} holds no tokenizer; give the tokenizer folder of a prior, or leave it out"
+        )
+    tokenizer = CLIPTokenizer.from_pretrained(folder)
+    split = [word for word in vocabulary() if len(tokenizer(word, add_special_tokens=False).input_ids) != 1]
+    if split:
+        raise InputError(f"tokenizer={folder} does not know {', '.join(split[:8])} as single words; build a new one")
+    return tokenizer
 
 
 def load_vae(folder: str | Path) -> AutoencoderKL:

@@ -9,12 +9,16 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from transformers import CLIPTokenizer
 
 from unproject.core.distillation.checkpoints import read_tensors
+from unproject.core.distillation.objectives.tokenizer import build_tokenizer, save_tokenizer
 from unproject.scripts import encode_latents, recipes, train
+from unproject.toybox.captions import vocabulary
 from unproject.utils.configs import CONFIGS, load_config, read_yaml
 from unproject.utils.errors import InputError
 
+ROOT = Path(__file__).resolve().parents[2]
 KINDS = {
     "flow": recipes.FlowRecipe,
     "vae": recipes.VAERecipe,
@@ -53,6 +57,18 @@ def test_packaged_recipes_are_valid(path):
     assert KINDS.keys() == recipes.RECIPES.keys()
     values = read_yaml(path)
     load_config(KINDS[values.pop("objective")], values)
+
+
+def test_a_prior_trains_on_with_the_tokens_it_was_trained_with(tmp_path):
+    words, folder = list(vocabulary()), ROOT / "weights" / "toybox" / "tokenizer"
+    given = recipes.tokenizer_of(str(folder))
+    assert given.get_vocab() == CLIPTokenizer.from_pretrained(folder).get_vocab()
+    assert all(len(ids) == 1 for ids in recipes.tokenizer_of("")(words, add_special_tokens=False).input_ids)
+    with pytest.raises(InputError, match="holds no tokenizer"):
+        recipes.tokenizer_of(str(tmp_path))
+    save_tokenizer(build_tokenizer([word for word in words if word != "cat"]), tmp_path)
+    with pytest.raises(InputError, match="does not know cat as single words"):
+        recipes.tokenizer_of(str(tmp_path))
 
 
 def test_overrides_are_dotted_and_typed(tiny):

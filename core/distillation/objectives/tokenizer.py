@@ -50,10 +50,19 @@ def save_tokenizer(tokenizer: CLIPTokenizer, out: str | Path) -> Path:
 
 
 def _merges(words: list[str]) -> list[tuple[str, str]]:
+    """Merges of the words, the same in every process: the letters that end a word are numbered beforehand.
+
+    The trainer would number them in the order of a hash table, and breaks ties by those numbers.
+    """
+    letters = sorted({letter for word in words for letter in word})
     learner = Tokenizer(models.BPE())
     learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     trainer = trainers.BpeTrainer(
-        vocab_size=1_000_000, min_frequency=1, end_of_word_suffix=END_OF_WORD, show_progress=False
+        vocab_size=1_000_000,
+        min_frequency=1,
+        end_of_word_suffix=END_OF_WORD,
+        show_progress=False,
+        special_tokens=[letter + END_OF_WORD for letter in letters],
     )
     learner.train_from_iterator(words, trainer)
     return [(a, b) for a, b in json.loads(learner.to_str())["model"]["merges"]]

@@ -110,6 +110,13 @@ def test_every_word_of_the_vocabulary_is_one_token(tmp_path):
     assert (loaded.bos_token_id, loaded.eos_token_id) == (len(loaded) - 2, len(loaded) - 1)
 
 
+def test_a_vocabulary_always_gives_the_same_tokens():
+    from unproject.toybox.captions import vocabulary
+
+    first = build_tokenizer(vocabulary()).get_vocab()
+    assert all(build_tokenizer(reversed(vocabulary())).get_vocab() == first for _ in range(5))
+
+
 def test_the_saved_vocabulary_and_merges_rebuild_the_tokenizer(tokenizer, tmp_path):
     save_tokenizer(tokenizer, tmp_path)
     vocabulary = json.loads((tmp_path / "vocab.json").read_text())

@@ -42,8 +42,8 @@ class USFBench:
     budget: int = 90
     guidance: float = 3.0
     reference_steps: int = 100
-    samples: int = 96
-    cells: int = 12
+    samples: int = 48
+    cells: int = 32
     sample_steps: int = 20
     batch: int = 48
 

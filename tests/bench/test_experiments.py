@@ -26,6 +26,7 @@ from unproject.core.sampling import DDIM, Denoiser, NoiseSchedule, Sampler
 from unproject.core.sampling.init import ImageInit
 from unproject.core.sampling.operators import Identity
 from unproject.core.sampling.restore import ErrorCurve, RestoreConfig, restore
+from unproject.core.sampling.statistics import ModelStatistics
 from unproject.toybox.captions import Meaning, Phrase
 from unproject.utils.seeds import generator
 
@@ -184,3 +185,11 @@ def test_all_jobs_of_the_overhead_make_the_same_network_calls():
         torch.testing.assert_close(states, inputs[overhead.BARE], atol=2e-3, rtol=1e-3, msg=job)
     rows = overhead.timed({overhead.BARE: lambda: None, overhead.STOCK: lambda: time.sleep(0.01)}, 3, 1)
     assert rows[0]["over_bare"]["ratio"] == 1 and rows[1]["over_bare"]["ratio"] > 10 and rows[1]["seconds"] >= 0.01
+
+
+def test_thinned_statistics_keep_both_ends_and_every_second_row():
+    lambdas = torch.linspace(-2, 3, 6, dtype=torch.float64)
+    table = lambdas[:, None, None, None] * torch.ones(1, 2, 1, 1, dtype=torch.float64)
+    thin = dpm_solver_v3.thinned(ModelStatistics(lambdas, table, 2 * table, 3 * table))
+    assert thin.lambdas.tolist() == [-2.0, 0.0, 2.0, 3.0]
+    assert all(torch.equal(part[:, 0, 0, 0], k * thin.lambdas) for k, part in ((1, thin.ell), (2, thin.s), (3, thin.b)))

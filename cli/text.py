@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import tyro
 
@@ -14,9 +14,6 @@ from ..utils.runs import RunRecord
 from .common import Shown, Target, check_prompt, check_range, slugify
 from .priors import PriorCommand
 from .sampling import SamplingCommand
-
-if TYPE_CHECKING:
-    from ..core.priors import Prior
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,14 +66,14 @@ class TextToImage(SamplingCommand):
                     f"--control {self.control} does not go with {option} {value}: it asks the network itself"
                 )
 
-    def _controls(self, prior: Prior) -> dict[str, Any]:
+    def _controls(self, pipe: Any) -> dict[str, Any]:
         """The arguments of a call that --control makes."""
         if self.control is None:
             return {}
         from ..core.sampling.control import attention_control
 
         named = [words.strip() for words in (self.subjects or "").split(";") if words.strip()]
-        return {"controls": [attention_control(self.control, prior, self.prompt, named)]}
+        return {"controls": [attention_control(self.control, pipe.prior, self.prompt, named)]}
 
     def plan(self) -> list[str]:
         """What a dry run says."""
@@ -98,7 +95,7 @@ class TextToImage(SamplingCommand):
                 seed=self.seed,
                 output_type="np",
                 **options,
-                **self._controls(pipe.prior),
+                **self._controls(pipe),
             )
         record.count("denoiser", made.nfe)
         suffix = target.suffix or ".png"

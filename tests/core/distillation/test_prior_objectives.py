@@ -113,8 +113,7 @@ def test_every_word_of_the_vocabulary_is_one_token(tmp_path):
 def test_a_vocabulary_always_gives_the_same_tokens():
     from unproject.toybox.captions import vocabulary
 
-    first = build_tokenizer(vocabulary()).get_vocab()
-    assert all(build_tokenizer(reversed(vocabulary())).get_vocab() == first for _ in range(5))
+    assert len({str(build_tokenizer(vocabulary()).get_vocab()) for _ in range(6)}) == 1
 
 
 def test_the_saved_vocabulary_and_merges_rebuild_the_tokenizer(tokenizer, tmp_path):

@@ -151,7 +151,7 @@ def test_swapped_colours_are_asked_of_two_colours_only():
     flags = focus._judged(Reader(), torch.zeros(3, 3, 4, 4), meanings)
     assert {name: len(right) for name, right in flags.items()} == {
         "both_objects": 3,
-        "both_colours": 3,
+        "both_colours": 2,
         "swapped_colours": 2,
     }
 

@@ -163,7 +163,7 @@ def _judged(judge: Judge, images: Tensor, meanings: list[Meaning]) -> dict[str, 
     apart = np.array([meaning.phrases[0].colour != meaning.phrases[1].colour for meaning in meanings])
     return {
         "both_objects": agree["noun"] & agree["second_noun"],
-        **({"relation": agree["relation"]} if "relation" in agree else {}),
+        "relation": agree["relation"],
         "both_colours": (agree["colour"] & agree["second_colour"])[apart],
         "swapped_colours": (other["colour"] & other["second_colour"])[apart],
     }

@@ -174,7 +174,7 @@ def attention_control(text: str, prior: Prior, prompt: str, subjects: Sequence[s
     named = list(subjects) or subject_phrases(prompt)
     if not subjects and len(named) < 2:
         raise InputError(
-            f"the prompt {prompt!r} names {len(named)} subjects that {name} could keep apart; name two or more of its "
-            "words as subjects"
+            f"{name} keeps subjects apart, but only {named} was found in the prompt {prompt!r}; name two or more of "
+            'them (subjects=, --subjects "red chair; blue dog")'
         )
     return VelocityControl(AttentionCost(subject_tokens(prior, prompt, named), COSTS[name]), strength)

@@ -144,13 +144,15 @@ def test_swapped_colours_are_asked_of_two_colours_only():
             return self
 
         def agrees(self, meanings):
-            return {name: np.ones(len(meanings), bool) for name in ("noun", "second_noun", "colour", "second_colour")}
+            asked = ("noun", "second_noun", "colour", "second_colour", "relation")
+            return {name: np.ones(len(meanings), bool) for name in asked}
 
     pairs = [("red", "red"), ("red", "blue"), ("green", "red")]
     meanings = [Meaning((Phrase("car", a), Phrase("dog", b)), "left of") for a, b in pairs]
     flags = focus._judged(Reader(), torch.zeros(3, 3, 4, 4), meanings)
     assert {name: len(right) for name, right in flags.items()} == {
         "both_objects": 3,
+        "relation": 3,
         "both_colours": 2,
         "swapped_colours": 2,
     }

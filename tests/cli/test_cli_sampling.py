@@ -174,7 +174,7 @@ def test_control_of_two_subjects(tiny_run: TinyRun) -> None:
     assert np.array_equal(load_image("named.png"), load_image("read.png"))
     assert not np.array_equal(load_image("read.png"), load_image("plain.png"))
     code, out = tiny_run(*DRAW, "--control", "focus")
-    assert (code, "names 1 subjects that focus could keep apart" in out) == (2, True)
+    assert (code, "only ['red chair'] was found in the prompt" in out) == (2, True)
 
 
 def test_cache_and_a_second_model(tiny_run: TinyRun, tiny_prior_folder: Path) -> None:

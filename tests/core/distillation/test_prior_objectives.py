@@ -34,6 +34,7 @@ from unproject.core.distillation.objectives.vae import (
 )
 from unproject.core.priors.multiview import MultiViewUNet
 from unproject.geometry.cameras import Camera
+from unproject.toybox.captions import vocabulary
 from unproject.utils.errors import InputError
 
 WORDS = ["a", "red", "chair", "blue", "car", "front", "view", ","]
@@ -97,8 +98,6 @@ def rng(seed: int = 0) -> torch.Generator:
 
 
 def test_every_word_of_the_vocabulary_is_one_token(tmp_path):
-    from unproject.toybox.captions import vocabulary
-
     words = vocabulary()
     save_tokenizer(build_tokenizer(words), tmp_path)
     loaded = CLIPTokenizer.from_pretrained(tmp_path)
@@ -111,9 +110,8 @@ def test_every_word_of_the_vocabulary_is_one_token(tmp_path):
 
 
 def test_a_vocabulary_always_gives_the_same_tokens():
-    from unproject.toybox.captions import vocabulary
-
-    assert len({str(build_tokenizer(vocabulary()).get_vocab()) for _ in range(6)}) == 1
+    first, *others = (build_tokenizer(vocabulary()).get_vocab() for _ in range(6))
+    assert all(other == first for other in others)
 
 
 def test_the_saved_vocabulary_and_merges_rebuild_the_tokenizer(tokenizer, tmp_path):

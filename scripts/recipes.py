@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from diffusers import AutoencoderKL, StableDiffusionPipeline
+import torch
+from diffusers import AutoencoderKL, StableDiffusion3Pipeline, StableDiffusionPipeline
 from torch import nn
 from transformers import CLIPTokenizer
 
@@ -104,7 +105,7 @@ class FlowRecipe:
     tokenizer: str = ""
     """transformers folder of the tokenizer, that of another prior of the same words; empty: one is built"""
     start_from: str = ""
-    """folder of another run whose averaged weights this one begins with; empty: from scratch"""
+    """pipeline folder, or folder of another run, whose averaged weights this one begins with; empty: from scratch"""
     model: FlowConfig = field(default_factory=FlowConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
@@ -200,7 +201,9 @@ def flow_job(values: dict[str, Any]) -> Job:
     val = [LatentSet(part.latents.val, RenderedSet(part.val)) for part in recipe.sets]
     vae = load_vae(recipe.vae)
     objective = FlowObjective(recipe.model, tokenizer_of(recipe.tokenizer), vae, val, recipe.trainer.seed)
-    if recipe.start_from:
+    if (Path(recipe.start_from) / "model_index.json").is_file():
+        begin_with_pipeline(objective, recipe.start_from)
+    elif recipe.start_from:
         begin_with_run(objective.modules, recipe.start_from)
     data = MixedSizes(train, [part.share for part in recipe.sets])
     return Job(recipe.trainer, objective, data, lambda out: with_vocabulary(objective.save_pipeline(out)))
@@ -265,6 +268,21 @@ def begin_with(network: nn.Module, given: nn.Module, folder: str) -> None:
         network.load_state_dict(given.state_dict())
     except RuntimeError as error:
         raise InputError(f"start_from={folder} holds a network of another shape: {error}") from error
+
+
+def begin_with_pipeline(objective: FlowObjective, folder: str) -> None:
+    """Copies transformer and text encoders of a pipeline; the embedding of a word goes where the objective's own
+    tokenizer numbers it. Raises InputError when words or shapes differ."""
+    given = StableDiffusion3Pipeline.from_pretrained(folder, text_encoder_3=None, tokenizer_3=None)
+    theirs, mine = given.tokenizer.get_vocab(), objective.tokenizer.get_vocab()
+    if theirs.keys() != mine.keys():
+        raise InputError(f"start_from={folder} knows {len(theirs)} tokens, not the same {len(mine)} as tokenizer")
+    for name, module in objective.modules.items():
+        begin_with(module, getattr(given, name), folder)
+    order = torch.tensor([theirs[token] for token in sorted(mine, key=mine.__getitem__)])
+    for encoder in (objective.text_encoder, objective.text_encoder_2):
+        rows = encoder.get_input_embeddings().weight.data
+        rows[: len(order)] = rows[order]
 
 
 def begin_with_run(modules: dict[str, nn.Module], folder: str) -> None:

@@ -12,7 +12,10 @@ from diffusers import AutoencoderKL
 from transformers import CLIPTokenizer
 
 from unproject.core.distillation.checkpoints import read_tensors
+from unproject.core.distillation.objectives.flow import FlowConfig, FlowObjective
+from unproject.core.distillation.objectives.flow_networks import FlowNetworks
 from unproject.core.distillation.objectives.tokenizer import build_tokenizer, save_tokenizer
+from unproject.core.distillation.objectives.vae import VAEConfig, build_vae
 from unproject.scripts import encode_latents, recipes, train
 from unproject.toybox.captions import vocabulary
 from unproject.utils.configs import CONFIGS, load_config, read_yaml
@@ -122,3 +125,25 @@ def test_a_run_can_begin_with_the_averaged_weights_of_another(tiny, tmp_path):
         recipes.begin_with_run(modules, str(tmp_path / "none"))
     with pytest.raises(InputError, match="does not fit this model"):
         recipes.begin_with_run({"other": modules["vae"]}, str(out))
+
+
+def test_a_flow_can_begin_with_a_pipeline_whose_words_have_other_numbers(tmp_path):
+    words = build_tokenizer(["a", "cat", "car", "red"])
+    ids = words.get_vocab()
+    ids |= {"cat</w>": ids["car</w>"], "car</w>": ids["cat</w>"]}
+    merges = [tuple(pair) for pair in json.loads(words.backend_tokenizer.to_str())["model"]["merges"]]
+    exchanged = CLIPTokenizer(vocab=ids, merges=merges, model_max_length=words.model_max_length)
+    networks = FlowNetworks(16, 2, 2, latent_size=4, largest_latent=12, text_width=8, text_layers=(2, 1), text_heads=2)
+    vae = build_vae(VAEConfig(widths=(8, 8), norm_groups=4, image_size=8), seed=0)
+    given = FlowObjective(FlowConfig(networks), exchanged, vae, seed=1)
+    folder = str(given.save_pipeline(tmp_path / "given"))  # halves the weights in place
+    mine = FlowObjective(FlowConfig(networks), words, vae, seed=2)
+    recipes.begin_with_pipeline(mine, folder)
+    prompts = ["a red cat", "a car"]
+    assert words(prompts).input_ids != exchanged(prompts).input_ids
+    for here, there in zip(mine.embed(prompts), given.embed(prompts), strict=True):
+        torch.testing.assert_close(here, there.float(), rtol=2e-3, atol=2e-3)
+    assert (mine.embed(["a cat"])[1] - mine.embed(["a car"])[1]).abs().max() > 1e-2
+    fewer = FlowObjective(FlowConfig(networks), build_tokenizer(["a", "cat"]), vae)
+    with pytest.raises(InputError, match="not the same"):
+        recipes.begin_with_pipeline(fewer, folder)

@@ -35,11 +35,11 @@ class USFBench:
     nfes: tuple[int, ...] = (5,)
     compared_at: int = 5
     """number of calls at which the search strategies are compared"""
-    search_seeds: int = 2
+    search_seeds: int = 1
     """repetitions of each search that is compared"""
-    search_images: int = 20
+    search_images: int = 40
     heldout_images: int = 96
-    budget: int = 90
+    budget: int = 120
     guidance: float = 3.0
     reference_steps: int = 100
     samples: int = 48

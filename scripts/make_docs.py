@@ -2,7 +2,7 @@
 
 A table stands between `<!-- table:NAME -->` and `<!-- /table -->`; NAME is the experiment, optionally with `:COLUMNS`
 (comma-separated keys of its rows). `KEY=VALUE` as the last of them spreads the rows: a column for each KEY, with VALUE
-in its cells. No number of a table is typed by hand.
+in its cells. `NAME/LIST` shows another list of rows than "table". No number of a table is typed by hand.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from ..utils.errors import InputError, UnprojectError
 from ..utils.files import read_json, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
-BLOCK = re.compile(r"(<!-- table:([a-z0-9-]+)(?::([a-z0-9_,=]+))? -->\n)(.*?)(<!-- /table -->)", re.DOTALL)
+BEGIN = r"<!-- table:([a-z0-9-]+)(?:/([a-z_]+))?(?::([a-z0-9_,=]+))? -->\n"
+BLOCK = re.compile(rf"({BEGIN})(.*?)(<!-- /table -->)", re.DOTALL)
 
 
 def cell(value: Any) -> str:
@@ -35,9 +36,8 @@ def cell(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def table(result: dict[str, Any], columns: list[str] | None) -> str:
+def table(rows: list[dict[str, Any]], columns: list[str] | None) -> str:
     """The rows of an experiment as a Markdown table."""
-    rows = result["table"]
     names = columns or list(dict.fromkeys(key for row in rows for key in row))
     if "=" in names[-1]:
         names, rows = spread_rows(rows, names)
@@ -70,8 +70,8 @@ def fill(text: str, results: Path) -> str:
             raise InputError(
                 f"the page wants a table of {match[2]}, but {path.name} is missing; run unproject bench {match[2]}"
             )
-        columns = match[3].split(",") if match[3] else None
-        return match[1] + table(read_json(path), columns) + match[5]
+        columns = match[4].split(",") if match[4] else None
+        return match[1] + table(read_json(path)[match[3] or "table"], columns) + match[6]
 
     return BLOCK.sub(replace, text)
 

@@ -120,6 +120,9 @@ def test_tables_are_made_from_results(tmp_path):
     made = make_docs.fill("<!-- table:judge:solver,nfe=mse -->\n<!-- /table -->", tmp_path)
     assert made.split("\n")[1] == "| solver | mse at nfe 5 | mse at nfe 9 |"
     assert made.split("\n")[3:5] == ["| a | 0.5 | 0.25 |", "| b |  | 0.125 |"]
+    write_json(tmp_path / "judge.json", {"table": rows, "edits": [{"method": "x", "n": 2}]})
+    made = make_docs.fill("<!-- table:judge/edits:n,method -->\n<!-- /table -->", tmp_path)
+    assert made.split("\n")[3] == "| 2 | x |"
     assert make_docs.cell({"ratio": 0.5, "low": 0.25, "high": 1}) == "0.500 (0.250-1.000)"
     with pytest.raises(InputError, match=r"sampling\.json is missing; run unproject bench sampling"):
         make_docs.fill(page.replace("judge", "sampling"), tmp_path)

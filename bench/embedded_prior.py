@@ -1,4 +1,4 @@
-"""What the embedded prior draws, scored by the judge: accuracy on test and held-out prompts, two sweeps."""
+"""What the embedded prior draws, scored by the judge: test and held-out prompts, ancestral sampling, two sweeps."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from ..toybox.programs import ObjectProgram, draw, is_heldout_pair
 from ..utils.pictures import grid, save_image
 from .runner import Context, share, spread
 from .toy_latents import agreement, features, renders
+
+ANCESTRAL = 1.0  # eta
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,22 @@ def plain_prompt(noun: str, colour: str) -> str:
     return say(Meaning((Phrase(noun, colour),)))
 
 
-def draw_images(pipe: TextToImage, prompts: list[str], steps: int, guidance: float, batch: int, seed: int) -> Tensor:
-    """Images (N, 3, 64, 64) in [0, 1]; image i uses seed + i."""
+def draw_images(
+    pipe: TextToImage, prompts: list[str], steps: int, guidance: float, batch: int, seed: int, eta: float | None = None
+) -> Tensor:
+    """Images (N, 3, 64, 64) in [0, 1]; image i uses seed + i. `eta` is that of ddim, None takes the prior's solver."""
+    chosen_solver: dict[str, Any] = {} if eta is None else {"solver": "ddim", "eta": eta}
     parts = []
     for start in range(0, len(prompts), batch):
         chosen = prompts[start : start + batch]
-        out = pipe(chosen, num_inference_steps=steps, guidance_scale=guidance, seed=seed + start, output_type="pt")
+        out = pipe(
+            chosen,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            seed=seed + start,
+            output_type="pt",
+            **chosen_solver,
+        )
         assert isinstance(out, TextToImageOutput)
         parts.append(torch.as_tensor(out.images))
     return torch.cat(parts)
@@ -76,7 +88,7 @@ def score(judge: Judge, images: Tensor, pairs: list[tuple[str, str]]) -> dict[st
 
 
 def run(context: Context) -> dict[str, Any]:
-    """Accuracy with confidence intervals, held-out pairs, and two sweeps of accuracy and toy-FID."""
+    """Accuracy with confidence intervals, ancestral sampling, held-out pairs, two sweeps of accuracy and toy-FID."""
     config = QUICK if context.quick else PriorBench()
     pipe, judge = TextToImage.from_pretrained(context.prior), Judge.from_pretrained()
     own = pipe.settings.guidance if config.guidance is None else config.guidance
@@ -86,9 +98,9 @@ def run(context: Context) -> dict[str, Any]:
     reference = features(judge, renders("test", config.reference_groups).images)
     table: list[dict[str, Any]] = []
 
-    def measure(name: str, n: int, steps: int, guidance: float) -> Tensor:
+    def measure(name: str, n: int, steps: int, guidance: float, eta: float | None = None) -> Tensor:
         began, rows = time.perf_counter(), pipe.prior.nfe
-        images = draw_images(pipe, prompts[:n], steps, guidance, config.batch, context.seed)
+        images = draw_images(pipe, prompts[:n], steps, guidance, config.batch, context.seed, eta)
         took, nfe = time.perf_counter() - began, pipe.prior.nfe - rows
         flags = score(judge, images, wanted[:n])
         distance = frechet(reference, features(judge, images))
@@ -97,6 +109,7 @@ def run(context: Context) -> dict[str, Any]:
         return images
 
     images = measure("test prompts", config.images, config.steps, own)
+    measure("test prompts, ancestral", config.images, config.steps, own, ANCESTRAL)
     pairs = heldout_pairs(config.heldout)
     drawn = draw_images(
         pipe, [plain_prompt(*p) for p in pairs], config.steps, own, config.batch, context.seed + 100_000

@@ -1,19 +1,21 @@
-"""Every solver on one backbone at two guidances and seven budgets: one table, two pictures.
+"""Every solver on one backbone at two guidances and seven budgets: a table, two pictures and the presets they choose.
 
 Quality is the paired squared distance of the final latents to a long reference from the same noise; at some budgets
 more pictures are drawn, and the judge's accuracy and the toy-FID say what that is worth. Runs that cost more network
-calls than the budget are left out. Seconds are those of a call, of all solvers in turn, times the budget. `sampling`
-measures the U-Net, `sampling-dit` the transformer.
+calls than the budget are left out. Seconds are those of a call, of all solvers in turn, times the budget. The main
+solvers run on three spacings, the others on the one of diffusers' users. `sampling` measures the U-Net, `sampling-dit`
+the transformer.
 """
 
 from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from torch import Tensor
 
 from ..core.priors import Condition, Prior, load_prior
 from ..core.sampling import NoiseSchedule, Solver, make_solver
+from ..core.sampling.grids import Spacing
 from ..core.sampling.paired_error import PairedError
 from ..core.sampling.solvers import DPMSolverV3
 from ..core.sampling.statistics import ModelStatistics
@@ -38,13 +41,13 @@ from .toy_latents import decoded, features, renders, run_sampler, scores, seeded
 class SamplingBench:
     """Sizes of the experiment."""
 
-    images: int = 28
+    images: int = 24
     """compared with the reference"""
     reference_groups: int = 150
     reference_steps: int = 200
     budgets: tuple[int, ...] = (3, 5, 6, 8, 10, 20, 50)
     guidances: tuple[float, ...] = (1.5, 5.0)
-    judged: tuple[int, ...] = (5, 10)
+    judged: tuple[int, ...] = (8,)
     """budgets at which accuracy and toy-FID are measured too"""
     judged_images: int = 200
     statistics_images: int = 80
@@ -55,23 +58,32 @@ class SamplingBench:
     """processes of one thread each, a guidance at a time"""
     clocked: tuple[int, int, int] = (8, 10, 3)
     """images, calls and rounds of the runs that are timed"""
+    chosen: tuple[int, ...] = (8, 20, 50)
+    """budgets of the presets"""
 
 
-QUICK = SamplingBench(4, 2, 12, (3, 5), (1.5,), (5,), 6, 8, 3, 2, 4, clocked=(2, 3, 1))
+QUICK = SamplingBench(4, 2, 12, (3, 5), (1.5,), (5,), 6, 8, 3, 2, 4, clocked=(2, 3, 1), chosen=(3, 5))
+USUAL: Spacing = "trailing"
+SPACINGS: tuple[Spacing, ...] = (USUAL, "logsnr", "karras")
+CALIBRATED = "dpm-v3"
 
 
 def solvers(prior: Prior, statistics: ModelStatistics) -> dict[str, Callable[[], Solver]]:
     """What is compared; those of diffusers come first."""
     flow, kind = NoiseSchedule.from_config(prior.scheduler_config).flow, prior.prediction_type
-    named = ("ddim", "euler", "heun", "dpm++", "dpm++3m", "unipc", "ghvb:2,0.5", "ghvb:4,0.8", "hb:dpm++,0.9")
-    found: dict[str, Callable[[], Solver]] = {n: partial(make_solver, n, flow, kind) for n in named}
-    del found["ddim" if flow else "euler"]  # equal there, as tests show
+    first_order = "euler" if flow else "ddim"  # equal there, as tests show
+    named = (first_order, "heun", "dpm++", "dpm++3m", "unipc", "ghvb:2,0.5", "ghvb:4,0.8", "hb:dpm++,0.9")
     return {
-        **found,
-        "dpm-v3:1": lambda: DPMSolverV3(statistics, 1, "none"),
-        "dpm-v3:2": lambda: DPMSolverV3(statistics, 2),
-        "dpm-v3:3": lambda: DPMSolverV3(statistics, 3),
+        **{name: partial(make_solver, name, flow, kind) for name in named},
+        f"{CALIBRATED}:1": lambda: DPMSolverV3(statistics, 1, "none"),
+        f"{CALIBRATED}:2": lambda: DPMSolverV3(statistics, 2),
+        f"{CALIBRATED}:3": lambda: DPMSolverV3(statistics, 3),
     }
+
+
+def spacings(label: str) -> tuple[Spacing, ...]:
+    """The spacings a solver is measured on."""
+    return SPACINGS if label in ("ddim", "euler", "dpm++", "unipc", f"{CALIBRATED}:2") else (USUAL,)
 
 
 def steps_for(solver: Solver, calls: int) -> int | None:
@@ -91,7 +103,22 @@ def run(context: Context) -> dict[str, Any]:
     _plot(table, "nfe", "network calls per image and branch", context.picture("-nfe"))
     _plot(table, "seconds_per_image", "seconds per image", context.picture("-seconds"))
     made = {"config": asdict(config), "seeds": [context.seed], "table": table}
-    return made | {"panels": [facts for _, facts in panels]}
+    return made | {"presets": presets(table, config.chosen), "panels": [facts for _, facts in panels]}
+
+
+def presets(table: list[dict[str, Any]], budgets: Sequence[int]) -> dict[str, dict[str, Any]]:
+    """At each budget, of what needs no calibration, the least geometric mean of the errors over the guidances."""
+    chosen: dict[str, dict[str, Any]] = {}
+    guidances = {row["guidance"] for row in table}
+    for budget in budgets:
+        errors: dict[tuple[str, str], list[float]] = {}
+        for row in table:
+            if row["nfe"] == budget and not row["solver"].startswith(CALIBRATED):
+                errors.setdefault((row["solver"], row["spacing"]), []).append(row["mse"]["mean"])
+        means = {which: float(np.exp(np.log(found).mean())) for which, found in errors.items()}
+        best = min((which for which in means if len(errors[which]) == len(guidances)), key=means.__getitem__)
+        chosen[str(budget)] = {"solver": best[0], "spacing": best[1], "geometric_mean_mse": digits(means[best])}
+    return chosen
 
 
 def panel(name: str, guidance: float, config: SamplingBench, seed: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -105,28 +132,30 @@ def panel(name: str, guidance: float, config: SamplingBench, seed: int) -> tuple
     condition, noise = prior.encode_text(test.prompts), seeded_noise(prior.latent_shape, most, seed)
     steps, batch = config.reference_steps, config.batch
     few = (condition.index(range(count)), noise[:count])
-    problem = PairedError(prior, *few, guidance, steps=steps, final="index0", batch=batch)
+    final = NoiseSchedule.from_config(prior.scheduler_config).final
+    problem = PairedError(prior, *few, guidance, steps=steps, final=final, batch=batch)
     sizes = (config.statistics_images, config.cells, config.statistics_steps, batch)
     statistics = measured(prior, guidance, *sizes, seed)
     rows, compared = [], solvers(prior, statistics)
     pace = _pace(prior, condition, noise, guidance, compared, config)
-    for label, build in compared.items():
-        for budget in config.budgets:
-            calls = steps_for(build(), budget)
-            if calls is None:
-                continue
-            drawn = most if budget in config.judged else count
-            levels = problem.schedule.grid(calls, "logsnr", "index0")
-            part = (condition.index(range(drawn)), noise[:drawn], levels, guidance)
-            states = run_sampler(prior, *part, build(), batch=batch)
-            row: dict[str, Any] = {"backbone": name, "guidance": guidance, "solver": label, "nfe": budget}
-            row |= {
-                "mse": bootstrapped(problem.errors(states[:count]).numpy()),
-                "seconds_per_image": digits(budget * pace[label], 3),
-            }
-            if budget in config.judged:
-                row |= scores(judge, decoded(prior, states), test.meanings, reference)
-            rows.append(row)
+    for label, spacing, budget in product(compared, SPACINGS, config.budgets):
+        build = compared[label]
+        calls = steps_for(build(), budget)
+        if calls is None or spacing not in spacings(label):
+            continue
+        drawn = most if budget in config.judged else count
+        levels = problem.schedule.grid(calls, spacing)
+        part = (condition.index(range(drawn)), noise[:drawn], levels, guidance)
+        states = run_sampler(prior, *part, build(), batch=batch)
+        row: dict[str, Any] = {"backbone": name, "guidance": guidance, "solver": label, "spacing": spacing}
+        row |= {
+            "nfe": budget,
+            "mse": bootstrapped(problem.errors(states[:count]).numpy()),
+            "seconds_per_image": digits(budget * pace[label], 3),
+        }
+        if budget in config.judged:
+            row |= scores(judge, decoded(prior, states), test.meanings, reference)
+        rows.append(row)
     memory = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
     facts = {"backbone": name, "guidance": guidance, "nfe_rows": prior.nfe, "peak_memory_mb": memory}
     return rows, {**facts, "seconds": round(time.perf_counter() - began, 1)}
@@ -149,7 +178,7 @@ def _pace(
     for label, build in compared.items():
         steps = next(n for n in range(calls, 0, -1) if build().calls(n) <= calls)
         counts[label] = build().calls(steps)
-        grid = schedule.grid(steps, "logsnr", "index0")
+        grid = schedule.grid(steps, USUAL)
         jobs[label] = partial(lambda build, grid: run_sampler(prior, *part, grid, guidance, build()), build, grid)
     times = interleaved(jobs, rounds)
     return {label: float(np.median(times[label])) / (counts[label] * images) for label in compared}
@@ -157,6 +186,7 @@ def _pace(
 
 def _plot(table: list[dict[str, Any]], key: str, label: str, path: Path) -> None:
     """Median paired error against a cost, a panel for each backbone and guidance."""
+    from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -164,10 +194,15 @@ def _plot(table: list[dict[str, Any]], key: str, label: str, path: Path) -> None
     figure = Figure(figsize=(5 * len(panels), 4.2), layout="constrained")
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         rows = [row for row in table if (row["backbone"], row["guidance"]) == panel]
-        for solver in dict.fromkeys(row["solver"] for row in rows):
-            line = [(row[key], row["mse"]["median"]) for row in rows if row["solver"] == solver]
-            style = "-" if ":" in solver else "--"
-            axes.plot(*zip(*line, strict=True), style, marker="o", markersize=3, linewidth=1, label=solver)
+        names = list(dict.fromkeys(row["solver"] for row in rows))
+        for solver, spacing in dict.fromkeys((row["solver"], row["spacing"]) for row in rows):
+            line = [
+                (row[key], row["mse"]["median"]) for row in rows if (row["solver"], row["spacing"]) == (solver, spacing)
+            ]
+            style = dict(zip(SPACINGS, ("-", ":", "--"), strict=True))[spacing]
+            label_of = solver if spacing == USUAL else f"{solver}, {spacing}"
+            colour = colormaps["tab20"](names.index(solver))
+            axes.plot(*zip(*line, strict=True), style, color=colour, marker=".", linewidth=1, label=label_of)
         axes.set(xscale="log", yscale="log", xlabel=label, title=f"{panel[0]}, guidance {panel[1]:g}")
         if key == "nfe":
             axes.set_xticks(sorted({row[key] for row in rows}))
@@ -175,6 +210,6 @@ def _plot(table: list[dict[str, Any]], key: str, label: str, path: Path) -> None
         axes.xaxis.set_minor_formatter("")
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("squared distance to the reference")
-    figure.axes[-1].legend(fontsize=7)
+    figure.axes[-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     with atomic_path(path) as temporary:
         FigureCanvasAgg(figure).print_png(str(temporary))

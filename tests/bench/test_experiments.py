@@ -18,6 +18,7 @@ from unproject.bench import (
     overhead,
     q_sched,
     runner,
+    sampling,
     toy_latents,
     usf_s3,
 )
@@ -195,3 +196,21 @@ def test_thinned_statistics_keep_both_ends_and_every_second_row():
     thin = dpm_solver_v3.thinned(ModelStatistics(lambdas, table, 2 * table, 3 * table))
     assert thin.lambdas.tolist() == [-2.0, 0.0, 2.0, 3.0]
     assert all(torch.equal(part[:, 0, 0, 0], k * thin.lambdas) for k, part in ((1, thin.ell), (2, thin.s), (3, thin.b)))
+
+
+def test_presets_are_the_least_geometric_mean_over_guidances_of_what_needs_no_calibration():
+    found = {
+        ("ddim", "trailing"): (0.04, 0.09),
+        ("dpm++", "trailing"): (0.01, 0.16),  # the least
+        ("dpm++", "karras"): (0.002, 0.9),
+        ("heun", "trailing"): (0.001,),  # at one guidance only
+        ("dpm-v3:2", "trailing"): (0.001, 0.001),
+    }
+    table = [
+        {"guidance": guidance, "solver": solver, "spacing": spacing, "nfe": nfe, "mse": {"mean": error * nfe}}
+        for (solver, spacing), errors in found.items()
+        for guidance, error in zip((1.5, 5.0), errors)
+        for nfe in (8, 20)
+    ]
+    chosen = sampling.presets(table, (20,))
+    assert chosen == {"20": {"solver": "dpm++", "spacing": "trailing", "geometric_mean_mse": 0.8}}

@@ -94,5 +94,5 @@ def _power_grid(calls: int, count: int, centre: int, power: float, complex_root:
     low, high = (np.sign(ends) * np.abs(ends) ** (1 / power)) if not complex_root else ends ** (1 / power)
     places = np.linspace(low, high, count + 1)
     values = (places**power).real if complex_root else np.sign(places) * np.abs(places) ** power
-    steps = {int(value) + centre for value in values[:-1]}
+    steps = {int(value) + centre for value in np.round(values[:-1], 9)}  # -c itself is not a hair above -c
     return sorted({0, *(step for step in steps if 0 <= step < calls)})

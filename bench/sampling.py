@@ -103,17 +103,23 @@ def run(context: Context) -> dict[str, Any]:
     _plot(table, "nfe", "network calls per image and branch", context.picture("-nfe"))
     _plot(table, "seconds_per_image", "seconds per image", context.picture("-seconds"))
     made = {"config": asdict(config), "seeds": [context.seed], "table": table}
-    return made | {"presets": presets(table, config.chosen), "panels": [facts for _, facts in panels]}
+    flow = NoiseSchedule.from_config(load_prior(context.prior).scheduler_config).flow
+    chosen = presets(table, config.chosen, (USUAL,) if flow else SPACINGS)
+    return made | {"presets": chosen, "panels": [facts for _, facts in panels]}
 
 
-def presets(table: list[dict[str, Any]], budgets: Sequence[int]) -> dict[str, dict[str, Any]]:
-    """At each budget, of what needs no calibration, the least geometric mean of the errors over the guidances."""
+def presets(table: list[dict[str, Any]], budgets: Sequence[int], allowed: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """At each budget, of what needs no calibration, the least geometric mean of the errors over the guidances.
+
+    Flows keep the usual spacing: those in lambda leave out the shift that many of them are trained with.
+    """
     chosen: dict[str, dict[str, Any]] = {}
     guidances = {row["guidance"] for row in table}
     for budget in budgets:
         errors: dict[tuple[str, str], list[float]] = {}
         for row in table:
-            if row["nfe"] == budget and not row["solver"].startswith(CALIBRATED):
+            free = not row["solver"].startswith(CALIBRATED)
+            if free and row["nfe"] == budget and row["spacing"] in allowed:
                 errors.setdefault((row["solver"], row["spacing"]), []).append(row["mse"]["mean"])
         means = {which: float(np.exp(np.log(found).mean())) for which, found in errors.items()}
         best = min((which for which in means if len(errors[which]) == len(guidances)), key=means.__getitem__)

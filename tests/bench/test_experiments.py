@@ -212,5 +212,6 @@ def test_presets_are_the_least_geometric_mean_over_guidances_of_what_needs_no_ca
         for guidance, error in zip((1.5, 5.0), errors)
         for nfe in (8, 20)
     ]
-    chosen = sampling.presets(table, (20,))
+    chosen = sampling.presets(table, (20,), ("trailing", "karras"))
     assert chosen == {"20": {"solver": "dpm++", "spacing": "trailing", "geometric_mean_mse": 0.8}}
+    assert sampling.presets(table, (8,), ("karras",))["8"]["spacing"] == "karras"

@@ -136,8 +136,8 @@ def test_a_calibration_is_made_used_and_refused(
 def test_a_chosen_noise_belongs_to_its_solver_and_steps(tiny_run: TinyRun) -> None:
     made = (*CALIBRATE, "--what", "boundary", "--steps", "3", "--candidates", "2", "-o", "noise.safetensors")
     assert tiny_run(*made)[0] == 0
-    code, out = tiny_run(*DRAW, "--boundary", "noise.safetensors", "--solver", "unipc")
-    assert (code, "chosen for the solver dpm++, not unipc" in out) == (2, True)
+    code, out = tiny_run(*DRAW, "--boundary", "noise.safetensors", "--solver", "dpm++")
+    assert (code, "chosen for the solver unipc, not dpm++" in out) == (2, True)
     code, out = tiny_run("text-to-image", "a dog", "--steps", "4", "--boundary", "noise.safetensors")
     assert (code, "chosen for 3 steps, not 4" in out) == (2, True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import get_args, get_type_hints
 
 import pytest
@@ -16,7 +17,9 @@ from unproject.pipelines.edit_image import EditImage
 from unproject.pipelines.quality import Quality, own_steps, presets, settings
 from unproject.pipelines.text_to_image import TextToImage
 from unproject.utils.errors import InputError
+from unproject.utils.files import read_json
 
+RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
 FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 1.0}
 
 
@@ -78,6 +81,14 @@ def test_the_table_names_known_solvers_and_grows_with_quality() -> None:
         assert all(preset.solver.partition(":")[0] in SOLVERS for preset in table.values())
         assert table["fast"].steps <= table["balanced"].steps <= table["best"].steps
     assert own_steps("fast") < own_steps("balanced") == own_steps("native") < own_steps("best")
+
+
+@pytest.mark.parametrize(("path", "experiment"), [("vp", "sampling"), ("flow", "sampling-dit")])
+def test_presets_are_what_the_experiment_chose(path: str, experiment: str) -> None:
+    chosen = read_json(RESULTS / f"{experiment}.json")["presets"]
+    for preset in getattr(presets(), path).values():
+        found = chosen[str(preset.steps)]
+        assert (preset.solver, preset.spacing or "trailing") == (found["solver"], found["spacing"])
 
 
 def test_methods_with_their_own_solver_take_their_steps_from_quality() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..utils.errors import InputError
 from .common import check_range
@@ -29,6 +29,8 @@ class SamplingCommand(QualityCommand):
     solver: str | None = None
     """ddim, dpm++, dpm++3m, unipc, euler, heun, ghvb, hb, or one of the patterns dpm-v3[:ORDER], ghvb:R,BETA,
     ghvb:NUMBER, hb:R,BETA, hb:SOLVER,BETA, usf:FILE, edict[:MIXING] (default: that of --quality)."""
+    spacing: Literal["trailing", "leading", "linspace", "logsnr", "karras"] | None = None
+    """Where the steps are: as diffusers spaces them, even in lambda, by Karras' rule (default: that of --quality)."""
     eta: float = 0.0
     """Randomness of ddim, 0 to 1."""
     statistics: Path | None = None
@@ -135,6 +137,7 @@ class SamplingCommand(QualityCommand):
             "height": self.size,
             "width": self.size,
             "solver": self.solver,
+            "spacing": self.spacing,
             "eta": self.eta,
             "batch_size": self.batch,
         }
@@ -144,7 +147,13 @@ class SamplingCommand(QualityCommand):
 
             name, share = self.second_model()
             first = load_prior(name, **PriorCommand.placement(self.at(name)))
-            return with_first_model(pipe, first, share, steps=self.steps, solver=self.solver, size=self.size), options
+            grid: dict[str, Any] = {
+                "steps": self.steps,
+                "solver": self.solver,
+                "spacing": self.spacing,
+                "size": self.size,
+            }
+            return with_first_model(pipe, first, share, **grid), options
         options |= calibrated(
             pipe,
             guidance=self.guidance,

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..core.priors import Prior
 from ..core.sampling import GaussianPrior, Level, TeleportInit, TimeRemap
 from ..core.sampling.boundary import BoundaryNoise
+from ..core.sampling.grids import Spacing
 from ..core.sampling.init import Init, Start
 from ..core.sampling.model_schedule import switched
 from .sampling_parts import latent_shape, mark
@@ -94,13 +95,14 @@ def with_first_model(
     *,
     steps: int | None = None,
     solver: str | None = None,
+    spacing: Spacing | None = None,
     size: int | None = None,
 ) -> TextToImage:
     """A pipeline in which `first` answers in the noisy `share` of the steps, the pipe's own prior in the rest.
 
-    Steps, solver and size are those of the call. What suits the pipe's own prior goes on to be the default.
+    Steps, solver, spacing and size are those of the call. What suits the pipe's own prior goes on to be the default.
     """
-    levels = pipe.levels(pipe.method(solver), latent_shape(pipe.prior, size, size), steps)
+    levels = pipe.levels(pipe.method(solver), latent_shape(pipe.prior, size, size), steps, spacing)
     both = switched(first, pipe.prior, levels, share)
     both.recommended = pipe.prior.recommended
     return TextToImage(both, pipe.quality)

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from unproject.cli.priors import QualityCommand
+from unproject.cli.sampling import SamplingCommand
 from unproject.core.priors import GaussianMixturePrior
 from unproject.core.sampling import NoiseSchedule
+from unproject.core.sampling.grids import SPACINGS
 from unproject.core.sampling.solvers import SOLVERS
 from unproject.pipelines.edit_image import EditImage
 from unproject.pipelines.quality import Quality, own_steps, presets, settings
@@ -102,3 +104,4 @@ def test_an_unknown_quality_is_refused_and_the_command_line_knows_them_all() -> 
     with pytest.raises(InputError, match="quality='ultra' is unknown; have fast, balanced, best, native"):
         TextToImage(mixture(), "ultra")
     assert get_args(get_type_hints(QualityCommand)["quality"]) == get_args(Quality)
+    assert get_args(get_args(get_type_hints(SamplingCommand)["spacing"])[0]) == SPACINGS

@@ -9,6 +9,7 @@ the transformer.
 
 from __future__ import annotations
 
+import math
 import resource
 import time
 from collections.abc import Callable, Sequence
@@ -66,6 +67,7 @@ QUICK = SamplingBench(4, 2, 12, (3, 5), (1.5,), (5,), 6, 8, 3, 2, 4, clocked=(2,
 USUAL: Spacing = "trailing"
 SPACINGS: tuple[Spacing, ...] = (USUAL, "logsnr", "karras")
 CALIBRATED = "dpm-v3"
+SAFE_FROM = 10  # calls
 
 
 def solvers(prior: Prior, statistics: ModelStatistics) -> dict[str, Callable[[], Solver]]:
@@ -111,18 +113,28 @@ def run(context: Context) -> dict[str, Any]:
 def presets(table: list[dict[str, Any]], budgets: Sequence[int], allowed: Sequence[str]) -> dict[str, dict[str, Any]]:
     """At each budget, of what needs no calibration, the least geometric mean of the errors over the guidances.
 
-    Flows keep the usual spacing: those in lambda leave out the shift that many of them are trained with.
+    Nor may it lose to the first solver of the table, of order one, at any guidance from `SAFE_FROM` calls on: users
+    keep a preset's solver and change its steps. Flows keep the usual spacing: those in lambda leave out the shift that
+    many of them are trained with.
     """
+    errors = {
+        (row["solver"], row["spacing"], row["nfe"], row["guidance"]): row["mse"]["mean"]
+        for row in table
+        if row["spacing"] in allowed and not row["solver"].startswith(CALIBRATED)
+    }
+    guidances, calls = sorted({key[3] for key in errors}), sorted({key[2] for key in errors})
+    ways = list(dict.fromkeys(key[:2] for key in errors))
+    plain = ways[0]
+
+    def safe(way: tuple[str, str]) -> bool:
+        pairs = [(n, g) for n in calls if n >= SAFE_FROM for g in guidances if (*way, n, g) in errors]
+        return all(errors[(*way, *pair)] <= errors[(*plain, *pair)] for pair in pairs)
+
     chosen: dict[str, dict[str, Any]] = {}
-    guidances = {row["guidance"] for row in table}
     for budget in budgets:
-        errors: dict[tuple[str, str], list[float]] = {}
-        for row in table:
-            free = not row["solver"].startswith(CALIBRATED)
-            if free and row["nfe"] == budget and row["spacing"] in allowed:
-                errors.setdefault((row["solver"], row["spacing"]), []).append(row["mse"]["mean"])
-        means = {which: float(np.exp(np.log(found).mean())) for which, found in errors.items()}
-        best = min((which for which in means if len(errors[which]) == len(guidances)), key=means.__getitem__)
+        able = [way for way in ways if safe(way) and all((*way, budget, g) in errors for g in guidances)]
+        means = {way: math.exp(np.mean([math.log(errors[(*way, budget, g)]) for g in guidances])) for way in able}
+        best = min(means, key=means.__getitem__)
         chosen[str(budget)] = {"solver": best[0], "spacing": best[1], "geometric_mean_mse": digits(means[best])}
     return chosen
 

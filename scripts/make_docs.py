@@ -70,8 +70,11 @@ def fill(text: str, results: Path) -> str:
             raise InputError(
                 f"the page wants a table of {match[2]}, but {path.name} is missing; run unproject bench {match[2]}"
             )
+        result, rows = read_json(path), match[3] or "table"
+        if rows not in result:
+            raise InputError(f"the page wants the list {rows!r} of {path.name}, which holds {', '.join(result)}")
         columns = match[4].split(",") if match[4] else None
-        return match[1] + table(read_json(path)[match[3] or "table"], columns) + match[6]
+        return match[1] + table(result[rows], columns) + match[6]
 
     return BLOCK.sub(replace, text)
 

@@ -35,6 +35,7 @@ from ..toybox.dataset import RenderedSet
 from ..toybox.judge_train import JudgeConfig, JudgeObjective, labelled
 from ..utils.configs import load_config
 from ..utils.errors import InputError
+from ..utils.files import read_json
 
 
 @dataclass(frozen=True)
@@ -272,11 +273,16 @@ def begin_with(network: nn.Module, given: nn.Module, folder: str) -> None:
 
 def begin_with_pipeline(objective: FlowObjective, folder: str) -> None:
     """Copies transformer and text encoders of a pipeline; the embedding of a word goes where the objective's own
-    tokenizer numbers it. Raises InputError when words or shapes differ."""
+    tokenizer numbers it. Raises InputError for another kind of pipeline, and when words or shapes differ."""
+    kind = read_json(Path(folder) / "model_index.json").get("_class_name")
+    if kind != "StableDiffusion3Pipeline":
+        raise InputError(f"start_from={folder} is a {kind}; a flow begins with a StableDiffusion3Pipeline or a run")
     given = StableDiffusion3Pipeline.from_pretrained(folder, text_encoder_3=None, tokenizer_3=None)
     theirs, mine = given.tokenizer.get_vocab(), objective.tokenizer.get_vocab()
     if theirs.keys() != mine.keys():
-        raise InputError(f"start_from={folder} knows {len(theirs)} tokens, not the same {len(mine)} as tokenizer")
+        raise InputError(
+            f"start_from={folder} does not know the words of the recipe's tokenizer; set tokenizer={folder}/tokenizer"
+        )
     for name, module in objective.modules.items():
         begin_with(module, getattr(given, name), folder)
     order = torch.tensor([theirs[token] for token in sorted(mine, key=mine.__getitem__)])

@@ -123,6 +123,8 @@ def test_tables_are_made_from_results(tmp_path):
     write_json(tmp_path / "judge.json", {"table": rows, "edits": [{"method": "x", "n": 2}]})
     made = make_docs.fill("<!-- table:judge/edits:n,method -->\n<!-- /table -->", tmp_path)
     assert made.split("\n")[3] == "| 2 | x |"
+    with pytest.raises(InputError, match=r"the list 'edit' of judge\.json, which holds table, edits"):
+        make_docs.fill("<!-- table:judge/edit -->\n<!-- /table -->", tmp_path)
     assert make_docs.cell({"ratio": 0.5, "low": 0.25, "high": 1}) == "0.500 (0.250-1.000)"
     with pytest.raises(InputError, match=r"sampling\.json is missing; run unproject bench sampling"):
         make_docs.fill(page.replace("judge", "sampling"), tmp_path)

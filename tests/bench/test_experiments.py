@@ -200,10 +200,11 @@ def test_thinned_statistics_keep_both_ends_and_every_second_row():
 
 def test_presets_are_the_least_geometric_mean_over_guidances_of_what_needs_no_calibration():
     found = {
-        ("ddim", "trailing"): (0.04, 0.09),
+        ("ddim", "trailing"): (0.04, 0.2),
         ("dpm++", "trailing"): (0.01, 0.16),  # the least
-        ("dpm++", "karras"): (0.002, 0.9),
+        ("dpm++", "karras"): (0.002, 0.9),  # likewise
         ("heun", "trailing"): (0.001,),  # at one guidance only
+        ("ghvb:4,0.8", "trailing"): (0.0001, 0.3),  # loses to the first at one guidance
         ("dpm-v3:2", "trailing"): (0.001, 0.001),
     }
     table = [
@@ -215,3 +216,5 @@ def test_presets_are_the_least_geometric_mean_over_guidances_of_what_needs_no_ca
     chosen = sampling.presets(table, (20,), ("trailing", "karras"))
     assert chosen == {"20": {"solver": "dpm++", "spacing": "trailing", "geometric_mean_mse": 0.8}}
     assert sampling.presets(table, (8,), ("karras",))["8"]["spacing"] == "karras"
+    few = [row for row in table if row["nfe"] == 8]
+    assert sampling.presets(few, (8,), ("trailing",))["8"]["solver"] == "ghvb:4,0.8"  # where few calls are all there is

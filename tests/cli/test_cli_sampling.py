@@ -160,6 +160,8 @@ def test_a_searched_solver_needs_nothing_but_its_file(tiny_run: TinyRun) -> None
     use = ("text-to-image", "a red chair", "--solver", "usf:solver.safetensors")
     assert tiny_run(*use, "-o", "a.png")[0] == 0
     assert json.loads(Path("a.run.json").read_text())["nfe"]["denoiser"] == 6
+    code, out = tiny_run(*use, "--spacing", "karras")
+    assert (code, "spacing=karras: this solver brings levels of its own" in out) == (2, True)
     code, out = tiny_run(*use, "--guidance", "1.5")
     assert (code, "solver.safetensors was made for guidance 3 (now 1.5)" in out) == (2, True)
 

@@ -145,5 +145,7 @@ def test_a_flow_can_begin_with_a_pipeline_whose_words_have_other_numbers(tmp_pat
         torch.testing.assert_close(here, there.float(), rtol=2e-3, atol=2e-3)
     assert (mine.embed(["a cat"])[1] - mine.embed(["a car"])[1]).abs().max() > 1e-2
     fewer = FlowObjective(FlowConfig(networks), build_tokenizer(["a", "cat"]), vae)
-    with pytest.raises(InputError, match="not the same"):
+    with pytest.raises(InputError, match="set tokenizer="):
         recipes.begin_with_pipeline(fewer, folder)
+    with pytest.raises(InputError, match="is a StableDiffusionPipeline; a flow begins with"):
+        recipes.begin_with_pipeline(mine, str(ROOT / "weights" / "toybox"))

@@ -45,10 +45,10 @@ class SamplingBench:
     images: int = 24
     """compared with the reference"""
     reference_groups: int = 150
-    reference_steps: int = 200
+    reference_steps: int = 500
     budgets: tuple[int, ...] = (3, 5, 6, 8, 10, 20, 50)
     guidances: tuple[float, ...] = (1.5, 5.0)
-    judged: tuple[int, ...] = (8,)
+    judged: tuple[int, ...] = (5, 8)
     """budgets at which accuracy and toy-FID are measured too"""
     judged_images: int = 200
     statistics_images: int = 80

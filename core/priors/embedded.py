@@ -16,7 +16,7 @@ from ...utils.errors import InputError
 from ...utils.files import read_json, write_json
 from .base import Condition, Recommended
 from .diffusers import DiffusersPrior, StableDiffusion3Prior, StableDiffusionPrior, paired
-from .multiview import MultiViewUNet, read_manifest
+from .multiview import MultiViewUNet
 
 VOCABULARY_FILE = "vocabulary.json"
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*|[^\w\s.,;:!?'\"()/_-]+")  # words, or runs of symbols such as emoji
@@ -106,7 +106,7 @@ class MultiViewPrior(EmbeddedPrior):
         """See Prior.save: the multi-view files, and everything else in base/."""
         folder = Path(folder)
         super().save(folder / "base")
-        return self.views.save(folder, base="base")
+        return self.views.save(folder, base="base", shared=True)
 
 
 def read_vocabulary(folder: Path) -> tuple[str, ...]:
@@ -124,12 +124,3 @@ def write_vocabulary(folder: Path, words: tuple[str, ...]) -> None:
     """Writes vocabulary.json when there are words."""
     if words:
         write_json(folder / VOCABULARY_FILE, list(words))
-
-
-def multiview_base(folder: Path) -> Path | str:
-    """Where the parts a multi-view folder shares live: inside it, beside it, or the name of a prior."""
-    base = str(read_manifest(folder)["base"])
-    for candidate in (folder / base, folder.parent / base):
-        if (candidate / "model_index.json").is_file():
-            return candidate
-    return base

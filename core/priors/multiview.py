@@ -119,11 +119,15 @@ class MultiViewUNet(nn.Module):
         self.unet.set_attn_processor(AttnProcessor2_0())
         return self.unet
 
-    def save(self, folder: str | Path, base: str = "toybox", **extra: object) -> Path:
-        """Writes unet/, camera_embedding.safetensors and mv.json; `base` names the sibling folder with the rest."""
+    def save(self, folder: str | Path, base: str = "toybox", shared: bool = False, **extra: object) -> Path:
+        """Writes unet/, camera_embedding.safetensors and mv.json; `base` names the sibling folder with the rest.
+
+        `shared`: the base has this very U-Net, so it is not written twice.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self.unet.save_pretrained(folder / "unet")
+        if not shared:
+            self.unet.save_pretrained(folder / "unet")
         with atomic_path(folder / "camera_embedding.safetensors") as temporary:
             save_file({k: v.contiguous() for k, v in self.camera_embedding.state_dict().items()}, temporary)
         write_json(folder / "mv.json", {"base": base, "camera_dim": CAMERA_DIM, **extra})
@@ -131,17 +135,21 @@ class MultiViewUNet(nn.Module):
 
     @classmethod
     def load(cls, folder: str | Path, dtype: torch.dtype = torch.float32) -> MultiViewUNet:
-        """Reads what `save` wrote. Raises InputError when a file is missing or does not fit."""
+        """Reads what `save` wrote; a shared U-Net comes from the base. Raises InputError when a file is missing or
+        does not fit."""
         folder = Path(folder)
         weights = folder / "camera_embedding.safetensors"
-        if not (folder / "unet").is_dir() or not weights.is_file():
-            raise InputError(f"{folder} is not a multi-view prior: it needs unet/ and camera_embedding.safetensors")
-        unet = UNet2DConditionModel.from_pretrained(folder / "unet", use_safetensors=True)
+        if not weights.is_file():
+            raise InputError(f"{folder} is not a multi-view prior: it needs camera_embedding.safetensors")
+        network = folder / "unet" if (folder / "unet").is_dir() else Path(base_of(folder)) / "unet"
+        if not network.is_dir():
+            raise InputError(f"{folder} is not a multi-view prior: neither it nor its base has unet/")
+        unet = UNet2DConditionModel.from_pretrained(network, use_safetensors=True)
         model = cls(unet)
         try:
             model.camera_embedding.load_state_dict(load_file(weights))
         except RuntimeError as error:
-            raise InputError(f"{weights} does not fit the U-Net beside it: {error}") from error
+            raise InputError(f"{weights} does not fit the U-Net in {network}: {error}") from error
         return model.to(dtype)
 
 
@@ -157,3 +165,13 @@ def read_manifest(folder: str | Path) -> dict[str, object]:
     if not isinstance(manifest, dict) or not isinstance(manifest.get("base"), str):
         raise InputError(f'{path} must name the base prior: {{"base": "toybox"}}')
     return manifest
+
+
+def base_of(folder: str | Path) -> Path | str:
+    """Where the parts a multi-view folder shares live: inside it, beside it, or the name of a prior."""
+    folder = Path(folder)
+    base = str(read_manifest(folder)["base"])
+    for candidate in (folder / base, folder.parent / base):
+        if (candidate / "model_index.json").is_file():
+            return candidate
+    return base

@@ -29,10 +29,9 @@ from .embedded import (
     EmbeddedFlowPrior,
     EmbeddedPrior,
     MultiViewPrior,
-    multiview_base,
     read_vocabulary,
 )
-from .multiview import MultiViewUNet
+from .multiview import MultiViewUNet, base_of
 from .mvdream import load_mvdream
 
 EMBEDDED = ("toybox", "toybox-mv", "toybox-dit")
@@ -152,7 +151,7 @@ def _load_folder(folder: Path, name: str, device: Any, dtype: torch.dtype, optio
 
 
 def _load_multiview(folder: Path, name: str, device: Any, dtype: torch.dtype, options: dict[str, Any]) -> Prior:
-    source = multiview_base(folder)
+    source = base_of(folder)
     with _quiet():
         views = MultiViewUNet.load(folder, dtype)
     parts = {"unet": views.unet, **options} if isinstance(source, Path) else options

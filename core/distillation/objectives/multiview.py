@@ -112,12 +112,13 @@ class MultiViewObjective(Objective):
         return (self.vae.decode(x / self.vae.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1)
 
     def save(self, out: str | Path, base: str = "toybox") -> Path:
-        """Writes unet/, camera_embedding.safetensors and mv.json in fp16; the rest stays in the folder `base`."""
+        """Writes the multi-view folder in fp16; the rest stays in the folder `base`, whose U-Net it is when the text
+        encoder learnt too: `save_base` writes it."""
         with folder_path(out) as temporary:
             copied = copy.deepcopy(self.unet).to("cpu", torch.float16)
             for tensor in (*copied.parameters(), *copied.buffers()):
                 tensor.data = tensor.data.contiguous()
-            copied.save(temporary, base, frames=FRAMES)
+            copied.save(temporary, base, shared=self.config.train_text, frames=FRAMES)
         return Path(out)
 
     def save_base(self, out: str | Path) -> Path:

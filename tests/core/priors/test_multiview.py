@@ -127,6 +127,7 @@ def test_multiview_prior_from_files(tiny_folders, make_unet, tmp_path):
     dropped = prior.views(x, time, condition.null, cameras, 4)  # text dropped, camera kept
     torch.testing.assert_close(both[:4], dropped, rtol=1e-5, atol=1e-5)
     prior.save(tmp_path / "copy")
+    assert not (tmp_path / "copy" / "unet").exists()  # that of base/ is the same network
     torch.testing.assert_close(load_prior(tmp_path / "copy").predict(x, time, condition), out, rtol=1e-6, atol=1e-6)
 
 
@@ -198,6 +199,9 @@ def test_wrong_shapes_and_folders_are_named(make_unet, tmp_path):
         views(x, time, embeds, cameras, 3)
     with pytest.raises(InputError, match=r"expected \(4, 16\)"):
         views(x, time, embeds, cameras[:2], 4)
-    with pytest.raises(InputError, match="unet/"):
+    with pytest.raises(InputError, match=r"needs camera_embedding\.safetensors"):
         MultiViewUNet.load(tmp_path)
+    views.save(tmp_path / "mv", base="sd15", shared=True)
+    with pytest.raises(InputError, match="nor its base has unet/"):
+        MultiViewUNet.load(tmp_path / "mv")
     assert CameraEmbedding(8)(torch.ones(2, 16)).shape == (2, 8)

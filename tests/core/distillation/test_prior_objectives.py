@@ -336,9 +336,8 @@ def test_export_needs_a_codec(tokenizer, tmp_path):
 
 def multiview(exported, latents, **config) -> MultiViewObjective:
     base = StableDiffusionPipeline.from_pretrained(exported[1])
-    return MultiViewObjective(
-        MultiViewConfig(noise=replace(NOISE, **config)), base, ViewGroups(latents, Renders(), 0.0)
-    )
+    whole = MultiViewConfig(noise=replace(NOISE, **config))
+    return MultiViewObjective(whole, base, ViewGroups(latents, Renders(), 0.0))
 
 
 def test_groups_share_their_time_and_singles_equal_the_base(exported, latents, monkeypatch):

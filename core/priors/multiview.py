@@ -141,9 +141,12 @@ class MultiViewUNet(nn.Module):
         weights = folder / "camera_embedding.safetensors"
         if not weights.is_file():
             raise InputError(f"{folder} is not a multi-view prior: it needs camera_embedding.safetensors")
-        network = folder / "unet" if (folder / "unet").is_dir() else Path(base_of(folder)) / "unet"
+        home = folder if (folder / "unet").is_dir() else Path(base_of(folder))
+        network = home / "unet"
         if not network.is_dir():
-            raise InputError(f"{folder} is not a multi-view prior: neither it nor its base has unet/")
+            raise InputError(
+                f"{folder} is not a multi-view prior: neither it nor its base has unet/; put {home} beside it"
+            )
         unet = UNet2DConditionModel.from_pretrained(network, use_safetensors=True)
         model = cls(unet)
         try:

@@ -202,6 +202,6 @@ def test_wrong_shapes_and_folders_are_named(make_unet, tmp_path):
     with pytest.raises(InputError, match=r"needs camera_embedding\.safetensors"):
         MultiViewUNet.load(tmp_path)
     views.save(tmp_path / "mv", base="sd15", shared=True)
-    with pytest.raises(InputError, match="nor its base has unet/"):
+    with pytest.raises(InputError, match="nor its base has unet/; put sd15 beside it"):
         MultiViewUNet.load(tmp_path / "mv")
     assert CameraEmbedding(8)(torch.ones(2, 16)).shape == (2, 8)

@@ -56,6 +56,8 @@ EXPERIMENTS: dict[str, Experiment] = {
     "embedded-dit": Experiment("What the embedded transformer draws: accuracy, toy-FID, sweeps", "embedded_prior", DIT),
     "noiseshift-dit": Experiment("Recalibrated times of the transformer at its three sizes", "noiseshift", DIT),
     "sampling-dit": Experiment("Every solver on the transformer: quality against calls and seconds", "sampling", DIT),
+    "sampling-judged": Experiment("What solvers draw in 3 to 50 calls: accuracy, toy-FID", "sampling_judged"),
+    "sampling-judged-dit": Experiment("The same of the transformer", "sampling_judged", DIT),
 }
 
 

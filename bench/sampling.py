@@ -35,7 +35,7 @@ from ..toybox.judge import Judge
 from ..utils.files import atomic_path
 from .dpm_solver_v3 import measured
 from .runner import Context, bootstrapped, digits, interleaved
-from .toy_latents import decoded, features, renders, run_sampler, scores, seeded_noise
+from .toy_latents import Renders, decoded, features, renders, run_sampler, scores, seeded_noise
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,34 @@ USUAL: Spacing = "trailing"
 SPACINGS: tuple[Spacing, ...] = (USUAL, "logsnr", "karras")
 CALIBRATED = "dpm-v3"
 SAFE_FROM = 10  # calls
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Sentences of the test split with a noise each, and the renders that what is drawn of them is compared with."""
+
+    judge: Judge
+    asked: Renders
+    reference: Tensor  # features (N, D)
+    condition: Condition
+    noise: Tensor  # (n, C, h, w)
+
+    @classmethod
+    def of(cls, prior: Prior, count: int, reference_groups: int, seed: int) -> Questions:
+        """The first `count` sentences; the renders are of the objects behind them."""
+        judge, asked = Judge.from_pretrained(), renders("test", count, views=1)
+        reference = features(judge, renders("test", reference_groups, first=count).images)
+        return cls(
+            judge, asked, reference, prior.encode_text(asked.prompts), seeded_noise(prior.latent_shape, count, seed)
+        )
+
+    def first(self, count: int) -> tuple[Condition, Tensor]:
+        """Condition and noise of the first of them."""
+        return self.condition.index(range(count)), self.noise[:count]
+
+    def scores(self, prior: Prior, states: Tensor) -> dict[str, Any]:
+        """Accuracy and toy-FID of the latents (n, C, h, w) drawn of all of them."""
+        return scores(self.judge, decoded(prior, states), self.asked.meanings, self.reference)
 
 
 def solvers(prior: Prior, statistics: ModelStatistics) -> dict[str, Callable[[], Solver]]:
@@ -143,19 +171,15 @@ def panel(name: str, guidance: float, config: SamplingBench, seed: int) -> tuple
     """The rows of one backbone at one guidance, in one thread, and what they cost."""
     torch.set_num_threads(1)
     began = time.perf_counter()
-    prior, judge = load_prior(name), Judge.from_pretrained()
-    count, most = config.images, max(config.images, config.judged_images)
-    test = renders("test", most, views=1)
-    reference = features(judge, renders("test", config.reference_groups, first=most).images)
-    condition, noise = prior.encode_text(test.prompts), seeded_noise(prior.latent_shape, most, seed)
-    steps, batch = config.reference_steps, config.batch
-    few = (condition.index(range(count)), noise[:count])
-    final = NoiseSchedule.from_config(prior.scheduler_config).final
-    problem = PairedError(prior, *few, guidance, steps=steps, final=final, batch=batch)
+    prior, most = load_prior(name), max(config.images, config.judged_images)
+    questions = Questions.of(prior, most, config.reference_groups, seed)
+    count, batch, final = config.images, config.batch, NoiseSchedule.from_config(prior.scheduler_config).final
+    few = questions.first(count)
+    problem = PairedError(prior, *few, guidance, steps=config.reference_steps, final=final, batch=batch)
     sizes = (config.statistics_images, config.cells, config.statistics_steps, batch)
     statistics = measured(prior, guidance, *sizes, seed)
     rows, compared = [], solvers(prior, statistics)
-    pace = _pace(prior, condition, noise, guidance, compared, config)
+    pace = _pace(prior, *few, guidance, compared, config)
     for label, spacing, budget in product(compared, SPACINGS, config.budgets):
         build = compared[label]
         calls = steps_for(build(), budget)
@@ -163,8 +187,7 @@ def panel(name: str, guidance: float, config: SamplingBench, seed: int) -> tuple
             continue
         drawn = most if budget in config.judged else count
         levels = problem.schedule.grid(calls, spacing)
-        part = (condition.index(range(drawn)), noise[:drawn], levels, guidance)
-        states = run_sampler(prior, *part, build(), batch=batch)
+        states = run_sampler(prior, *questions.first(drawn), levels, guidance, build(), batch=batch)
         row: dict[str, Any] = {"backbone": name, "guidance": guidance, "solver": label, "spacing": spacing}
         row |= {
             "nfe": budget,
@@ -172,7 +195,7 @@ def panel(name: str, guidance: float, config: SamplingBench, seed: int) -> tuple
             "seconds_per_image": digits(budget * pace[label], 3),
         }
         if budget in config.judged:
-            row |= scores(judge, decoded(prior, states), test.meanings, reference)
+            row |= questions.scores(prior, states)
         rows.append(row)
     memory = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
     facts = {"backbone": name, "guidance": guidance, "nfe_rows": prior.nfe, "peak_memory_mb": memory}

@@ -18,7 +18,7 @@ from unproject.core.sampling import NoiseSchedule
 from unproject.geometry.cameras import Camera, opencv_from_opengl
 from unproject.geometry.meshes import Mesh
 from unproject.geometry.raycast import RayMesh
-from unproject.pipelines.held_targets import FitConfig, HeldTargets
+from unproject.pipelines.held_targets import FitConfig, HeldTargets, RayBatch, exchanged
 from unproject.pipelines.mesh_health import CollapsedError, Health, HealthConfig
 from unproject.pipelines.mesh_priors import ViewTextGuide, make_guide
 from unproject.pipelines.mesh_schedule import stretched
@@ -279,6 +279,25 @@ def test_the_backdrop_is_what_the_border_shows():
         held.add(camera, torch.full((2, 3), 0.1), target, torch.ones(2))
         seen = held.sets[0][:, 6:9].view(2, 64, 3)
         torch.testing.assert_close(seen, torch.tensor(expected)[:, None, None].expand(2, 64, 3))
+
+
+def test_an_exchanged_backdrop_tells_gaps_from_surfaces_of_its_colour():
+    """A gap shows the new backdrop, an object its own colour; only a painted backdrop is wrong before the new one."""
+    behind, red = torch.tensor([0.6, 0.6, 0.6]), torch.tensor([0.8, 0.1, 0.1])
+    gap = torch.arange(2000) % 2 == 0
+    target = torch.where(gap[:, None], behind, red)
+    batch = RayBatch(
+        torch.zeros(2000, 3), torch.zeros(2000, 3), behind.expand(2000, 3), target, *torch.ones(2, 2000, 1)
+    )
+    seen = exchanged(batch, 0.2, generator(0))
+    torch.testing.assert_close(seen.target[gap], seen.background[gap])
+    torch.testing.assert_close(seen.target[~gap], target[~gap])
+    assert seen.background.std(0).sub(12**-0.5).abs().max() < 0.02  # uniform in [0, 1]
+    for batch_of, right in ((batch, True), (seen, False)):
+        painted = (behind - batch_of.target)[gap].square().mean()
+        assert (painted < 1e-9) == right
+    with pytest.raises(InputError, match=r"fit\.matte=-1"):
+        FitConfig(matte=-1)
 
 
 def test_camera_groups_are_ninety_degrees_apart_and_share_the_rest():

@@ -128,7 +128,7 @@ def run(context: Context) -> dict[str, Any]:
     for steps in config.step_counts:
         measure("step sweep", config.sweep_images, steps, own)
     shown = [i.permute(1, 2, 0).numpy() for i in images[:48]]
-    save_image(context.picture(), grid(shown, columns=8, labels=prompts[:48]))
+    save_image(context.picture(), grid(shown, columns=8, labels=prompts[:48], scale=2))
     both, nouns = score(judge, images, wanted)["both"], np.array([noun for noun, _ in wanted])
     by_noun = {n: spread(both[nouns == n])["mean"] for n in sorted(set(nouns.tolist()))}
     worst = dict(sorted(by_noun.items(), key=lambda item: item[1])[:10])

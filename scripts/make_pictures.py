@@ -42,8 +42,7 @@ def images(out: Path) -> Path:
     prompts = [p for p in PROMPTS for _ in range(2)]
     drawn = TextToImage.from_pretrained("toybox")(prompts, seed=0, output_type="np")
     assert isinstance(drawn, TextToImageOutput)
-    large = np.asarray(drawn.images).repeat(2, axis=1).repeat(2, axis=2)
-    return save_image(out / "images.png", grid(list(large), columns=7, labels=prompts))
+    return save_image(out / "images.png", grid(list(np.asarray(drawn.images)), columns=7, labels=prompts, scale=2))
 
 
 def geometry(out: Path, rooms: int = 3) -> Path:

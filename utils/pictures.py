@@ -153,9 +153,14 @@ def normals_to_rgb(normals: Any) -> Picture:
     return to_uint8(np.where(known, (np.nan_to_num(array) + 1) / 2, 1.0))
 
 
-def grid(images: Sequence[Any], columns: int, pad: int = 2, labels: Sequence[str] | None = None) -> Picture:
-    """Pictures of one size on a white sheet (H, W, 3), row by row, each with an optional label below it."""
-    tiles = [to_rgb8(image) for image in images]
+def grid(
+    images: Sequence[Any], columns: int, pad: int = 2, labels: Sequence[str] | None = None, scale: int = 1
+) -> Picture:
+    """Pictures of one size on a white sheet (H, W, 3), row by row, each with an optional label below it.
+
+    Each pixel becomes `scale` x `scale` of them.
+    """
+    tiles = [to_rgb8(image).repeat(scale, axis=0).repeat(scale, axis=1) for image in images]
     if not tiles or columns < 1:
         raise ValueError(f"a grid needs pictures and columns >= 1, got {len(tiles)} pictures and columns={columns}")
     if len({tile.shape for tile in tiles}) > 1:

@@ -208,6 +208,7 @@ def test_grid_places_pictures_and_labels() -> None:
     assert sheet.shape == (2 * 11 + 1, 2 * 21 + 1, 3)
     assert (sheet[1:11, 1:21] == 10).all() and (sheet[1:11, 22:42] == 20).all() and (sheet[12:22, 1:21] == 30).all()
     assert (sheet[12:22, 22:42] == 255).all()
+    assert np.array_equal(grid(tiles, 2, pad=2, scale=2)[::2, ::2], sheet)
     labelled = grid(tiles, 2, labels=["a", "b", "a very long label"])
     assert labelled.shape[0] > sheet.shape[0] and labelled.min() < 10
     with pytest.raises(ValueError, match="one size"):

@@ -6,8 +6,10 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from ..core.distillation.score import DivergedError
+from ..geometry.cameras import Camera
 from ..geometry.fields import Field
 from ..geometry.outputs import RenderOutput
 from ..utils.errors import InputError
@@ -21,8 +23,8 @@ class CollapsedError(DivergedError):
 class HealthConfig:
     """Limits; a state must last `patience` steps in a row to count."""
 
-    empty: float = 0.004  # mean alpha below which nothing is left
-    full: float = 0.62  # mean alpha above which the ball is full (a full ball covers about 0.7 of the views)
+    empty: float = 0.005  # mean alpha where the unit ball is seen, below which nothing is left
+    full: float = 0.92  # likewise, above which the ball is full (the largest sphere of the toybox: 0.72)
     largest: float = 1e4  # |parameter| above which it has exploded
     patience: int = 8
 
@@ -38,9 +40,9 @@ class Health:
         self.config = config
         self.streak = {"empty": 0, "full": 0}
 
-    def check(self, step: int, field: Field, render: RenderOutput, loss: float) -> None:
-        """Raises CollapsedError or DivergedError, naming step and remedy."""
-        cover = float(render.alpha.detach().mean())
+    def check(self, step: int, field: Field, render: RenderOutput, camera: Camera, loss: float) -> None:
+        """Raises CollapsedError or DivergedError, naming step and remedy; `render` is seen from `camera`."""
+        cover = float(render.alpha.detach()[sees_the_ball(camera)].mean())
         if not (math.isfinite(loss) and math.isfinite(cover)):
             raise DivergedError(f"step {step}: the loss is not finite; lower lr or set score.clip")
         for state, now in (("empty", cover < self.config.empty), ("full", cover > self.config.full)):
@@ -65,3 +67,10 @@ class Health:
             largest = float(parameter.abs().amax())
             if not math.isfinite(largest) or largest > self.config.largest:
                 raise DivergedError(f"step {step}: {name} reached {largest:.3g}; lower lr or set score.clip")
+
+
+def sees_the_ball(camera: Camera) -> Tensor:
+    """Pixels (B, H, W) whose rays meet the unit ball, which holds the object."""
+    origins, directions = camera.rays()
+    along = directions / directions.norm(dim=-1, keepdim=True)
+    return torch.linalg.cross(origins, along).norm(dim=-1) < 1

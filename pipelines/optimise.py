@@ -126,7 +126,7 @@ class Optimisation:
         seen = self._render(camera, background, "orientation" in terms)
         guidance = self.guide(self._for_prior(seen.rgb), camera, self.step, self.generator)
         loss, log = self._regularised(guidance.loss, seen, camera.rays()[1], terms)
-        self.health.check(self.step, self.field, seen, float(loss.detach()))
+        self.health.check(self.step, self.field, seen, camera, float(loss.detach()))
         self._descend(loss)
         self.last = seen
         return {**guidance.log, **log}
@@ -137,7 +137,7 @@ class Optimisation:
             seen = self._render(camera, background, normals=False)
             seen.extras.pop("snapshot")
             guidance = self.guide(self._for_prior(seen.rgb), camera, self.step, self.generator)
-        self.health.check(self.step, self.field, seen, float(guidance.loss))
+        self.health.check(self.step, self.field, seen, camera, float(guidance.loss))
         if guidance.target_rgb is None:
             raise InputError('fit.steps needs targets as images; set score.space to "image"')
         self.held.add(camera, background, guidance.target_rgb, guidance.weight)

@@ -19,7 +19,7 @@ from functools import partial
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -64,6 +64,7 @@ class SamplingBench:
 
 
 QUICK = SamplingBench(4, 2, 12, (3, 5), (1.5,), (5,), 6, 8, 3, 2, 4, clocked=(2, 3, 1), chosen=(3, 5))
+T = TypeVar("T")
 USUAL: Spacing = "trailing"
 SPACINGS: tuple[Spacing, ...] = (USUAL, "logsnr", "karras")
 CALIBRATED = "dpm-v3"
@@ -127,8 +128,9 @@ def steps_for(solver: Solver, calls: int) -> int | None:
 def run(context: Context) -> dict[str, Any]:
     """The table of the backbone, what each guidance cost, and two pictures."""
     config = QUICK if context.quick else SamplingBench()
-    with ProcessPoolExecutor(min(config.workers, len(config.guidances)), mp_context=get_context("spawn")) as pool:
-        panels = list(pool.map(partial(panel, context.prior, config=config, seed=context.seed), config.guidances))
+    panels = by_guidance(
+        partial(panel, context.prior, config=config, seed=context.seed), config.guidances, config.workers
+    )
     table = [row for rows, _ in panels for row in rows]
     _plot(table, "nfe", "network calls per image and branch", context.picture("-nfe"))
     _plot(table, "seconds_per_image", "seconds per image", context.picture("-seconds"))
@@ -136,6 +138,12 @@ def run(context: Context) -> dict[str, Any]:
     flow = NoiseSchedule.from_config(load_prior(context.prior).scheduler_config).flow
     chosen = presets(table, config.chosen, (USUAL,) if flow else SPACINGS)
     return made | {"presets": chosen, "panels": [facts for _, facts in panels]}
+
+
+def by_guidance(make: Callable[[float], T], guidances: Sequence[float], workers: int) -> list[T]:
+    """What `make` returns for each guidance, from processes of their own."""
+    with ProcessPoolExecutor(min(workers, len(guidances)), mp_context=get_context("spawn")) as pool:
+        return list(pool.map(make, guidances))
 
 
 def presets(table: list[dict[str, Any]], budgets: Sequence[int], allowed: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -182,11 +190,11 @@ def panel(name: str, guidance: float, config: SamplingBench, seed: int) -> tuple
     pace = _pace(prior, *few, guidance, compared, config)
     for label, spacing, budget in product(compared, SPACINGS, config.budgets):
         build = compared[label]
-        calls = steps_for(build(), budget)
-        if calls is None or spacing not in spacings(label):
+        steps = steps_for(build(), budget)
+        if steps is None or spacing not in spacings(label):
             continue
         drawn = most if budget in config.judged else count
-        levels = problem.schedule.grid(calls, spacing)
+        levels = problem.schedule.grid(steps, spacing)
         states = run_sampler(prior, *questions.first(drawn), levels, guidance, build(), batch=batch)
         row: dict[str, Any] = {"backbone": name, "guidance": guidance, "solver": label, "spacing": spacing}
         row |= {

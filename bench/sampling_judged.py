@@ -6,10 +6,8 @@ All run on the spacing of diffusers' users. `sampling-judged` asks the U-Net, `s
 
 from __future__ import annotations
 
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from multiprocessing import get_context
 from typing import Any
 
 import torch
@@ -18,7 +16,7 @@ from ..core.priors import load_prior
 from ..core.sampling import NoiseSchedule
 from .dpm_solver_v3 import measured
 from .runner import Context
-from .sampling import CALIBRATED, USUAL, Questions, solvers, steps_for
+from .sampling import CALIBRATED, USUAL, Questions, by_guidance, solvers, steps_for
 from .toy_latents import run_sampler
 
 FIRST = ("ddim", "euler")
@@ -48,8 +46,9 @@ QUICK = JudgedBench(6, 2, (3, 4), {4: FIRST}, (1.5,), (3, 4, 2))
 def run(context: Context) -> dict[str, Any]:
     """A row for each solver, guidance and budget."""
     config = QUICK if context.quick else JudgedBench()
-    with ProcessPoolExecutor(min(config.workers, len(config.guidances)), mp_context=get_context("spawn")) as pool:
-        panels = list(pool.map(partial(panel, context.prior, config=config, seed=context.seed), config.guidances))
+    panels = by_guidance(
+        partial(panel, context.prior, config=config, seed=context.seed), config.guidances, config.workers
+    )
     return {"config": asdict(config), "seeds": [context.seed], "table": [row for rows in panels for row in rows]}
 
 

@@ -23,8 +23,8 @@ class CollapsedError(DivergedError):
 class HealthConfig:
     """Limits; a state must last `patience` steps in a row to count."""
 
-    empty: float = 0.005  # mean alpha where the unit ball is seen, below which nothing is left
-    full: float = 0.92  # likewise, above which the ball is full (the largest sphere of the toybox: 0.72)
+    empty: float = 0.005  # mean alpha where the rendered ball is seen, below which nothing is left
+    full: float = 0.98  # likewise, above which the ball is full (a soft sphere of 0.85 m: 0.95)
     largest: float = 1e4  # |parameter| above which it has exploded
     patience: int = 8
 
@@ -36,13 +36,14 @@ class HealthConfig:
 class Health:
     """Watches the renders of each step."""
 
-    def __init__(self, config: HealthConfig) -> None:
-        self.config = config
+    def __init__(self, config: HealthConfig, radius: float) -> None:
+        """`radius` of the ball outside which nothing is rendered, metres."""
+        self.config, self.radius = config, radius
         self.streak = {"empty": 0, "full": 0}
 
     def check(self, step: int, field: Field, render: RenderOutput, camera: Camera, loss: float) -> None:
         """Raises CollapsedError or DivergedError, naming step and remedy; `render` is seen from `camera`."""
-        cover = float(render.alpha.detach()[sees_the_ball(camera)].mean())
+        cover = float(render.alpha.detach()[sees_the_ball(camera, self.radius)].mean())
         if not (math.isfinite(loss) and math.isfinite(cover)):
             raise DivergedError(f"step {step}: the loss is not finite; lower lr or set score.clip")
         for state, now in (("empty", cover < self.config.empty), ("full", cover > self.config.full)):
@@ -69,8 +70,8 @@ class Health:
                 raise DivergedError(f"step {step}: {name} reached {largest:.3g}; lower lr or set score.clip")
 
 
-def sees_the_ball(camera: Camera) -> Tensor:
-    """Pixels (B, H, W) whose rays meet the unit ball, which holds the object."""
+def sees_the_ball(camera: Camera, radius: float) -> Tensor:
+    """Pixels (B, H, W) whose rays meet the ball of this radius around the origin."""
     origins, directions = camera.rays()
     along = directions / directions.norm(dim=-1, keepdim=True)
-    return torch.linalg.cross(origins, along).norm(dim=-1) < 1
+    return torch.linalg.cross(origins, along).norm(dim=-1) < radius

@@ -92,7 +92,7 @@ class Optimisation:
         groups = self.field.param_groups(1.0)
         self.optimizer = torch.optim.Adam(groups, betas=config.adam_betas, eps=config.adam_eps)
         self.rates = [float(group["lr"]) for group in self.optimizer.param_groups]
-        self.health = Health(config.health)
+        self.health = Health(config.health, config.volume.radius)
         self.held = HeldTargets(config.fit)
         self.step = 0
         self.last: RenderOutput | None = None

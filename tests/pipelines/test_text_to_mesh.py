@@ -228,18 +228,18 @@ def test_collapse_is_noticed_early_and_names_the_remedy():
 
 def test_health_notices_full_volumes_and_wild_numbers():
     work = Optimisation(recipe().optimise, make_guide(recipe().score, BoxPrior(), "a box"), 0)
-    health = Health(HealthConfig(full=0.1, patience=2))
+    health = Health(HealthConfig(full=0.1, patience=2), 0.95)
     camera = draw_cameras(ViewConfig(), 12, generator(0))
     seen = work.picture(camera)
     health.check(0, work.field, seen, camera, 1.0)
     with pytest.raises(CollapsedError, match="filled up"):
         health.check(1, work.field, seen, camera, 1.0)
     with pytest.raises(DivergedError, match="step 3: the loss is not finite"):
-        Health(HealthConfig()).check(3, work.field, seen, camera, float("nan"))
+        Health(HealthConfig(), 0.95).check(3, work.field, seen, camera, float("nan"))
     with torch.no_grad():
         work.field.geometry[0].fill_(1e9)
     with pytest.raises(DivergedError, match=r"geometry\.0 reached"):
-        Health(HealthConfig()).check(10, work.field, seen, camera, 1.0)
+        Health(HealthConfig(), 0.95).check(10, work.field, seen, camera, 1.0)
 
 
 def test_unknown_words_warn_and_empty_prompts_raise():

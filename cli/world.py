@@ -18,8 +18,8 @@ class Toybox(Command):
     name: ClassVar[str] = "toybox"
     kinds: ClassVar[tuple[str, ...]] = (".png",)
 
-    kind: Literal["object", "scene", "room"] = "object"
-    """One object, two or three objects, or a furnished room."""
+    kind: Literal["object", "scene", "room", "street", "table"] = "object"
+    """One object, two or three objects, a furnished room, a street, or things close by in a room."""
     split: Literal["train", "val", "test", "heldout"] = "train"
     """Which part of the world; heldout holds combinations the other parts never contain."""
     index: int = 0
@@ -35,7 +35,7 @@ class Toybox(Command):
     render: bool = False
     """Render shards of a data set into --out instead of a sheet; an interrupted run goes on where it was."""
     groups: int = 1024
-    """With --render: number of groups (four views of an object or a room, two of a scene)."""
+    """With --render: number of groups (two views of a scene, four of anything else)."""
     geometry: bool = False
     """With --render: depth and normals too."""
     workers: int = 0

@@ -32,6 +32,7 @@ from ..tasks.geometry_head import GeometryHead, HeadConfig
 from ..tasks.train import HeadObjective, LossConfig, random_unet_like
 from ..toybox.captions import caption, vocabulary
 from ..toybox.dataset import RenderedSet
+from ..toybox.judge import Judge
 from ..toybox.judge_train import JudgeConfig, JudgeObjective, labelled
 from ..utils.configs import load_config
 from ..utils.errors import InputError
@@ -138,7 +139,7 @@ class JudgeRecipe:
     """rendered folders of indices that no generator trains on"""
     val: tuple[str, ...]
     start_from: str = ""
-    """folder of another judge's run whose averaged weights this one begins with; empty: from scratch"""
+    """folder of an exported judge or of another judge's run, which this one begins with; empty: from scratch"""
     model: JudgeConfig = field(default_factory=JudgeConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
@@ -237,7 +238,9 @@ def judge_job(values: dict[str, Any]) -> Job:
     recipe = load_config(JudgeRecipe, values)
     train = labelled(recipe.train)
     objective = JudgeObjective(recipe.model, train, labelled(recipe.val), recipe.trainer.seed)
-    if recipe.start_from:
+    if (Path(recipe.start_from) / "judge.json").is_file():
+        objective.begin_with(Judge.from_pretrained(recipe.start_from))
+    elif recipe.start_from:
         begin_with_run(objective.modules, recipe.start_from)
     return Job(recipe.trainer, objective, train, objective.save)
 

@@ -30,6 +30,8 @@ class AugmentConfig:
     """px of a random square window; 0 = the whole image"""
     zoom: float = 1.0
     """smallest share of the image's sides that a centred window keeps, enlarged to the image again: a longer lens"""
+    shapes: tuple[tuple[int, int], ...] = ()
+    """(width, height) px; each batch is given one of them: the largest centred window of that shape, at that size"""
     flip: bool = True
     texture: float = 0.0
     """largest standard deviation, in log units, of a coloured pattern of coarse to fine noise painted over the image"""
@@ -44,6 +46,8 @@ class AugmentConfig:
     def __post_init__(self) -> None:
         if not 0 < self.zoom <= 1:
             raise InputError(f"zoom={self.zoom} must lie in (0, 1], 1 = none")
+        if any(min(shape) < 8 for shape in self.shapes):
+            raise InputError(f"shapes={self.shapes} must be pairs (width, height) of at least 8 px")
         if not 0 <= self.grey <= 1 or self.texture < 0:
             raise InputError(f"grey={self.grey} must lie in [0, 1] and texture={self.texture} be at least 0")
 
@@ -66,10 +70,12 @@ class GeometryData:
 
     def batch(self, indices: np.ndarray, rng: np.random.Generator | None) -> dict[str, Any]:
         """The images at `indices`, augmented with `rng`, or cropped to the middle and plain without."""
-        rows = [self._row(int(i), rng) for i in indices]
+        shapes = self.augment.shapes
+        shape = shapes[int(rng.integers(len(shapes)))] if rng is not None and shapes else None
+        rows = [self._row(int(i), rng, shape) for i in indices]
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
-    def _row(self, index: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
+    def _row(self, index: int, rng: np.random.Generator | None, shape: tuple[int, int] | None) -> dict[str, np.ndarray]:
         which = int(np.searchsorted(self._ends, index, side="right"))
         part, inner = self.sets[which], np.array([index - (int(self._ends[which - 1]) if which else 0)])
         image = part.images(inner)[0]
@@ -78,8 +84,9 @@ class GeometryData:
         window = self._window(image.shape[:2], rng)
         image, depth_m, normals = image[window], depth_m[window], normals[window]
         if rng is not None:
-            if self.augment.zoom < 1:
-                image, depth_m, normals = zoomed(image, depth_m, normals, float(rng.uniform(self.augment.zoom, 1)))
+            share = float(rng.uniform(self.augment.zoom, 1)) if self.augment.zoom < 1 else 1.0
+            if share < 1 or shape is not None:
+                image, depth_m, normals = zoomed(image, depth_m, normals, share, shape)
             if self.augment.flip and rng.random() < 0.5:
                 image, depth_m = image[:, ::-1], depth_m[:, ::-1]
                 normals = normals[:, ::-1] * np.array([-1, 1, 1], np.float32)
@@ -111,18 +118,24 @@ class GeometryData:
 
 
 def zoomed(
-    image: np.ndarray, depth_m: np.ndarray, normals: np.ndarray, share: float
+    image: np.ndarray, depth_m: np.ndarray, normals: np.ndarray, share: float, size: tuple[int, int] | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The centred window with `share` of the sides, at the old size; depth and normals from the nearest pixel.
+    """`share` of the largest centred window of the shape of `size` (width, height; None: the image's), at that size.
 
-    A window around the centre is what a longer lens sees, so normals in camera axes keep their meaning.
+    Depth and normals come from the nearest pixel. A window around the centre is what a longer lens sees, so normals
+    in camera axes keep their meaning.
     """
     height, width = image.shape[:2]
-    left, top = (1 - share) / 2 * width, (1 - share) / 2 * height
+    to = np.array(size or (width, height))
+    window = share * min(width / to[0], height / to[1]) * to
+    left, top = (np.array([width, height]) - window) / 2
     picture = Image.fromarray(image).resize(
-        (width, height), Image.Resampling.BICUBIC, box=(left, top, left + share * width, top + share * height)
+        (int(to[0]), int(to[1])), Image.Resampling.BICUBIC, box=(left, top, left + window[0], top + window[1])
     )
-    rows, columns = (np.floor(n / 2 + share * (np.arange(n) + 0.5 - n / 2)).astype(int) for n in (height, width))
+    columns, rows = (
+        np.floor(n / 2 + part / count * (np.arange(count) + 0.5 - count / 2)).astype(int)
+        for n, part, count in zip((width, height), window, to, strict=True)
+    )
     nearest = np.ix_(rows, columns)
     return np.asarray(picture), depth_m[nearest], normals[nearest]
 

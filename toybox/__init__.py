@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from .catalogue import NOUNS
     from .dataset import RenderedSet, RenderJob, render_set
     from .judge import Judge
+    from .places import make_scene
     from .programs import draw
     from .render import Renderer, Rendering, render_views
     from .samples import Sample, sample
-    from .scenes import make_scene
     from .sensor import SensorModel, sense
     from .sheet import write_noun_sheet, write_sheet
 
@@ -58,7 +58,7 @@ _HOMES = {
     "SensorModel": "sensor",
     "caption": "captions",
     "draw": "programs",
-    "make_scene": "scenes",
+    "make_scene": "places",
     "parse": "captions",
     "render_set": "dataset",
     "render_views": "render",

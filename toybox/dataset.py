@@ -22,18 +22,30 @@ from ..utils.errors import InputError
 from ..utils.files import atomic_path, read_json, write_json
 from ..utils.progress import Progress
 from .captions import caption, view_word
-from .programs import KINDS, ObjectProgram, Program, RoomProgram, SceneProgram, draw, stable_hash
+from .places import make_scene
+from .programs import (
+    KINDS,
+    ObjectProgram,
+    Program,
+    RoomProgram,
+    SceneProgram,
+    StreetProgram,
+    TableProgram,
+    draw,
+    stable_hash,
+)
 from .render import Renderer
-from .scenes import Scene, make_scene
-from .views import draw_orbits, draw_room_camera
+from .scenes import Scene
+from .views import draw_orbits, draw_room_camera, draw_street_camera, draw_table_camera
 
 SHARD_GROUPS = 64
-VIEWS = {"object": 4, "scene": 2, "room": 4}
+VIEWS = {"object": 4, "scene": 2, "room": 4, "street": 4, "table": 4}
+PLACES = {kind.__name__: kind for kind in (RoomProgram, StreetProgram, TableProgram)}
 
 
 @dataclass(frozen=True)
 class RenderJob:
-    """What to render. The number of views is groups x 4 (object), x 2 (scene) or x 4 (room)."""
+    """What to render. The number of views is groups x 4 (object), x 2 (scene) or x 4 (room, street, table)."""
 
     kind: str = "object"
     split: str = "train"
@@ -61,16 +73,18 @@ def program_from_json(data: dict[str, Any]) -> Program:
     if kind == "ObjectProgram":
         return ObjectProgram(**values)
     values["members"] = tuple(ObjectProgram(**m) for m in values["members"])
-    return (SceneProgram if kind == "SceneProgram" else RoomProgram)(**values)
+    return (SceneProgram if kind == "SceneProgram" else PLACES[kind])(**values)
 
 
 def group_cameras(
     split: str, kind: str, index: int, scene: Scene, size: int
 ) -> tuple[list[Camera], list[dict[str, float]]]:
-    """The cameras of a group, each a batch of one, and their orbit angles (empty in rooms); a pure function."""
+    """The cameras of a group, each a batch of one, and their orbit angles (empty in places); a pure function."""
     rng = np.random.default_rng(stable_hash("views", split, kind, index))
     if isinstance(scene.program, RoomProgram):
-        cameras = [draw_room_camera(rng, scene, (size, size)) for _ in range(VIEWS["room"])]
+        drawn = {StreetProgram: draw_street_camera, TableProgram: draw_table_camera}
+        eye = drawn.get(type(scene.program), draw_room_camera)
+        cameras = [eye(rng, scene, (size, size)) for _ in range(VIEWS[kind])]
         return cameras, [{} for _ in cameras]
     orbits = draw_orbits(rng, VIEWS[kind])
     if isinstance(scene.program, SceneProgram):  # relations hold from the front

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from ..utils.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -105,3 +107,59 @@ def without_norms(shape: JudgeShape, heads: Mapping[str, int]) -> JudgeNet:
         assert isinstance(block, ResidualBlock)
         block.first_norm = block.second_norm = nn.Identity()
     return net
+
+
+@torch.no_grad()
+def continue_from(net: JudgeNet, given: JudgeNet, images: Iterable[Tensor]) -> None:
+    """Makes a trainable `net` compute what the folded network `given` does; `net` may have more blocks a stage.
+
+    Its normalisations undo themselves: their scale and shift are the deviation and mean of the convolution before
+    them, measured on `images` (batches (B, 3, S, S)). Blocks that `given` lacks end a stage and add nothing at first.
+    Raises InputError when widths, features or picture sizes differ or `given` has more blocks.
+    """
+    mine, theirs = net.shape, given.shape
+    same = (mine.widths, mine.features, mine.image_size) == (theirs.widths, theirs.features, theirs.image_size)
+    if not same or any(b < a for a, b in zip(theirs.blocks, mine.blocks, strict=True)):
+        raise InputError(f"a judge of shape {mine} cannot begin with one of shape {theirs}: only blocks may be added")
+    moments = _moments(given, images)
+    state = {key: value for key, value in given.state_dict().items() if not key.startswith("stages.")}
+    net.load_state_dict({**net.state_dict(), **state})
+    for place, block in _blocks(net).items():
+        source = _blocks(given).get(place)
+        if source is None:
+            block.second_norm.weight.zero_()  # type: ignore[operator]
+            continue
+        block.load_state_dict({**block.state_dict(), **source.state_dict()})
+        for name in ("first", "second"):
+            norm, (mean, variance) = getattr(block, f"{name}_norm"), moments[getattr(source, name)]
+            norm.running_mean.copy_(mean)
+            norm.running_var.copy_(variance)
+            norm.bias.copy_(mean)
+            norm.weight.copy_((variance + norm.eps).sqrt())
+
+
+def _blocks(net: JudgeNet) -> dict[tuple[int, int], ResidualBlock]:
+    """The blocks by stage and place in it."""
+    places = [(stage, place) for stage, count in enumerate(net.shape.blocks) for place in range(count)]
+    return dict(zip(places, net.stages, strict=True))  # type: ignore[arg-type]
+
+
+def _moments(net: JudgeNet, images: Iterable[Tensor]) -> dict[nn.Module, tuple[Tensor, Tensor]]:
+    """Mean and variance of each channel that a block's convolutions put out, over all images and places."""
+    sums: dict[nn.Module, list[Tensor]] = {}
+
+    def note(layer: nn.Module, _: object, out: Tensor) -> None:
+        values = out.double()
+        part = torch.stack([values.mean(dim=(0, 2, 3)), values.square().mean(dim=(0, 2, 3))])
+        sums.setdefault(layer, []).append(part)
+
+    layers = [layer for block in _blocks(net).values() for layer in (block.first, block.second)]
+    hooks = [layer.register_forward_hook(note) for layer in layers]
+    for batch in images:
+        net.features(batch)
+    for hook in hooks:
+        hook.remove()
+    means = {layer: torch.stack(parts).mean(0) for layer, parts in sums.items()}
+    return {
+        layer: (first.float(), (second - first**2).clamp_min(0).float()) for layer, (first, second) in means.items()
+    }

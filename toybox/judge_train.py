@@ -6,7 +6,7 @@ The objective has the shape of core.distillation's objectives without importing 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,9 +18,9 @@ from torch.nn import functional as F
 
 from ..utils.errors import InputError
 from .dataset import RenderedSet
-from .judge import ABSENT, ORDERED_RELATIONS, head_sizes, labels_of, object_labels, questions, save_judge
+from .judge import ABSENT, ORDERED_RELATIONS, Judge, head_sizes, labels_of, object_labels, questions, save_judge
 from .judge_augment import Augment
-from .judge_net import JudgeNet, JudgeShape, build_net
+from .judge_net import JudgeNet, JudgeShape, build_net, continue_from
 from .programs import ObjectProgram
 
 FIRST_INDEX = 10_000_000  # the judge's renders begin here; no generator trains on indices that high
@@ -114,6 +114,15 @@ class JudgeObjective:
         shares = {f"right_{k}": right[k].float().mean() for k in ("noun", "colour", "front") if len(right[k])}
         return JudgeLoss(total, {**{k: v.detach() for k, v in losses.items()}, **shares})
 
+    def begin_with(self, judge: Judge) -> None:
+        """Goes on from an exported judge, in a network as deep or deeper; what it says is the same at first.
+
+        Raises InputError when its answers or its shape do not fit.
+        """
+        if judge.answers != questions():
+            raise InputError("the judge to begin with was asked other questions; train one from scratch")
+        continue_from(self.net, judge.net.to(self._device), self._augmented(self.config.calibration_batches))
+
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Share of right answers to each question on held-out renders, and the median azimuth error in degrees."""
@@ -147,13 +156,18 @@ class JudgeObjective:
             norm.reset_running_stats()
             norm.momentum = None  # the plain mean over the batches
         self.net.train()
-        rng = torch.Generator().manual_seed(0)
-        for _ in range(self.config.calibration_batches):
-            indices = torch.randint(len(self.train), (64,), generator=rng).numpy()
-            self.net.features(self.config.augment(to_images(self.train.pictures.images(indices), self._device), rng))
+        for images in self._augmented(self.config.calibration_batches):
+            self.net.features(images)
         for norm, momentum in zip(norms, usual):
             norm.momentum = momentum
         self.net.eval()
+
+    def _augmented(self, batches: int) -> Iterator[Tensor]:
+        """Batches (64, 3, S, S) of augmented training views, always the same ones."""
+        rng = torch.Generator().manual_seed(0)
+        for _ in range(batches):
+            indices = torch.randint(len(self.train), (64,), generator=rng).numpy()
+            yield self.config.augment(to_images(self.train.pictures.images(indices), self._device), rng)
 
     def save(self, folder: Path) -> Path:
         """Writes the judge with its validation numbers."""

@@ -21,7 +21,7 @@ SPLITS = ("train", "val", "test", "heldout")
 SHAPES = ("", "tall", "wide", "long")
 RELATIONS = ("left of", "right of", "behind", "in front of", "on top of")
 COUNTS = {1: "one", 2: "two", 3: "three"}
-KINDS = ("object", "scene", "room")
+KINDS = ("object", "scene", "room", "street", "table")
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,16 @@ class RoomProgram:
 
     members: tuple[ObjectProgram, ...]
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class StreetProgram(RoomProgram):
+    """A street under the open sky."""
+
+
+@dataclass(frozen=True)
+class TableProgram(RoomProgram):
+    """Things seen from nearby in a room: on a table, on the floor or in a bin."""
 
 
 Program = ObjectProgram | SceneProgram | RoomProgram
@@ -112,13 +122,37 @@ def draw_scene(rng: np.random.Generator) -> SceneProgram:
 
 def draw_room(rng: np.random.Generator) -> RoomProgram:
     """Five to eleven members: mostly furniture, then anything that fits in a room."""
-    furniture = tuple(n for n, noun in NOUNS.items() if noun.family == "furniture")
-    small = tuple(
-        n for n, noun in NOUNS.items() if noun.family in ("kitchen", "things", "creatures", "plants", "solids")
-    )
+    furniture = _of_families("furniture")
+    small = _of_families("kitchen", "things", "creatures", "plants", "solids")
     members = [draw_object(rng, furniture) for _ in range(int(rng.integers(3, 7)))]
     members += [draw_object(rng, small) for _ in range(int(rng.integers(2, 6)))]
     return RoomProgram(tuple(members), int(rng.integers(2**31)))
+
+
+def draw_street(rng: np.random.Generator) -> StreetProgram:
+    """Vehicles, buildings and plants, five to thirteen."""
+    families = {
+        "cars": ("car", "truck", "bus", "tractor"),
+        "buildings": _of_families("building"),
+        "green": ("tree", "palm"),
+        "others": _of_families("creatures", "plants"),
+    }
+    numbers = {"cars": (2, 6), "buildings": (1, 4), "green": (1, 5), "others": (0, 2)}
+    members = [
+        draw_object(rng, nouns) for name, nouns in families.items() for _ in range(int(rng.integers(*numbers[name])))
+    ]
+    return StreetProgram(tuple(members), int(rng.integers(2**31)))
+
+
+def draw_table(rng: np.random.Generator) -> TableProgram:
+    """Two to nine things of any kind but buildings."""
+    nouns = tuple(n for n, noun in NOUNS.items() if noun.family != "building")
+    members = tuple(draw_object(rng, nouns) for _ in range(int(rng.integers(2, 10))))
+    return TableProgram(members, int(rng.integers(2**31)))
+
+
+def _of_families(*families: str) -> tuple[str, ...]:
+    return tuple(n for n, noun in NOUNS.items() if noun.family in families)
 
 
 def draw(split: str, index: int, kind: str = "object") -> Program:
@@ -133,6 +167,8 @@ def draw(split: str, index: int, kind: str = "object") -> Program:
         "object": draw_object,
         "scene": draw_scene,
         "room": draw_room,
+        "street": draw_street,
+        "table": draw_table,
     }
     rng = np.random.default_rng(stable_hash("draw", split, kind, index))
     while True:

@@ -8,9 +8,12 @@ from ..geometry.cameras import Camera
 from ..utils.errors import InputError
 from .captions import Meaning, Phrase, caption, meaning_of, say, view_word
 from .dataset import group_cameras
-from .programs import ObjectProgram, Program, RoomProgram, draw
+from .places import make_scene
+from .programs import ObjectProgram, Program, RoomProgram, StreetProgram, TableProgram, draw
 from .render import Rendering, render_views
-from .scenes import Scene, make_scene
+from .scenes import Scene
+
+PLACES: dict[type, str] = {RoomProgram: "a furnished room", StreetProgram: "a street", TableProgram: "things close by"}
 
 
 @dataclass(frozen=True)
@@ -19,12 +22,12 @@ class Sample:
 
     program: Program
     caption: str
-    """complete and canonical, of the first view; "a furnished room" for rooms"""
+    """complete and canonical, of the first view; of a place what kind it is"""
     meaning: Meaning | None
-    """the structured meaning of the caption; None for rooms"""
+    """the structured meaning of the caption; None for places"""
     scene: Scene
     cameras: Camera
-    """one for each view: four around an object, two before a scene, four in a room"""
+    """one for each view: four around an object, two before a scene, four in a place"""
     renderings: tuple[Rendering, ...]
 
 
@@ -41,7 +44,7 @@ def sample(split: str, index: int, kind: str = "object", size: int = 64) -> Samp
     pairs = [(c.c2w[0].numpy().astype(float), c.K[0].numpy().astype(float)) for c in cameras]
     renderings = tuple(render_views(scene, pairs, size))
     if isinstance(program, RoomProgram):
-        return Sample(program, "a furnished room", None, scene, Camera.cat(cameras), renderings)
+        return Sample(program, PLACES[type(program)], None, scene, Camera.cat(cameras), renderings)
     first = views[0]
     word = view_word(first["azimuth_deg"], first["elevation_deg"]) if isinstance(program, ObjectProgram) else None
     return Sample(program, caption(program, word), meaning_of(program, word), scene, Camera.cat(cameras), renderings)

@@ -13,7 +13,7 @@ import numpy as np
 from .catalogue import NOUNS
 from .materials import COLOURS_SRGB, Look, colour_linear, linear_from_srgb
 from .objects import RADIUS, ToyObject, build
-from .programs import ObjectProgram, Program, RoomProgram, SceneProgram, stable_hash
+from .programs import ObjectProgram, Program, RoomProgram, SceneProgram
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def object_scene(program: ObjectProgram, rng: np.random.Generator) -> Scene:
     return Scene(program, (Placed(build(program), np.eye(4)),), draw_light(rng), draw_background(rng))
 
 
-def _standing(toy: ToyObject, size: float, position: np.ndarray, yaw_deg: float) -> Placed:
+def standing(toy: ToyObject, size: float, position: np.ndarray, yaw_deg: float) -> Placed:
     """The object scaled by `size`, turned about z, its lowest point on position z."""
     angle = np.deg2rad(yaw_deg)
     matrix = np.eye(4)
@@ -140,11 +140,12 @@ def multi_scene(program: SceneProgram, rng: np.random.Generator) -> Scene:
     elif program.relation == "on top of":
         sizes[0] *= 0.7
         spots[0] = np.array([0.0, 0.0, sizes[1] * np.ptp(toys[1].vertices[:, 2])])
-    placed = [_standing(t, s, p, a) for t, s, p, a in zip(toys, sizes, spots, yaw, strict=True)]
+    placed = [standing(t, s, p, a) for t, s, p, a in zip(toys, sizes, spots, yaw, strict=True)]
     return Scene(program, _fit_in_ball(placed), draw_light(rng), draw_background(rng))
 
 
-def _wall_look(rng: np.random.Generator, floor: bool) -> Look:
+def wall_look(rng: np.random.Generator, floor: bool) -> Look:
+    """Paint or paper of a wall; of floors also wood."""
     colour = tuple(COLOURS_SRGB)[int(rng.integers(len(COLOURS_SRGB)))]
     pale = 0.35 * colour_linear(colour) + 0.65 * linear_from_srgb(np.full(3, rng.uniform(0.6, 0.95)))
     if floor and rng.random() < 0.6:
@@ -156,10 +157,11 @@ def _wall_look(rng: np.random.Generator, floor: bool) -> Look:
     return Look(tuple(pale), 0.9, 0.0, pattern, False, float(rng.random()), float(rng.uniform(0.7, 1.6)))
 
 
-def _room_surfaces(size: np.ndarray, rng: np.random.Generator) -> tuple[Surface, ...]:
+def room_surfaces(size: np.ndarray, rng: np.random.Generator) -> tuple[Surface, ...]:
+    """Floor, ceiling, walls, a rug and pictures of a closed room of that size, m; its corner is the origin."""
     x, y, z = size
-    floor, wall, ceiling = _wall_look(rng, True), _wall_look(rng, False), Look((0.85, 0.85, 0.83), 0.9, 0.0)
-    other = wall if rng.random() < 0.6 else _wall_look(rng, False)
+    floor, wall, ceiling = wall_look(rng, True), wall_look(rng, False), Look((0.85, 0.85, 0.83), 0.9, 0.0)
+    other = wall if rng.random() < 0.6 else wall_look(rng, False)
     ex, ey, ez = np.diag([x, y, z])
     o = np.zeros(3)
     surfaces = [
@@ -173,14 +175,12 @@ def _room_surfaces(size: np.ndarray, rng: np.random.Generator) -> tuple[Surface,
     rug = 0.5 * np.array([x, y, 0]) + np.array([0, 0, 0.012])
     span = np.array([rng.uniform(0.8, 0.45 * x), rng.uniform(0.8, 0.45 * y)])
     corner = rug - np.array([0.5 * span[0], 0.5 * span[1], 0])
-    surfaces.append(
-        Surface("rug", corner, np.array([span[0], 0, 0]), np.array([0, span[1], 0]), _wall_look(rng, False))
-    )
+    surfaces.append(Surface("rug", corner, np.array([span[0], 0, 0]), np.array([0, span[1], 0]), wall_look(rng, False)))
     frame = Look((0.9, 0.95, 1.0), 0.3, 0.0)
     for _ in range(int(rng.integers(1, 4))):  # pictures and windows on the walls
         width, height = rng.uniform(0.5, 1.4), rng.uniform(0.5, 1.1)
         along, up = rng.uniform(0.3, x - 0.3 - width), rng.uniform(0.9, z - 0.3 - height)
-        look = frame if rng.random() < 0.4 else _wall_look(rng, False)
+        look = frame if rng.random() < 0.4 else wall_look(rng, False)
         at = np.array([along, y - 0.012, up])
         surfaces.append(Surface("picture", at, np.array([width, 0, 0]), np.array([0, 0, height]), look))
     return tuple(surfaces)
@@ -210,20 +210,10 @@ def room_scene(program: RoomProgram, rng: np.random.Generator) -> Scene:
                 yaw = float([[0, 180], [90, 270]][axis][high] + rng.normal(0, 4))
             if all(np.linalg.norm(spot - c) > radius + r for c, r in discs):
                 discs.append((spot, radius))
-                placed.append(_standing(toy, scale, np.array([*spot, 0.0]), yaw))
+                placed.append(standing(toy, scale, np.array([*spot, 0.0]), yaw))
                 break
     lamp = np.array([size[0] * rng.uniform(0.3, 0.7), size[1] * rng.uniform(0.3, 0.7), size[2] - 0.25])
     sh = draw_light(rng).environment_sh * 0.75
     light = Light(None, lamp, np.full(3, rng.uniform(3.0, 6.0)), sh)
-    surfaces = _room_surfaces(size, rng)
+    surfaces = room_surfaces(size, rng)
     return Scene(program, tuple(placed), light, np.ones(3), surfaces, (float(size[0]), float(size[1]), float(size[2])))
-
-
-def make_scene(program: Program, look_seed: int = 0) -> Scene:
-    """The scene of a program; `look_seed` draws light, background and layout."""
-    rng = np.random.default_rng(stable_hash("scene", program, look_seed))
-    if isinstance(program, RoomProgram):
-        return room_scene(program, rng)
-    if isinstance(program, SceneProgram):
-        return multi_scene(program, rng)
-    return object_scene(program, rng)

@@ -77,8 +77,50 @@ def draw_room_camera(rng: np.random.Generator, scene: Scene, size: tuple[int, in
     target = np.array([*(room[:2] * rng.uniform(0.2, 0.8, 2)), rng.uniform(0.1, 1.3)])
     if np.linalg.norm((target - eye)[:2]) < 0.8:
         target[:2] = room[:2] - eye[:2]
+    return _camera(eye, target, float(rng.uniform(40, 85)), size)
+
+
+def draw_street_camera(rng: np.random.Generator, scene: Scene, size: tuple[int, int]) -> Camera:
+    """A walker's or driver's eye 1.1-2.4 m above a street that looks along it; 40-90 degrees wide."""
+    road = next(s for s in scene.surfaces if s.name == "road")
+    half, length = 0.5 * road.span_v[1], road.corner[0] + road.span_u[0]
+    boxes = [(v.min(0), v.max(0)) for v in map(placed_vertices, scene.objects)]
+    eyes = []
+    for _ in range(EYE_TRIES):
+        along, across = rng.uniform(0, 0.2 * length), rng.uniform(-1, 1) * (half + 1)
+        eyes.append(np.array([along, across, rng.uniform(1.1, 2.4)]))
+        if _clearance(eyes[-1], boxes) >= 2 * EYE_CLEARANCE_M:
+            break
+    eye = max(eyes, key=lambda e: _clearance(e, boxes))
+    turned, down = np.deg2rad(rng.normal(0, 14)), np.deg2rad(rng.uniform(-5, 9))
+    target = eye + np.array([np.cos(turned), np.sin(turned), -np.tan(down)])
+    return _camera(eye, target, float(rng.uniform(40, 90)), size)
+
+
+def draw_table_camera(rng: np.random.Generator, scene: Scene, size: tuple[int, int]) -> Camera:
+    """An eye above the stage of a table scene, 0.5-1.7 of its diagonals away, inside the room; 35-75 degrees wide."""
+    assert scene.size_m is not None
+    stage, room = next(s for s in scene.surfaces if s.name == "stage"), np.array(scene.size_m)
+    reach = float(np.hypot(np.linalg.norm(stage.span_u), np.linalg.norm(stage.span_v)))
+    steep = (40, 80) if any(s.name == "rim" for s in scene.surfaces) else (8, 60)
+    boxes = [(v.min(0), v.max(0)) for v in map(placed_vertices, scene.objects)]
+    eyes = []
+    for _ in range(EYE_TRIES):
+        around, up = rng.uniform(0, 2 * np.pi), np.deg2rad(rng.uniform(*steep))
+        away = np.array([np.cos(around) * np.cos(up), np.sin(around) * np.cos(up), np.sin(up)])
+        target = stage.corner + stage.span_u * rng.uniform(0.3, 0.7) + stage.span_v * rng.uniform(0.3, 0.7)
+        eye = target + [0, 0, rng.uniform(0, 0.15)] + reach * rng.uniform(0.5, 1.7) * away
+        eyes.append(np.clip(eye, 0.12, room - 0.12))
+        if _clearance(eyes[-1], boxes) >= 0.3 * EYE_CLEARANCE_M:
+            break
+    eye = max(eyes, key=lambda e: _clearance(e, boxes))
+    return _camera(eye, target, float(rng.uniform(35, 75)), size)
+
+
+def _camera(eye: np.ndarray, target: np.ndarray, fov_x_deg: float, size: tuple[int, int]) -> Camera:
+    """A level camera of that horizontal field of view."""
     width, height = size
-    focal_px = 0.5 * width / math.tan(math.radians(float(rng.uniform(40, 85))) / 2)
+    focal_px = 0.5 * width / math.tan(math.radians(fov_x_deg) / 2)
     K = torch.tensor([[focal_px, 0, width / 2], [0, focal_px, height / 2], [0, 0, 1.0]])
     return Camera(torch.from_numpy(look_at(eye, target)).float()[None], K[None], width, height)
 

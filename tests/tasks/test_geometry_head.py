@@ -231,10 +231,24 @@ def test_a_longer_lens_keeps_normals_and_flattens_the_slope(planes) -> None:
     same = zoomed(image, depth, normals, 1.0)
     for found, wanted in zip(same, (image, depth, normals), strict=True):
         np.testing.assert_array_equal(found, wanted)
+    near, far, turned = zoomed(image, depth, normals, 1.0, (32, 16))
+    assert near.shape == (16, 32, 3) and turned.shape == (16, 32, 3)
+    np.testing.assert_array_equal(far, depth[17:49:2, 1::2])  # the middle half of the rows, every second pixel
     with pytest.raises(InputError, match="zoom=0"):
         AugmentConfig(zoom=0)
     with pytest.raises(InputError, match="grey=2"):
         AugmentConfig(grey=2)
+
+
+def test_batches_take_one_of_several_shapes(planes) -> None:
+    """Each batch has one shape, all come up, and validation sees whole images."""
+    shapes = ((32, 24), (24, 32), (32, 12))
+    data = GeometryData([planes(2, 48)], AugmentConfig(shapes=shapes))
+    seen = {data.batch(np.array([0, 1]), np.random.default_rng(k))["depth_m"].shape for k in range(20)}
+    assert seen == {(2, height, width) for width, height in shapes}
+    assert data.batch(np.array([0]), None)["images"].shape == (1, 48, 48, 3)
+    with pytest.raises(InputError, match="shapes="):
+        AugmentConfig(shapes=((32, 4),))
 
 
 def test_painted_patterns_are_standard_noise_and_leave_the_geometry_alone(planes) -> None:

@@ -46,7 +46,7 @@ def test_samples_do_not_depend_on_order_or_process() -> None:
     assert done.stdout.split("\n")[:2] == here[::-1]
 
 
-@pytest.mark.parametrize(("kind", "views"), [("object", 4), ("scene", 2), ("room", 4)])
+@pytest.mark.parametrize(("kind", "views"), [("object", 4), ("scene", 2), ("room", 4), ("street", 4), ("table", 4)])
 def test_sample_is_what_a_set_holds(kind: str, views: int) -> None:
     one = sample("test", 3, kind, 16)
     group = render_group(RenderJob(kind, "test", 1, 16, True), 3)
@@ -54,7 +54,7 @@ def test_sample_is_what_a_set_holds(kind: str, views: int) -> None:
     np.testing.assert_array_equal(one.cameras.c2w.numpy(), group["c2w"])
     for view, picture in zip(one.renderings, group["rgb"], strict=True):
         np.testing.assert_array_equal(np.round(view.rgb * 255).astype(np.uint8), picture)
-    if kind == "room":
+    if kind not in ("object", "scene"):
         assert isinstance(one.program, RoomProgram) and one.meaning is None
     else:
         assert parse(one.caption) == one.meaning

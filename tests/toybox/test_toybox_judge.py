@@ -209,6 +209,28 @@ def test_training_learns_a_few_pictures(views: LabelledViews, tmp_path: Path) ->
     assert judge(images).nouns == wanted
 
 
+def test_an_exported_judge_learns_on_in_a_deeper_network(views: LabelledViews, folder: Path) -> None:
+    """What it says is the same at first, in training mode too; the added blocks can learn."""
+    deeper = replace(TINY, blocks=(1, 2, 3, 1))
+    objective = JudgeObjective(JudgeConfig(deeper, calibration_batches=2), views, views)
+    judge = Judge.from_pretrained(folder)
+    objective.begin_with(judge)
+    images = torch.rand((4, 3, 32, 32), generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        expected = judge.net(images)
+        for name, logits in objective.net.eval()(images).items():
+            torch.testing.assert_close(logits, expected[name], atol=1e-4, rtol=1e-3)
+    objective.calibrate()
+    with torch.no_grad():
+        for name, logits in objective.net(images).items():
+            torch.testing.assert_close(logits, expected[name], atol=1e-3, rtol=1e-2)
+    objective.loss(views.batch(np.arange(4), np.random.default_rng(0)), torch.Generator(), 0).loss.backward()
+    assert objective.net.stages[2].second_norm.weight.grad.abs().max() > 0  # type: ignore[union-attr]
+    fewer = JudgeObjective(JudgeConfig(replace(TINY, widths=(8, 12, 16, 24))), views, views)
+    with pytest.raises(InputError, match="only blocks may be added"):
+        fewer.begin_with(judge)
+
+
 def test_loss_ignores_questions_a_picture_does_not_answer(views: LabelledViews) -> None:
     objective = JudgeObjective(JudgeConfig(TINY), views, views)
     batch = views.batch(np.arange(4), np.random.default_rng(0))

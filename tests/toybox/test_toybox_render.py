@@ -11,9 +11,10 @@ import pytest
 from unproject.toybox.dataset import group_cameras
 from unproject.toybox.materials import Look, linear_from_srgb, srgb_from_linear
 from unproject.toybox.objects import ToyObject, build
+from unproject.toybox.places import make_scene
 from unproject.toybox.programs import ObjectProgram, draw
 from unproject.toybox.render import SH_C, SH_COSINE, Renderer, Rendering, render_views, sh_basis
-from unproject.toybox.scenes import Light, Placed, Scene, Surface, make_scene, placed_vertices
+from unproject.toybox.scenes import Light, Placed, Scene, Surface, placed_vertices
 from unproject.toybox.views import draw_room_camera
 
 Camera = Callable[..., tuple[np.ndarray, np.ndarray]]

@@ -31,6 +31,8 @@ class Experiment:
     module: str
     prior: str = "toybox"
     """measured unless another one is asked for"""
+    entry: str = "run"
+    """the function of the module"""
 
 
 EXPERIMENTS: dict[str, Experiment] = {
@@ -56,8 +58,10 @@ EXPERIMENTS: dict[str, Experiment] = {
     "embedded-dit": Experiment("What the embedded transformer draws: accuracy, toy-FID, sweeps", "embedded_prior", DIT),
     "noiseshift-dit": Experiment("Recalibrated times of the transformer at its three sizes", "noiseshift", DIT),
     "sampling-dit": Experiment("Every solver on the transformer: quality against calls and seconds", "sampling", DIT),
-    "sampling-judged": Experiment("What solvers draw in 3 to 50 calls: accuracy, toy-FID", "sampling_judged"),
+    "sampling-judged": Experiment("What solvers draw in 3 to 20 calls: accuracy, toy-FID", "sampling_judged"),
     "sampling-judged-dit": Experiment("The same of the transformer", "sampling_judged", DIT),
+    "sampling-judged-50": Experiment("The same in 50 calls", "sampling_judged", entry="run_long"),
+    "sampling-judged-50-dit": Experiment("In 50 calls of the transformer", "sampling_judged", DIT, "run_long"),
 }
 
 
@@ -85,7 +89,7 @@ def run_experiment(
     module = importlib.import_module(f".{EXPERIMENTS[name].module}", __package__)
     context = Context(name, prior or EXPERIMENTS[name].prior, seed, quick, Path(out))
     began = time.perf_counter()
-    result = module.run(context)
+    result = getattr(module, EXPERIMENTS[name].entry)(context)
     record = {
         "experiment": name,
         "title": EXPERIMENTS[name].title,

@@ -10,9 +10,11 @@ import importlib
 import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, SupportsFloat
+from typing import Any, SupportsFloat, TypeVar
 
 import numpy as np
 
@@ -21,6 +23,7 @@ from ..utils.files import write_json
 from ..utils.runs import machine, versions
 
 DIT = "toybox-dit"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,12 @@ def run_experiment(
     }
     write_json(context.out / f"{name}.json", record)
     return record
+
+
+def by_guidance(make: Callable[[float], T], guidances: Sequence[float], workers: int) -> list[T]:
+    """What `make` returns for each guidance, from processes of their own."""
+    with ProcessPoolExecutor(min(workers, len(guidances)), mp_context=get_context("spawn")) as pool:
+        return list(pool.map(make, guidances))
 
 
 def interleaved(jobs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, np.ndarray]:

@@ -13,13 +13,11 @@ import math
 import resource
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +32,7 @@ from ..core.sampling.statistics import ModelStatistics
 from ..toybox.judge import Judge
 from ..utils.files import atomic_path
 from .dpm_solver_v3 import measured
-from .runner import Context, bootstrapped, digits, interleaved
+from .runner import Context, bootstrapped, by_guidance, digits, interleaved
 from .toy_latents import Renders, decoded, features, renders, run_sampler, scores, seeded_noise
 
 
@@ -51,8 +49,8 @@ class SamplingBench:
     judged: tuple[int, ...] = (5, 8)
     """budgets at which accuracy and toy-FID are measured too"""
     judged_images: int = 200
-    statistics_images: int = 80
-    cells: int = 40
+    statistics_images: int = 32
+    cells: int = 100
     statistics_steps: int = 20
     batch: int = 32
     workers: int = 2
@@ -64,7 +62,6 @@ class SamplingBench:
 
 
 QUICK = SamplingBench(4, 2, 12, (3, 5), (1.5,), (5,), 6, 8, 3, 2, 4, clocked=(2, 3, 1), chosen=(3, 5))
-T = TypeVar("T")
 USUAL: Spacing = "trailing"
 SPACINGS: tuple[Spacing, ...] = (USUAL, "logsnr", "karras")
 CALIBRATED = "dpm-v3"
@@ -138,12 +135,6 @@ def run(context: Context) -> dict[str, Any]:
     flow = NoiseSchedule.from_config(load_prior(context.prior).scheduler_config).flow
     chosen = presets(table, config.chosen, (USUAL,) if flow else SPACINGS)
     return made | {"presets": chosen, "panels": [facts for _, facts in panels]}
-
-
-def by_guidance(make: Callable[[float], T], guidances: Sequence[float], workers: int) -> list[T]:
-    """What `make` returns for each guidance, from processes of their own."""
-    with ProcessPoolExecutor(min(workers, len(guidances)), mp_context=get_context("spawn")) as pool:
-        return list(pool.map(make, guidances))
 
 
 def presets(table: list[dict[str, Any]], budgets: Sequence[int], allowed: Sequence[str]) -> dict[str, dict[str, Any]]:

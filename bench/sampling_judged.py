@@ -15,8 +15,8 @@ import torch
 from ..core.priors import load_prior
 from ..core.sampling import NoiseSchedule
 from .dpm_solver_v3 import measured
-from .runner import Context
-from .sampling import USUAL, Questions, by_guidance, solvers, steps_for
+from .runner import Context, by_guidance
+from .sampling import USUAL, Questions, solvers, steps_for
 from .toy_latents import run_sampler
 
 
@@ -28,7 +28,7 @@ class JudgedBench:
     reference_groups: int = 150
     budgets: tuple[int, ...] = (3, 6, 10, 20)
     guidances: tuple[float, ...] = (1.5, 5.0)
-    statistics: tuple[int, int, int] = (80, 40, 20)
+    statistics: tuple[int, int, int] = (32, 100, 20)
     """images, cells and steps of the calibration"""
     batch: int = 32
     workers: int = 2

@@ -122,6 +122,8 @@ class CalibrateSolver(MeasureCommand):
     """statistics: cells of the lambda grid."""
     derivative: Literal["exact", "difference"] = "exact"
     """statistics: difference for networks without forward-mode derivatives."""
+    states: Literal["noised", "trajectory"] | None = None
+    """statistics: measured on noised samples, as in the paper, or on trajectories (default: those above guidance 3)."""
 
     def slug(self) -> str:
         """The base name of the outputs."""
@@ -179,7 +181,7 @@ class CalibrateSolver(MeasureCommand):
 
         mark = recipes.setting(pipe, prompts[:1], sizes).fingerprint
         if self.what == "statistics":
-            recipes.measure_statistics(pipe, prompts, sizes, self.cells, self.derivative).save(path)
+            recipes.measure_statistics(pipe, prompts, sizes, self.cells, self.derivative, self.states).save(path)
             return [], {}
         if self.what == "gaussian":
             gaussian = recipes.fit_gaussian(pipe, prompts, sizes)

@@ -33,7 +33,7 @@ from ..core.sampling.schedule_search import SearchResult, SearchSpace, baselines
 from ..core.sampling.solvers import SolverSchedule
 from ..core.sampling.solvers.decisions import times_of
 from ..core.sampling.statistics import ModelStatistics
-from ..core.sampling.statistics_estimation import Derivative, estimate_statistics
+from ..core.sampling.statistics_estimation import Derivative, States, estimate_statistics
 from ..core.sampling.time_remap import RemapSearch, calibrate_time_remap
 from ..utils.errors import InputError
 from ..utils.progress import Progress
@@ -44,6 +44,7 @@ from .text_to_image import TextToImage
 SAMPLES_KIND = "own-samples"
 FINE: Spacing = "logsnr"  # where second-order DPM-Solver++ keeps the spread of the distribution best
 REMAP_SEARCH = RemapSearch()
+STRONG_GUIDANCE = 3.0
 CANDIDATE_SEED = 200_000  # candidate noises are far from those of the samples
 
 
@@ -116,9 +117,17 @@ def own_samples(pipe: TextToImage, prompts: Sequence[str], sizes: Sizes) -> Tens
 
 
 def measure_statistics(
-    pipe: TextToImage, prompts: Sequence[str], sizes: Sizes, cells: int = 40, derivative: Derivative = "exact"
+    pipe: TextToImage,
+    prompts: Sequence[str],
+    sizes: Sizes,
+    cells: int = 40,
+    derivative: Derivative = "exact",
+    states: States | None = None,
 ) -> ModelStatistics:
-    """Model statistics for DPM-Solver-v3; every lambda done is kept in the work folder."""
+    """Model statistics for DPM-Solver-v3; every lambda done is kept in the work folder.
+
+    Guidance above `STRONG_GUIDANCE` leads runs away from noised samples: there `states` is "trajectory" unless given.
+    """
     found, latents = setting(pipe, prompts, sizes), own_samples(pipe, prompts, sizes)
     with Progress(cells + 1, "statistics") as bar:
         made = estimate_statistics(
@@ -130,6 +139,7 @@ def measure_statistics(
             chunk=sizes.batch,
             seed=sizes.seed,
             derivative=derivative,
+            states=states or ("trajectory" if found.scale > STRONG_GUIDANCE else "noised"),
             resume=_kept("moments", found, sizes),
             progress=lambda *_: bar.advance(),
         )

@@ -62,15 +62,15 @@ def street_scene(program: StreetProgram, rng: np.random.Generator) -> Scene:
     placed = []
     for member in program.members:
         noun = NOUNS[member.noun]
-        side, x = float(rng.choice([-1, 1])), float(length * rng.uniform(0.08, 1) ** 1.3)
+        across, x = float(rng.choice([-1, 1])), float(length * rng.uniform(0.08, 1) ** 1.3)
         if member.noun in CAR_LIKE:
-            y, yaw = side * half * (0.45 if rng.random() < 0.5 else 0.78), 90 - 90 * side + rng.normal(0, 3)
+            y, yaw = across * half * (0.45 if rng.random() < 0.5 else 0.78), 90 - 90 * across + rng.normal(0, 3)
             height = float(rng.uniform(*noun.height_m))
         elif noun.family == "building":
-            y, yaw = side * (walk + rng.uniform(5, 25)), 90 * side + 180 + rng.normal(0, 10)
+            y, yaw = across * (walk + rng.uniform(5, 25)), 90 * across + 180 + rng.normal(0, 10)
             height = float(min(rng.uniform(*noun.height_m), 25))
         else:
-            y, yaw = side * rng.uniform(half + 0.5, walk + 2), rng.uniform(0, 360)
+            y, yaw = across * rng.uniform(half + 0.5, walk + 2), rng.uniform(0, 360)
             height = float(rng.uniform(*noun.height_m)) * (2.5 if noun.family == "plants" else 1.5)
         placed.append(_scaled(member, height, np.array([x, y, 0.0]), float(yaw)))
     sky = np.clip(np.array([0.66, 0.79, 0.95]) * rng.uniform(0.75, 1.1) + rng.uniform(0, 0.25), 0, 1)
@@ -132,9 +132,8 @@ def table_scene(program: TableProgram, rng: np.random.Generator) -> Scene:
         look = wall_look(rng, bool(rng.random() < 0.5))
         under = low if rng.random() < 0.4 or kind == "bin" else np.array([*low[:2], top - 0.04])
         surfaces += box("board", under, high, look)
-    surfaces.append(
-        Surface("stage", np.array([*low[:2], top + 0.001]), *np.diag([*(high - low)[:2], 0.0])[:2], _top(surfaces))
-    )
+    along, deep = np.array([2 * half[0], 0.0, 0.0]), np.array([0.0, 2 * half[1], 0.0])
+    surfaces.append(Surface("stage", np.array([*low[:2], top + 0.001]), along, deep, _top(surfaces)))
     if kind == "bin":
         surfaces += _rim(low, high, float(rng.uniform(0.1, 0.4)), wall_look(rng, False))
     surfaces += _boxes(middle, half, top, kind, rng)

@@ -1,8 +1,10 @@
 """Measuring the model statistics l, s, b of a prior (DPM-Solver-v3, appendix C), in one resumable pass.
 
-Clean latents are noised to every lambda of a grid. Per sample two Jacobian-vector products of eps(x, lambda) are taken:
-along a Rademacher v, l = E[v sigma J v], and along the ODE, eps' = J (a x - sigma eps) + d eps / d lambda. Since
-f = e^{-lambda} eps - l x / alpha and f' = e^{-lambda} ((l - 1) eps + eps') - l' x / alpha are linear in (eps, eps', x),
+Clean latents are noised to every lambda of a grid, as in the paper, or to the first one only and followed along the
+ODE from there: with strong guidance the states a solver meets are no noised samples. Per sample two Jacobian-vector
+products of eps(x, lambda) are taken: along a Rademacher v, l = E[v sigma J v], and along the ODE,
+eps' = J (a x - sigma eps) + d eps / d lambda. Since f = e^{-lambda} eps - l x / alpha and
+f' = e^{-lambda} ((l - 1) eps + eps') - l' x / alpha are linear in (eps, eps', x),
 their moments follow from those of (eps, eps', x) once l is known: s = Cov[f, f'] / Var[f], b = E[f'] - s E[f].
 """
 
@@ -23,7 +25,7 @@ from ..priors.base import Condition, Prior
 from .calibration import Calibration, Fingerprint, condition_digest, fingerprint, probe_generator
 from .denoiser import Denoiser
 from .guidance import Guidance
-from .levels import Level, NoiseSchedule
+from .levels import Level, NoiseSchedule, Scalar
 from .statistics import ModelStatistics
 
 MOMENTS_KIND = "model-moments"
@@ -31,6 +33,7 @@ FIELDS = ("jacobian", "eps", "deps", "x", "eps_eps", "eps_deps", "eps_x", "deps_
 RIDGE = 1e-9  # of the variance of f's two terms; below it f counts as constant and s is 0
 LARGEST_SLOPE = 4.0  # of |s|: a regression on few samples can give anything, and e^{integral of s} would overflow
 Derivative = Literal["exact", "difference"]
+States = Literal["noised", "trajectory"]
 
 
 def levels_at(schedule: NoiseSchedule, lam: Tensor) -> Level:
@@ -98,6 +101,7 @@ def estimate_statistics(
     chunk: int = 16,
     seed: int = 0,
     derivative: Derivative = "exact",
+    states: States = "noised",
     ell: float | None = None,
     resume: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -113,6 +117,7 @@ def estimate_statistics(
         chunk: samples asked at once; the result does not depend on it beyond rounding.
         seed: of noise and probes, which are independent of what sampling with the same seeds begins from.
         derivative: "exact" or "difference" (for networks without forward-mode derivatives).
+        states: where the network is asked: "noised" latents, or points of first-order "trajectory" runs over the grid.
         ell: l is this everywhere instead of measured (1 suits some guided models); s and b follow from it.
         resume: file of the moments so far, written after every lambda; an interrupted run continues there.
         progress: called with (lambdas done, lambdas in all).
@@ -124,8 +129,10 @@ def estimate_statistics(
     lambdas = lambda_rows(schedule, count)
     mark = fingerprint(prior, shape, guidance)
     settings: dict[str, object] = {"samples": samples, "count": count, "seed": seed, "derivative": derivative}
+    settings["states"] = states
     settings |= {"latents": digest({"latents": latents}), "conditions": condition_digest(condition)}
-    sums, done = _started(resume, mark, settings, len(lambdas), shape)
+    kept = _started(resume, mark, settings, len(lambdas), latents)
+    sums, done, path = kept["sums"], kept["done"], kept["path"]
     condition = condition.matched(samples)
     for row, lam in enumerate(lambdas.tolist()):
         if not done[row]:
@@ -133,44 +140,83 @@ def estimate_statistics(
                 part = slice(start, min(start + chunk, samples))
                 denoiser = Denoiser(prior, condition.index(part), guidance)
                 seeds = range(seed + part.start, seed + part.stop)  # the same at every lambda: l stays smooth in it
-                sums[row] += _moments(denoiser, latents[part], lam, list(seeds), derivative)
+                if row and states == "trajectory":
+                    x = _moved(path[:, part], lambdas[row - 1], lambdas[row], schedule)
+                else:
+                    x = _noised(latents[part], lam, list(seeds), schedule)
+                found, eps = _moments(denoiser, x, lam, list(seeds), derivative)
+                sums[row] += found
+                path[0, part], path[1, part] = x, eps
             done[row] = 1
             if resume is not None:
-                Calibration(MOMENTS_KIND, {"sums": sums, "done": done}, mark, settings).save(resume)
+                Calibration(MOMENTS_KIND, kept, mark, settings).save(resume)
         if progress is not None:
             progress(row + 1, len(lambdas))
     return _finished(lambdas, sums / samples, schedule.flow, ell, mark, settings)
 
 
 def _started(
-    resume: str | Path | None, mark: Fingerprint, settings: dict[str, object], rows: int, shape: tuple[int, ...]
-) -> tuple[Tensor, Tensor]:
-    """Sums (rows, fields, C, h, w) and which rows are done, from the file if there is one."""
+    resume: str | Path | None, mark: Fingerprint, settings: dict[str, object], rows: int, latents: Tensor
+) -> dict[str, Tensor]:
+    """Sums (rows, fields, C, h, w), which rows are done, and states and eps (2, K, C, h, w) at the last of them, from
+    the file if there is one."""
     if resume is None or not Path(resume).exists():
-        return torch.zeros(rows, len(FIELDS), *shape, dtype=torch.float64), torch.zeros(rows, dtype=torch.int64)
+        return {
+            "sums": torch.zeros(rows, len(FIELDS), *latents.shape[1:], dtype=torch.float64),
+            "done": torch.zeros(rows, dtype=torch.int64),
+            "path": torch.zeros(2, *latents.shape, dtype=latents.dtype, device=latents.device),
+        }
     made = Calibration.load(resume, MOMENTS_KIND, mark)
     if dict(made.settings) != settings:
         raise InputError(f"resume={resume} was begun with {dict(made.settings)}, now {settings}; remove it or match it")
-    return made.tensors["sums"].clone(), made.tensors["done"].clone()
+    return {
+        name: made.tensors[name].to(latents.device if name == "path" else "cpu").clone()
+        for name in ("sums", "done", "path")
+    }
 
 
-def _moments(denoiser: Denoiser, latents: Tensor, lam: float, seeds: list[int], derivative: Derivative) -> Tensor:
-    """Sums over samples of FIELDS, (fields, C, h, w) float64, at one lambda."""
+def _draws(latents: Tensor, seeds: list[int]) -> tuple[Tensor, Tensor]:
+    """Noise and a Rademacher direction for each latent, by its seed."""
     noise, probe = [], []
     for number in seeds:
         own = probe_generator(number)
         noise.append(torch.randn(latents.shape[1:], generator=own, dtype=latents.dtype))
         probe.append(2.0 * torch.randint(0, 2, latents.shape[1:], generator=own).to(latents.dtype) - 1)
-    at = torch.full((latents.shape[0],), lam, dtype=torch.float64, device=latents.device)
-    alpha, sigma = levels_at(denoiser.schedule, at).coefficients(latents)
-    x = alpha * latents + sigma * torch.stack(noise).to(latents.device)
-    along = torch.stack(probe).to(latents.device)
+    return torch.stack(noise).to(latents.device), torch.stack(probe).to(latents.device)
+
+
+def _coefficients(lam: float | Tensor, x: Tensor, schedule: NoiseSchedule) -> tuple[Scalar, Scalar]:
+    """alpha and sigma at one lambda, for states like x."""
+    at = torch.full((x.shape[0],), float(lam), dtype=torch.float64, device=x.device)
+    return levels_at(schedule, at).coefficients(x)
+
+
+def _noised(latents: Tensor, lam: float, seeds: list[int], schedule: NoiseSchedule) -> Tensor:
+    """Clean latents with their own noise at one lambda."""
+    alpha, sigma = _coefficients(lam, latents, schedule)
+    return alpha * latents + sigma * _draws(latents, seeds)[0]
+
+
+def _moved(path: Tensor, lam: Tensor, to: Tensor, schedule: NoiseSchedule) -> Tensor:
+    """States and their eps (2, n, C, h, w) a DDIM step further along the ODE."""
+    x, eps = path
+    (alpha, sigma), (alpha_to, sigma_to) = (_coefficients(at, x, schedule) for at in (lam, to))
+    return alpha_to * (x - sigma * eps) / alpha + sigma_to * eps
+
+
+def _moments(
+    denoiser: Denoiser, x: Tensor, lam: float, seeds: list[int], derivative: Derivative
+) -> tuple[Tensor, Tensor]:
+    """Sums over states of FIELDS, (fields, C, h, w) float64, at one lambda; and eps there."""
+    at = torch.full((x.shape[0],), lam, dtype=torch.float64, device=x.device)
+    _, sigma = levels_at(denoiser.schedule, at).coefficients(x)
+    along = _draws(x, seeds)[1]
     eps, pushed = eps_derivative(denoiser, x, at, along, 0.0, derivative)
     rate = sigma if denoiser.schedule.flow else sigma**2  # d log alpha / d lambda
     deps = eps_derivative(denoiser, x, at, rate * x - sigma * eps, 1.0, derivative)[1]
-    jacobian, eps, deps, x = (value.double().cpu() for value in (along * sigma * pushed, eps, deps, x))
-    products = (eps * eps, eps * deps, eps * x, deps * x, x * x)
-    return torch.stack([value.sum(0) for value in (jacobian, eps, deps, x, *products)])
+    jacobian, e, de, state = (value.double().cpu() for value in (along * sigma * pushed, eps, deps, x))
+    products = (e * e, e * de, e * state, de * state, state * state)
+    return torch.stack([value.sum(0) for value in (jacobian, e, de, state, *products)]), eps
 
 
 def _finished(

@@ -126,7 +126,9 @@ def test_statistics_are_measured_on_seeds_that_are_not_evaluated(monkeypatch):
     asked = []
     monkeypatch.setattr(dpm_solver_v3, "TextToImage", lambda prior: prior)
     monkeypatch.setattr(
-        dpm_solver_v3, "measure_statistics", lambda _, prompts, sizes, cells: asked.append((len(prompts), sizes.seed))
+        dpm_solver_v3,
+        "measure_statistics",
+        lambda _, prompts, sizes, cells, states: asked.append((len(prompts), sizes.seed)),
     )
     dpm_solver_v3.measured(prior_of(), 1.5, 64, 2, 3, 8, seed=7)
     ((count, first),) = asked

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from unproject.core.priors import FLOW_SCHEDULE, SD_SCHEDULE, GaussianMixturePrior, load_prior
-from unproject.core.sampling import Denoiser, NoiseSchedule, Sampler
+from unproject.core.sampling import DDIM, Denoiser, NoiseSchedule, Sampler
 from unproject.core.sampling.calibration import fingerprint, probe_generator
 from unproject.core.sampling.solvers import DPMSolverV3
 from unproject.core.sampling.statistics import ModelStatistics, unfold_patches
@@ -95,10 +95,11 @@ def test_derivative_along_the_ode(config):
 
 
 @pytest.mark.parametrize("config", [SD_SCHEDULE, FLOW_SCHEDULE])
-def test_a_gaussian_has_exact_statistics(config):
+@pytest.mark.parametrize("states", ["noised", "trajectory"])
+def test_a_gaussian_has_exact_statistics(config, states):
     """l = sigma^2 / (alpha^2 v + sigma^2), s = 0 where f does not vary, and one step is then nearly exact."""
     prior, schedule = gaussian(config), NoiseSchedule.from_config(config)
-    statistics = estimate_statistics(prior, latents(4), prior.encode_text(""), count=80)
+    statistics = estimate_statistics(prior, latents(4), prior.encode_text(""), count=80, states=states)
     levels = [schedule.at_lambda(float(lam)) for lam in statistics.lambdas]
     wanted = torch.tensor([v.sigma**2 / (1.44 * v.alpha**2 + v.sigma**2) for v in levels], dtype=torch.float64)
     torch.testing.assert_close(statistics.ell[:, 0, 0, 0], wanted, rtol=1e-6, atol=1e-6)
@@ -111,18 +112,23 @@ def test_a_gaussian_has_exact_statistics(config):
     assert float((out - exact).abs().max()) < 2e-2
 
 
-def test_s_and_b_are_the_regression_of_the_derivative():
-    """Against f and f' of every sample, computed one by one at an inner row."""
+@pytest.mark.parametrize("states", ["noised", "trajectory"])
+def test_s_and_b_are_the_regression_of_the_derivative(states):
+    """Against f and f' of every sample, computed one by one at an inner row; trajectories are runs of DDIM."""
     prior, schedule = mixture(), NoiseSchedule.from_config(SD_SCHEDULE)
     x0, count, row = latents(12), 10, 6
-    statistics = estimate_statistics(prior, x0, prior.encode_text(""), 1.0, count=count, seed=5)
+    statistics = estimate_statistics(prior, x0, prior.encode_text(""), 1.0, count=count, seed=5, states=states)
     lam, slope = statistics.lambdas[row], torch.gradient(statistics.ell, spacing=(statistics.lambdas,), dim=0)[0][row]
     level = schedule.at_lambda(float(lam))
     f, rate = [], []
     for k in range(12):
         noise = torch.randn(1, 2, 2, generator=probe_generator(5 + k), dtype=torch.float64)
-        x = level.alpha * x0[k : k + 1] + level.sigma * noise
         denoiser = Denoiser(prior, prior.encode_text(""))
+        levels = [schedule.at_lambda(float(value)) for value in statistics.lambdas[: row + 1]]
+        start = level if states == "noised" else levels[0]
+        x = start.alpha * x0[k : k + 1] + start.sigma * noise
+        if states == "trajectory":
+            x = Sampler(DDIM()).run(denoiser, x, levels)
         eps = denoiser(x, level).eps
         dx = level.sigma**2 * x - level.sigma * eps
         deps = eps_derivative(denoiser, x, lam[None], dx, 1.0, "difference")[1]
@@ -135,11 +141,12 @@ def test_s_and_b_are_the_regression_of_the_derivative():
     torch.testing.assert_close(statistics.b[row], rate.mean(0) - s * f.mean(0), rtol=1e-4, atol=1e-5)
 
 
-def test_chunks_and_interruption_change_nothing(tmp_path):
+@pytest.mark.parametrize("states", ["noised", "trajectory"])
+def test_chunks_and_interruption_change_nothing(states, tmp_path):
     prior, condition = mixture(), mixture().encode_text(["one", "two", "one"])
     x0, path = latents(3), tmp_path / "moments.safetensors"
-    whole = estimate_statistics(prior, x0, condition, 2.0, count=5)
-    parts = estimate_statistics(prior, x0, condition, 2.0, count=5, chunk=2)
+    whole = estimate_statistics(prior, x0, condition, 2.0, states=states, count=5)
+    parts = estimate_statistics(prior, x0, condition, 2.0, states=states, count=5, chunk=2)
     for name in ("ell", "s", "b"):
         torch.testing.assert_close(getattr(parts, name), getattr(whole, name), rtol=1e-6, atol=1e-9)
 
@@ -148,20 +155,24 @@ def test_chunks_and_interruption_change_nothing(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        estimate_statistics(prior, x0, condition, 2.0, count=5, resume=path, progress=stop)
+        estimate_statistics(prior, x0, condition, 2.0, states=states, count=5, resume=path, progress=stop)
     before = prior.nfe
-    resumed = estimate_statistics(prior, x0, condition, 2.0, count=5, resume=path)
+    resumed = estimate_statistics(prior, x0, condition, 2.0, states=states, count=5, resume=path)
     assert prior.nfe - before == 2 * 2 * 2 * 3, "two rows left: two calls, two branches, three samples"
     assert torch.equal(resumed.s, whole.s)
     with pytest.raises(InputError, match="was begun with"):
-        estimate_statistics(prior, x0, condition, 2.0, count=5, seed=1, resume=path)
+        estimate_statistics(prior, x0, condition, 2.0, states=states, count=5, seed=1, resume=path)
     for other in ({"latents": x0.flip(0)}, {"condition": mixture().encode_text(["two", "two", "one"])}):
         with pytest.raises(InputError, match="was begun with"):
             estimate_statistics(
-                **{"prior": prior, "latents": x0, "condition": condition, **other}, guidance=2.0, count=5, resume=path
+                **{"prior": prior, "latents": x0, "condition": condition, **other},
+                guidance=2.0,
+                states=states,
+                count=5,
+                resume=path,
             )
     with pytest.raises(InputError, match=r"guidance 2 \(now 3\)"):
-        estimate_statistics(prior, x0, condition, 3.0, count=5, resume=path)
+        estimate_statistics(prior, x0, condition, 3.0, states=states, count=5, resume=path)
 
 
 def test_forced_l_and_round_trip(tmp_path):

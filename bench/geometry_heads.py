@@ -41,6 +41,8 @@ class GeometryBench:
 
     test_groups: int = 64
     """rooms of the test split, four eyes each"""
+    place_groups: int = 24
+    """streets and tables of the test split, four eyes each"""
     size: int = 96
     ensembles: tuple[int, ...] = (1, 3, 5)
     budget_steps: int = 300
@@ -53,14 +55,14 @@ class GeometryBench:
     lr: float = 4e-3
 
 
-QUICK = GeometryBench(2, 64, (1, 2), 4, 2, (0,), batch=4)
+QUICK = GeometryBench(2, 1, 64, (1, 2), 4, 2, (0,), batch=4)
 
 
-class RenderedRooms:
-    """Rooms rendered into memory, with the columns of a rendered set."""
+class RenderedPlaces:
+    """Rooms, streets or tables rendered into memory, with the columns of a rendered set."""
 
-    def __init__(self, split: str, groups: int, size: int) -> None:
-        job = RenderJob("room", split, groups, size, geometry=True)
+    def __init__(self, split: str, groups: int, size: int, kind: str = "room") -> None:
+        job = RenderJob(kind, split, groups, size, geometry=True)
         parts = [render_group(job, index) for index in range(groups)]
         self._columns = {name: np.concatenate([p[name] for p in parts]) for name in ("rgb", "depth_m", "normal")}
 
@@ -79,13 +81,15 @@ class RenderedRooms:
 def run(context: Context) -> dict[str, Any]:
     """Test rooms, equal budgets with and without the prior, ensembles, real frames."""
     config = QUICK if context.quick else GeometryBench()
-    rooms = RenderedRooms("test", config.test_groups, config.size)
+    rooms = RenderedPlaces("test", config.test_groups, config.size)
     data = GeometryData([rooms])
     batch = data.batch(np.arange(len(data)), None)
     head = _shipped(context.prior)
     table = baselines(batch) + equal_budget(context.prior, config, batch)
     if head is not None:
         table += [ensemble_row(head, batch, size) for size in config.ensembles]
+        for kind in ("street", "table"):
+            table += place_rows(head, kind, config)
         _picture(head, batch, context.picture())
     real = real_rows(head)
     return {
@@ -164,7 +168,7 @@ def equal_budget(prior_name: str, config: GeometryBench, batch: dict[str, np.nda
     prior = load_prior(prior_name)
     if not isinstance(prior, StableDiffusionPrior):
         return []
-    rooms = RenderedRooms("train", config.budget_groups, min(config.size, 64))
+    rooms = RenderedPlaces("train", config.budget_groups, min(config.size, 64))
     rows = []
     for start in ("prior", "random"):
         results = [_trained(prior, start, seed, config, rooms, batch) for seed in config.budget_seeds]
@@ -178,7 +182,7 @@ def _trained(
     start: str,
     seed: int,
     config: GeometryBench,
-    rooms: RenderedRooms,
+    rooms: RenderedPlaces,
     batch: dict[str, np.ndarray],
 ) -> dict[str, float]:
     """Errors on the test rooms after a short training, and its seconds."""
@@ -238,6 +242,16 @@ def ensemble_row(head: GeometryHead, batch: dict[str, np.ndarray], members: int)
         pairs = zip(maps["depth_spread"][:, 0], error, valid, strict=True)
         row["uncertainty_spearman"] = spread([spearman(s[keep], e[keep]) for s, e, keep in pairs])
     return row
+
+
+def place_rows(head: GeometryHead, kind: str, config: GeometryBench) -> list[dict[str, Any]]:
+    """The best plane and the shipped head on test streets or tables."""
+    data = GeometryData([RenderedPlaces("test", config.place_groups, config.size, kind)])
+    batch = data.batch(np.arange(len(data)), None)
+    depth, _, valid = targets_of(batch)
+    plane = depth_row(best_plane(depth, valid, False), depth, valid)
+    rows = [{"method": "best plane in depth", **plane}, ensemble_row(head, batch, 1)]
+    return [{**row, "method": f"{row['method']}, {kind}s"} for row in rows]
 
 
 def real_rows(head: GeometryHead | None) -> list[dict[str, Any]]:

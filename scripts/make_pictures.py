@@ -1,6 +1,7 @@
 """Make the pictures of the README from the shipped weights: python -m unproject.scripts.make_pictures [--out FOLDER].
 
-images.png: prompts drawn by the embedded prior. geometry.png: rendered rooms, their true depth, the estimated one and
+images.png: prompts drawn by the embedded prior. places.png: rooms, streets and things close by, with their depth.
+geometry.png: rendered rooms, their true depth, the estimated one and
 the estimated normals. Nothing is chosen: seed 0 throughout.
 """
 
@@ -45,6 +46,17 @@ def images(out: Path) -> Path:
     return save_image(out / "images.png", grid(list(np.asarray(drawn.images)), columns=7, labels=prompts, scale=2))
 
 
+def places(out: Path, count: int = 4) -> Path:
+    """Samples of the validation split, a row for each kind."""
+    rows: list[npt.NDArray[Any]] = []
+    for kind in ("room", "street", "table"):
+        for index in range(count):
+            seen = sample("val", index, kind, 128).renderings[0]
+            assert seen.depth_m is not None
+            rows += [seen.rgb, colourise(seen.depth_m, mask=seen.depth_m > 0)]
+    return save_image(out / "places.png", grid(rows, columns=2 * count))
+
+
 def geometry(out: Path, rooms: int = 3) -> Path:
     """Rooms of the test split."""
     pipe = ImageToGeometry.from_pretrained("toybox")
@@ -63,9 +75,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command line."""
     parser = argparse.ArgumentParser(prog="make_pictures", description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent.parent / "docs" / "images")
-    parser.add_argument("--only", choices=("images", "geometry"))
+    parser.add_argument("--only", choices=("images", "places", "geometry"))
     options = parser.parse_args(arguments)
-    for make in (images, geometry):
+    for make in (images, places, geometry):
         if options.only in (None, make.__name__):
             print(make(options.out))
     return 0

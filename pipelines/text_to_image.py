@@ -203,12 +203,14 @@ class TextToImage(PriorPipeline):
     ) -> list[Level]:
         """The levels of a call: the solver's own, or what suits the prior where nothing else is said.
 
-        Raises InputError for a spacing beside a solver that brings its own levels.
+        Raises InputError for a spacing or another number of steps beside a solver that brings its own levels.
         """
         schedule, settings = NoiseSchedule.from_config(self.prior.scheduler_config), self.settings
         own = method.own_grid(schedule)
         if own is not None and spacing is not None:
             raise InputError(f"spacing={spacing}: this solver brings levels of its own; leave the spacing out")
+        if own is not None and steps not in (None, len(own) - 1):
+            raise InputError(f"{steps} steps: this solver was made for {len(own) - 1}; leave the number out")
         if own is not None:
             return own
         tokens = self.prior.tokens(torch.empty(1, *shape))

@@ -162,6 +162,8 @@ def test_a_searched_solver_needs_nothing_but_its_file(tiny_run: TinyRun) -> None
     assert json.loads(Path("a.run.json").read_text())["nfe"]["denoiser"] == 6
     code, out = tiny_run(*use, "--spacing", "karras")
     assert (code, "spacing=karras: this solver brings levels of its own" in out) == (2, True)
+    code, out = tiny_run(*use, "--steps", "8")
+    assert (code, "8 steps: this solver was made for 3; leave the number out" in out) == (2, True)
     code, out = tiny_run(*use, "--guidance", "1.5")
     assert (code, "solver.safetensors was made for guidance 3 (now 1.5)" in out) == (2, True)
 

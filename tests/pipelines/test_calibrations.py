@@ -157,7 +157,7 @@ def test_a_searched_solver_is_used_by_its_file_alone(pipe: TextToImage, sizes: S
     assert found.fixed in known and found.result.best.nfe == 3
     assert len({schedule for schedule, _ in found.result.history[: len(known)]}) == len(known)
     file = found.result.best.save(tmp_path / "s.safetensors", setting(pipe, PROMPTS, sizes).fingerprint)
-    out = pipe("dark", solver=f"usf:{file}", guidance_scale=2.0, seed=0, num_inference_steps=50)
+    out = pipe("dark", solver=f"usf:{file}", guidance_scale=2.0, seed=0)
     assert out.nfe == 2 * 3
     spent = pipe.prior.nfe
     again = search_solver(pipe, PROMPTS[:2], sizes, nfe=3, budget=len(known), reference_steps=12)

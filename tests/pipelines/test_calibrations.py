@@ -103,6 +103,15 @@ def test_statistics_go_on_where_they_stopped_and_serve_the_solver(
         pipe("dark", statistics=file, **draw)
 
 
+def test_strong_guidance_is_measured_on_trajectories(pipe: TextToImage) -> None:
+    for guidance, states in ((3.0, "noised"), (3.1, "trajectory")):
+        sizes = Sizes(guidance, steps=4, seed=3)
+        chosen = measure_statistics(pipe, PROMPTS[:2], sizes, cells=2)
+        assert chosen.settings["states"] == states
+        told = measure_statistics(pipe, PROMPTS[:2], sizes, cells=2, states="noised")
+        assert torch.equal(told.b, chosen.b) == (states == "noised")
+
+
 def test_a_guidance_that_is_an_input_is_told_apart_too(sizes: Sizes, tmp_path: Path) -> None:
     prior = mixture()
     prior.guidance_embedded = True

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..pipelines.text_to_image import TextToImage
 
 What = Literal["statistics", "gaussian", "boundary", "time-remap", "error-curve"]
-SAMPLES = {"statistics": 256, "gaussian": 512, "boundary": 16, "time-remap": 128, "error-curve": 64}
+SAMPLES = {"statistics": 128, "gaussian": 512, "boundary": 16, "time-remap": 128, "error-curve": 64}
 USE = {
     "statistics": "--solver dpm-v3 --statistics {}",
     "gaussian": "--teleport 0.25 --gaussian {}",
@@ -109,7 +109,7 @@ class CalibrateSolver(MeasureCommand):
     """statistics for --solver dpm-v3, gaussian for --teleport, boundary for a starting noise, time-remap for a size
     below the trained one, error-curve for `unproject restore`."""
     samples: int | None = None
-    """Prompts measured on, a picture each (default: 256, 512, 16, 128 and 64, in the order above)."""
+    """Prompts measured on, a picture each (default: 128, 512, 16, 128 and 64, in the order above)."""
     sample_steps: int = 30
     """Solver steps of the prior's own samples."""
     steps: int | None = None
@@ -118,7 +118,7 @@ class CalibrateSolver(MeasureCommand):
     """boundary: solver of the runs to come, deterministic (default: what suits the prior)."""
     candidates: int = 32
     """boundary: noises to choose from."""
-    cells: int = 40
+    cells: int = 80
     """statistics: cells of the lambda grid."""
     derivative: Literal["exact", "difference"] = "exact"
     """statistics: difference for networks without forward-mode derivatives."""

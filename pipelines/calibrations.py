@@ -120,7 +120,7 @@ def measure_statistics(
     pipe: TextToImage,
     prompts: Sequence[str],
     sizes: Sizes,
-    cells: int = 40,
+    cells: int = 80,
     derivative: Derivative = "exact",
     states: States | None = None,
 ) -> ModelStatistics:

@@ -21,7 +21,7 @@ from ..core.sampling.paired_error import PairedError
 from ..core.sampling.solvers import DPMSolverV3
 from ..core.sampling.statistics import ModelStatistics
 from ..core.sampling.statistics_estimation import States
-from ..pipelines.calibrations import STRONG_GUIDANCE, Sizes, measure_statistics
+from ..pipelines.calibrations import Sizes, measure_statistics, usual_states
 from ..pipelines.text_to_image import TextToImage
 from ..toybox.samples import object_prompts
 from .runner import Context, bootstrapped, by_guidance, ratio
@@ -106,7 +106,7 @@ def panel(name: str, guidance: float, config: DPMSolverV3Bench, seed: int) -> di
     noise = seeded_noise(prior.latent_shape, config.images, seed)
     settings: dict[str, Any] = {"steps": config.reference_steps, "final": "index0", "batch": config.batch}
     trial = Trial(PairedError(prior, condition, noise, guidance, **settings), guidance, {})
-    usual = "trajectory" if guidance > STRONG_GUIDANCE else "noised"
+    usual = usual_states(guidance)
     sets = [(states, config.samples) for states in get_args(States)] + [(usual, config.fewer_samples)]
     table, costs = [], []
     few = config.nfes[:1]

@@ -44,7 +44,7 @@ from .text_to_image import TextToImage
 SAMPLES_KIND = "own-samples"
 FINE: Spacing = "logsnr"  # where second-order DPM-Solver++ keeps the spread of the distribution best
 REMAP_SEARCH = RemapSearch()
-STRONG_GUIDANCE = 3.0
+STRONG_GUIDANCE = 3.0  # above it runs meet states that no noised sample resembles
 CANDIDATE_SEED = 200_000  # candidate noises are far from those of the samples
 
 
@@ -116,6 +116,11 @@ def own_samples(pipe: TextToImage, prompts: Sequence[str], sizes: Sizes) -> Tens
     return latents
 
 
+def usual_states(guidance: float) -> States:
+    """Where statistics for this guidance are measured unless one says otherwise."""
+    return "trajectory" if guidance > STRONG_GUIDANCE else "noised"
+
+
 def measure_statistics(
     pipe: TextToImage,
     prompts: Sequence[str],
@@ -126,7 +131,7 @@ def measure_statistics(
 ) -> ModelStatistics:
     """Model statistics for DPM-Solver-v3; every lambda done is kept in the work folder.
 
-    Guidance above `STRONG_GUIDANCE` leads runs away from noised samples: there `states` is "trajectory" unless given.
+    Without `states` they are those of `usual_states`.
     """
     found, latents = setting(pipe, prompts, sizes), own_samples(pipe, prompts, sizes)
     with Progress(cells + 1, "statistics") as bar:
@@ -139,7 +144,7 @@ def measure_statistics(
             chunk=sizes.batch,
             seed=sizes.seed,
             derivative=derivative,
-            states=states or ("trajectory" if found.scale > STRONG_GUIDANCE else "noised"),
+            states=states or usual_states(found.scale),
             resume=_kept("moments", found, sizes),
             progress=lambda *_: bar.advance(),
         )

@@ -1,8 +1,8 @@
 """Make the pictures of the README from the shipped weights: python -m unproject.scripts.make_pictures [--out FOLDER].
 
 images.png: prompts drawn by the embedded prior. places.png: rooms, streets and things close by, with their depth.
-geometry.png: rendered rooms, their true depth, the estimated one and
-the estimated normals. Nothing is chosen: seed 0 throughout.
+geometry.png: rendered rooms, their true depth, the estimated one and the estimated normals. Nothing is chosen: seed 0
+throughout.
 """
 
 from __future__ import annotations

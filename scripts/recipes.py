@@ -238,7 +238,7 @@ def judge_job(values: dict[str, Any]) -> Job:
     recipe = load_config(JudgeRecipe, values)
     train = labelled(recipe.train)
     objective = JudgeObjective(recipe.model, train, labelled(recipe.val), recipe.trainer.seed)
-    if (Path(recipe.start_from) / "judge.json").is_file():
+    if recipe.start_from and (Path(recipe.start_from) / "judge.json").is_file():
         objective.begin_with(Judge.from_pretrained(recipe.start_from))
     elif recipe.start_from:
         begin_with_run(objective.modules, recipe.start_from)

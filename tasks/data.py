@@ -127,7 +127,7 @@ def zoomed(
     """
     height, width = image.shape[:2]
     to = np.array(size or (width, height))
-    window = share * min(width / to[0], height / to[1]) * to
+    window = np.minimum(share * min(width / to[0], height / to[1]) * to, (width, height))  # rounding may exceed them
     left, top = (np.array([width, height]) - window) / 2
     picture = Image.fromarray(image).resize(
         (int(to[0]), int(to[1])), Image.Resampling.BICUBIC, box=(left, top, left + window[0], top + window[1])

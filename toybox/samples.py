@@ -13,7 +13,11 @@ from .programs import ObjectProgram, Program, RoomProgram, StreetProgram, TableP
 from .render import Rendering, render_views
 from .scenes import Scene
 
-PLACES: dict[type, str] = {RoomProgram: "a furnished room", StreetProgram: "a street", TableProgram: "things close by"}
+PLACE_WORDS: dict[type, str] = {
+    RoomProgram: "a furnished room",
+    StreetProgram: "a street",
+    TableProgram: "things close by",
+}
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ def sample(split: str, index: int, kind: str = "object", size: int = 64) -> Samp
     pairs = [(c.c2w[0].numpy().astype(float), c.K[0].numpy().astype(float)) for c in cameras]
     renderings = tuple(render_views(scene, pairs, size))
     if isinstance(program, RoomProgram):
-        return Sample(program, PLACES[type(program)], None, scene, Camera.cat(cameras), renderings)
+        return Sample(program, PLACE_WORDS[type(program)], None, scene, Camera.cat(cameras), renderings)
     first = views[0]
     word = view_word(first["azimuth_deg"], first["elevation_deg"]) if isinstance(program, ObjectProgram) else None
     return Sample(program, caption(program, word), meaning_of(program, word), scene, Camera.cat(cameras), renderings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,13 +67,7 @@ def draw_room_camera(rng: np.random.Generator, scene: Scene, size: tuple[int, in
     """
     assert scene.size_m is not None
     room = np.array(scene.size_m)
-    boxes = [(v.min(0), v.max(0)) for v in map(placed_vertices, scene.objects)]
-    eyes = []
-    for _ in range(EYE_TRIES):
-        eyes.append(_draw_eye(rng, room))
-        if _clearance(eyes[-1], boxes) >= EYE_CLEARANCE_M:
-            break
-    eye = max(eyes, key=lambda e: _clearance(e, boxes))
+    (eye,) = _clearest(scene, lambda: (_draw_eye(rng, room),), EYE_CLEARANCE_M)
     target = np.array([*(room[:2] * rng.uniform(0.2, 0.8, 2)), rng.uniform(0.1, 1.3)])
     if np.linalg.norm((target - eye)[:2]) < 0.8:
         target[:2] = room[:2] - eye[:2]
@@ -84,14 +78,12 @@ def draw_street_camera(rng: np.random.Generator, scene: Scene, size: tuple[int, 
     """A walker's or driver's eye 1.1-2.4 m above a street that looks along it; 40-90 degrees wide."""
     road = next(s for s in scene.surfaces if s.name == "road")
     half, length = 0.5 * road.span_v[1], road.corner[0] + road.span_u[0]
-    boxes = [(v.min(0), v.max(0)) for v in map(placed_vertices, scene.objects)]
-    eyes = []
-    for _ in range(EYE_TRIES):
+
+    def draw() -> tuple[np.ndarray, ...]:
         along, across = rng.uniform(0, 0.2 * length), rng.uniform(-1, 1) * (half + 1)
-        eyes.append(np.array([along, across, rng.uniform(1.1, 2.4)]))
-        if _clearance(eyes[-1], boxes) >= 2 * EYE_CLEARANCE_M:
-            break
-    eye = max(eyes, key=lambda e: _clearance(e, boxes))
+        return (np.array([along, across, rng.uniform(1.1, 2.4)]),)
+
+    (eye,) = _clearest(scene, draw, 2 * EYE_CLEARANCE_M)
     turned, down = np.deg2rad(rng.normal(0, 14)), np.deg2rad(rng.uniform(-5, 9))
     target = eye + np.array([np.cos(turned), np.sin(turned), -np.tan(down)])
     return _camera(eye, target, float(rng.uniform(40, 90)), size)
@@ -103,17 +95,15 @@ def draw_table_camera(rng: np.random.Generator, scene: Scene, size: tuple[int, i
     stage, room = next(s for s in scene.surfaces if s.name == "stage"), np.array(scene.size_m)
     reach = float(np.hypot(np.linalg.norm(stage.span_u), np.linalg.norm(stage.span_v)))
     steep = (40, 80) if any(s.name == "rim" for s in scene.surfaces) else (8, 60)
-    boxes = [(v.min(0), v.max(0)) for v in map(placed_vertices, scene.objects)]
-    eyes = []
-    for _ in range(EYE_TRIES):
+
+    def draw() -> tuple[np.ndarray, ...]:
         around, up = rng.uniform(0, 2 * np.pi), np.deg2rad(rng.uniform(*steep))
         away = np.array([np.cos(around) * np.cos(up), np.sin(around) * np.cos(up), np.sin(up)])
         target = stage.corner + stage.span_u * rng.uniform(0.3, 0.7) + stage.span_v * rng.uniform(0.3, 0.7)
         eye = target + [0, 0, rng.uniform(0, 0.15)] + reach * rng.uniform(0.5, 1.7) * away
-        eyes.append(np.clip(eye, 0.12, room - 0.12))
-        if _clearance(eyes[-1], boxes) >= 0.3 * EYE_CLEARANCE_M:
-            break
-    eye = max(eyes, key=lambda e: _clearance(e, boxes))
+        return np.clip(eye, 0.12, room - 0.12), target
+
+    eye, target = _clearest(scene, draw, 0.3 * EYE_CLEARANCE_M)
     return _camera(eye, target, float(rng.uniform(35, 75)), size)
 
 
@@ -134,6 +124,18 @@ def _draw_eye(rng: np.random.Generator, room: np.ndarray) -> np.ndarray:
         eye[:2] = room[:2] - eye[:2]
     eye[2] = rng.uniform(0.5, min(2.0, room[2] - 0.3))
     return eye
+
+
+def _clearest(scene: Scene, draw: Callable[[], tuple[np.ndarray, ...]], clearance_m: float) -> tuple[np.ndarray, ...]:
+    """What `draw` gives, an eye (3,) and perhaps more, the first time the eye is clear of the boxes around all objects;
+    else the clearest of the tries."""
+    boxes = [(v.min(0), v.max(0)) for v in map(placed_vertices, scene.objects)]
+    drawn: list[tuple[np.ndarray, ...]] = []
+    for _ in range(EYE_TRIES):
+        drawn.append(draw())
+        if _clearance(drawn[-1][0], boxes) >= clearance_m:
+            break
+    return max(drawn, key=lambda one: _clearance(one[0], boxes))
 
 
 def _clearance(point: np.ndarray, boxes: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:

@@ -25,7 +25,7 @@ from ..priors.base import Condition, Prior
 from .calibration import Calibration, Fingerprint, condition_digest, fingerprint, probe_generator
 from .denoiser import Denoiser
 from .guidance import Guidance
-from .levels import Level, NoiseSchedule, Scalar
+from .levels import Level, NoiseSchedule
 from .statistics import ModelStatistics
 
 MOMENTS_KIND = "model-moments"
@@ -140,13 +140,11 @@ def estimate_statistics(
                 part = slice(start, min(start + chunk, samples))
                 denoiser = Denoiser(prior, condition.index(part), guidance)
                 seeds = range(seed + part.start, seed + part.stop)  # the same at every lambda: l stays smooth in it
-                if row and states == "trajectory":
-                    x = _moved(path[:, part], lambdas[row - 1], lambdas[row], schedule)
-                else:
-                    x = _noised(latents[part], lam, list(seeds), schedule)
-                found, eps = _moments(denoiser, x, lam, list(seeds), derivative)
+                noise, probe = _draws(latents[part], list(seeds))
+                # the DDIM step to the next lambda is the last estimate of clean latent and noise, mixed anew
+                clean, noise = path[:, part] if row and states == "trajectory" else (latents[part], noise)
+                found, path[0, part], path[1, part] = _moments(denoiser, clean, noise, probe, lam, derivative)
                 sums[row] += found
-                path[0, part], path[1, part] = x, eps
             done[row] = 1
             if resume is not None:
                 Calibration(MOMENTS_KIND, kept, mark, settings).save(resume)
@@ -158,7 +156,7 @@ def estimate_statistics(
 def _started(
     resume: str | Path | None, mark: Fingerprint, settings: dict[str, object], rows: int, latents: Tensor
 ) -> dict[str, Tensor]:
-    """Sums (rows, fields, C, h, w), which rows are done, and states and eps (2, K, C, h, w) at the last of them, from
+    """Sums (rows, fields, C, h, w), which rows are done, and x0 and eps (2, K, C, h, w) at the last of them, from
     the file if there is one."""
     if resume is None or not Path(resume).exists():
         return {
@@ -185,38 +183,20 @@ def _draws(latents: Tensor, seeds: list[int]) -> tuple[Tensor, Tensor]:
     return torch.stack(noise).to(latents.device), torch.stack(probe).to(latents.device)
 
 
-def _coefficients(lam: float | Tensor, x: Tensor, schedule: NoiseSchedule) -> tuple[Scalar, Scalar]:
-    """alpha and sigma at one lambda, for states like x."""
-    at = torch.full((x.shape[0],), float(lam), dtype=torch.float64, device=x.device)
-    return levels_at(schedule, at).coefficients(x)
-
-
-def _noised(latents: Tensor, lam: float, seeds: list[int], schedule: NoiseSchedule) -> Tensor:
-    """Clean latents with their own noise at one lambda."""
-    alpha, sigma = _coefficients(lam, latents, schedule)
-    return alpha * latents + sigma * _draws(latents, seeds)[0]
-
-
-def _moved(path: Tensor, lam: Tensor, to: Tensor, schedule: NoiseSchedule) -> Tensor:
-    """States and their eps (2, n, C, h, w) a DDIM step further along the ODE."""
-    x, eps = path
-    (alpha, sigma), (alpha_to, sigma_to) = (_coefficients(at, x, schedule) for at in (lam, to))
-    return alpha_to * (x - sigma * eps) / alpha + sigma_to * eps
-
-
 def _moments(
-    denoiser: Denoiser, x: Tensor, lam: float, seeds: list[int], derivative: Derivative
-) -> tuple[Tensor, Tensor]:
-    """Sums over states of FIELDS, (fields, C, h, w) float64, at one lambda; and eps there."""
-    at = torch.full((x.shape[0],), lam, dtype=torch.float64, device=x.device)
-    _, sigma = levels_at(denoiser.schedule, at).coefficients(x)
-    along = _draws(x, seeds)[1]
+    denoiser: Denoiser, clean: Tensor, noise: Tensor, along: Tensor, lam: float, derivative: Derivative
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums over states of FIELDS, (fields, C, h, w) float64, at one lambda; and x0 and eps there."""
+    at = torch.full((clean.shape[0],), lam, dtype=torch.float64, device=clean.device)
+    level = levels_at(denoiser.schedule, at)
+    alpha, sigma = level.coefficients(clean)
+    x = denoiser.schedule.add_noise(clean, noise, level)
     eps, pushed = eps_derivative(denoiser, x, at, along, 0.0, derivative)
     rate = sigma if denoiser.schedule.flow else sigma**2  # d log alpha / d lambda
     deps = eps_derivative(denoiser, x, at, rate * x - sigma * eps, 1.0, derivative)[1]
     jacobian, e, de, state = (value.double().cpu() for value in (along * sigma * pushed, eps, deps, x))
     products = (e * e, e * de, e * state, de * state, state * state)
-    return torch.stack([value.sum(0) for value in (jacobian, e, de, state, *products)]), eps
+    return torch.stack([value.sum(0) for value in (jacobian, e, de, state, *products)]), (x - sigma * eps) / alpha, eps
 
 
 def _finished(

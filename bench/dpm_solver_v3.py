@@ -77,10 +77,10 @@ def solvers(prior: Prior, statistics: ModelStatistics) -> dict[str, Callable[[],
         "dpm++ 2M": lambda: make_solver("dpm++", flow, kind),
         "dpm++ 3M": lambda: make_solver("dpm++3m", flow, kind),
         "unipc": lambda: make_solver("unipc", flow, kind),
-        "v3 order 1": lambda: DPMSolverV3(statistics, 1, "none"),
+        "v3 order 1": lambda: DPMSolverV3(statistics, 1),
         "v3 order 2": lambda: DPMSolverV3(statistics, 2, "none"),
-        "v3 order 2, corrector": lambda: DPMSolverV3(statistics, 2),
-        "v3 order 3, corrector": lambda: DPMSolverV3(statistics, 3),
+        "v3 order 2, corrector": lambda: DPMSolverV3(statistics, 2, "pseudo"),
+        "v3 order 3, corrector": lambda: DPMSolverV3(statistics, 3, "pseudo"),
     }
 
 

@@ -103,7 +103,7 @@ def solvers(prior: Prior, statistics: ModelStatistics) -> dict[str, Callable[[],
     named = (first_order, "heun", "dpm++", "dpm++3m", "unipc", "ghvb:2,0.5", "ghvb:4,0.8", "hb:dpm++,0.9")
     return {
         **{name: partial(make_solver, name, flow, kind) for name in named},
-        f"{CALIBRATED}:1": lambda: DPMSolverV3(statistics, 1, "none"),
+        f"{CALIBRATED}:1": lambda: DPMSolverV3(statistics, 1),
         f"{CALIBRATED}:2": lambda: DPMSolverV3(statistics, 2),
         f"{CALIBRATED}:3": lambda: DPMSolverV3(statistics, 3),
     }

@@ -32,7 +32,7 @@ from ..core.sampling.restore import ErrorCurve, error_curve
 from ..core.sampling.schedule_search import SearchResult, SearchSpace, baselines, search_schedule
 from ..core.sampling.solvers import SolverSchedule
 from ..core.sampling.solvers.decisions import times_of
-from ..core.sampling.statistics import ModelStatistics
+from ..core.sampling.statistics import STRONG_GUIDANCE, ModelStatistics
 from ..core.sampling.statistics_estimation import Derivative, States, estimate_statistics
 from ..core.sampling.time_remap import RemapSearch, calibrate_time_remap
 from ..utils.errors import InputError
@@ -44,7 +44,6 @@ from .text_to_image import TextToImage
 SAMPLES_KIND = "own-samples"
 FINE: Spacing = "logsnr"  # where second-order DPM-Solver++ keeps the spread of the distribution best
 REMAP_SEARCH = RemapSearch()
-STRONG_GUIDANCE = 3.0  # above it runs meet states that no noised sample resembles
 CANDIDATE_SEED = 200_000  # candidate noises are far from those of the samples
 
 

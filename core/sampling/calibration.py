@@ -49,6 +49,11 @@ class Fingerprint:
     latent_shape: tuple[int, ...]  # (C, h, w)
     guidance: str  # scale, and rescale, interval and negative prompts where they are used
 
+    @property
+    def guidance_scale(self) -> float:
+        """The scale alone."""
+        return float(self.guidance.split()[0])
+
     def differences(self, other: Fingerprint, ignore: Iterable[str] = ()) -> list[str]:
         """One line for each field in which `other` differs."""
         mine, theirs = asdict(self), asdict(other)

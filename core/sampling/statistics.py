@@ -21,6 +21,7 @@ from ...utils.errors import InputError
 from .calibration import Calibration, Fingerprint
 
 KIND = "model-statistics"
+STRONG_GUIDANCE = 3.0  # above it runs meet states that no noised sample resembles
 _NODES = 5  # Gauss-Legendre points in a cell
 _WIDEST = 0.25  # lambda width of a cell; quadrature error of e^{lambda} over it is below 1e-16
 
@@ -62,6 +63,11 @@ class ModelStatistics:
         """The same l, s, b everywhere: (1, 0, 0) is data prediction (DPM-Solver++), (0, -1, 0) noise prediction."""
         ells, slopes, shifts = (torch.full((2, 1, 1, 1), float(v), dtype=torch.float64) for v in (ell, s, b))
         return cls(torch.tensor([-1.0, 1.0], dtype=torch.float64), ells, slopes, shifts)
+
+    @property
+    def strongly_guided(self) -> bool:
+        """Whether they were measured at a guidance above STRONG_GUIDANCE; False where nobody knows."""
+        return self.fingerprint is not None and self.fingerprint.guidance_scale > STRONG_GUIDANCE
 
     def save(self, path: str | Path) -> Path:
         """Writes a calibration artefact; only measured statistics have the fingerprint it needs."""

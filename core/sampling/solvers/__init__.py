@@ -52,8 +52,7 @@ def make_solver(
     if family in RECIPES and not argument:
         return WrappedSolver(family, flow, kind)
     if family == "dpm-v3":
-        order = int(_number(name, argument))
-        return DPMSolverV3(_statistics(name, statistics, expected), order, "pseudo" if order > 1 else "none")
+        return DPMSolverV3(_statistics(name, statistics, expected), int(_number(name, argument)))
     if family == "ghvb":
         return LinearMultistep(*_momentum(name, argument))
     if family == "edict":

@@ -120,24 +120,27 @@ class DPMSolverV3(Solver):
         self,
         statistics: ModelStatistics,
         order: int = 2,
-        corrector: Corrector = "pseudo",
+        corrector: Corrector | None = None,
         pseudo: bool = False,
         lower_order_final: bool = True,
         corrector_range: tuple[float, float] = (-math.inf, math.inf),
     ) -> None:
-        """Settings of Table 10 of the paper.
+        """Settings of Table 10 of the paper, but for the corrector of strongly guided runs.
 
         Args:
             statistics: of this prior, latent shape and guidance.
             order: of the predictor, 1 to 3.
             corrector: "full" redoes a transition at the predictor's order with the new point among its nodes (no use
-                at order 1), "pseudo" at one order more with derivatives from the nearest nodes only.
+                at order 1), "pseudo" at one order more with derivatives from the nearest nodes only; None: "pseudo",
+                or "none" at order 1 and where the statistics are strongly guided, since it raises the error there.
             pseudo: the predictor's derivatives from the nearest nodes only.
             lower_order_final: lower the order towards the end, order 1 in the last step.
             corrector_range: lambdas in which the corrector acts.
         """
         if order not in (1, 2, 3):
             raise InputError(f"order={order} of DPM-Solver-v3 must be 1, 2 or 3")
+        if corrector is None:
+            corrector = "none" if order == 1 or statistics.strongly_guided else "pseudo"
         if corrector not in ("none", "full", "pseudo"):
             raise InputError(f"corrector={corrector!r} is unknown; have none, full, pseudo")
         self.statistics, self.order, self.corrector, self.pseudo = statistics, order, corrector, pseudo

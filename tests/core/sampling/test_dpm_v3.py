@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from diffusers import DPMSolverMultistepScheduler
 
 from unproject.core.priors import FLOW_SCHEDULE, SD_SCHEDULE, GaussianMixturePrior
 from unproject.core.sampling import DDIM, Denoiser, NoiseSchedule, Sampler, make_solver
+from unproject.core.sampling.calibration import fingerprint
 from unproject.core.sampling.solvers import DPMSolverV3
 from unproject.core.sampling.solvers.exponential import derivative_weights, phi, taylor_weights
 from unproject.core.sampling.statistics import ModelStatistics
@@ -237,6 +239,19 @@ def test_batch_rows_are_independent_and_float32_stays():
     for row in range(3):
         alone = run(prior, DPMSolverV3(smooth_tables()), levels, x[row : row + 1])
         torch.testing.assert_close(alone[0], whole[row], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("order", "guidance", "corrector"),
+    [(1, "1.5", "none"), (2, "1.5", "pseudo"), (2, "3 rescale 0.7", "pseudo"), (2, "3.5", "none"), (3, "5", "none")],
+)
+def test_who_says_nothing_gets_a_corrector_above_order_1_and_at_moderate_guidance(order, guidance, corrector):
+    prior, levels, x = mixture(), SCHEDULE.grid(6), noise()
+    tables = replace(smooth_tables(), fingerprint=replace(fingerprint(prior), guidance=guidance))
+    silent = run(prior, make_solver(f"dpm-v3:{order}", statistics=tables), levels, x)
+    assert torch.equal(silent, run(prior, DPMSolverV3(tables, order, corrector), levels, x))
+    other = "pseudo" if corrector == "none" else "none"
+    assert not torch.equal(silent, run(prior, DPMSolverV3(tables, order, other), levels, x))
 
 
 def test_bad_requests_are_named():

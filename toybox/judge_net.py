@@ -20,7 +20,7 @@ class JudgeShape:
 
     widths: tuple[int, ...] = (24, 64, 128, 192)
     """channels per stage; the first works at half the picture's size, each further one at half of the one before"""
-    blocks: tuple[int, ...] = (1, 1, 2, 1)
+    blocks: tuple[int, ...] = (1, 3, 4, 3)
     """residual blocks per stage"""
     features: int = 192
     """length of the feature vector"""

@@ -34,7 +34,16 @@ class JudgeConfig:
     shape: JudgeShape = field(default_factory=JudgeShape)
     augment: Augment = field(default_factory=Augment)
     weights: dict[str, float] = field(
-        default_factory=lambda: {"pattern": 0.5, "finish": 0.5, "count": 0.5, "second_noun": 0.5, "second_colour": 0.5}
+        default_factory=lambda: {
+            "noun": 2.0,
+            "pattern": 0.25,
+            "finish": 0.1,
+            "count": 0.25,
+            "second_noun": 0.25,
+            "second_colour": 0.25,
+            "front": 0.5,
+            "azimuth": 0.5,
+        }
     )
     """weight of a question's loss where it is not 1; "front" and "azimuth" are questions too"""
     validation_images: int = 512

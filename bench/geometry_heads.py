@@ -91,7 +91,7 @@ def run(context: Context) -> dict[str, Any]:
         for kind in ("street", "table"):
             table += place_rows(head, kind, config)
         _picture(head, batch, context.picture())
-    real = real_rows(head)
+    real = real_rows(head, config.ensembles[-1])
     return {
         "config": asdict(config),
         "seeds": list(config.budget_seeds),
@@ -254,8 +254,8 @@ def place_rows(head: GeometryHead, kind: str, config: GeometryBench) -> list[dic
     return [{**row, "method": f"{row['method']}, {kind}s"} for row in rows]
 
 
-def real_rows(head: GeometryHead | None) -> list[dict[str, Any]]:
-    """Baselines and the shipped head on every real frame; empty when the frames are absent."""
+def real_rows(head: GeometryHead | None, members: int) -> list[dict[str, Any]]:
+    """Baselines, the shipped head and an ensemble of it on every real frame; empty when the frames are absent."""
     rows = []
     pipe = None if head is None or "depth" not in head.config.targets else ImageToDepth(head)
     for frame in real_frames():
@@ -268,8 +268,9 @@ def real_rows(head: GeometryHead | None) -> list[dict[str, Any]]:
         }
         candidates = {"constant": torch.zeros_like(depth), "plane": best_plane(depth, valid, False)}
         if pipe is not None:
-            unit = torch.from_numpy(pipe(frame.image).depth)[:, None]
-            candidates["head"] = F.interpolate(unit, depth.shape[1:], mode="bilinear")[:, 0]
+            for name, size in (("head", 1), (f"head, ensemble {members}", members)):
+                unit = torch.from_numpy(pipe(frame.image, ensemble_size=size).depth)[:, None]
+                candidates[name] = F.interpolate(unit, depth.shape[1:], mode="bilinear")[:, 0]
         for name, unit in candidates.items():
             errors = depth_errors(align(unit, depth, valid), depth, valid)
             row[name] = {key: round(errors[key].item(), 4) for key in ("abs_rel", "delta1")}
@@ -278,18 +279,15 @@ def real_rows(head: GeometryHead | None) -> list[dict[str, Any]]:
 
 
 def real_summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Means over the real frames, and on how many of them the head has a lower AbsRel than constant and plane."""
-    names = [name for name in ("constant", "plane", "head") if rows and name in rows[0]]
-    made: list[dict[str, Any]] = [
-        {
-            "method": f"{name}, real frames",
-            **{key: spread([row[name][key] for row in rows]) for key in ("abs_rel", "delta1")},
-        }
-        for name in names
-    ]
-    if "head" in names:
-        better = [row["head"]["abs_rel"] < min(row[n]["abs_rel"] for n in ("constant", "plane")) for row in rows]
-        made[-1]["beats_constant_and_plane"] = share(better)
+    """Means over the real frames, and on how many of them a head has a lower AbsRel than constant and plane."""
+    names = [name for name in (rows[0] if rows else {}) if isinstance(rows[0][name], dict)]
+    made: list[dict[str, Any]] = []
+    for name in names:
+        errors = {key: spread([row[name][key] for row in rows]) for key in ("abs_rel", "delta1")}
+        made.append({"method": f"{name}, real frames", **errors})
+        if name.startswith("head"):
+            better = [row[name]["abs_rel"] < min(row[n]["abs_rel"] for n in ("constant", "plane")) for row in rows]
+            made[-1]["beats_constant_and_plane"] = share(better)
     return made
 
 

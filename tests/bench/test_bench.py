@@ -62,12 +62,14 @@ def test_judge_rows_add_objects_and_scenes():
 
 
 def test_real_frames_are_summed_up():
-    errors = [(0.3, 0.2, 0.1), (0.3, 0.2, 0.25), (0.3, 0.4, 0.29), (0.1, 0.4, 0.2)]
-    names = ("constant", "plane", "head")
-    rows = [{name: {"abs_rel": e, "delta1": 1 - e} for name, e in zip(names, row, strict=True)} for row in errors]
-    constant, _, head = real_summary(rows)
+    errors = [(0.3, 0.2, 0.1, 0.1), (0.3, 0.2, 0.25, 0.1), (0.3, 0.4, 0.29, 0.2), (0.1, 0.4, 0.2, 0.3)]
+    names = ("constant", "plane", "head", "head, ensemble 5")
+    cells = [{name: {"abs_rel": e, "delta1": 1 - e} for name, e in zip(names, row, strict=True)} for row in errors]
+    constant, plane, head, ensemble = real_summary([{"frame": "a", "valid_share": 1.0, **row} for row in cells])
     assert constant["abs_rel"]["mean"] == pytest.approx(0.25) and head["delta1"]["n"] == 4
+    assert "beats_constant_and_plane" not in plane and ensemble["method"] == "head, ensemble 5, real frames"
     assert head["beats_constant_and_plane"]["value"] == 0.5
+    assert ensemble["beats_constant_and_plane"]["value"] == 0.75
     assert real_summary([]) == []
 
 

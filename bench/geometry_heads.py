@@ -42,7 +42,7 @@ class GeometryBench:
     test_groups: int = 64
     """rooms of the test split, four eyes each"""
     place_groups: int = 24
-    """streets and tables of the test split, four eyes each"""
+    """streets, tables and interiors of the test split, four eyes each"""
     size: int = 96
     ensembles: tuple[int, ...] = (1, 3, 5)
     budget_steps: int = 300
@@ -59,7 +59,7 @@ QUICK = GeometryBench(2, 1, 64, (1, 2), 4, 2, (0,), batch=4)
 
 
 class RenderedPlaces:
-    """Rooms, streets or tables rendered into memory, with the columns of a rendered set."""
+    """Rooms, streets, tables or interiors rendered into memory, with the columns of a rendered set."""
 
     def __init__(self, split: str, groups: int, size: int, kind: str = "room") -> None:
         job = RenderJob(kind, split, groups, size, geometry=True)
@@ -88,7 +88,7 @@ def run(context: Context) -> dict[str, Any]:
     table = baselines(batch) + equal_budget(context.prior, config, batch)
     if head is not None:
         table += [ensemble_row(head, batch, size) for size in config.ensembles]
-        for kind in ("street", "table"):
+        for kind in ("street", "table", "interior"):
             table += place_rows(head, kind, config)
         _picture(head, batch, context.picture())
     real = real_rows(head, config.ensembles[-1])
@@ -245,7 +245,7 @@ def ensemble_row(head: GeometryHead, batch: dict[str, np.ndarray], members: int)
 
 
 def place_rows(head: GeometryHead, kind: str, config: GeometryBench) -> list[dict[str, Any]]:
-    """The best plane and the shipped head on test streets or tables."""
+    """The best plane and the shipped head on test streets, tables or interiors."""
     data = GeometryData([RenderedPlaces("test", config.place_groups, config.size, kind)])
     batch = data.batch(np.arange(len(data)), None)
     depth, _, valid = targets_of(batch)

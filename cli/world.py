@@ -18,7 +18,7 @@ class Toybox(Command):
     name: ClassVar[str] = "toybox"
     kinds: ClassVar[tuple[str, ...]] = (".png",)
 
-    kind: Literal["object", "scene", "room", "street", "table"] = "object"
+    kind: Literal["object", "scene", "room", "street", "table", "interior"] = "object"
     """One object, two or three objects, a furnished room, a street, or things close by in a room."""
     split: Literal["train", "val", "test", "heldout"] = "train"
     """Which part of the world; heldout holds combinations the other parts never contain."""

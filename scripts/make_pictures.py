@@ -1,6 +1,6 @@
 """Make the pictures of the README from the shipped weights: python -m unproject.scripts.make_pictures [--out FOLDER].
 
-images.png: prompts drawn by the embedded prior. places.png: rooms, streets and things close by, with their depth.
+images.png: prompts drawn by the embedded prior. places.png: rooms, streets, things close by and interiors, with depth.
 geometry.png: rendered rooms, their true depth, the estimated one and the estimated normals. Nothing is chosen: seed 0
 throughout.
 """
@@ -49,7 +49,7 @@ def images(out: Path) -> Path:
 def places(out: Path, count: int = 4) -> Path:
     """Samples of the validation split, a row for each kind."""
     rows: list[npt.NDArray[Any]] = []
-    for kind in ("room", "street", "table"):
+    for kind in ("room", "street", "table", "interior"):
         for index in range(count):
             seen = sample("val", index, kind, 128).renderings[0]
             assert seen.depth_m is not None

@@ -25,6 +25,7 @@ from .captions import caption, view_word
 from .places import make_scene
 from .programs import (
     KINDS,
+    InteriorProgram,
     ObjectProgram,
     Program,
     RoomProgram,
@@ -36,11 +37,11 @@ from .programs import (
 )
 from .render import Renderer
 from .scenes import Scene
-from .views import draw_orbits, draw_room_camera, draw_street_camera, draw_table_camera
+from .views import draw_interior_camera, draw_orbits, draw_room_camera, draw_street_camera, draw_table_camera
 
 SHARD_GROUPS = 64
-VIEWS = {"object": 4, "scene": 2, "room": 4, "street": 4, "table": 4}
-PLACES = {kind.__name__: kind for kind in (RoomProgram, StreetProgram, TableProgram)}
+VIEWS = {"object": 4, "scene": 2, "room": 4, "street": 4, "table": 4, "interior": 4}
+PLACES = {kind.__name__: kind for kind in (RoomProgram, StreetProgram, TableProgram, InteriorProgram)}
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,11 @@ def group_cameras(
     """The cameras of a group, each a batch of one, and their orbit angles (empty in places); a pure function."""
     rng = np.random.default_rng(stable_hash("views", split, kind, index))
     if isinstance(scene.program, RoomProgram):
-        drawn = {StreetProgram: draw_street_camera, TableProgram: draw_table_camera}
+        drawn = {
+            StreetProgram: draw_street_camera,
+            TableProgram: draw_table_camera,
+            InteriorProgram: draw_interior_camera,
+        }
         eye = drawn.get(type(scene.program), draw_room_camera)
         cameras = [eye(rng, scene, (size, size)) for _ in range(VIEWS[kind])]
         return cameras, [{} for _ in cameras]

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .textures import TEXTURES
+
 COLOURS_SRGB: dict[str, tuple[int, int, int]] = {
     "red": (205, 32, 36),
     "orange": (240, 126, 26),
@@ -79,6 +81,8 @@ class Look:
     grain: bool = False  # wood grain over the albedo
     phase: float = 0.0  # shifts the pattern, object coordinates
     scale: float = 1.0  # pattern frequency factor
+    texture: str = ""  # one of textures.TEXTURES over the albedo
+    emission: float = 0.0  # radiance per albedo it gives off by itself
 
 
 def second_tone(albedo: np.ndarray) -> np.ndarray:
@@ -127,6 +131,8 @@ def albedo_at(look: Look, p: np.ndarray) -> np.ndarray:
     if look.pattern != "plain":
         mask = PATTERN_MASKS[look.pattern](p * look.scale, look.phase)
         albedo = np.where(mask[:, None], second_tone(base).astype(np.float32), albedo)
+    if look.texture:
+        albedo = albedo * TEXTURES[look.texture](p * look.scale, int(look.phase * 1e6)).astype(np.float32)
     return np.clip(albedo, 0.0, 1.0)
 
 

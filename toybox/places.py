@@ -10,9 +10,20 @@ from __future__ import annotations
 import numpy as np
 
 from .catalogue import NOUNS
+from .fixtures import box
+from .interiors import interior_scene
 from .materials import Look
 from .objects import build
-from .programs import ObjectProgram, Program, RoomProgram, SceneProgram, StreetProgram, TableProgram, stable_hash
+from .programs import (
+    InteriorProgram,
+    ObjectProgram,
+    Program,
+    RoomProgram,
+    SceneProgram,
+    StreetProgram,
+    TableProgram,
+    stable_hash,
+)
 from .scenes import (
     Light,
     Placed,
@@ -30,14 +41,6 @@ from .scenes import (
 ROAD_HALF_M = (3.0, 6.0)
 STREET_M = (45.0, 110.0)
 CAR_LIKE = ("car", "truck", "bus", "tractor")
-
-
-def box(name: str, low: np.ndarray, high: np.ndarray, look: Look) -> list[Surface]:
-    """The six sides of an axis-aligned box, normals outward."""
-    low, high = np.asarray(low, float), np.asarray(high, float)
-    ex, ey, ez = np.diag(high - low)
-    sides = [(low, ey, ex), (low, ex, ez), (low, ez, ey), (low + ez, ex, ey), (low + ey, ez, ex), (low + ex, ey, ez)]
-    return [Surface(name, corner, u, v, look) for corner, u, v in sides]
 
 
 def _scaled(member: ObjectProgram, height_m: float, spot: np.ndarray, yaw_deg: float) -> Placed:
@@ -191,6 +194,8 @@ def make_scene(program: Program, look_seed: int = 0) -> Scene:
         return street_scene(program, rng)
     if isinstance(program, TableProgram):
         return table_scene(program, rng)
+    if isinstance(program, InteriorProgram):
+        return interior_scene(program, rng)
     if isinstance(program, RoomProgram):
         return room_scene(program, rng)
     if isinstance(program, SceneProgram):

@@ -21,7 +21,7 @@ SPLITS = ("train", "val", "test", "heldout")
 SHAPES = ("", "tall", "wide", "long")
 RELATIONS = ("left of", "right of", "behind", "in front of", "on top of")
 COUNTS = {1: "one", 2: "two", 3: "three"}
-KINDS = ("object", "scene", "room", "street", "table")
+KINDS = ("object", "scene", "room", "street", "table", "interior")
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,11 @@ class StreetProgram(RoomProgram):
 @dataclass(frozen=True)
 class TableProgram(RoomProgram):
     """Things seen from nearby in a room: on a table, on the floor or in a bin."""
+
+
+@dataclass(frozen=True)
+class InteriorProgram(RoomProgram):
+    """A lived-in room: soft light, textures, full shelves and things lying about."""
 
 
 Program = ObjectProgram | SceneProgram | RoomProgram
@@ -151,6 +156,15 @@ def draw_table(rng: np.random.Generator) -> TableProgram:
     return TableProgram(members, int(rng.integers(2**31)))
 
 
+def draw_interior(rng: np.random.Generator) -> InteriorProgram:
+    """Four to sixteen things that fit in a room, furniture among them."""
+    furniture = ("chair", "chair", "sofa", "bed", "table", "bench", "lamp")
+    small = _of_families("kitchen", "things", "creatures", "plants", "solids")
+    members = [draw_object(rng, furniture) for _ in range(int(rng.integers(1, 6)))]
+    members += [draw_object(rng, small) for _ in range(int(rng.integers(3, 11)))]
+    return InteriorProgram(tuple(members), int(rng.integers(2**31)))
+
+
 def _of_families(*families: str) -> tuple[str, ...]:
     return tuple(n for n, noun in NOUNS.items() if noun.family in families)
 
@@ -169,6 +183,7 @@ def draw(split: str, index: int, kind: str = "object") -> Program:
         "room": draw_room,
         "street": draw_street,
         "table": draw_table,
+        "interior": draw_interior,
     }
     rng = np.random.default_rng(stable_hash("draw", split, kind, index))
     while True:

@@ -16,7 +16,9 @@ import open3d as o3d
 
 from .materials import Look, albedo_at, linear_from_srgb, srgb_from_linear
 from .parts import SLOTS
+from .programs import stable_hash
 from .scenes import Light, Scene, placed_vertices
+from .soft_light import develop, shade
 
 SH_C = np.array([0.282095, 0.488603, 0.488603, 0.488603, 1.092548, 1.092548, 0.315392, 1.092548, 0.546274])
 SH_COSINE = np.array([np.pi, *[2 * np.pi / 3] * 3, *[np.pi / 4] * 5])  # convolution with the clamped cosine
@@ -54,6 +56,7 @@ class Renderer:
         self.looks: list[Look] = []
         vertices, faces, normals, canonical, look, part, owner = [], [], [], [], [], [], []
         offset = 0
+        shared: dict[Look, int] = {}
         for index, placed in enumerate(scene.objects):
             toy = placed.toy
             rotation = placed.matrix[:3, :3] / np.cbrt(np.linalg.det(placed.matrix[:3, :3]))
@@ -77,8 +80,10 @@ class Renderer:
             faces.append(np.array([[0, 1, 2], [0, 2, 3]]) + offset)
             normals.append(np.tile(normal / np.linalg.norm(normal), (2, 3, 1)))
             canonical.append(corners.astype(np.float32))
-            look.append(np.full(2, len(self.looks)))
-            self.looks.append(surface.look)
+            if surface.look not in shared:
+                shared[surface.look] = len(self.looks)
+                self.looks.append(surface.look)
+            look.append(np.full(2, shared[surface.look]))
             part.append(np.zeros(2, np.int64))
             owner.append(np.full(2, len(scene.objects) + index))
             offset += 4
@@ -87,6 +92,7 @@ class Renderer:
         self.normals = np.concatenate(normals).astype(np.float32)
         self.canonical = np.concatenate(canonical).astype(np.float32)
         self.look, self.part, self.owner = np.concatenate(look), np.concatenate(part), np.concatenate(owner)
+        self.plain = np.array([(one.roughness, one.metallic, one.emission, *one.albedo) for one in self.looks])
         self.caster = o3d.t.geometry.RaycastingScene(nthreads=1)
         self.caster.add_triangles(o3d.core.Tensor(self.vertices), o3d.core.Tensor(self.faces.astype(np.uint32)))
 
@@ -101,7 +107,9 @@ class Renderer:
         hits = self._cast(c2w, K, us, vs)
         radiance = np.zeros((len(vs) * len(us), 3), np.float32)
         if hits.where.size:
-            radiance[hits.where] = self._shade(hits)
+            radiance[hits.where] = self._radiance(hits, c2w, (len(vs), len(us)))
+            if self.scene.light.panels:
+                radiance = develop(radiance).astype(np.float32)
         mask = np.zeros((len(vs) * len(us), 1), np.float32)
         mask[hits.where] = 1.0
 
@@ -123,7 +131,11 @@ class Renderer:
         directions[..., 1] = ((vs - K[1, 2]) / K[1, 1])[:, None]
         directions[..., 2] = 1.0
         directions = directions.reshape(-1, 3) @ c2w[:3, :3].T  # unit camera z, so that t is z-depth
-        rays = np.concatenate([np.broadcast_to(c2w[:3, 3], directions.shape), directions], 1).astype(np.float32)
+        return self.hit(np.broadcast_to(c2w[:3, 3], directions.shape), directions)
+
+    def hit(self, origins: np.ndarray, directions: np.ndarray) -> Hits:
+        """What rays (N, 3), (N, 3) meet; depth is in lengths of the directions."""
+        rays = np.concatenate([origins, directions], 1).astype(np.float32)
         answer = self.caster.cast_rays(o3d.core.Tensor(rays))
         depth = answer["t_hit"].numpy()
         where = np.flatnonzero(np.isfinite(depth))
@@ -134,23 +146,32 @@ class Renderer:
         normal = np.einsum("nc,ncd->nd", weights, self.normals[face])
         normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-9)
         canonical = np.einsum("nc,ncd->nd", weights, self.canonical[self.faces[face]])
-        point = c2w[:3, 3] + directions[where] * depth[where, None]
+        point = origins[where] + directions[where] * depth[where, None]
         return Hits(where, depth[where], face, normal, canonical, point, -view)
 
-    def _material(self, hits: Hits) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Linear albedo (N, 3), roughness (N,), metallic (N,)."""
-        albedo = np.zeros((len(hits.face), 3), np.float32)
+    def material(self, hits: Hits, coarse: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Linear albedo (N, 3), roughness (N,), metallic (N,), emission (N,); `coarse`: without what is painted on."""
         looks = self.look[hits.face]
-        for index in np.unique(looks):
-            chosen = looks == index
-            albedo[chosen] = albedo_at(self.looks[index], hits.canonical[chosen])
-        rough = np.array([look.roughness for look in self.looks])[looks]
-        metal = np.array([look.metallic for look in self.looks])[looks]
-        return albedo, rough, metal
+        table = self.plain[looks]
+        if coarse:
+            return table[:, 3:], table[:, 0], table[:, 1], table[:, 2]
+        albedo = np.zeros((len(hits.face), 3), np.float32)
+        order = np.argsort(looks, kind="stable")
+        for chosen in np.split(order, np.flatnonzero(np.diff(looks[order])) + 1):
+            if len(chosen):
+                albedo[chosen] = albedo_at(self.looks[looks[chosen[0]]], hits.canonical[chosen])
+        return albedo, table[:, 0], table[:, 1], table[:, 2]
+
+    def _radiance(self, hits: Hits, c2w: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+        """Outgoing linear radiance (N, 3); where rays are drawn, they depend on the camera alone."""
+        if not self.scene.light.panels:
+            return self._shade(hits)
+        rng = np.random.default_rng(stable_hash("rays", c2w.astype(np.float32).tobytes()))
+        return shade(self, hits, shape, self.scene.light, _split_sum, rng)
 
     def _shade(self, hits: Hits) -> np.ndarray:
         """Outgoing linear radiance (N, 3)."""
-        albedo, rough, metal = self._material(hits)
+        albedo, rough, metal, _ = self.material(hits)
         light = self.scene.light
         facing = (hits.normal * hits.view).sum(1)
         normal = np.where((facing < 0)[:, None], hits.normal - 2 * facing[:, None] * hits.view, hits.normal)
@@ -207,7 +228,7 @@ class Renderer:
 
     def _geometry(self, out: Rendering, c2w: np.ndarray, K: np.ndarray, width: int, height: int) -> None:
         hits = self._cast(c2w, K, np.arange(width) + 0.5, np.arange(height) + 0.5)
-        albedo, rough, metal = self._material(hits)
+        albedo, rough, metal, _ = self.material(hits)
 
         def scatter(values: np.ndarray, empty: float = 0.0, dtype: type = np.float32) -> np.ndarray:
             image = np.full((height * width, *values.shape[1:]), empty, dtype)

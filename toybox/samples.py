@@ -9,7 +9,7 @@ from ..utils.errors import InputError
 from .captions import Meaning, Phrase, caption, meaning_of, say, view_word
 from .dataset import group_cameras
 from .places import make_scene
-from .programs import ObjectProgram, Program, RoomProgram, StreetProgram, TableProgram, draw
+from .programs import InteriorProgram, ObjectProgram, Program, RoomProgram, StreetProgram, TableProgram, draw
 from .render import Rendering, render_views
 from .scenes import Scene
 
@@ -17,6 +17,7 @@ PLACE_WORDS: dict[type, str] = {
     RoomProgram: "a furnished room",
     StreetProgram: "a street",
     TableProgram: "things close by",
+    InteriorProgram: "a lived-in room",
 }
 
 

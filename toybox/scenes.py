@@ -36,13 +36,29 @@ class Surface:
 
 
 @dataclass(frozen=True)
+class Panel:
+    """A rectangle that shines to the side of its normal span_u x span_v: a window or a lamp."""
+
+    corner: np.ndarray
+    span_u: np.ndarray
+    span_v: np.ndarray
+    radiance: np.ndarray  # (3,) linear
+
+
+@dataclass(frozen=True)
 class Light:
-    """A sun (direction) or a lamp (position), and a second-order SH environment. Linear radiance units."""
+    """A sun (direction) or a lamp (position), and a second-order SH environment. Linear radiance units.
+
+    With panels neither is used: they light the scene, with soft shadows and one bounce, and `ambient` stands for the
+    bounces after it; pictures are then exposed as a camera would.
+    """
 
     sun_direction: np.ndarray | None  # unit, towards the sun
     lamp_position: np.ndarray | None
     intensity: np.ndarray  # (3,)
     environment_sh: np.ndarray  # (9, 3) radiance coefficients
+    panels: tuple[Panel, ...] = ()
+    ambient: np.ndarray | None = None  # (3,) radiance, with panels
 
 
 @dataclass(frozen=True)

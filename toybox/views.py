@@ -107,6 +107,46 @@ def draw_table_camera(rng: np.random.Generator, scene: Scene, size: tuple[int, i
     return _camera(eye, target, float(rng.uniform(35, 75)), size)
 
 
+def draw_interior_camera(rng: np.random.Generator, scene: Scene, size: tuple[int, int]) -> Camera:
+    """A camera held in the hand, 0.6-1.9 m high anywhere in the room, aimed at furniture or across the room, a little
+    off level; 38-80 degrees wide."""
+    assert scene.size_m is not None
+    room, (low, high, middles) = np.array(scene.size_m), _solid(scene)
+    tries: list[tuple[float, np.ndarray, np.ndarray]] = []
+    for _ in range(EYE_TRIES):
+        eye = np.array([*rng.uniform(0.2, room[:2] - 0.2), rng.uniform(0.6, min(1.9, room[2] - 0.3))])
+        if rng.random() < 0.5:
+            target = middles[int(rng.integers(len(middles)))]
+        else:
+            target = np.array([*rng.uniform(0.0, room[:2]), rng.uniform(0.2, 1.4)])
+        gap = float(np.linalg.norm(np.maximum(np.maximum(low - eye, eye - high), 0), axis=1).min())
+        near = np.linalg.norm(target - eye) < 0.7 or np.linalg.norm((target - eye)[:2]) < 0.35
+        tries.append((0.1 * gap if near else gap, eye, target))
+        if tries[-1][0] >= EYE_CLEARANCE_M:
+            break
+    _, eye, target = max(tries, key=lambda one: one[0])
+    return _rolled(_camera(eye, target, float(rng.uniform(38, 80)), size), float(rng.normal(0, 2.5)))
+
+
+def _solid(scene: Scene) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Lower and upper corners (n, 3) of the boxes around all that is not the room itself; middles of its surfaces."""
+    shell = ("floor", "ceiling", "wall", "rug", "skirting")
+    steps = np.array([[0, 0], [1, 0], [0, 1], [1, 1]])
+    solid = [s.corner + steps @ np.stack([s.span_u, s.span_v]) for s in scene.surfaces if s.name not in shell]
+    corners, vertices = np.stack(solid), [placed_vertices(p) for p in scene.objects]
+    low = np.concatenate([corners.min(1), [v.min(0) for v in vertices]])
+    high = np.concatenate([corners.max(1), [v.max(0) for v in vertices]])
+    return low, high, corners.mean(1)
+
+
+def _rolled(camera: Camera, roll_deg: float) -> Camera:
+    """Turned about its viewing direction."""
+    c, s = math.cos(math.radians(roll_deg)), math.sin(math.radians(roll_deg))
+    c2w = camera.c2w.clone()
+    c2w[:, :3, :3] = c2w[:, :3, :3] @ torch.tensor([[c, -s, 0], [s, c, 0], [0, 0, 1.0]])
+    return Camera(c2w, camera.K, camera.width, camera.height)
+
+
 def _camera(eye: np.ndarray, target: np.ndarray, fov_x_deg: float, size: tuple[int, int]) -> Camera:
     """A level camera of that horizontal field of view."""
     width, height = size

@@ -46,7 +46,9 @@ def test_samples_do_not_depend_on_order_or_process() -> None:
     assert done.stdout.split("\n")[:2] == here[::-1]
 
 
-@pytest.mark.parametrize(("kind", "views"), [("object", 4), ("scene", 2), ("room", 4), ("street", 4), ("table", 4)])
+@pytest.mark.parametrize(
+    ("kind", "views"), [("object", 4), ("scene", 2), ("room", 4), ("street", 4), ("table", 4), ("interior", 4)]
+)
 def test_sample_is_what_a_set_holds(kind: str, views: int) -> None:
     one = sample("test", 3, kind, 16)
     group = render_group(RenderJob(kind, "test", 1, 16, True), 3)

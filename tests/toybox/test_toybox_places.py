@@ -7,10 +7,10 @@ import pytest
 
 from unproject.toybox import sample
 from unproject.toybox.dataset import program_from_json, program_to_json
+from unproject.toybox.fixtures import box
 from unproject.toybox.judge import labels_of
 from unproject.toybox.materials import Look
-from unproject.toybox.places import box
-from unproject.toybox.programs import RoomProgram, StreetProgram, TableProgram, draw, split_of
+from unproject.toybox.programs import InteriorProgram, RoomProgram, StreetProgram, TableProgram, draw, split_of
 from unproject.utils.errors import InputError
 
 
@@ -25,7 +25,9 @@ def test_a_box_is_closed_and_looks_outward() -> None:
     assert ((middles - 0.5 * (low + high)) * normals).sum(1).min() > 0
 
 
-@pytest.mark.parametrize(("kind", "program"), [("street", StreetProgram), ("table", TableProgram)])
+@pytest.mark.parametrize(
+    ("kind", "program"), [("street", StreetProgram), ("table", TableProgram), ("interior", InteriorProgram)]
+)
 def test_places_are_programs_of_their_split_without_a_caption(kind: str, program: type) -> None:
     for index in range(6):
         drawn = draw("val", index, kind)

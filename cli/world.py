@@ -115,7 +115,14 @@ def _sample(split: str, index: int, kind: str, size: int) -> tuple[Any, str]:
 
 
 def room_photo(path: Path, size: int = 512, index: int = 0) -> Path:
-    """Renders a toybox room as a photograph for the demo; stored beside the demo's other outputs."""
+    """Renders a lived-in room as a photograph for the demo; stored beside the demo's other outputs."""
+    from ..toybox.dataset import group_cameras
+    from ..toybox.places import make_scene
+    from ..toybox.programs import draw
+    from ..toybox.render import render_views
     from ..utils.pictures import save_image
 
-    return save_image(path, _sample("test", index, "room", size)[0])
+    scene = make_scene(draw("test", index, "interior"), index)
+    camera = group_cameras("test", "interior", index, scene, size)[0][0]
+    pair = (camera.c2w[0].numpy().astype(float), camera.K[0].numpy().astype(float))
+    return save_image(path, render_views(scene, [pair], size, geometry=False)[0].rgb)

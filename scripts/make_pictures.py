@@ -1,8 +1,8 @@
 """Make the pictures of the README from the shipped weights: python -m unproject.scripts.make_pictures [--out FOLDER].
 
 images.png: prompts drawn by the embedded prior. places.png: rooms, streets, things close by and interiors, with depth.
-geometry.png: rendered rooms, their true depth, the estimated one and the estimated normals. Nothing is chosen: seed 0
-throughout.
+geometry.png: rendered rooms and interiors, their true depth, the estimated one and the estimated normals. Nothing is
+chosen: seed 0 throughout.
 """
 
 from __future__ import annotations
@@ -57,18 +57,18 @@ def places(out: Path, count: int = 4) -> Path:
     return save_image(out / "places.png", grid(rows, columns=2 * count))
 
 
-def geometry(out: Path, rooms: int = 3) -> Path:
-    """Rooms of the test split."""
+def geometry(out: Path, rooms: int = 2, interiors: int = 4) -> Path:
+    """Rooms and interiors of the test split."""
     pipe = ImageToGeometry.from_pretrained("toybox")
     rows: list[npt.NDArray[Any]] = []
-    for index in range(rooms):
-        truth = sample("test", index, "room", 192).renderings[0]
+    for kind, index in [("room", i) for i in range(rooms)] + [("interior", i) for i in range(interiors)]:
+        truth = sample("test", index, kind, 192).renderings[0]
         found = pipe(truth.rgb)
         if found.depth is None or found.normals is None or truth.depth_m is None:
             raise InputError("the embedded head must predict depth and normals")
         rows += [truth.rgb, colourise(truth.depth_m), colourise(found.depth.depth[0])]
         rows.append(normals_to_rgb(found.normals.normals[0]))
-    return save_image(out / "geometry.png", grid(rows, columns=4))
+    return save_image(out / "geometry.png", grid(rows, columns=8))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -65,12 +65,13 @@ def shade(
     mirrored -= np.minimum(2 * below, 0)[:, None] * normal
     shine = _bounced(world, start, mirrored, light, rng, True)
     smooth = smoothed(np.concatenate([light_in, shine], 1), hits, normal, shape)
-    shine = np.where((rough < SHARP)[:, None], shine, smooth[:, 3:])
+    crisp = smoothed(shine, hits, normal, shape, passes=1)
+    shine = np.where((rough < SHARP)[:, None], crisp, smooth[:, 3:])
     f0 = 0.04 * (1 - metal)[:, None] + albedo * metal[:, None]
     return albedo * (glow[:, None] + (1 - metal)[:, None] * smooth[:, :3]) + reflectance(f0, rough, n_v) * shine
 
 
-def smoothed(values: np.ndarray, hits: Hits, normal: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+def smoothed(values: np.ndarray, hits: Hits, normal: np.ndarray, shape: tuple[int, int], passes: int = 3) -> np.ndarray:
     """Values (N, C) averaged along surfaces: an edge-avoiding wavelet (Dammertz et al. 2010) on normals and planes."""
     rows, columns = shape
     image = np.zeros((values.shape[1] + 7, rows * columns), np.float32)
@@ -78,7 +79,7 @@ def smoothed(values: np.ndarray, hits: Hits, normal: np.ndarray, shape: tuple[in
     image = image.reshape(-1, rows, columns)
     now, guide = image[:-7], image[-7:]
     near = max(float(hits.depth.mean()), 1e-3) * NEAR_SHARE
-    for step in (1, 2, 4):
+    for step in (2**k for k in range(passes)):
         total, weights = np.zeros_like(now), np.full((rows, columns), 1e-6, np.float32)
         for dy in (-2, -1, 0, 1, 2):
             for dx in (-2, -1, 0, 1, 2):

@@ -19,7 +19,7 @@ class Toybox(Command):
     kinds: ClassVar[tuple[str, ...]] = (".png",)
 
     kind: Literal["object", "scene", "room", "street", "table", "interior"] = "object"
-    """One object, two or three objects, a furnished room, a street, or things close by in a room."""
+    """One object, two or three objects, a furnished room, a street, things close by, or a lived-in room."""
     split: Literal["train", "val", "test", "heldout"] = "train"
     """Which part of the world; heldout holds combinations the other parts never contain."""
     index: int = 0

@@ -2,7 +2,7 @@
 
 A shard is one compressed .npz of SHARD_GROUPS groups, written atomically and named by its number, so that an
 interrupted job goes on where it was and every machine makes the same bytes. A group is four views of one object
-90 degrees apart ("object"), two frontal views of a scene or four eyes in a room.
+90 degrees apart ("object"), two frontal views of a scene or four eyes in a place.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ PLACES = {kind.__name__: kind for kind in (RoomProgram, StreetProgram, TableProg
 
 @dataclass(frozen=True)
 class RenderJob:
-    """What to render. The number of views is groups x 4 (object), x 2 (scene) or x 4 (room, street, table)."""
+    """What to render. The number of views is groups x 4 (object), x 2 (scene) or x 4 (places)."""
 
     kind: str = "object"
     split: str = "train"

@@ -25,10 +25,15 @@ def box(name: str, low: Sequence[float] | np.ndarray, high: Sequence[float] | np
     return [Surface(name, corner, u, v, look) for corner, u, v in sides]
 
 
+def turn_about_z(yaw_deg: float) -> np.ndarray:
+    """Rotation matrix (3, 3)."""
+    c, s = np.cos(np.deg2rad(yaw_deg)), np.sin(np.deg2rad(yaw_deg))
+    return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
+
+
 def moved(surfaces: Sequence[Surface], yaw_deg: float, at: Sequence[float] | np.ndarray) -> list[Surface]:
     """Turned about z and shifted."""
-    c, s = np.cos(np.deg2rad(yaw_deg)), np.sin(np.deg2rad(yaw_deg))
-    turn = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
+    turn = turn_about_z(yaw_deg)
     return [
         replace(one, corner=turn @ one.corner + at, span_u=turn @ one.span_u, span_v=turn @ one.span_v)
         for one in surfaces

@@ -25,6 +25,7 @@ from .fixtures import (
     moved,
     pick,
     seeded,
+    turn_about_z,
 )
 from .materials import Look
 from .objects import ToyObject, build
@@ -93,21 +94,13 @@ def _along(
             out += moved(hung, 0, (x + 0.5 * wide, 0, 0))
             panels += [_panel_moved(p, 0.0, np.array([x + 0.5 * wide, 0, 0])) for p in shining]
         x += wide + float(rng.choice([0.01, rng.uniform(0.0, 0.6)]))
-    turned = [_turned_point(s, yaw, corner) for s in spots]
+    turned = [turn_about_z(yaw) @ s + corner for s in spots]
     return moved(out, yaw, corner), [_panel_moved(p, yaw, corner) for p in panels], turned
 
 
-def _turned_point(p: np.ndarray, yaw_deg: float, at: np.ndarray) -> np.ndarray:
-    c, s = np.cos(np.deg2rad(yaw_deg)), np.sin(np.deg2rad(yaw_deg))
-    return np.array([c * p[0] - s * p[1], s * p[0] + c * p[1], p[2]]) + at
-
-
 def _panel_moved(panel: Panel, yaw_deg: float, at: np.ndarray) -> Panel:
-    zero = np.zeros(3)
-    corner, u, v = (
-        _turned_point(p, yaw_deg, a) for p, a in ((panel.corner, at), (panel.span_u, zero), (panel.span_v, zero))
-    )
-    return Panel(corner, u, v, panel.radiance)
+    turn = turn_about_z(yaw_deg)
+    return Panel(turn @ panel.corner + at, turn @ panel.span_u, turn @ panel.span_v, panel.radiance)
 
 
 def _middle(size: np.ndarray, style: Style, rng: np.random.Generator, spots: list[np.ndarray]) -> list[Surface]:

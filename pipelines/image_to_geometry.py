@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,15 +29,15 @@ Out = TypeVar("Out")
 P = TypeVar("P", bound="_FromImage[Any]")
 Generators = torch.Generator | Sequence[torch.Generator] | None
 TILE_OVERLAP = 0.25  # of a tile's side
-VARIANTS = (
+VARIANTS = (  # (mirrored, scale): the embedded head gains from larger copies and loses with smaller ones
     (False, 1.0),
     (True, 1.0),
-    (False, 0.875),
-    (True, 0.875),
     (False, 1.125),
     (True, 1.125),
-    (False, 0.75),
-    (True, 0.75),
+    (False, 1.25),
+    (True, 1.25),
+    (False, 0.875),
+    (True, 0.875),
 )
 
 
@@ -256,15 +256,17 @@ class _FromImage(ABC, Generic[Out]):
         maps, spread = {}, {}
         for name in parts[0]:
             stacked = torch.stack([part[name] for part in parts], 1)  # (N, E, C, h, w)
-            found = [self._ensemble(name, group, settings) for group in stacked]
+            found = [self._ensemble(name, group, settings, "mean") for group in stacked]
             maps[name] = torch.cat([one.prediction for one in found])
             spread[name] = torch.cat([one.uncertainty for one in found])
         return Made(maps, spread, None)
 
-    def _ensemble(self, name: str, members: Tensor, settings: Settings) -> Ensembled:
-        """One map out of members (E, C, h, w)."""
+    def _ensemble(
+        self, name: str, members: Tensor, settings: Settings, directions: Literal["closest", "mean"] = "closest"
+    ) -> Ensembled:
+        """One map out of members (E, C, h, w); samples are not averaged to a direction that none of them took."""
         if name == "normals":
-            return ensemble_directions(members)
+            return ensemble_directions(members, directions)
         return ensemble_affine(members, how=settings.alignment._replace(shift=self.head.config.shift_invariant))
 
     def _tiled(self, images: Tensor, settings: Settings, tiles: int, source: Generators) -> Made:

@@ -96,6 +96,12 @@ class DepthCodec(TargetCodec):
         high = torch.maximum(high, low + MIN_RANGE * low.abs().clamp(min=1))
         return DepthRange(low.reshape(-1, 1, 1, 1), high.reshape(-1, 1, 1, 1))
 
+    def relative_unit(self, depth_m: Tensor, valid: Tensor, state: DepthRange) -> Tensor:
+        """Relative error of depth, |dd| / d, that one unit of the picture stands for at each pixel; 0 where invalid."""
+        depth = torch.where(valid, depth_m, torch.ones_like(depth_m)).float()
+        slope = {"linear": depth, "log": torch.ones_like(depth), "disparity": 1 / depth}[self.space]  # |df / d ln d|
+        return torch.where(valid, (state.high - state.low) / (2 * slope), torch.zeros_like(depth))
+
     def encode(self, target: Tensor, valid: Tensor) -> tuple[Tensor, DepthRange]:
         """See TargetCodec.encode: depth (B, 1, H, W) in metres, positive where valid; invalid pixels become 1."""
         state = self.range_of(target, valid)

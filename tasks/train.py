@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..core.distillation.objectives.base import LossOut, Objective, fixed_init
 from ..core.sampling import Prediction
 from ..utils.pictures import colourise, grid, normals_to_rgb, save_image, to_uint8
-from .codecs import convert_normals, unit_length
+from .codecs import DepthCodec, convert_normals, unit_length
 from .data import AugmentConfig, GeometryData
 from .geometry_head import GeometryHead, HeadConfig
 from .metrics import align, depth_errors, fit_affine, masked_mean, normal_errors
@@ -36,6 +36,8 @@ class LossConfig:
     loss: Literal["end_to_end", "regression", "latent"] = "end_to_end"
     depth: float = 1.0
     """weight of the L1 error after least-squares alignment, in units of half the depth range"""
+    relative: float = 0.0
+    """weight of the same error in metres over the true depth, to first order: what AbsRel counts"""
     anchor: float = 0.5
     """weight of the L1 error without alignment: keeps larger = farther and the output in its range"""
     edges: float = 0.5
@@ -111,17 +113,21 @@ class HeadObjective(Objective):
         logs: dict[str, Tensor] = {}
         total = pictures.new_zeros(())
         for group, name in zip(pictures.unbind(1), self.head.config.targets, strict=True):
-            coded, _ = self.head.codec.parts[name].encode(targets[name], valid)
-            parts = (
-                self._depth_parts(group, coded, valid) if name == "depth" else self._normal_parts(group, coded, valid)
-            )
+            codec = self.head.codec.parts[name]
+            coded, state = codec.encode(targets[name], valid)
+            if isinstance(codec, DepthCodec):
+                parts = self._depth_parts(group, coded, valid, codec.relative_unit(targets[name], valid, state))
+            else:
+                parts = self._normal_parts(group, coded, valid)
             for key, (weight, value) in parts.items():
                 total = total + weight * value
                 logs[key] = value.detach()
         return LossOut(total, logs)
 
-    def _depth_parts(self, group: Tensor, coded: Tensor, valid: Tensor) -> dict[str, tuple[float, Tensor]]:
-        """Affine-invariant L1, plain L1 and edges, against the coded target in [-1, 1].
+    def _depth_parts(
+        self, group: Tensor, coded: Tensor, valid: Tensor, unit: Tensor
+    ) -> dict[str, tuple[float, Tensor]]:
+        """Affine-invariant L1, plain and relative, L1 as it is, and edges, against the coded target in [-1, 1].
 
         The fitted scale is kept positive: with a free sign a head that starts inverted stays inverted.
         """
@@ -130,6 +136,7 @@ class HeadObjective(Objective):
         error = fitted - target
         return {
             "depth": (self.losses.depth, _mean(error.abs(), keep)),
+            "relative": (self.losses.relative, _mean(error.abs() * unit[:, 0], keep)),
             "anchor": (self.losses.anchor, _mean((prediction - target).abs(), keep)),
             "edges": (self.losses.edges, edge_error(error, keep)),
         }

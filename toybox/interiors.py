@@ -29,9 +29,10 @@ from .fixtures import (
 )
 from .materials import Look
 from .objects import ToyObject, build
+from .outdoors import outdoors
 from .programs import InteriorProgram
 from .scenes import Light, Panel, Placed, Scene, Surface, standing
-from .walls import door, on_wall, shell, wall_frame
+from .walls import Fitted, Opening, door, on_wall, shell, wall_frame, window
 
 Maker = Callable[[float, Style, np.random.Generator], list[Surface]]
 ALONG: tuple[tuple[Maker, tuple[float, float], float], ...] = (  # maker, width in metres, weight
@@ -49,28 +50,35 @@ def interior_scene(program: InteriorProgram, rng: np.random.Generator) -> Scene:
     """The room of a program."""
     size = np.array([rng.uniform(2.6, 7.0), rng.uniform(2.6, 7.0), rng.uniform(2.3, 3.2)])
     style = draw_style(rng)
-    surfaces = shell(size, style, rng)
+    surfaces: list[Surface] = []
     panels: list[Panel] = []
+    openings: list[tuple[Opening, ...]] = []
     spots: list[np.ndarray] = []
     for wall in range(4):
-        more, shining, tops = _along(wall, size, style, rng)
-        surfaces, panels, spots = surfaces + more, panels + shining, spots + tops
-    surfaces += _middle(size, style, rng, spots)
+        fitted, tops = _along(wall, size, style, rng)
+        surfaces, panels, spots = [*surfaces, *fitted.surfaces], [*panels, *fitted.panels], spots + tops
+        openings.append(fitted.openings)
+    surfaces = shell(size, style, openings, rng) + surfaces + _middle(size, style, rng, spots)
     lamps, lamp_surfaces = _lamps(size, rng, bool(panels))
     tint = np.array([1.0, rng.uniform(0.9, 1.0), rng.uniform(0.75, 1.0)])
     light = Light(None, None, np.zeros(3), np.zeros((9, 3)), (*panels, *lamps), rng.uniform(0.1, 0.3) * tint)
+    open_walls, background = [wall for wall in range(4) if openings[wall]], np.ones(3)
+    if open_walls:
+        world = outdoors(size, open_walls, panels, rng)
+        surfaces += world.surfaces
+        light = replace(light, sun_direction=world.sun_direction, intensity=world.sun, sky=world.sky)
+        background = np.array([1.0, 1.0, 1.0]) - rng.uniform(0, 0.5) * np.array([1.0, 0.5, 0.1])
     placed = tuple(_things(program, size, style, spots, rng))
     metres = (float(size[0]), float(size[1]), float(size[2]))
-    return Scene(program, placed, light, np.ones(3), (*surfaces, *lamp_surfaces), metres)
+    return Scene(program, placed, light, background, (*surfaces, *lamp_surfaces), metres)
 
 
-def _along(
-    wall: int, size: np.ndarray, style: Style, rng: np.random.Generator
-) -> tuple[list[Surface], list[Panel], list[np.ndarray]]:
-    """What stands at and hangs on one wall, from corner to corner: surfaces, windows that shine, places for things."""
+def _along(wall: int, size: np.ndarray, style: Style, rng: np.random.Generator) -> tuple[Fitted, list[np.ndarray]]:
+    """What stands at, hangs on and opens one wall, from corner to corner, and places for things."""
     yaw, corner, long = wall_frame(wall, size)
     out: list[Surface] = []
     panels: list[Panel] = []
+    holes: list[Opening] = []
     spots: list[np.ndarray] = []
     x = float(rng.uniform(0.02, 0.5))
     weights = np.array([w for *_, w in ALONG])
@@ -78,6 +86,12 @@ def _along(
         if rng.random() < 0.08:
             out += moved(door(size[2], style, rng), 0, (x + 0.45, 0, 0))
             x += 1.0
+            continue
+        if rng.random() < 0.1 and long - x > 1.2:
+            wide = float(rng.uniform(0.9, min(3.2, long - x - 0.2)))
+            high = min(float(rng.uniform(2.0, 2.3)), float(size[2]) - 0.05)
+            _hang(window(wide, 0.04, high, float(size[2]), style, rng), x + 0.05 + 0.5 * wide, out, panels, holes)
+            x += wide + 0.15
             continue
         maker, widths, _ = ALONG[int(rng.choice(len(ALONG), p=weights / weights.sum()))]
         wide = float(min(rng.uniform(*widths), long - x - 0.02))
@@ -90,12 +104,19 @@ def _along(
         if maker in (desk, cupboard) and top < 1.5:
             spots.append(np.array([x + rng.uniform(0.2, 0.8) * wide, 0.25, min(top, 0.78) if maker is desk else top]))
         if top < 1.25:
-            hung, shining = on_wall(wide, max(top, 0.9) + 0.12, float(size[2]), style, rng)
-            out += moved(hung, 0, (x + 0.5 * wide, 0, 0))
-            panels += [_panel_moved(p, 0.0, np.array([x + 0.5 * wide, 0, 0])) for p in shining]
+            hung = on_wall(wide, max(top, 0.9) + 0.12, float(size[2]), style, rng)
+            _hang(hung, x + 0.5 * wide, out, panels, holes)
         x += wide + float(rng.choice([0.01, rng.uniform(0.0, 0.6)]))
     turned = [turn_about_z(yaw) @ s + corner for s in spots]
-    return moved(out, yaw, corner), [_panel_moved(p, yaw, corner) for p in panels], turned
+    shining = tuple(_panel_moved(p, yaw, corner) for p in panels)
+    return Fitted(tuple(moved(out, yaw, corner)), shining, tuple(holes)), turned
+
+
+def _hang(hung: Fitted, x: float, out: list[Surface], panels: list[Panel], holes: list[Opening]) -> None:
+    """Adds what is in a piece of wall around x to the wall's lists."""
+    out += moved(hung.surfaces, 0, (x, 0, 0))
+    panels += [_panel_moved(p, 0.0, np.array([x, 0, 0])) for p in hung.panels]
+    holes += [hole.shifted(x) for hole in hung.openings]
 
 
 def _panel_moved(panel: Panel, yaw_deg: float, at: np.ndarray) -> Panel:

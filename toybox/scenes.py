@@ -49,8 +49,8 @@ class Panel:
 class Light:
     """A sun (direction) or a lamp (position), and a second-order SH environment. Linear radiance units.
 
-    With panels neither is used: they light the scene, with soft shadows and one bounce, and `ambient` stands for the
-    bounces after it; pictures are then exposed as a camera would.
+    With panels, lamp and environment are not used: panels light the scene with soft shadows and one bounce, a sun with
+    hard ones, and `ambient` stands for the bounces after it; pictures are then exposed as a camera would.
     """
 
     sun_direction: np.ndarray | None  # unit, towards the sun
@@ -59,6 +59,7 @@ class Light:
     environment_sh: np.ndarray  # (9, 3) radiance coefficients
     panels: tuple[Panel, ...] = ()
     ambient: np.ndarray | None = None  # (3,) radiance, with panels
+    sky: np.ndarray | None = None  # (3,) radiance that mirrors show where nothing is met, with panels; None: ambient
 
 
 @dataclass(frozen=True)

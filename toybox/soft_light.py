@@ -1,4 +1,4 @@
-"""Light of windows and lamps with an extent: sampled soft shadows, one diffuse bounce and one mirror-like one.
+"""Light of windows and lamps with an extent: sampled soft shadows, one diffuse bounce and one mirror-like one; sun.
 
 Monte Carlo over the rays of a pixel, so a picture keeps a little grain, as photographs do. After the first bounce a
 constant radiance stands for the rest.
@@ -68,7 +68,8 @@ def shade(
     crisp = smoothed(shine, hits, normal, shape, passes=1)
     shine = np.where((rough < SHARP)[:, None], crisp, smooth[:, 3:])
     f0 = 0.04 * (1 - metal)[:, None] + albedo * metal[:, None]
-    return albedo * (glow[:, None] + (1 - metal)[:, None] * smooth[:, :3]) + reflectance(f0, rough, n_v) * shine
+    diffuse = smooth[:, :3] + _sun(world, start, normal, light) / np.pi
+    return albedo * (glow[:, None] + (1 - metal)[:, None] * diffuse) + reflectance(f0, rough, n_v) * shine
 
 
 def smoothed(values: np.ndarray, hits: Hits, normal: np.ndarray, shape: tuple[int, int], passes: int = 3) -> np.ndarray:
@@ -118,15 +119,16 @@ def _bounced(
 ) -> np.ndarray:
     """Radiance (N, 3) that comes along the directions from what they meet; the ambient one where they meet nothing.
 
-    What shines by itself counts only if `glowing`: its diffuse light comes from the panels already.
+    What shines by itself, and the sky, count only if `glowing`: their diffuse light comes from the panels already.
     """
     hits, ambient = world.hit(start, directions), np.asarray(light.ambient)
-    out = np.broadcast_to(ambient, start.shape).copy()
+    out = np.broadcast_to(ambient if light.sky is None or not glowing else light.sky, start.shape).copy()
     if not hits.where.size:
         return out
     albedo, _, metal, glow = world.material(hits, coarse=True)
     normal = facing(hits)
-    lit = _panels(world, hits.point + OFFSET_M * normal, normal, light.panels, rng, one=True)
+    there = hits.point + OFFSET_M * normal
+    lit = _panels(world, there, normal, light.panels, rng, one=True) + _sun(world, there, normal, light)
     emitted = albedo * (glow * glowing)[:, None]
     out[hits.where] = emitted + albedo * (1 - 0.5 * metal)[:, None] * (lit / np.pi + ambient)
     return out
@@ -167,6 +169,19 @@ def _panel(
     rows = rows[~blocked]
     out = np.zeros_like(start)
     out[rows] = (cosines[rows] / square[rows])[:, None] * panel.radiance
+    return out
+
+
+def _sun(world: Surfaces, start: np.ndarray, normal: np.ndarray, light: Light) -> np.ndarray:
+    """Irradiance (N, 3) of a sun without extent."""
+    out = np.zeros_like(start)
+    if light.sun_direction is None:
+        return out
+    cosine = normal @ light.sun_direction
+    rows = np.flatnonzero(cosine > 0)
+    rays = np.concatenate([start[rows], np.broadcast_to(light.sun_direction, (len(rows), 3))], 1).astype(np.float32)
+    rows = rows[~world.caster.test_occlusions(o3d.core.Tensor(rays), tnear=1e-3).numpy()]
+    out[rows] = cosine[rows, None] * light.intensity
     return out
 
 

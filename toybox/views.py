@@ -130,7 +130,7 @@ def draw_interior_camera(rng: np.random.Generator, scene: Scene, size: tuple[int
 
 def _solid(scene: Scene) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Lower and upper corners (n, 3) of the boxes around all that is not the room itself; middles of its surfaces."""
-    shell = ("floor", "ceiling", "wall", "rug", "skirting")
+    shell = ("floor", "ceiling", "wall", "rug", "skirting", "outside")
     steps = np.array([[0, 0], [1, 0], [0, 1], [1, 1]])
     solid = [s.corner + steps @ np.stack([s.span_u, s.span_v]) for s in scene.surfaces if s.name not in shell]
     corners, vertices = np.stack(solid), [placed_vertices(p) for p in scene.objects]

@@ -12,6 +12,9 @@ from typing import Any
 
 from .errors import InputError, UnprojectError
 
+UMASK = os.umask(0)  # can only be read by setting it
+os.umask(UMASK)
+
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
@@ -26,6 +29,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         yield temporary
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
+        usual_mode(temporary)
         os.replace(temporary, path)
     except (PermissionError, NotADirectoryError, FileExistsError, IsADirectoryError) as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}; choose another --out") from error
@@ -36,6 +40,11 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def usual_mode(path: Path) -> None:
+    """Gives a file the permissions of any new file: some libraries write files that only their owner can read."""
+    path.chmod(0o666 & ~UMASK)
 
 
 def write_bytes(path: str | Path, data: bytes) -> Path:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ...utils.errors import UnprojectError
-from ...utils.files import read_json, write_json
+from ...utils.files import read_json, usual_mode, write_json
 
 
 @contextlib.contextmanager
@@ -25,6 +25,8 @@ def folder_path(path: str | Path) -> Iterator[Path]:
         temporary.mkdir(parents=True)
         yield temporary
         _forget_origin(temporary)
+        for written in temporary.rglob("*.safetensors"):
+            usual_mode(written)
         if path.exists():
             previous = path.with_name(f".{path.name}-{secrets.token_hex(4)}.tmp")
             os.replace(path, previous)

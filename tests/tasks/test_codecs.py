@@ -48,6 +48,19 @@ def test_depth_code_ignores_positive_affine_maps() -> None:
     torch.testing.assert_close(code[valid.expand_as(code)], other[valid.expand_as(other)], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("space", ["linear", "disparity", "log"])
+def test_relative_unit_turns_picture_errors_into_relative_depth_errors(space: str) -> None:
+    codec = DepthCodec(space=space)
+    depth = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 4 + 0.5
+    valid = torch.ones_like(depth, dtype=torch.bool)
+    valid[0, :, 0] = False
+    state = codec.range_of(depth, valid)
+    moved = 2 * (codec.to_space(depth * 1.001) - codec.to_space(depth)).abs() / (state.high - state.low)
+    relative = moved * codec.relative_unit(depth, valid, state)
+    torch.testing.assert_close(relative[valid], torch.full_like(relative[valid], 0.001), rtol=2e-3, atol=0)
+    assert not relative[~valid].any()
+
+
 @pytest.mark.parametrize(("space", "sign"), [("linear", 1), ("log", 1), ("disparity", -1)])
 def test_depth_orientation(space: str, sign: int) -> None:
     depth = torch.linspace(1, 5, 50).reshape(1, 1, 5, 10)

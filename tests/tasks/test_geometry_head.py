@@ -10,10 +10,11 @@ import torch
 
 from unproject.core.priors import load_prior
 from unproject.core.sampling import Prediction
+from unproject.tasks.codecs import DepthCodec
 from unproject.tasks.data import AugmentConfig, GeometryData, noise_pattern, zoomed
 from unproject.tasks.geometry_head import GeometryHead, HeadConfig, expanded_unet
 from unproject.tasks.heads import head_table, load_head, marigold_head
-from unproject.tasks.train import HeadObjective, LossConfig, edge_error, latent_mask, random_unet_like
+from unproject.tasks.train import HeadObjective, LossConfig, edge_error, head_errors, latent_mask, random_unet_like
 from unproject.utils.errors import InputError
 
 
@@ -154,6 +155,21 @@ def test_loss_reaches_the_unet_and_nothing_else(tiny_prior, planes, loss: str, k
     assert all(p.grad is None for p in objective.frozen["vae"].parameters())
     again = objective.loss(batch, seeded(), 0)
     assert out.loss.item() == again.loss.item()
+
+
+def test_the_relative_part_of_the_loss_is_what_validation_counts(tiny_prior, planes) -> None:
+    """Without clipped ends the two differ only by the ridge of the fit, which keeps constant predictions finite."""
+    objective = HeadObjective(LossConfig(relative=1.0), make_head(tiny_prior))
+    for codec in objective.head.codec.parts.values():
+        if isinstance(codec, DepthCodec):
+            object.__setattr__(codec, "quantile", 0.0)
+    _, targets, valid = objective.tensors(GeometryData([planes(2)]).batch(np.arange(2), None))
+    coded, _ = objective.head.codec.parts["depth"].encode(targets["depth"], valid)
+    made = (coded + 0.3 * torch.randn(coded.shape, generator=seeded()))[:, None].expand(-1, 2, -1, -1, -1)
+    objective.predict_pictures = lambda condition: made
+    found = objective._end_to_end_loss(torch.zeros(2), targets, valid).logs["relative"]
+    errors = head_errors({"depth": made[:, 0].mean(1, keepdim=True)}, targets, valid)
+    assert float(found) == pytest.approx(float(errors["abs_rel"].mean()), rel=0.01)
 
 
 def test_images_without_valid_pixels_cost_nothing_and_keep_gradients_finite(tiny_prior, planes) -> None:

@@ -46,6 +46,15 @@ def test_the_base_is_remembered(head_folder: Path, tmp_path: Path) -> None:
     assert again.head.with_config(steps=1).base == again.head.base == str(head_folder.parent / "tiny")
 
 
+def test_files_of_a_saved_head_are_as_readable_as_any(head_folder: Path, tmp_path: Path) -> None:
+    saved = ImageToGeometry.from_pretrained(head_folder).save_pretrained(tmp_path / "head")
+    usual = tmp_path / "usual"
+    usual.touch()
+    files = [path for path in saved.rglob("*") if path.is_file()]
+    assert any(path.suffix == ".safetensors" for path in files)
+    assert {path.stat().st_mode for path in files} == {usual.stat().st_mode}
+
+
 def test_an_embedded_head_goes_with_its_prior_by_name(
     head_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -67,7 +67,7 @@ def interior_scene(program: InteriorProgram, rng: np.random.Generator) -> Scene:
         world = outdoors(size, open_walls, panels, rng)
         surfaces += world.surfaces
         light = replace(light, sun_direction=world.sun_direction, intensity=world.sun, sky=world.sky)
-        background = np.array([1.0, 1.0, 1.0]) - rng.uniform(0, 0.5) * np.array([1.0, 0.5, 0.1])
+        background = np.ones(3) - rng.uniform(0, 0.5) * np.array([1.0, 0.5, 0.1])
     placed = tuple(_things(program, size, style, spots, rng))
     metres = (float(size[0]), float(size[1]), float(size[2]))
     return Scene(program, placed, light, background, (*surfaces, *lamp_surfaces), metres)

@@ -6,7 +6,7 @@ Metres, z up, in the room's frame. What is outside shines a little of itself: th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from .walls import wall_frame
 
 REACH_M = 15.0  # half the side of the ground
 MASONRY = ("tiles", "plaster", "wood", "paper")
+THINGS = ("cloth", "carpet", "plaster", "print")
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,8 @@ def _before(long: float, glow: float, rng: np.random.Generator) -> list[Surface]
         for x in np.arange(-1.0, long + 1, rng.uniform(0.12, 1.0)):
             out += box("outside", (x, -away - 0.03, 0), (x + 0.03, -away - 0.01, 0.95), look)
     for _ in range(int(rng.integers(0, 6))):
-        extent = np.exp(rng.normal(-0.3, 0.6, 3))
-        one = box("outside", (-extent[0], -extent[1], 0), (extent[0], extent[1], 2 * extent[2]), _thing(glow, rng))
+        extent, look = np.exp(rng.normal(-0.3, 0.6, 3)), _outside_look(THINGS, glow, rng)
+        one = box("outside", (-extent[0], -extent[1], 0), (extent[0], extent[1], 2 * extent[2]), look)
         one = moved(one, float(rng.uniform(0, 90)), (rng.uniform(-3, long + 3), 0, 0))
         out += _clear(one, float(rng.uniform(1.0, 10.0)))
     return out
@@ -87,10 +88,6 @@ def _clear(surfaces: list[Surface], away: float) -> list[Surface]:
 
 
 def _outside_look(textures: Sequence[str], glow: float, rng: np.random.Generator) -> Look:
-    emission = glow * float(rng.uniform(0.5, 1.5))
-    look = Look(muted(rng, 0.9), 0.95, 0.0, texture=str(rng.choice(list(textures))), phase=float(rng.random()))
-    return replace(look, emission=emission)
-
-
-def _thing(glow: float, rng: np.random.Generator) -> Look:
-    return _outside_look(("cloth", "carpet", "plaster", "print"), glow, rng)
+    emission, albedo = glow * float(rng.uniform(0.5, 1.5)), muted(rng, 0.9)
+    texture = str(rng.choice(list(textures)))
+    return Look(albedo, 0.95, 0.0, texture=texture, phase=float(rng.random()), emission=emission)

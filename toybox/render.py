@@ -18,7 +18,7 @@ from .materials import Look, albedo_at, linear_from_srgb, srgb_from_linear
 from .parts import SLOTS
 from .programs import stable_hash
 from .scenes import Light, Scene, placed_vertices
-from .soft_light import develop, shade
+from .soft_light import OFFSET_M, develop, reached, shade
 
 SH_C = np.array([0.282095, 0.488603, 0.488603, 0.488603, 1.092548, 1.092548, 0.315392, 1.092548, 0.546274])
 SH_COSINE = np.array([np.pi, *[2 * np.pi / 3] * 3, *[np.pi / 4] * 5])  # convolution with the clamped cosine
@@ -207,10 +207,7 @@ class Renderer:
             power, reach, far = light.intensity[None], to_light, 1e6
         n_l = (normal * to_light).sum(1)
         lit = np.flatnonzero(n_l > 0)
-        start = hits.point[lit] + 2e-3 * normal[lit]
-        rays = np.concatenate([start, reach[lit]], 1).astype(np.float32)
-        blocked = self.caster.test_occlusions(o3d.core.Tensor(rays), tnear=1e-3, tfar=far).numpy()
-        keep = lit[~blocked]
+        keep = lit[reached(self.caster, hits.point[lit] + OFFSET_M * normal[lit], reach[lit], far)]
         n_l = n_l[keep]
         half = to_light[keep] + hits.view[keep]
         half /= np.maximum(np.linalg.norm(half, axis=1, keepdims=True), 1e-9)

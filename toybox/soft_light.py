@@ -40,6 +40,14 @@ def facing(hits: Hits) -> np.ndarray:
     return np.where((side < 0)[:, None], hits.normal - 2 * side[:, None] * hits.view, hits.normal)
 
 
+def reached(
+    caster: o3d.t.geometry.RaycastingScene, start: np.ndarray, toward: np.ndarray, far: float = np.inf
+) -> np.ndarray:
+    """Which shadow rays (N, 3), (N, 3) meet nothing within `far` lengths of their directions, (N,) bool."""
+    rays = np.concatenate([start, toward], 1).astype(np.float32)
+    return ~caster.test_occlusions(o3d.core.Tensor(rays), tnear=1e-3, tfar=far).numpy()
+
+
 def shade(
     world: Surfaces,
     hits: Hits,
@@ -164,9 +172,7 @@ def _panel(
     area_normal = np.cross(panel.span_u, panel.span_v)  # its length is the area
     cosines = np.maximum((offset * normal).sum(1), 0) * np.maximum(-(offset @ area_normal), 0) / square
     rows = np.flatnonzero(cosines > 0)
-    rays = np.concatenate([start[rows], offset[rows]], 1).astype(np.float32)
-    blocked = world.caster.test_occlusions(o3d.core.Tensor(rays), tnear=1e-3, tfar=0.99).numpy()
-    rows = rows[~blocked]
+    rows = rows[reached(world.caster, start[rows], offset[rows], 0.99)]
     out = np.zeros_like(start)
     out[rows] = (cosines[rows] / square[rows])[:, None] * panel.radiance
     return out
@@ -179,8 +185,7 @@ def _sun(world: Surfaces, start: np.ndarray, normal: np.ndarray, light: Light) -
         return out
     cosine = normal @ light.sun_direction
     rows = np.flatnonzero(cosine > 0)
-    rays = np.concatenate([start[rows], np.broadcast_to(light.sun_direction, (len(rows), 3))], 1).astype(np.float32)
-    rows = rows[~world.caster.test_occlusions(o3d.core.Tensor(rays), tnear=1e-3).numpy()]
+    rows = rows[reached(world.caster, start[rows], np.broadcast_to(light.sun_direction, (len(rows), 3)))]
     out[rows] = cosine[rows, None] * light.intensity
     return out
 

@@ -43,8 +43,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def usual_mode(path: Path) -> None:
-    """Gives a file the permissions of any new file: some libraries write files that only their owner can read."""
-    path.chmod(0o666 & ~UMASK)
+    """Gives a file the permissions of any new file, where the file system has such: some libraries write files that
+    only their owner can read."""
+    with contextlib.suppress(OSError):
+        path.chmod(0o666 & ~UMASK)
 
 
 def write_bytes(path: str | Path, data: bytes) -> Path:

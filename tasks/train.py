@@ -65,7 +65,6 @@ class HeadObjective(Objective):
         self.losses, self.head, self.held_out = config, head, held_out
         self.config = HeadTraining(head.config, config)
         head.unet.requires_grad_(True)
-        head.prior.vae.to(memory_format=torch.channels_last)  # a sixth faster on the CPU
         head.empty_prompt()
         self.modules: dict[str, nn.Module] = {"unet": head.unet}
         self.frozen: dict[str, nn.Module] = {"vae": head.prior.vae}

@@ -12,10 +12,32 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
 from ...utils.errors import InputError
 from ...utils.files import write_text
 
 MAY_CHANGE = {"steps", "max_minutes", "max_skips", "log_every", "save_every", "validate_every", "preview_every", "keep"}
+
+
+class FloatAttention(TorchFunctionMode):
+    """Attention in float32 inside an autocast: with narrow heads the CPU's half kernels are several times slower."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """See TorchFunctionMode."""
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **kwargs or {})
+        with torch.autocast("cpu", enabled=False):
+            return func(*map(_in_float32, args), **{name: _in_float32(v) for name, v in (kwargs or {}).items()})
+
+
+def _in_float32(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 class Window:

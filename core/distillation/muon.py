@@ -17,19 +17,22 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # quintic whose iteration lifts small 
 RMS = 0.2  # of AdamW's updates
 
 
-def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:
-    """The nearest matrices (B, R, C) with all singular values near one (0.7 to 1.2), without decomposing them."""
+def orthogonalise(matrices: Tensor, iterations: int = 5, dtype: torch.dtype | None = None) -> Tensor:
+    """The nearest matrices (B, R, C) with all singular values near one (0.7 to 1.2), without decomposing them.
+
+    `dtype` is what the iteration runs in, bfloat16 with Jordan et al.; None: that of the matrices.
+    """
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
-    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
+    x = (x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)).to(dtype or matrices.dtype)
     a, b, c = COEFFICIENTS
     for _ in range(iterations):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.mT if tall else x
+    return (x.mT if tall else x).to(matrices.dtype)
 
 
-def orthogonalised(matrices: list[Tensor]) -> list[Tensor]:
+def orthogonalised(matrices: list[Tensor], dtype: torch.dtype | None = None) -> list[Tensor]:
     """Each matrix (R, C) orthogonalised; processes of a distributed run, whose matrices are equal, share the work."""
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
     by_shape: dict[tuple[int, ...], list[int]] = {}
@@ -41,7 +44,7 @@ def orthogonalised(matrices: list[Tensor]) -> list[Tensor]:
     for members in by_shape.values():
         mine = [i for i in members if i in owned[rank]]
         if mine:
-            done |= dict(zip(mine, orthogonalise(torch.stack([matrices[i] for i in mine])), strict=True))
+            done |= dict(zip(mine, orthogonalise(torch.stack([matrices[i] for i in mine]), dtype=dtype), strict=True))
     if world > 1:
         for owner, theirs in enumerate(owned):
             done |= _from_owner(owner, rank, theirs, matrices, done)
@@ -67,7 +70,7 @@ def _from_owner(
 class Muon(torch.optim.Optimizer):
     """Matrices and convolutions by Muon, everything else by AdamW.
 
-    Tables of embeddings and first and last layers belong to AdamW: give them in `plain`.
+    Tables of embeddings and first and last layers belong to AdamW: give them in `plain`. `dtype`: see orthogonalise.
     """
 
     def __init__(
@@ -79,7 +82,9 @@ class Muon(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.01,
+        dtype: torch.dtype | None = None,
     ) -> None:
+        self.dtype = dtype
         groups = [{"params": list(matrices), "matrix": True}, {"params": list(plain), "matrix": False}]
         defaults = {"lr": lr, "momentum": momentum, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__([group for group in groups if group["params"]], defaults)
@@ -104,7 +109,7 @@ class Muon(torch.optim.Optimizer):
             velocity = state["velocity"] = state["velocity"] if state else torch.zeros_like(p)
             velocity.lerp_(grad, 1 - group["momentum"])
             ahead.append(grad.lerp(velocity, group["momentum"]).flatten(1))  # Nesterov
-        for p, update in zip(given, orthogonalised(ahead), strict=True):
+        for p, update in zip(given, orthogonalised(ahead, self.dtype), strict=True):
             p.sub_(update.view(p.shape), alpha=group["lr"] * RMS * max(update.shape) ** 0.5)
 
     def _plain(self, group: dict[str, Any], given: list[nn.Parameter]) -> None:

@@ -46,6 +46,13 @@ def test_the_iteration_is_the_quintic_on_each_singular_value() -> None:
     torch.testing.assert_close(orthogonalise(torch.diag(s)[None])[0].diagonal(), expected, atol=1e-13, rtol=0)
 
 
+def test_in_half_the_iteration_is_the_same_to_half() -> None:
+    matrix = torch.randn(3, 24, 40, generator=torch.Generator().manual_seed(1))
+    half, whole = orthogonalise(matrix, dtype=torch.bfloat16), orthogonalise(matrix)
+    assert half.dtype == torch.float32
+    assert 0 < float((half - whole).norm() / whole.norm()) < 0.03
+
+
 def test_the_first_step_is_the_orthogonalised_gradient_at_adamws_size() -> None:
     p = nn.Parameter(torch.zeros(32, 48))
     (grad,) = gradients([p], 1)[0]

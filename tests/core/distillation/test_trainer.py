@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from torch import nn
 
 from unproject.core.distillation import checkpoints
@@ -217,7 +218,7 @@ def test_convolutions_resume_in_channels_last(tmp_path):
         def __init__(self):
             super().__init__()
             with fixed_init(1):
-                self.modules = {"net": nn.Conv2d(2, 3, 3)}
+                self.modules, self.frozen = {"net": nn.Conv2d(2, 3, 3)}, {"eye": nn.Conv2d(2, 3, 3)}
 
         def loss(self, batch, rng, step):
             return LossOut((self.modules["net"](batch["x"]) - 1).square().mean(), {})
@@ -232,7 +233,32 @@ def test_convolutions_resume_in_channels_last(tmp_path):
     parts = Trainer(config, Conv(), Pictures(), tmp_path / "parts", "cpu")
     parts.run(resume=True)
     assert torch.equal(weights(whole), weights(parts))
-    assert parts.named["net.weight"].is_contiguous(memory_format=torch.channels_last)
+    for weight in (parts.named["net.weight"], parts.objective.frozen["eye"].weight):
+        assert weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.fixture
+def fresh_accelerate():
+    """accelerate keeps one precision a process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_half_precision_on_the_cpu_attends_in_float32(tmp_path, fresh_accelerate):
+    seen = []
+
+    class Attends(Fit):
+        def loss(self, batch, rng, step):
+            hidden = self.modules["net"][0](torch.from_numpy(batch["x"]))[None, None]
+            mixed = nn.functional.scaled_dot_product_attention(hidden, hidden, value=hidden)
+            with torch.autocast("cpu", enabled=False):
+                plain = nn.functional.scaled_dot_product_attention(*[hidden.float()] * 3)
+            seen.append((hidden.dtype, mixed.dtype, torch.equal(mixed, plain)))
+            return LossOut((self.modules["net"][1:](mixed) - torch.from_numpy(batch["y"])).square().mean(), {})
+
+    Trainer(replace(CONFIG, precision="bf16", optimizer="muon"), Attends(), Pairs(), tmp_path, "cpu").run()
+    assert set(seen) == {(torch.bfloat16, torch.float32, True)}
 
 
 def test_every_epoch_visits_everything_once():

@@ -17,10 +17,10 @@ import torch
 
 from ..core.priors import Prior, load_prior
 from ..core.sampling import DDIM, NoiseSchedule, Solver, make_solver
+from ..core.sampling.dpm_v3_estimation import States
+from ..core.sampling.dpm_v3_statistics import ModelStatistics
 from ..core.sampling.paired_error import PairedError
 from ..core.sampling.solvers import DPMSolverV3
-from ..core.sampling.statistics import ModelStatistics
-from ..core.sampling.statistics_estimation import States
 from ..pipelines.calibrations import Sizes, measure_statistics, usual_states
 from ..pipelines.text_to_image import TextToImage
 from ..toybox.samples import object_prompts

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from ..core.priors import Prior, load_prior
 from ..core.sampling import DDIM, Denoiser, Level, NoiseSchedule, Prediction, Sampler
+from ..core.sampling.flair import ErrorCurve, RestoreConfig, error_curve, flow_range, restore
 from ..core.sampling.operators import Inpainting, Operator, gaussian_blur, super_resolution
-from ..core.sampling.restore import ErrorCurve, RestoreConfig, error_curve, flow_range, restore
 from ..toybox.judge import Judge
 from ..utils.pictures import grid, save_image
 from ..utils.seeds import generator

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..core.priors import Prior, load_prior
 from ..core.sampling import Denoiser, NoiseSchedule
 from ..core.sampling.attention import subject_tokens
-from ..core.sampling.control import COSTS, AttentionCost, MapCost, VelocityControl, focus_cost
+from ..core.sampling.focus import COSTS, AttentionCost, MapCost, VelocityControl, focus_cost
 from ..toybox.captions import Meaning, Phrase, say
 from ..toybox.dataset import RenderJob, render_group
 from ..toybox.judge import Judge

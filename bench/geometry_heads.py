@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.distillation.trainer import Trainer, TrainerConfig
 from ..core.priors import StableDiffusionPrior, load_prior
+from ..core.training.trainer import Trainer, TrainerConfig
 from ..pipelines.image_to_geometry import ImageToDepth, ImageToGeometry
 from ..tasks.data import AugmentConfig, GeometryData
 from ..tasks.geometry_head import GeometryHead, HeadConfig

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..core.priors import Prior, load_prior
 from ..core.sampling import Level, NoiseSchedule
-from ..core.sampling.time_remap import RemapFit, RemapSearch, TimeRemap, calibrate_time_remap, resolution_rule
+from ..core.sampling.noiseshift import RemapFit, RemapSearch, TimeRemap, calibrate_time_remap, resolution_rule
 from ..toybox.judge import Judge
 from .runner import DIT, Context
 from .toy_latents import decoded, encoded, features, renders, run_sampler, scores, seeded_noise

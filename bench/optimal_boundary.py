@@ -17,9 +17,9 @@ from torch import Tensor
 
 from ..core.priors import Prior, load_prior
 from ..core.sampling import Level, NoiseSchedule
-from ..core.sampling.boundary import candidates, variance_shares
 from ..core.sampling.init import ImageInit
 from ..core.sampling.operators import Operator, super_resolution
+from ..core.sampling.optimal_boundary import candidates, variance_shares
 from ..tasks.metrics import spearman
 from ..toybox.judge import Judge
 from .runner import Context, bootstrapped, digits, resamples

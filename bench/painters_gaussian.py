@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..core.priors import Condition, Prior, load_prior
 from ..core.sampling import DDIM, Denoiser, Level, NoiseSchedule, Sampler
-from ..core.sampling.gaussian_prior import GaussianPrior
 from ..core.sampling.init import Init, NoiseInit, TeleportInit
+from ..core.sampling.teleport import GaussianPrior
 from ..pipelines.calibrations import Sizes, own_samples
 from ..pipelines.text_to_image import TextToImage
 from ..tasks.metrics import spearman

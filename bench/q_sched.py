@@ -18,8 +18,8 @@ from torch import Tensor
 from ..core.priors import Condition, Prior, load_prior
 from ..core.sampling import DDIM, Denoiser, Level, NoiseSchedule, Sampler
 from ..core.sampling.caches import network_of
+from ..core.sampling.q_sched import Calibrated, Coefficients, RescaledDenoiser, Score, calibrate, jaq
 from ..core.sampling.quantise import fake_quantized
-from ..core.sampling.rescale import Calibrated, Coefficients, RescaledDenoiser, Score, calibrate, jaq
 from ..toybox.captions import Meaning
 from ..toybox.judge import Judge
 from ..utils.seeds import generator

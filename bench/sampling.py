@@ -25,10 +25,10 @@ from torch import Tensor
 
 from ..core.priors import Condition, Prior, load_prior
 from ..core.sampling import NoiseSchedule, Solver, make_solver
+from ..core.sampling.dpm_v3_statistics import ModelStatistics
 from ..core.sampling.grids import Spacing
 from ..core.sampling.paired_error import PairedError
 from ..core.sampling.solvers import DPMSolverV3
-from ..core.sampling.statistics import ModelStatistics
 from ..toybox.judge import Judge
 from ..utils.files import atomic_path
 from .dpm_solver_v3 import measured

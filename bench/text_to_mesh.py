@@ -82,7 +82,7 @@ def prompts(config: MeshBench) -> list[Wanted]:
 
 def fingerprint(prior: str, config: MeshBench) -> str:
     """Changes with the weights, the recipe and the sizes, so that old meshes are never taken for new ones."""
-    from ..core.distillation.latents import weights_hash
+    from ..core.training.latents import weights_hash
     from ..pipelines.text_to_mesh import TextToMesh
 
     pipe = TextToMesh.from_pretrained(prior)

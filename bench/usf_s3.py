@@ -16,8 +16,8 @@ import numpy as np
 from ..core.priors import load_prior
 from ..core.sampling.calibration import fingerprint
 from ..core.sampling.paired_error import PairedError
-from ..core.sampling.schedule_search import Fitness, SearchResult, SearchSpace, Strategy, search_schedule
 from ..core.sampling.solvers import SolverSchedule, UnifiedSolver
+from ..core.sampling.usf_search import Fitness, SearchResult, SearchSpace, Strategy, search_schedule
 from ..pipelines.calibrations import known_solvers
 from ..toybox.samples import object_prompts
 from .dpm_solver_v3 import measured

@@ -176,7 +176,7 @@ class CalibrateSolver(MeasureCommand):
         self, pipe: TextToImage, prompts: list[str], sizes: Sizes, path: Path
     ) -> tuple[list[str], dict[str, Any]]:
         """Writes the file; lines and data about it."""
-        from ..core.sampling.boundary import variance_shares
+        from ..core.sampling.optimal_boundary import variance_shares
         from ..pipelines import calibrations as recipes
 
         mark = recipes.setting(pipe, prompts[:1], sizes).fingerprint

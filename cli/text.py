@@ -57,7 +57,7 @@ class TextToImage(SamplingCommand):
                     f"--subjects {self.subjects!r} are those of --control; give it too, as in --control focus"
                 )
             return
-        from ..core.sampling.control import parse_control
+        from ..core.sampling.focus import parse_control
 
         parse_control(self.control)
         for option, value in (("--cache", self.cache), ("--model-schedule", self.model_schedule)):
@@ -70,7 +70,7 @@ class TextToImage(SamplingCommand):
         """The arguments of a call that --control makes."""
         if self.control is None:
             return {}
-        from ..core.sampling.control import attention_control
+        from ..core.sampling.focus import attention_control
 
         named = [words.strip() for words in (self.subjects or "").split(";") if words.strip()]
         return {"controls": [attention_control(self.control, pipe.prior, self.prompt, named)]}
@@ -159,7 +159,7 @@ class TextToMesh(PriorCommand):
 
     def run(self, record: RunRecord, target: Target) -> Shown:
         """Makes the mesh and its pictures."""
-        from ..pipelines.mesh_finish import write_pictures
+        from ..generate.finish import write_pictures
         from ..pipelines.text_to_mesh import TextToMesh as Pipeline
 
         with record.stage("load"):

@@ -18,23 +18,23 @@ from torch import Tensor
 
 from ..core.priors import Condition
 from ..core.sampling import Denoiser, GaussianPrior, Guidance, Level, NoiseSchedule, Sampler, Solver, TimeRemap
-from ..core.sampling.boundary import (
+from ..core.sampling.calibration import Calibration, Fingerprint, fingerprint
+from ..core.sampling.dpm_v3_estimation import Derivative, States, estimate_statistics
+from ..core.sampling.dpm_v3_statistics import STRONG_GUIDANCE, ModelStatistics
+from ..core.sampling.flair import ErrorCurve, error_curve
+from ..core.sampling.grids import SPACINGS, Spacing
+from ..core.sampling.noiseshift import RemapSearch, calibrate_time_remap
+from ..core.sampling.optimal_boundary import (
     BoundaryNoise,
     BoundarySearch,
     candidates,
     grid_lambdas,
     search_boundary,
 )
-from ..core.sampling.calibration import Calibration, Fingerprint, fingerprint
-from ..core.sampling.grids import SPACINGS, Spacing
 from ..core.sampling.paired_error import PairedError
-from ..core.sampling.restore import ErrorCurve, error_curve
-from ..core.sampling.schedule_search import SearchResult, SearchSpace, baselines, search_schedule
 from ..core.sampling.solvers import SolverSchedule
 from ..core.sampling.solvers.decisions import times_of
-from ..core.sampling.statistics import STRONG_GUIDANCE, ModelStatistics
-from ..core.sampling.statistics_estimation import Derivative, States, estimate_statistics
-from ..core.sampling.time_remap import RemapSearch, calibrate_time_remap
+from ..core.sampling.usf_search import SearchResult, SearchSpace, baselines, search_schedule
 from ..utils.errors import InputError
 from ..utils.progress import Progress
 from ..utils.seeds import generator, sample_noise

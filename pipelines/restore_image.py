@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ..core.priors import Prior
 from ..core.sampling import RestoreConfig, restore
+from ..core.sampling.flair import ErrorCurve
 from ..core.sampling.operators import Inpainting, Operator, gaussian_blur, super_resolution
-from ..core.sampling.restore import ErrorCurve
 from ..utils.errors import InputError, UnprojectError
 from ..utils.progress import Progress
 from .base import PriorPipeline
@@ -97,7 +97,7 @@ class RestoreImage(PriorPipeline):
             mask: for inpaint, a picture of the same size, white where something is to be filled in.
             curve: `ErrorCurve` or its file, measured at `size` and the guidance of `config`; None: equal weights.
             noise_std: standard deviation of the noise in the picture, image units.
-            config: settings of `core.sampling.restore`; None: its defaults, with the steps of the pipeline's quality.
+            config: settings of `core.sampling.flair`; None: its defaults, with the steps of the pipeline's quality.
             size: longest side of the result in px; None: the prior's own.
             seed: image i uses seed + i; other seeds give other plausible answers; None: a fresh one (reported).
             generator: one for all images or one per image, instead of seeds.

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ..core.priors import Prior
 from ..core.sampling import GaussianPrior, Level, TeleportInit, TimeRemap
-from ..core.sampling.boundary import BoundaryNoise
 from ..core.sampling.grids import Spacing
 from ..core.sampling.init import Init, Start
 from ..core.sampling.model_schedule import switched
+from ..core.sampling.optimal_boundary import BoundaryNoise
 from .sampling_parts import latent_shape, mark
 from .text_to_image import TextToImage
 

@@ -29,11 +29,11 @@ from ..core.sampling import (
 )
 from ..core.sampling.caches import CacheConfig, caching, parse_cache
 from ..core.sampling.denoiser import Control, Remap
+from ..core.sampling.dpm_v3_statistics import ModelStatistics
 from ..core.sampling.grids import Spacing
 from ..core.sampling.init import Init
 from ..core.sampling.sampler import StepCallback
 from ..core.sampling.solvers import CALIBRATED
-from ..core.sampling.statistics import ModelStatistics
 from ..utils.errors import InputError, UnprojectError
 from ..utils.progress import Progress
 from ..utils.seeds import sample_noise

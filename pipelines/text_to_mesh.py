@@ -12,10 +12,15 @@ from typing import Any
 import torch
 from diffusers.utils import BaseOutput
 
-from ..core.distillation.checkpoints import remove_checkpoints
 from ..core.distillation.score import ScoreConfig
 from ..core.priors import Prior, load_prior, weights_root
 from ..core.sampling.calibration import fingerprint
+from ..core.training.checkpoints import remove_checkpoints
+from ..generate.finish import MeshConfig, textured_mesh, write_pictures
+from ..generate.guides import make_guide
+from ..generate.optimise import Optimisation, OptimiseConfig
+from ..generate.stretch import with_steps
+from ..generate.views import turntable_cameras
 from ..geometry.fields import Field
 from ..geometry.meshes import Mesh
 from ..geometry.report import MeshReport
@@ -24,11 +29,6 @@ from ..utils.errors import InputError
 from ..utils.pictures import grid, save_image
 from ..utils.progress import Progress
 from ..utils.runs import RunRecord
-from .mesh_finish import MeshConfig, textured_mesh, write_pictures
-from .mesh_priors import make_guide
-from .mesh_schedule import with_steps
-from .mesh_views import turntable_cameras
-from .optimise import Optimisation, OptimiseConfig
 from .prompts import warn_about
 
 MULTI_VIEW = {"toybox": "toybox-mv"}  # the sibling that sees several views, preferred when its weights are there

@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from ..core.distillation.latents import encode_latents
+from ..core.training.latents import encode_latents
 from ..toybox.dataset import RenderedSet
 from ..utils.errors import UnprojectError
 from .recipes import load_vae

@@ -13,20 +13,20 @@ from diffusers import AutoencoderKL, StableDiffusion3Pipeline, StableDiffusionPi
 from torch import nn
 from transformers import CLIPTokenizer
 
-from ..core.distillation.checkpoints import copy_into, latest_checkpoint, read_tensors
-from ..core.distillation.latents import LatentSet, ViewGroups
-from ..core.distillation.mixed_sizes import MixedSizes
-from ..core.distillation.objectives.base import Trainable
-from ..core.distillation.objectives.diffusion import DiffusionConfig, DiffusionObjective
-from ..core.distillation.objectives.flow import FlowConfig, FlowObjective
-from ..core.distillation.objectives.multiview import MultiViewConfig, MultiViewObjective
-from ..core.distillation.objectives.tokenizer import build_tokenizer
-from ..core.distillation.objectives.vae import PictureBatches, VAEConfig, VAEObjective, save_vae
-from ..core.distillation.sampling_order import Data
-from ..core.distillation.trainer import TrainerConfig
 from ..core.priors import StableDiffusionPrior, load_prior
 from ..core.priors.embedded import write_vocabulary
 from ..core.priors.multiview import MultiViewUNet
+from ..core.training.checkpoints import copy_into, latest_checkpoint, read_tensors
+from ..core.training.latents import LatentSet, ViewGroups
+from ..core.training.mixed_sizes import MixedSizes
+from ..core.training.objectives.base import Trainable
+from ..core.training.objectives.diffusion import DiffusionConfig, DiffusionObjective
+from ..core.training.objectives.flow import FlowConfig, FlowObjective
+from ..core.training.objectives.multiview import MultiViewConfig, MultiViewObjective
+from ..core.training.objectives.tokenizer import build_tokenizer
+from ..core.training.objectives.vae import PictureBatches, VAEConfig, VAEObjective, save_vae
+from ..core.training.sampling_order import Data
+from ..core.training.trainer import TrainerConfig
 from ..tasks.data import GeometryData
 from ..tasks.geometry_head import GeometryHead, HeadConfig
 from ..tasks.train import HeadObjective, LossConfig, random_unet_like

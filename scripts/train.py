@@ -55,8 +55,8 @@ def read_recipe(name: str, overrides: list[str]) -> tuple[Callable[[dict[str, An
 
 def run(job: Job, out: Path, resume: bool, export_only: bool, device: str) -> None:
     """Trains (unless only the export is wanted) and exports the averaged weights."""
-    from ..core.distillation.checkpoints import latest_checkpoint
-    from ..core.distillation.trainer import Trainer
+    from ..core.training.checkpoints import latest_checkpoint
+    from ..core.training.trainer import Trainer
 
     trainer = Trainer(job.trainer, job.objective, job.data, out, device)
     if export_only:

@@ -16,11 +16,11 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..core.distillation.export import folder_path
 from ..core.priors import StableDiffusionPrior, load_prior, weights_root
 from ..core.sampling import DDIM, Kind, Level, NoiseSchedule, Prediction, Sampler
 from ..core.sampling.grids import Spacing
 from ..core.sampling.sampler import StepCallback
+from ..core.training.export import folder_path
 from ..utils.configs import load_config, to_dict
 from ..utils.errors import InputError
 from ..utils.files import read_json, write_json

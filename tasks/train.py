@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from ..core.distillation.objectives.base import LossOut, Objective, fixed_init
 from ..core.sampling import Prediction
+from ..core.training.objectives.base import LossOut, Objective, fixed_init
 from ..utils.pictures import colourise, grid, normals_to_rgb, save_image, to_uint8
 from .codecs import DepthCodec, convert_normals, unit_length
 from .data import AugmentConfig, GeometryData

@@ -13,18 +13,21 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 IGNORED = {"tests", "build", "dist", "outputs", "runs", "data", "weights", "docs", "node_modules"}
-LAYERS = ("geometry", "core/priors", "core/sampling", "core/distillation", "tasks", "pipelines")
+CORE = ("core/priors", "core/sampling", "core/training", "core/distillation")
+LAYERS = ("geometry", *CORE, "tasks", "generate", "pipelines")
 EVERYTHING = (*LAYERS, "core", "toybox", "utils", "bench", "scripts", "cli", "app")
 MAY_IMPORT = {
     "utils": (),
     "geometry": ("utils",),
     "toybox": ("geometry", "utils"),
-    "core": ("geometry", "utils", "core/priors", "core/sampling", "core/distillation"),
+    "core": ("geometry", "utils", *CORE),
     "core/priors": ("geometry", "utils"),
     "core/sampling": ("core/priors", "geometry", "utils"),
-    "core/distillation": ("core/priors", "core/sampling", "geometry", "utils"),
-    "tasks": ("core", *LAYERS[:4], "utils"),
-    "pipelines": ("tasks", "core", *LAYERS[:4], "utils"),
+    "core/training": ("core/priors", "core/sampling", "geometry", "utils"),
+    "core/distillation": ("core/priors", "core/sampling", "core/training", "geometry", "utils"),
+    "tasks": ("core", *CORE, "geometry", "utils"),
+    "generate": ("core", *CORE, "geometry", "utils"),
+    "pipelines": ("tasks", "generate", "core", *CORE, "geometry", "utils"),
     "bench": EVERYTHING,
     "scripts": EVERYTHING,
     "cli": EVERYTHING,

@@ -1,6 +1,6 @@
 """Training of the judge: labelled renders, the loss over all questions, and its validation.
 
-The objective has the shape of core.distillation's objectives without importing them: `modules`, `frozen`, `config`,
+The objective has the shape of core.training's objectives without importing them: `modules`, `frozen`, `config`,
 `loss(batch, rng, step)`, `validate()`, `preview(step, out)`.
 """
 

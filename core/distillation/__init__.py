@@ -1,1 +1,1 @@
-"""Learning from a prior, or learning the prior itself: score distillation, objectives and the one trainer."""
+"""Learning from a frozen prior: score distillation and fine-tuning by its own rules."""

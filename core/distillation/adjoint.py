@@ -23,10 +23,10 @@ from ...utils.errors import InputError
 from ...utils.seeds import sample_noise
 from ..priors.base import Prior
 from ..sampling import Denoiser, Level, NoiseSchedule, Prediction
-from ..sampling.control import Cost, cost_gradient
+from ..sampling.focus import Cost, cost_gradient
 from ..sampling.sampler import Denoise
 from ..sampling.solvers.ddim import ancestral_std, noised_mean
-from .objectives.base import LossOut, Objective
+from ..training.objectives.base import LossOut, Objective
 
 
 class Trajectory(NamedTuple):

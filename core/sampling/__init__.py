@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from .control import AttentionCost, VelocityControl
 from .denoiser import Denoiser
-from .gaussian_prior import GaussianPrior
+from .flair import RestoreConfig, restore
+from .focus import AttentionCost, VelocityControl
 from .guidance import Guidance
 from .init import FixedNoiseInit, ImageInit, NoiseInit, TeleportInit, sample_from
 from .inversion import edit, invert, regenerate
 from .levels import Level, NoiseSchedule
+from .noiseshift import TimeRemap, apply_time_remap, remove_time_remap
 from .prediction import KINDS, Kind, Prediction
-from .restore import RestoreConfig, restore
 from .sampler import Sampler
 from .solvers import DDIM, SOLVERS, Done, Request, Solver, make_solver
 from .solvers.edict import EDICT
-from .time_remap import TimeRemap, apply_time_remap, remove_time_remap
+from .teleport import GaussianPrior
 
 __all__ = [
     "DDIM",

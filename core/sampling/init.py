@@ -13,9 +13,9 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor
 
 from ...utils.errors import InputError
-from .gaussian_prior import GaussianPrior
 from .levels import Level
 from .sampler import Denoise, Sampler
+from .teleport import GaussianPrior
 
 
 class Start(NamedTuple):

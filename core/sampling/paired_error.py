@@ -13,11 +13,11 @@ from ...utils.digests import digest
 from ..priors.base import Condition, Prior
 from .calibration import Calibration, condition_digest, fingerprint
 from .denoiser import Denoiser
+from .dpm_v3_statistics import ModelStatistics
 from .guidance import Guidance
 from .levels import Level, NoiseSchedule
 from .sampler import Sampler
 from .solvers import Solver, SolverSchedule, UnifiedSolver, WrappedSolver
-from .statistics import ModelStatistics
 
 REFERENCE_KIND = "reference-states"
 

@@ -24,11 +24,11 @@ from torch import Tensor
 
 from ...utils.errors import InputError
 from ..priors.noise import is_flow
+from .dpm_v3_statistics import ModelStatistics
 from .levels import Level, NoiseSchedule
 from .prediction import Prediction
 from .solvers import Request, Solver, UnifiedSolver, make_solver
 from .solvers.decisions import SolverSchedule
-from .statistics import ModelStatistics
 
 Generators = torch.Generator | list[torch.Generator] | None
 

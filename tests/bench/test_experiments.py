@@ -24,10 +24,10 @@ from unproject.bench import (
 )
 from unproject.core.priors import FLOW_SCHEDULE, SD_SCHEDULE, GaussianMixturePrior, load_prior
 from unproject.core.sampling import DDIM, Denoiser, NoiseSchedule, Sampler
+from unproject.core.sampling.dpm_v3_statistics import ModelStatistics
+from unproject.core.sampling.flair import ErrorCurve, RestoreConfig, restore
 from unproject.core.sampling.init import ImageInit
 from unproject.core.sampling.operators import Identity
-from unproject.core.sampling.restore import ErrorCurve, RestoreConfig, restore
-from unproject.core.sampling.statistics import ModelStatistics
 from unproject.toybox.captions import Meaning, Phrase
 from unproject.utils.seeds import generator
 

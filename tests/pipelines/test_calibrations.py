@@ -18,9 +18,9 @@ from unproject.core.sampling import (
     VelocityControl,
 )
 from unproject.core.sampling.caches import DeepCache
+from unproject.core.sampling.dpm_v3_statistics import ModelStatistics
 from unproject.core.sampling.model_schedule import ScheduledPrior
-from unproject.core.sampling.schedule_search import SearchSpace
-from unproject.core.sampling.statistics import ModelStatistics
+from unproject.core.sampling.usf_search import SearchSpace
 from unproject.pipelines.calibrations import (
     Sizes,
     choose_boundary,

@@ -15,15 +15,15 @@ from torch import Tensor
 from unproject.core.distillation.score import DivergedError, image_loss
 from unproject.core.priors import SD_SCHEDULE, Condition, Prior
 from unproject.core.sampling import NoiseSchedule
+from unproject.generate.guides import ViewTextGuide, make_guide
+from unproject.generate.health import CollapsedError, Health, HealthConfig
+from unproject.generate.held_targets import FitConfig, HeldTargets, RayBatch, exchanged
+from unproject.generate.optimise import Optimisation
+from unproject.generate.stretch import stretched
+from unproject.generate.views import ViewConfig, draw_backgrounds, draw_cameras, view_classes
 from unproject.geometry.cameras import Camera, opencv_from_opengl
 from unproject.geometry.meshes import Mesh
 from unproject.geometry.raycast import RayMesh
-from unproject.pipelines.held_targets import FitConfig, HeldTargets, RayBatch, exchanged
-from unproject.pipelines.mesh_health import CollapsedError, Health, HealthConfig
-from unproject.pipelines.mesh_priors import ViewTextGuide, make_guide
-from unproject.pipelines.mesh_schedule import stretched
-from unproject.pipelines.mesh_views import ViewConfig, draw_backgrounds, draw_cameras, view_classes
-from unproject.pipelines.optimise import Optimisation
 from unproject.pipelines.text_to_mesh import MeshRecipe, TextToMesh, load_recipe
 from unproject.utils.configs import CONFIGS, load_config
 from unproject.utils.errors import InputError

@@ -11,11 +11,11 @@ import torch
 from diffusers import AutoencoderKL
 from transformers import CLIPTokenizer
 
-from unproject.core.distillation.checkpoints import read_tensors
-from unproject.core.distillation.objectives.flow import FlowConfig, FlowObjective
-from unproject.core.distillation.objectives.flow_networks import FlowNetworks
-from unproject.core.distillation.objectives.tokenizer import build_tokenizer, save_tokenizer
-from unproject.core.distillation.objectives.vae import VAEConfig, build_vae
+from unproject.core.training.checkpoints import read_tensors
+from unproject.core.training.objectives.flow import FlowConfig, FlowObjective
+from unproject.core.training.objectives.flow_networks import FlowNetworks
+from unproject.core.training.objectives.tokenizer import build_tokenizer, save_tokenizer
+from unproject.core.training.objectives.vae import VAEConfig, build_vae
 from unproject.scripts import encode_latents, recipes, train
 from unproject.toybox.captions import vocabulary
 from unproject.utils.configs import CONFIGS, load_config, read_yaml

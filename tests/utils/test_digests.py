@@ -6,7 +6,7 @@ import hashlib
 
 import torch
 
-from unproject.core.distillation.latents import weights_hash
+from unproject.core.training.latents import weights_hash
 from unproject.utils.digests import digest
 
 

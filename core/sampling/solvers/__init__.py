@@ -6,8 +6,8 @@ from pathlib import Path
 
 from ....utils.errors import InputError
 from ..calibration import Fingerprint
+from ..dpm_v3_statistics import ModelStatistics
 from ..prediction import Kind
-from ..statistics import ModelStatistics
 from .base import Done, Request, Solver
 from .ddim import DDIM
 from .decisions import SolverSchedule, StepDecision, preset

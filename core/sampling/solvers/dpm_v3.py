@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from ....utils.errors import InputError
+from ..dpm_v3_statistics import ModelStatistics, Segment
 from ..levels import Level
 from ..prediction import Prediction
-from ..statistics import ModelStatistics, Segment
 from .base import Done, Generators, Request, Solver
 from .exponential import taylor_weights
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from ....utils.errors import InputError
+from ..dpm_v3_statistics import ModelStatistics
 from ..levels import Level, NoiseSchedule
 from ..prediction import Kind, Prediction
-from ..statistics import ModelStatistics
 from .base import Done, Generators, Request, Solver
 from .decisions import MAX_ORDER, SolverSchedule, StepDecision, relaxation_factor
 from .dpm_v3 import Point, Tables, combined, ddim_step, has_finite_lambda

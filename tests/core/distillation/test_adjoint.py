@@ -19,7 +19,7 @@ from unproject.core.distillation.adjoint import (
 from unproject.core.priors import FLOW_SCHEDULE, SD_SCHEDULE, GaussianMixturePrior, load_prior
 from unproject.core.sampling import Denoiser, NoiseSchedule
 from unproject.core.sampling.attention import subject_tokens
-from unproject.core.sampling.control import AttentionCost, moved
+from unproject.core.sampling.focus import AttentionCost, moved
 from unproject.core.sampling.solvers.ddim import ancestral_std
 from unproject.utils.errors import InputError
 

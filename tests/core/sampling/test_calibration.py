@@ -10,17 +10,17 @@ from safetensors.torch import save_file
 
 from unproject.core.priors import FLOW_SCHEDULE, SD_SCHEDULE, GaussianMixturePrior, StableDiffusionPrior
 from unproject.core.sampling.calibration import Calibration, fingerprint
+from unproject.core.sampling.dpm_v3_estimation import estimate_statistics
+from unproject.core.sampling.flair import error_curve
 from unproject.core.sampling.guidance import Guidance
-from unproject.core.sampling.quantise import fake_quantized
-from unproject.core.sampling.restore import error_curve
-from unproject.core.sampling.statistics_estimation import estimate_statistics
-from unproject.core.sampling.time_remap import (
+from unproject.core.sampling.noiseshift import (
     RemapSearch,
     TimeRemap,
     apply_time_remap,
     calibrate_time_remap,
     remove_time_remap,
 )
+from unproject.core.sampling.quantise import fake_quantized
 from unproject.utils.errors import InputError
 from unproject.utils.seeds import generator, sample_noise
 

@@ -13,9 +13,9 @@ from diffusers import DPMSolverMultistepScheduler
 from unproject.core.priors import FLOW_SCHEDULE, SD_SCHEDULE, GaussianMixturePrior
 from unproject.core.sampling import DDIM, Denoiser, NoiseSchedule, Sampler, make_solver
 from unproject.core.sampling.calibration import fingerprint
+from unproject.core.sampling.dpm_v3_statistics import ModelStatistics
 from unproject.core.sampling.solvers import DPMSolverV3
 from unproject.core.sampling.solvers.exponential import derivative_weights, phi, taylor_weights
-from unproject.core.sampling.statistics import ModelStatistics
 from unproject.utils.errors import InputError
 
 DATA, NOISE = ModelStatistics.constant(), ModelStatistics.constant(0, -1)

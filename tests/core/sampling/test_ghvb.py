@@ -13,7 +13,7 @@ import torch
 from unproject.core.priors import FLOW_SCHEDULE, SD_SCHEDULE, GaussianMixturePrior
 from unproject.core.sampling import DDIM, Denoiser, Level, NoiseSchedule, Prediction, Request, Sampler, make_solver
 from unproject.core.sampling.divergence import magnitude_score
-from unproject.core.sampling.rescale import Coefficients, RescaledSolver
+from unproject.core.sampling.q_sched import Coefficients, RescaledSolver
 from unproject.core.sampling.solvers import (
     EDICT,
     HeavyBall,

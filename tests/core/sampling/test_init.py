@@ -7,8 +7,8 @@ import torch
 
 from unproject.core.priors import FLOW_SCHEDULE, SD_SCHEDULE
 from unproject.core.sampling import DDIM, NoiseSchedule, Sampler
-from unproject.core.sampling.gaussian_prior import GaussianPrior
 from unproject.core.sampling.init import FixedNoiseInit, ImageInit, NoiseInit, TeleportInit, sample_from
+from unproject.core.sampling.teleport import GaussianPrior
 from unproject.utils.errors import InputError
 
 SHAPE = (1, 2, 3)

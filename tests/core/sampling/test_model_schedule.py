@@ -9,7 +9,7 @@ from unproject.core.priors import FLOW_SCHEDULE, SD_SCHEDULE, GaussianMixturePri
 from unproject.core.priors.noise import path_coefficients
 from unproject.core.sampling import SOLVERS, Denoiser, Guidance, NoiseSchedule, Sampler, make_solver
 from unproject.core.sampling.model_schedule import ScheduledPrior, switched
-from unproject.core.sampling.time_remap import TimeRemap
+from unproject.core.sampling.noiseshift import TimeRemap
 from unproject.utils.errors import InputError, UnprojectError
 
 BASELINES = ("ddim", "dpm++", "unipc", "euler", "heun")

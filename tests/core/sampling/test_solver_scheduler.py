@@ -19,10 +19,10 @@ from diffusers import (
 
 from unproject.core.priors import SD_SCHEDULE, GaussianMixturePrior, load_prior
 from unproject.core.sampling import Denoiser, NoiseSchedule, Sampler, make_solver
+from unproject.core.sampling.dpm_v3_statistics import ModelStatistics
 from unproject.core.sampling.scheduler import DPMSolverV3Scheduler, GHVBScheduler, SolverScheduler, USFScheduler
 from unproject.core.sampling.solvers import DPMSolverV3, SolverSchedule, StepDecision, preset
 from unproject.core.sampling.solvers.decisions import times_of
-from unproject.core.sampling.statistics import ModelStatistics
 from unproject.utils.errors import InputError
 
 CLASSES = {

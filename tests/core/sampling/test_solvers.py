@@ -18,8 +18,8 @@ from diffusers import (
 
 from unproject.core.priors import FLOW_SCHEDULE, SD_SCHEDULE, GaussianMixturePrior
 from unproject.core.sampling import DDIM, SOLVERS, Denoiser, Level, NoiseSchedule, Prediction, Sampler, make_solver
+from unproject.core.sampling.dpm_v3_statistics import ModelStatistics
 from unproject.core.sampling.solvers import Done, DPMSolverV3
-from unproject.core.sampling.statistics import ModelStatistics
 from unproject.utils.errors import InputError
 
 

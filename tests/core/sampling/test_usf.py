@@ -12,10 +12,10 @@ from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from unproject.core.priors import FLOW_SCHEDULE, SD_SCHEDULE, GaussianMixturePrior
 from unproject.core.sampling import DDIM, Denoiser, NoiseSchedule, Sampler, make_solver
 from unproject.core.sampling.calibration import fingerprint
+from unproject.core.sampling.dpm_v3_statistics import ModelStatistics
 from unproject.core.sampling.solvers import DPMSolverV3, SolverSchedule, StepDecision, UnifiedSolver, preset
 from unproject.core.sampling.solvers.decisions import relaxation_factor, times_of
 from unproject.core.sampling.solvers.exponential import phi
-from unproject.core.sampling.statistics import ModelStatistics
 from unproject.utils.errors import InputError
 
 SCHEDULE = NoiseSchedule.from_config(SD_SCHEDULE)

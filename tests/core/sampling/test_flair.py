@@ -8,8 +8,7 @@ import torch
 from unproject.core.priors import FLOW_SCHEDULE, SD_SCHEDULE, GaussianMixturePrior, load_prior
 from unproject.core.sampling import Denoiser, NoiseSchedule
 from unproject.core.sampling.calibration import fingerprint
-from unproject.core.sampling.operators import Identity, Inpainting, super_resolution
-from unproject.core.sampling.restore import (
+from unproject.core.sampling.flair import (
     ErrorCurve,
     RestoreConfig,
     error_curve,
@@ -18,6 +17,7 @@ from unproject.core.sampling.restore import (
     regulariser_gradient,
     restore,
 )
+from unproject.core.sampling.operators import Identity, Inpainting, super_resolution
 from unproject.utils.errors import InputError
 
 SIZE = 4

@@ -11,7 +11,7 @@ from unproject.core.priors import FLOW_SCHEDULE, SD_SCHEDULE, GaussianMixturePri
 from unproject.core.priors.noise import path_coefficients
 from unproject.core.sampling import DDIM, Denoiser, NoiseSchedule, Sampler
 from unproject.core.sampling.calibration import fingerprint
-from unproject.core.sampling.time_remap import (
+from unproject.core.sampling.noiseshift import (
     RemapSearch,
     TimeRemap,
     apply_time_remap,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.distillation.checkpoints import (
+from ..core.training.checkpoints import (
     copy_into,
     latest_checkpoint,
     load_optimizer_state,
@@ -29,11 +29,11 @@ from ..utils.configs import to_dict
 from ..utils.errors import InputError
 from ..utils.ramps import Ramp
 from ..utils.seeds import generator as seeded
+from .guides import Guide
+from .health import Health, HealthConfig
 from .held_targets import FitConfig, HeldTargets
-from .mesh_health import Health, HealthConfig
-from .mesh_losses import LossWeights, Scene, active_terms, regularisation
-from .mesh_priors import Guide
-from .mesh_views import ViewConfig, draw_backgrounds, draw_cameras
+from .regularisers import LossWeights, Scene, active_terms, regularisation
+from .views import ViewConfig, draw_backgrounds, draw_cameras
 
 StepEnd = Callable[["Optimisation", int, dict[str, float]], None]
 

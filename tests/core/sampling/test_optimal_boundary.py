@@ -7,15 +7,15 @@ import torch
 
 from unproject.core.priors import SD_SCHEDULE, GaussianMixturePrior
 from unproject.core.sampling import DDIM, Denoiser, NoiseSchedule, Sampler
-from unproject.core.sampling.boundary import (
+from unproject.core.sampling.calibration import fingerprint
+from unproject.core.sampling.init import sample_from
+from unproject.core.sampling.optimal_boundary import (
     BoundaryNoise,
     candidates,
     grid_lambdas,
     search_boundary,
     variance_shares,
 )
-from unproject.core.sampling.calibration import fingerprint
-from unproject.core.sampling.init import sample_from
 from unproject.utils.errors import InputError
 from unproject.utils.seeds import generator, sample_noise
 

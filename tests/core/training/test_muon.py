@@ -10,8 +10,8 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from unproject.core.distillation.checkpoints import load_optimizer_state, optimizer_state
-from unproject.core.distillation.muon import RMS, Muon, orthogonalise, orthogonalised, split_parameters
+from unproject.core.training.checkpoints import load_optimizer_state, optimizer_state
+from unproject.core.training.muon import RMS, Muon, orthogonalise, orthogonalised, split_parameters
 
 
 def gradients(parameters: list[nn.Parameter], steps: int, scale: float = 1.0) -> list[list[torch.Tensor]]:

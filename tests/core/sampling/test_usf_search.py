@@ -9,7 +9,9 @@ import torch
 from unproject.core.priors import SD_SCHEDULE, GaussianMixturePrior
 from unproject.core.sampling import DDIM, NoiseSchedule
 from unproject.core.sampling.paired_error import PairedError
-from unproject.core.sampling.schedule_search import (
+from unproject.core.sampling.solvers import SolverSchedule, StepDecision
+from unproject.core.sampling.solvers.decisions import times_of
+from unproject.core.sampling.usf_search import (
     SearchSpace,
     baselines,
     crossover,
@@ -17,8 +19,6 @@ from unproject.core.sampling.schedule_search import (
     mutate,
     search_schedule,
 )
-from unproject.core.sampling.solvers import SolverSchedule, StepDecision
-from unproject.core.sampling.solvers.decisions import times_of
 from unproject.utils.errors import InputError
 
 SCHEDULE = NoiseSchedule.from_config(SD_SCHEDULE)

@@ -11,8 +11,9 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
 from transformers import CLIPTokenizer
 
-from unproject.core.distillation.latents import LatentSet, ViewGroups, encode_latents
-from unproject.core.distillation.objectives.diffusion import (
+from unproject.core.priors.multiview import MultiViewUNet
+from unproject.core.training.latents import LatentSet, ViewGroups, encode_latents
+from unproject.core.training.objectives.diffusion import (
     SCHEDULE,
     DiffusionConfig,
     DiffusionObjective,
@@ -21,9 +22,9 @@ from unproject.core.distillation.objectives.diffusion import (
     noise_error,
     noise_weight,
 )
-from unproject.core.distillation.objectives.multiview import MultiViewConfig, MultiViewObjective
-from unproject.core.distillation.objectives.tokenizer import build_tokenizer, save_tokenizer
-from unproject.core.distillation.objectives.vae import (
+from unproject.core.training.objectives.multiview import MultiViewConfig, MultiViewObjective
+from unproject.core.training.objectives.tokenizer import build_tokenizer, save_tokenizer
+from unproject.core.training.objectives.vae import (
     PictureBatches,
     VAEConfig,
     VAEObjective,
@@ -32,7 +33,6 @@ from unproject.core.distillation.objectives.vae import (
     save_vae,
     to_model,
 )
-from unproject.core.priors.multiview import MultiViewUNet
 from unproject.geometry.cameras import Camera
 from unproject.toybox.captions import vocabulary
 from unproject.utils.errors import InputError

@@ -24,9 +24,9 @@ from ...utils.errors import InputError
 from ..priors.base import Condition, Prior
 from .calibration import Calibration, Fingerprint, condition_digest, fingerprint, probe_generator
 from .denoiser import Denoiser
+from .dpm_v3_statistics import ModelStatistics
 from .guidance import Guidance
 from .levels import Level, NoiseSchedule
-from .statistics import ModelStatistics
 
 MOMENTS_KIND = "model-moments"
 FIELDS = ("jacobian", "eps", "deps", "x", "eps_eps", "eps_deps", "eps_x", "deps_x", "x_x")

@@ -14,10 +14,10 @@ import torch
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from unproject.core.distillation import checkpoints
-from unproject.core.distillation.objectives.base import LossOut, Objective, fixed_init
-from unproject.core.distillation.sampling_order import SampleOrder, fetch, seed_of
-from unproject.core.distillation.trainer import Trainer, TrainerConfig
+from unproject.core.training import checkpoints
+from unproject.core.training.objectives.base import LossOut, Objective, fixed_init
+from unproject.core.training.sampling_order import SampleOrder, fetch, seed_of
+from unproject.core.training.trainer import Trainer, TrainerConfig
 from unproject.utils.errors import InputError, UnprojectError
 
 CONFIG = TrainerConfig(steps=9, batch=4, lr=0.05, warmup=2, log_every=1, save_every=3, ema=0.9)

@@ -19,8 +19,7 @@ from diffusers import (
 from unproject.core.priors import FLOW_SCHEDULE, SD_SCHEDULE, GaussianMixturePrior, load_prior
 from unproject.core.sampling import DDIM, Denoiser, NoiseSchedule, Prediction, Sampler, make_solver
 from unproject.core.sampling.calibration import fingerprint
-from unproject.core.sampling.quantise import fake_quantized, rounded
-from unproject.core.sampling.rescale import (
+from unproject.core.sampling.q_sched import (
     Coefficients,
     RescaledDenoiser,
     RescaledSolver,
@@ -29,6 +28,7 @@ from unproject.core.sampling.rescale import (
     load_coefficients,
     rescaled_scheduler,
 )
+from unproject.core.sampling.quantise import fake_quantized, rounded
 from unproject.core.sampling.solvers import EDICT, SolverSchedule, StepDecision, UnifiedSolver
 from unproject.utils.errors import InputError
 

@@ -10,14 +10,14 @@ import torch
 from unproject.core.priors import FLOW_SCHEDULE, SD_SCHEDULE, GaussianMixturePrior, load_prior
 from unproject.core.sampling import DDIM, Denoiser, NoiseSchedule, Sampler
 from unproject.core.sampling.calibration import fingerprint, probe_generator
-from unproject.core.sampling.solvers import DPMSolverV3
-from unproject.core.sampling.statistics import ModelStatistics, unfold_patches
-from unproject.core.sampling.statistics_estimation import (
+from unproject.core.sampling.dpm_v3_estimation import (
     eps_derivative,
     estimate_statistics,
     lambda_rows,
     levels_at,
 )
+from unproject.core.sampling.dpm_v3_statistics import ModelStatistics, unfold_patches
+from unproject.core.sampling.solvers import DPMSolverV3
 from unproject.utils.errors import InputError
 
 

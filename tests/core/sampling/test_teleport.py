@@ -9,9 +9,9 @@ import torch
 
 from unproject.core.priors import FLOW_SCHEDULE, SD_SCHEDULE, GaussianMixturePrior
 from unproject.core.sampling import DDIM, Denoiser, NoiseSchedule, Sampler, make_solver
-from unproject.core.sampling import gaussian_prior as module
+from unproject.core.sampling import teleport as module
 from unproject.core.sampling.calibration import fingerprint
-from unproject.core.sampling.gaussian_prior import GaussianPrior
+from unproject.core.sampling.teleport import GaussianPrior
 from unproject.utils.errors import InputError
 
 SHAPE = (2, 2, 3)

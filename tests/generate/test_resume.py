@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from unproject.core.distillation.checkpoints import latest_checkpoint
 from unproject.core.priors import GaussianMixturePrior
+from unproject.core.training.checkpoints import latest_checkpoint
 from unproject.pipelines.text_to_mesh import MeshRecipe, TextToMesh, TextToMeshOutput
 from unproject.utils.configs import load_config
 from unproject.utils.errors import InputError

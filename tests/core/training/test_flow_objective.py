@@ -12,9 +12,11 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
 
-from unproject.core.distillation.latents import LatentSet, encode_latents
-from unproject.core.distillation.mixed_sizes import MixedSizes
-from unproject.core.distillation.objectives.flow import (
+from unproject.core.priors import load_prior
+from unproject.core.sampling import DDIM, Denoiser, NoiseSchedule, Sampler
+from unproject.core.training.latents import LatentSet, encode_latents
+from unproject.core.training.mixed_sizes import MixedSizes
+from unproject.core.training.objectives.flow import (
     FlowConfig,
     FlowLossConfig,
     FlowObjective,
@@ -22,12 +24,10 @@ from unproject.core.distillation.objectives.flow import (
     draw_times,
     time_quantile,
 )
-from unproject.core.distillation.objectives.flow_networks import FlowNetworks, HeavyLastKey, build_transformer
-from unproject.core.distillation.objectives.tokenizer import build_tokenizer
-from unproject.core.distillation.objectives.vae import VAEConfig, build_vae
-from unproject.core.distillation.trainer import Trainer, TrainerConfig
-from unproject.core.priors import load_prior
-from unproject.core.sampling import DDIM, Denoiser, NoiseSchedule, Sampler
+from unproject.core.training.objectives.flow_networks import FlowNetworks, HeavyLastKey, build_transformer
+from unproject.core.training.objectives.tokenizer import build_tokenizer
+from unproject.core.training.objectives.vae import VAEConfig, build_vae
+from unproject.core.training.trainer import Trainer, TrainerConfig
 from unproject.utils.errors import InputError
 
 WORDS = ["a", "red", "chair", "blue", "car"]

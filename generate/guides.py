@@ -11,7 +11,7 @@ from torch import Tensor
 from ..core.distillation.score import GuidanceOut, ScoreConfig, ScoreDistillation
 from ..core.priors.base import Condition, Prior
 from ..geometry.cameras import Camera, to_mvdream
-from .mesh_views import VIEW_TEXT, view_classes
+from .views import VIEW_TEXT, view_classes
 
 
 class Guide(Protocol):

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from unproject.core.priors import FLOW_SCHEDULE, SD_SCHEDULE, GaussianMixturePrior, load_prior
 from unproject.core.sampling import DDIM, KINDS, Denoiser, NoiseSchedule, Prediction, Sampler
 from unproject.core.sampling.attention import AttentionTap, subject_phrases, subject_tokens
-from unproject.core.sampling.control import (
+from unproject.core.sampling.focus import (
     COSTS,
     AttentionCost,
     VelocityControl,

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from unproject.generate.health import CollapsedError, Health, HealthConfig, sees_the_ball
+from unproject.generate.views import ViewConfig, draw_cameras
 from unproject.geometry.cameras import Camera
 from unproject.geometry.fields import FieldConfig, make_field
 from unproject.geometry.fields.grid import GridConfig
 from unproject.geometry.fields.heads import HeadConfig
 from unproject.geometry.outputs import RenderOutput
 from unproject.geometry.volume import VolumeConfig, render
-from unproject.pipelines.mesh_health import CollapsedError, Health, HealthConfig, sees_the_ball
-from unproject.pipelines.mesh_views import ViewConfig, draw_cameras
 from unproject.utils.seeds import generator
 
 BALL = VolumeConfig().radius

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unproject.core.distillation.score import DivergedError, ScoreConfig, ScoreDistillation, rescaled
 from unproject.core.distillation.time_window import TimeWindow
-from unproject.core.priors import FLOW_SCHEDULE, SD_SCHEDULE, GaussianMixturePrior
+from unproject.core.priors import FLOW_SCHEDULE, SD_SCHEDULE, Condition, GaussianMixturePrior
 from unproject.core.sampling import NoiseSchedule
 from unproject.utils.errors import InputError
 
@@ -93,7 +93,7 @@ def test_guidance_combines_both_branches():
     both = gradient(ScoreDistillation(replace(PLAIN, guidance=4.0), model, condition), x, noise, index)
     torch.testing.assert_close(both, parts["blue"] + 4.0 * (parts["red"] - parts["blue"]))
     with pytest.raises(InputError, match="unconditional"):
-        ScoreDistillation(replace(PLAIN, guidance=4.0), model, replace(condition, null=None))
+        ScoreDistillation(replace(PLAIN, guidance=4.0), model, Condition({"cond": condition["cond"]}))
 
 
 def test_rescale_matches_the_spread_of_the_group_not_of_each_view():
@@ -162,8 +162,8 @@ def test_clip_limits_every_element_and_follows_its_schedule():
 
 
 class Broken(GaussianMixturePrior):
-    def _forward(self, x, time, condition):
-        return super()._forward(x, time, condition) * float("nan")
+    def _forward(self, x, time, rows):
+        return super()._forward(x, time, rows) * float("nan")
 
 
 def test_nan_is_an_error_with_a_remedy():
@@ -196,8 +196,10 @@ def test_hifa_schedule_is_a_square_root():
 def test_views_of_an_object_share_the_level():
     model = prior()
     window = TimeWindow((0.02,), (0.98,), shared=False)
-    score = ScoreDistillation(replace(PLAIN, window=window), model, model.encode_text(["any", "all"]))
-    out = score(draw(8, 2, 4, 4), 0, torch.Generator().manual_seed(0), cameras=torch.zeros(4, 16))
+    condition = model.encode_text(["any", "all"])
+    score = ScoreDistillation(replace(PLAIN, window=window), model, condition)
+    seen = condition.with_views(torch.zeros(4, 16), 4)
+    out = score(draw(8, 2, 4, 4), 0, torch.Generator().manual_seed(0), condition=seen)
     assert len(set(out.t[:4].tolist())) == 1 and len(set(out.t.tolist())) == 2
     with pytest.raises(InputError, match="do not divide"):
         score(draw(3, 2, 4, 4), 0, torch.Generator().manual_seed(0))

@@ -7,7 +7,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 
-from unproject.core.priors import CameraEmbedding, MultiViewPrior, MultiViewUNet, inflate, load_prior
+from unproject.core.priors import CameraEmbedding, MultiViewPrior, MultiViewUNet, Rows, inflate, load_prior
 from unproject.core.priors.mvdream import CAMERA, PREFIX, convert_mvdream
 from unproject.utils.errors import InputError
 
@@ -117,18 +117,19 @@ def test_multiview_prior_from_files(tiny_folders, make_unet, tmp_path):
     assert isinstance(prior, MultiViewPrior)
     assert not any(p.requires_grad for p in prior.parameters())
     condition = prior.encode_text("a red chair").with_views(cameras, 4)
-    out = prior.predict(x, time, condition)
+    out = prior.predict(x, time, condition["cond"])
     assert prior.nfe == 4
     assert out.shape == x.shape
-    both = prior.predict(torch.cat([x, x]), torch.cat([time, time]), condition.guided())
+    joined = Rows.join([condition["null"], condition["cond"]])
+    both = prior.predict(torch.cat([x, x]), torch.cat([time, time]), joined)
     torch.testing.assert_close(both[4:], out, rtol=1e-5, atol=1e-5)
-    split = prior.predict(torch.cat([x, x]), 300.5, condition, embeds=torch.cat([condition.null, condition.embeds]))
-    torch.testing.assert_close(split, both)
-    dropped = prior.views(x, time, condition.null, cameras, 4)  # text dropped, camera kept
+    dropped = prior.views(x, time, condition["null"]["text"], cameras, 4)  # text dropped, camera kept
     torch.testing.assert_close(both[:4], dropped, rtol=1e-5, atol=1e-5)
     prior.save(tmp_path / "copy")
     assert not (tmp_path / "copy" / "unet").exists()  # that of base/ is the same network
-    torch.testing.assert_close(load_prior(tmp_path / "copy").predict(x, time, condition), out, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        load_prior(tmp_path / "copy").predict(x, time, condition["cond"]), out, rtol=1e-6, atol=1e-6
+    )
 
 
 def ldm_name(key: str) -> str:

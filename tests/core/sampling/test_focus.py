@@ -40,7 +40,7 @@ def noise(batch: int = 6) -> torch.Tensor:
 
 def away_from_left(denoiser, x, level) -> torch.Tensor:
     """Half the squared distance of the clean estimate to +1."""
-    return 0.5 * (denoiser.conditional(x, level).x0 - 1).square().sum((1, 2, 3))
+    return 0.5 * (denoiser.ask(x, level, ("cond",))["cond"].x0 - 1).square().sum((1, 2, 3))
 
 
 def sampled(prior, controls, x, steps: int = 20) -> torch.Tensor:
@@ -145,7 +145,7 @@ def test_tap_leaves_the_output_alone_and_sums_to_what_the_text_gets(tiny_folders
         assert torch.equal(denoiser(x, level).raw, plain)
     maps = tap.maps((8, 8))
     side = {"sd3": 4, "flux": 4}.get(name, 8)
-    assert maps.shape == (1, condition.embeds.shape[1], side, side)
+    assert maps.shape == (1, condition["cond"]["text"].shape[1], side, side)
     share = maps.sum(1)
     assert bool((share > 0).all())
     if name in ("sd", "sdxl"):
@@ -166,7 +166,7 @@ def test_tapped_probabilities_are_those_the_network_used(tiny_folders, name, mon
         return kernel(query, key, value, *args, **kwargs)
 
     condition = prior.encode_text("a red chair")
-    tokens = condition.embeds.shape[1]
+    tokens = condition["cond"]["text"].shape[1]
     x = torch.randn(1, prior.latent_shape[0], 8, 8, generator=torch.Generator().manual_seed(0))
     denoiser = Denoiser(prior, condition)
     monkeypatch.setattr(F, "scaled_dot_product_attention", spy)

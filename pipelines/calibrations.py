@@ -203,7 +203,7 @@ def fit_time_remap(
     pipe: TextToImage, prompts: Sequence[str], sizes: Sizes, search: RemapSearch = REMAP_SEARCH
 ) -> TimeRemap:
     """The time table of `sizes.size` px, on the prior's own samples of its own size, reduced with antialiasing."""
-    own_px = pipe.prior.image_size
+    own_px = pipe.prior.latent_shape[1] * pipe.prior.vae_factor
     size = sizes.size or own_px
     if size > own_px:
         raise InputError(f"size={size} is above the prior's own {own_px} px: enlarged samples would lack detail")

@@ -152,6 +152,6 @@ def _bar(levels: Sequence[Level], label: str) -> Progress:
 
 def prepared(prior: Prior, images: Tensor, size: int | None) -> tuple[Tensor, tuple[int, int]]:
     """Images whose longest side is `size` px (None: the prior's own), padded to its cells; and (H, W) without that."""
-    longest = size or prior.image_size
+    longest = size or prior.latent_shape[1] * prior.vae_factor
     latent_shape(prior, longest, longest)
     return fitted(images, longest, prior.vae_factor * prior.latent_multiple)

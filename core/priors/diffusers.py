@@ -169,8 +169,8 @@ class StableDiffusion3Prior(DiffusersPrior):
 
     backbone = "transformer"
 
-    def __init__(self, pipe: Any, name: str = "") -> None:
-        super().__init__(pipe, name)
+    def __init__(self, pipe: Any, name: str = "", frozen: bool = True) -> None:
+        super().__init__(pipe, name, frozen)
         self.latent_multiple = int(pipe.transformer.config["patch_size"])
 
     def encode_text(self, prompts: str | Sequence[str], negative: str | Sequence[str] | None = None) -> Condition:
@@ -205,8 +205,8 @@ class FluxPrior(DiffusersPrior):
     backbone = "transformer"
     latent_multiple = 2
 
-    def __init__(self, pipe: Any, name: str = "") -> None:
-        super().__init__(pipe, name)
+    def __init__(self, pipe: Any, name: str = "", frozen: bool = True) -> None:
+        super().__init__(pipe, name, frozen)
         settings = pipe.transformer.config
         self.guidance_embedded = bool(settings["guidance_embeds"])
         side = getattr(pipe, "default_sample_size", 128)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import FluxPipeline, StableDiffusion3Pipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 
-from unproject.core.priors import EmbeddedPrior, available, load_prior
+from unproject.core.priors import EmbeddedPrior, StableDiffusionPrior, available, load_prior, multi_view_sibling
 from unproject.core.priors.registry import PriorEntry, registry
 from unproject.core.sampling import DDIM, ClassifierFree, Denoiser, NoiseSchedule, Sampler
 from unproject.utils.errors import InputError
@@ -192,6 +192,44 @@ def test_half_precision_keeps_the_state_in_float32(tiny_folders):
     x = start(prior)
     assert prior.predict(x, 500.0, prior.encode_text("a dog")["cond"]).dtype == torch.float32
     assert prior.decode(x).dtype == torch.float32
+
+
+def test_a_codec_that_overflows_in_half_precision_stays_in_float32(tiny_folders):
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_folders["sd"], safety_checker=None)
+    prior = StableDiffusionPrior(pipe)
+    prior.vae.register_to_config(force_upcast=True)
+    prior.to(dtype=torch.float16)
+    assert (prior.dtype, prior.network.dtype, prior.vae.dtype) == (torch.float16, torch.float16, torch.float32)
+    assert torch.isfinite(prior.encode(torch.zeros(1, 3, 32, 32))).all()
+    prior.to(dtype=torch.bfloat16)
+    assert prior.vae.dtype == torch.bfloat16
+    prior.vae.register_to_config(force_upcast=False)
+    assert prior.to(dtype=torch.float16).vae.dtype == torch.float16
+
+
+def test_trainable_networks_stay_trainable_when_asked(tiny_folders):
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_folders["sd"], safety_checker=None)
+    pipe.unet.train().requires_grad_(True)
+    prior = StableDiffusionPrior(pipe, frozen=False)
+    assert prior.network.training and all(p.requires_grad for p in prior.network.parameters())
+    assert not any(p.requires_grad for p in StableDiffusionPrior(pipe).parameters())
+
+
+def test_what_a_prior_is_stands_on_it(tiny_folders):
+    toybox, sd = load_prior(tiny_folders["toybox"]), load_prior(tiny_folders["sd"])
+    assert (toybox.recipe, sd.recipe) == ("toybox", "stable-diffusion")
+    assert (toybox.image_size, toybox.frames, toybox.multiview) == (32, 1, False)
+
+
+def test_the_sibling_of_a_prior_is_the_one_that_names_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("UNPROJECT_WEIGHTS", str(tmp_path))
+    assert multi_view_sibling("toybox") is None
+    (tmp_path / "toybox-mv").mkdir()
+    (tmp_path / "toybox-mv" / "mv.json").write_text(json.dumps({"base": "toybox"}))
+    assert multi_view_sibling("toybox") == "toybox-mv"
+    assert multi_view_sibling("toybox-dit") is None
+    assert multi_view_sibling("toybox-mv") is None
+    assert multi_view_sibling(str(tmp_path / "toybox")) is None
 
 
 def test_registry_is_complete():

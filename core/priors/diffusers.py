@@ -57,8 +57,8 @@ class DiffusersPrior(Prior):
 
     def _dtype_for(self, module: nn.Module, dtype: torch.dtype | None) -> torch.dtype | None:
         """A codec that overflows in half precision (SDXL's) stays in float32."""
-        upcast = module is self.vae and dtype == torch.float16 and self.vae.config.get("force_upcast")
-        return torch.float32 if upcast else dtype
+        overflows = bool(self.vae.config.get("force_upcast")) and dtype == torch.float16
+        return torch.float32 if overflows and module is self.vae else dtype
 
     def with_network(self: P, network: nn.Module, kind: PredictionType) -> P:
         """This prior with another network, whose output is of another kind; everything else is shared.

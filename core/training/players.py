@@ -159,20 +159,23 @@ class Player:
         """Lets the optimiser and the average follow parameters that were replaced under their names."""
         before, groups = self.named, self._groups()
         self.named = _names(groups)
-        if self.named.keys() != before.keys():
+        if list(self.named) != list(before):
             raise ValueError(f"player {self.name!r}: growth may change rows, not the names of parameters")
         for kept, group in zip(self.optimizer.param_groups, groups, strict=True):
             kept["params"] = list(group["params"].values())
-        touched = change.names or tuple(self.named)
-        for name in touched:
-            old, now = before[name], self.named[name]
-            if now.shape != (len(change), *old.shape[1:]):
-                raise ValueError(f"{name} has shape {tuple(now.shape)}, but {len(change)} rows are said to be there")
+        grown = set(change.names or self.named)
+        for name, now in self.named.items():
+            old = before[name]
+            wanted = (len(change), *old.shape[1:]) if name in grown else tuple(old.shape)
+            if tuple(now.shape) != wanted:
+                raise ValueError(f"{name} has shape {tuple(now.shape)}, but what is said of its rows makes {wanted}")
             slots = self.optimizer.state.pop(old, {})
-            self.optimizer.state[now] = {k: change.moments(v) if _rowed(v, old) else v for k, v in slots.items()}
+            if name in grown:
+                slots = {k: change.moments(v) if _rowed(v, old) else v for k, v in slots.items()}
+            self.optimizer.state[now] = slots
         if self.ema is not None:
             pairs = zip(self.named.items(), self.ema.shadow_params, strict=True)
-            self.ema.shadow_params = [change.averages(a, p) if n in touched else a for (n, p), a in pairs]
+            self.ema.shadow_params = [change.averages(a, p) if n in grown else a for (n, p), a in pairs]
 
     @property
     def average(self) -> Tensors:

@@ -21,7 +21,7 @@ from unproject.core.training.sampling_order import SampleOrder, fetch, seed_of
 from unproject.core.training.trainer import Trainer
 from unproject.utils.errors import InputError, UnprojectError
 
-CONFIG = TrainerConfig(steps=9, batch=4, lr=0.05, warmup=2, log_every=1, save_every=3, ema=0.9)
+CONFIG = TrainerConfig(steps=9, batch=4, lr=0.05, warmup=2, log_every=1, save_every=3, ema=0.3)
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def test_the_average_follows_its_recursion_and_serves_validation(tmp_path):
     result = trainer.run()
     average = start
     for n, value in enumerate(seen):
-        decay = 0.0 if n == 0 else min((1 + n) / (10 + n), 0.9)
+        decay = 0.0 if n == 0 else min((1 + n) / (10 + n), 0.3)
         average = decay * average + (1 - decay) * value
     torch.testing.assert_close(player.average["net.0.bias"], average)
     now = player.named["net.0.weight"].detach().clone()

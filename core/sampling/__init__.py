@@ -5,7 +5,7 @@ from __future__ import annotations
 from .denoiser import Denoiser
 from .flair import RestoreConfig, restore
 from .focus import AttentionCost, VelocityControl
-from .guidance import Guidance
+from .guidance import ClassifierFree, Conditional, Guidance
 from .init import FixedNoiseInit, ImageInit, NoiseInit, TeleportInit, sample_from
 from .inversion import edit, invert, regenerate
 from .levels import Level, NoiseSchedule
@@ -22,6 +22,8 @@ __all__ = [
     "KINDS",
     "SOLVERS",
     "AttentionCost",
+    "ClassifierFree",
+    "Conditional",
     "Denoiser",
     "Done",
     "FixedNoiseInit",

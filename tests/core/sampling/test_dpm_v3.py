@@ -92,7 +92,7 @@ def test_constant_tables_are_dpm_solver_and_plus_plus(statistics, algorithm):
     ours = run(prior, DPMSolverV3(statistics, 2, "none"), levels, x)
     condition = prior.encode_text([""] * 3)
     for time in scheduler.timesteps:
-        x = scheduler.step(prior.predict(x, time, condition), time, x).prev_sample
+        x = scheduler.step(prior.predict(x, time, condition["cond"]), time, x).prev_sample
     torch.testing.assert_close(ours, x, rtol=2e-4, atol=2e-4)
 
 

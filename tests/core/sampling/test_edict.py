@@ -9,7 +9,7 @@ import torch
 from diffusers.hooks import HookRegistry, ModelHook
 
 from unproject.core.priors import FLOW_SCHEDULE, SD_SCHEDULE, GaussianMixturePrior, load_prior
-from unproject.core.sampling import DDIM, Denoiser, Guidance, NoiseSchedule, Prediction, Sampler
+from unproject.core.sampling import DDIM, ClassifierFree, Denoiser, NoiseSchedule, Prediction, Sampler
 from unproject.core.sampling.inversion import ddim_invert, edit, invert, regenerate, truncated
 from unproject.core.sampling.solvers import Request
 from unproject.core.sampling.solvers.edict import EDICT
@@ -174,7 +174,7 @@ def test_refusals_give_the_reason(tiny_folders):
     prior = mixture()
     levels = NoiseSchedule.from_config(SD_SCHEDULE).grid(5)
     with pytest.raises(InputError, match=r"rescale=0\.7.*spread"):
-        invert(Denoiser(prior, prior.encode_text([""] * 3), Guidance(3.0, rescale=0.7)), noise(), levels)
+        invert(Denoiser(prior, prior.encode_text([""] * 3), ClassifierFree(3.0, rescale=0.7)), noise(), levels)
     with pytest.raises(InputError, match="mixing=0"):
         EDICT(0.0)
     with pytest.raises(InputError, match="partner has shape"):

@@ -45,7 +45,7 @@ def test_ddim_is_euler_on_a_rectified_flow():
     ours = run(prior, DDIM(), levels, x)
     condition = prior.encode_text([""] * 4)
     for here, there in itertools.pairwise(levels):
-        x = x + (there.sigma - here.sigma) * prior.predict(x, here.model_time, condition)
+        x = x + (there.sigma - here.sigma) * prior.predict(x, here.model_time, condition["cond"])
     torch.testing.assert_close(ours, x, rtol=1e-12, atol=1e-12)
 
 
@@ -95,7 +95,7 @@ def test_ddim_loop_matches_diffusers(kind, spacing):
     scheduler.set_timesteps(20)
     condition = prior.encode_text([""] * 4)
     for time in scheduler.timesteps:
-        x = scheduler.step(prior.predict(x, time, condition), time, x).prev_sample
+        x = scheduler.step(prior.predict(x, time, condition["cond"]), time, x).prev_sample
     torch.testing.assert_close(ours, x, rtol=1e-5, atol=1e-5)
 
 
@@ -118,7 +118,7 @@ def test_wrapped_solvers_match_their_own_loop(name, scheduler_class, options):
     condition = prior.encode_text([""] * 4)
     x = start / levels[0].alpha if name == "heun" else start
     for time in scheduler.timesteps:
-        raw = prior.predict(scheduler.scale_model_input(x, time), time, condition)
+        raw = prior.predict(scheduler.scale_model_input(x, time), time, condition["cond"])
         x = scheduler.step(raw, time, x).prev_sample
     torch.testing.assert_close(ours, x, rtol=2e-4, atol=2e-4)
 
@@ -254,7 +254,7 @@ def test_flow_euler_matches_diffusers():
     ours = run(prior, DDIM(), NoiseSchedule.from_config(config).grid(8), x)
     condition = prior.encode_text([""] * 4)
     for time in scheduler.timesteps:
-        x = scheduler.step(prior.predict(x, time, condition), time, x).prev_sample
+        x = scheduler.step(prior.predict(x, time, condition["cond"]), time, x).prev_sample
     torch.testing.assert_close(ours, x, rtol=1e-5, atol=1e-5)
 
 

@@ -77,7 +77,7 @@ def test_presets_are_the_solvers_of_diffusers(name, order, scheduler_class, opti
     ours = run(prior, UnifiedSolver(preset(name, 10, order)), levels, x)[0]
     condition = prior.encode_text([""] * 3)
     for time in scheduler.timesteps:
-        x = scheduler.step(prior.predict(x, time, condition), time, x).prev_sample
+        x = scheduler.step(prior.predict(x, time, condition["cond"]), time, x).prev_sample
     torch.testing.assert_close(ours, x, rtol=3e-4, atol=3e-4)
 
 

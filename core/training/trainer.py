@@ -30,6 +30,7 @@ from ...utils.files import write_json
 from ...utils.progress import Progress
 from .accelerated import Accelerated
 from .checkpoints import (
+    Tensors,
     copy_into,
     latest_checkpoint,
     read_document,
@@ -144,7 +145,7 @@ class Trainer:
         skips, _ = self._skips()
         wrong += [f"the last {skips} updates had no finite loss and gradient"] if skips else []
         with self.averaged():
-            broken = [n for n, value in self._nets.nets.state_dict().items() if not bool(torch.isfinite(value).all())]
+            broken = [name for name, value in self._weights().items() if not bool(torch.isfinite(value).all())]
         wrong += [f"{len(broken)} averaged weights are not finite, first {broken[0]}"] if broken else []
         if wrong:
             raise UnprojectError(
@@ -210,13 +211,18 @@ class Trainer:
             "trainer": {**to_dict(self.config), "processes": self.engine.ranks},
         }
 
+    def _weights(self) -> Tensors:
+        """Weights and statistics that change; what is frozen within a trained module belongs to no checkpoint."""
+        frozen = {name for name, p in self._nets.nets.named_parameters() if not p.requires_grad}
+        return {name: value for name, value in self._nets.nets.state_dict().items() if name not in frozen}
+
     def save(self) -> None:
         """Writes a checkpoint of this step (the main process writes, the others wait)."""
         self.engine.wait()
         if self.engine.main:
             tensors, document = self.loop.state()
             del tensors["parameters"]  # with the buffers, in the model
-            tensors |= {"model": dict(self._nets.nets.state_dict()), "rng": {"torch": torch.get_rng_state()}}
+            tensors |= {"model": self._weights(), "rng": {"torch": torch.get_rng_state()}}
             batch = self.config.batch * self.config.accumulate * self.engine.ranks * self._repeats
             scaler = self.engine.scaler
             facts = {
@@ -244,7 +250,7 @@ class Trainer:
         model, ema = read_tensors(checkpoint, "model"), read_tensors(checkpoint, "ema")
         for player in self.loop.players.values():
             player.fit_to(model)
-        copy_into(self._nets.nets.state_dict(), model, f"{checkpoint}/model.safetensors")
+        copy_into(self._weights(), model, f"{checkpoint}/model.safetensors")
         self.loop.step, self.seconds, self.validation = state["step"], state["seconds"], state["validation"]
         if not goes_on:
             averages = {name: value for p in self.loop.players.values() for name, value in p.average.items()}

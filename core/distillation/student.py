@@ -21,6 +21,7 @@ from torch import nn
 from ...utils.errors import InputError
 from ...utils.files import read_json, write_json
 from ..priors.diffusers import DiffusersPrior
+from ..priors.embedded import MultiViewPrior
 from ..priors.rows import Condition
 from ..sampling.denoiser import Denoiser
 from ..sampling.guidance import Guidance
@@ -53,7 +54,13 @@ class Student:
     given stays as it is; text encoders and codec are shared with it and frozen."""
 
     def __init__(self, prior: DiffusersPrior, lora: Lora | None = None, seed: int = 0) -> None:
-        """`seed` is that of the adapter's initial weights. Raises InputError when no layer has the targets' names."""
+        """`seed` is that of the adapter's initial weights.
+
+        Raises InputError when no layer has the targets' names, and for multi-view priors, whose network is more than
+        the backbone that a student copies.
+        """
+        if isinstance(prior, MultiViewPrior):
+            raise InputError(f"{prior.name} sees several views at once; make the student of its 2-D prior")
         self.lora, self.base = lora, prior_hash(prior)
         network = copy.deepcopy(prior.network).requires_grad_(lora is None)
         self.prior = prior.with_network(network, prior.prediction_type)
@@ -97,7 +104,7 @@ class Student:
 
     def save(self, folder: str | Path) -> Path:
         """Writes what plain diffusers loads, and student.json: a pipeline folder, or with an adapter the file that
-        `load_lora_weights` reads. Raises InputError when the prior's network is not the pipeline's own."""
+        `load_lora_weights` reads."""
         pipe, name = self.prior.pipe, self.prior.backbone
         with folder_path(folder) as temporary:
             if self.lora is None:

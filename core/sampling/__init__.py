@@ -12,7 +12,7 @@ from .levels import Level, NoiseSchedule
 from .noiseshift import TimeRemap, apply_time_remap, remove_time_remap
 from .prediction import KINDS, Kind, Prediction
 from .sampler import Sampler
-from .solvers import DDIM, SOLVERS, Done, Request, Solver, make_solver
+from .solvers import DDIM, SOLVERS, Solver, make_solver
 from .solvers.edict import EDICT
 from .teleport import GaussianPrior
 
@@ -25,7 +25,6 @@ __all__ = [
     "ClassifierFree",
     "Conditional",
     "Denoiser",
-    "Done",
     "FixedNoiseInit",
     "GaussianPrior",
     "Guidance",
@@ -35,7 +34,6 @@ __all__ = [
     "NoiseInit",
     "NoiseSchedule",
     "Prediction",
-    "Request",
     "RestoreConfig",
     "Sampler",
     "Solver",

@@ -47,7 +47,8 @@ def invert(
     check_invertible(denoiser)
     solver = EDICT(mixing)
     x = Sampler(solver).run(denoiser, latents, list(reversed(levels)), callback=callback)
-    return Inversion(x, solver.partner, tuple(levels), mixing)
+    first, partner = solver.pair
+    return Inversion(x, partner if x is first else x, tuple(levels), mixing)  # a callback's state is both copies
 
 
 def regenerate(denoiser: Denoiser, inversion: Inversion, callback: StepCallback | None = None) -> Tensor:

@@ -248,6 +248,7 @@ def _rowed(slot: Any, parameter: Tensor) -> bool:
 
 
 def _average(named: Mapping[str, nn.Parameter], decay: float) -> EMAModel:
+    """Diffusers' average with its warm-up; torch's AveragedModel copies whole modules, what is frozen in them too."""
     from diffusers.training_utils import EMAModel  # heavy: not every player has an average
 
     return EMAModel(named.values(), decay=decay, foreach=True)

@@ -22,7 +22,7 @@ from .meshes import Mesh
 from .outputs import RenderOutput, background_like
 
 CHANNELS = ("rgb", "alpha", "depth", "normal", "albedo", "roughness", "metallic", "face_id")
-NO_HIT = np.uint32(0xFFFFFFFF)
+NO_HIT = 0xFFFFFFFF
 GREY = 0.72  # sRGB albedo of a mesh without colours
 
 
@@ -73,13 +73,17 @@ class RayMesh:
 
     def visible_faces(self, camera: Camera) -> Tensor:
         """Index (B, H, W) of the nearest face between the near and far plane, -1 where there is none."""
-        origins, directions = (r.detach().cpu().float() for r in camera.rays())
-        rays = torch.cat([origins + camera.near * directions, directions], dim=-1)
+        origins, directions = camera.rays()
+        near, far = camera.planes(ndim=4)
+        return self.first_faces(origins + near * directions, directions, (far - near)[..., 0])
+
+    def first_faces(self, origins: Tensor, directions: Tensor, reach: float | Tensor = math.inf) -> Tensor:
+        """Index (...) of the nearest face within `reach` lengths of the directions (..., 3), -1 where there is none."""
+        rays = torch.cat([origins, directions], dim=-1).detach().cpu().float()
         hit = self.scene.cast_rays(open3d.core.Tensor(rays.contiguous().numpy()))
-        ids, distance = hit["primitive_ids"].numpy(), hit["t_hit"].numpy()
-        seen = (ids != NO_HIT) & (distance <= camera.far - camera.near)
-        faces = np.where(seen, ids, 0).astype(np.int64)
-        return torch.from_numpy(np.where(seen, faces, -1)).to(camera.c2w.device)
+        ids = torch.from_numpy(hit["primitive_ids"].numpy().astype(np.int64)).to(origins.device)
+        distance = torch.from_numpy(hit["t_hit"].numpy()).to(origins.device)
+        return torch.where((ids != NO_HIT) & (distance <= reach), ids, -1)
 
     def closest(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Face (N,) and barycentric weights (N, 3) of the surface point nearest to each of points (N, 3)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -16,7 +16,7 @@ class LossOut(NamedTuple):
     """A scalar to minimise and named scalars to log."""
 
     loss: Tensor
-    logs: dict[str, Tensor]
+    logs: Mapping[str, Tensor | float]
 
 
 class Loss(Protocol):
@@ -26,7 +26,7 @@ class Loss(Protocol):
     def loss(self) -> Tensor: ...
 
     @property
-    def logs(self) -> dict[str, Tensor]: ...
+    def logs(self) -> Mapping[str, Tensor | float]: ...
 
 
 class Trainable(Protocol):

@@ -11,26 +11,43 @@ from torch import Tensor
 from ..core.distillation.score import GuidanceOut, ScoreConfig, ScoreDistillation
 from ..core.priors.base import Condition, Prior
 from ..geometry.cameras import Camera, to_mvdream
+from ..utils.errors import InputError
 from .views import VIEW_TEXT, view_classes
 
 
 class Guide(Protocol):
     """What pulls renders towards a prompt."""
 
-    def __call__(self, images: Tensor, camera: Camera, step: int, generator: torch.Generator) -> GuidanceOut:
-        """Loss of renders (B, 3, H, W) seen by B cameras."""
+    @property
+    def nfe(self) -> int:
+        """Network rows spent so far by all who ask the same network."""
+        ...
+
+    def __call__(self, images: Tensor, camera: Camera, share: float, generator: torch.Generator) -> GuidanceOut:
+        """Loss of renders (B, 3, H, W) seen by B cameras, when a share of the run is done."""
         ...
 
 
 class MultiViewGuide:
     """For priors that see all views of an object at once: cameras instead of words."""
 
-    def __init__(self, config: ScoreConfig, prior: Prior, condition: Condition) -> None:
-        self.score = ScoreDistillation(config, prior, condition)
+    def __init__(self, config: ScoreConfig, prior: Prior, condition: Condition, views: int) -> None:
+        """`views` contiguous cameras form a group whose views see each other; groups do not."""
+        self.score, self.views = ScoreDistillation(config, prior, condition), views
 
-    def __call__(self, images: Tensor, camera: Camera, step: int, generator: torch.Generator) -> GuidanceOut:
+    @property
+    def nfe(self) -> int:
         """See Guide."""
-        return self.score(images, step, generator, cameras=to_mvdream(camera.c2w).to(images))
+        return self.score.prior.nfe
+
+    def __call__(self, images: Tensor, camera: Camera, share: float, generator: torch.Generator) -> GuidanceOut:
+        """See Guide. Raises InputError when the cameras are no whole groups."""
+        groups = camera.batch // self.views
+        if groups * self.views != camera.batch:
+            raise InputError(f"{camera.batch} cameras are no groups of views={self.views}")
+        cameras = to_mvdream(camera.c2w).to(images)
+        seen = self.score.condition.repeat_interleave(groups).with_views(cameras, self.views)
+        return self.score(images, share, generator, condition=seen)
 
 
 class ViewTextGuide:
@@ -42,15 +59,20 @@ class ViewTextGuide:
         self.conditions = prior.encode_text(texts, negative)
         self.score = ScoreDistillation(config, prior, self.conditions.index([0]))
 
-    def __call__(self, images: Tensor, camera: Camera, step: int, generator: torch.Generator) -> GuidanceOut:
+    @property
+    def nfe(self) -> int:
+        """See Guide."""
+        return self.score.prior.nfe
+
+    def __call__(self, images: Tensor, camera: Camera, share: float, generator: torch.Generator) -> GuidanceOut:
         """See Guide."""
         rows = [self.rows.index(name) for name in view_classes(camera)]
         condition = replace(self.conditions.index(rows), frames=1)
-        return self.score(images, step, generator, condition=condition)
+        return self.score(images, share, generator, condition=condition)
 
 
-def make_guide(config: ScoreConfig, prior: Prior, prompt: str, negative: str | None = None) -> Guide:
-    """The guide that suits a prior: joint views when it knows cameras, view words otherwise."""
+def make_guide(config: ScoreConfig, prior: Prior, prompt: str, negative: str | None = None, views: int = 4) -> Guide:
+    """The guide that suits a prior: `views` seen jointly when it knows cameras, view words otherwise."""
     if hasattr(prior, "views"):
-        return MultiViewGuide(config, prior, prior.encode_text([prompt], negative))
+        return MultiViewGuide(config, prior, prior.encode_text([prompt], negative), views)
     return ViewTextGuide(config, prior, prompt, negative)

@@ -19,7 +19,7 @@ from ..utils.errors import InputError
 from .cameras import Camera
 from .colors import linear_from_srgb, sample_texture, srgb_from_linear
 from .meshes import Mesh
-from .outputs import RenderOutput, background_like
+from .outputs import Rays, RenderOutput, background_like
 
 CHANNELS = ("rgb", "alpha", "depth", "normal", "albedo", "roughness", "metallic", "face_id")
 NO_HIT = 0xFFFFFFFF
@@ -118,7 +118,10 @@ class RayMesh:
         fine = camera.resized(camera.width * supersample, camera.height * supersample)
         faces = self.visible_faces(fine)
         alpha = (faces >= 0)[..., None].to(self.mesh.vertices.dtype)
-        maps = self._shade(fine, faces, light, channels)
+        maps = self.shade(fine, faces, channels)
+        if light is not None:
+            lit = linear_from_srgb(maps["rgb"]) * light.irradiance(maps["normal"], fine)
+            maps["rgb"] = srgb_from_linear(lit.clamp(0, 1))
         if supersample > 1:
             maps = {name: _pool(value, alpha, supersample) for name, value in maps.items()}
             alpha = _pool(alpha, torch.ones_like(alpha), supersample)
@@ -131,11 +134,11 @@ class RayMesh:
         rgb = rgb * alpha + (1 - alpha) * background_like(background, rgb)
         return RenderOutput(rgb=rgb, alpha=alpha, extras=extras, **maps)
 
-    def _shade(self, camera: Camera, faces: Tensor, light: Light | None, channels: Sequence[str]) -> dict[str, Tensor]:
-        """Maps (B, H, W, C) of the seen faces (B, H, W), zero on the background."""
+    def shade(self, rays: Rays, faces: Tensor, channels: Sequence[str]) -> dict[str, Tensor]:
+        """Maps (B, H, W, C) without light of the faces (B, H, W) that rays see, zero on the background."""
         seen = faces >= 0
         face = faces[seen]  # (N,)
-        origins, directions = camera.rays()
+        origins, directions = rays.rays()
         depth, weights = intersect(origins[seen], directions[seen], self.mesh.vertices[self.mesh.faces[face]])
         flat = {"depth": depth[:, None], "normal": self._normals(face, weights)}
         albedo = self._albedo(face, weights)
@@ -143,9 +146,6 @@ class RayMesh:
             flat |= self._metallic_roughness(face, weights)
         maps = {name: _scatter(value, seen) for name, value in {**flat, "albedo": albedo}.items()}
         maps["rgb"] = maps["albedo"]
-        if light is not None:
-            lit = linear_from_srgb(maps["albedo"]) * light.irradiance(maps["normal"], camera)
-            maps["rgb"] = srgb_from_linear(lit.clamp(0, 1))
         if "albedo" not in channels:
             maps.pop("albedo")
         return maps

@@ -46,7 +46,7 @@ class ScoreConfig:
     space: Literal["latent", "image", "both"] = "latent"  # image: compare decoded targets, no encoder gradient
     image_weight: float = 0.1  # of the image term where both are used
     target_steps: int = 1  # of deterministic denoising (DDIM) from pure noise to the target; fewer from lower levels
-    clip: tuple[float, ...] = ()  # largest |g| per element, a number or [step0, v0, v1, step1]; empty: none
+    clip: tuple[float, ...] = ()  # largest |g| per element, a number or [start, v0, v1, end]; empty: none
     window: TimeWindow = field(default_factory=TimeWindow)
 
     def __post_init__(self) -> None:
@@ -87,7 +87,7 @@ class ScoreDistillation:
     def __call__(
         self,
         images: Tensor,
-        step: int,
+        share: float,
         generator: torch.Generator | None = None,
         cameras: Tensor | None = None,
         condition: Condition | None = None,
@@ -97,7 +97,7 @@ class ScoreDistillation:
         """Loss of renders (B, 3, H, W) in [0, 1], views of an object contiguous.
 
         Args:
-            step: of the optimisation, for the schedules.
+            share: of the run that is done, for the schedules.
             generator: of levels and noise.
             cameras: (B, 16) for a multi-view prior, whose views then share attention; None: images are independent.
             condition: B rows instead of the object's own (view-dependent text).
@@ -109,7 +109,7 @@ class ScoreDistillation:
             x = self.prior.encode(images)
         groups = batch // condition.frames
         if index is None:
-            per_group = config.window.indices(step, groups, self.schedule.steps, generator)
+            per_group = config.window.indices(share, groups, self.schedule.steps, generator)
             index = per_group.repeat_interleave(condition.frames)
         level = self.schedule.at_index(index.to(x.device))
         if noise is None:
@@ -117,7 +117,7 @@ class ScoreDistillation:
         with torch.no_grad():
             guided, plain = self.predict(self.schedule.add_noise(x.detach(), noise, level), level, condition)
             guided, plain = self.walked(guided, plain, index, condition)
-            target, grad = self.target_and_gradient(x.detach(), noise, level, guided, plain, step, condition.frames)
+            target, grad = self.target_and_gradient(x.detach(), noise, level, guided, plain, share, condition.frames)
             weight = self.recon_weight(level, images)
         self._check(grad, index)
         loss = 0.5 * (x - (x.detach() - grad)).square().sum() / batch if config.space != "image" else x.new_zeros(())
@@ -163,7 +163,7 @@ class ScoreDistillation:
         return guided, plain
 
     def target_and_gradient(
-        self, x: Tensor, noise: Tensor, level: Level, guided: Prediction, plain: Prediction, step: int, frames: int
+        self, x: Tensor, noise: Tensor, level: Level, guided: Prediction, plain: Prediction, share: float, frames: int
     ) -> tuple[Tensor, Tensor]:
         """(x0 target, g), both (B, C, h, w); g is dL/dx times B, weighed at the level the render was noised to."""
         alpha, sigma = level.coefficients(x)
@@ -176,7 +176,7 @@ class ScoreDistillation:
                 target = rescaled(target, plain.x0, self.config.rescale, frames)
             grad = (weight * alpha / sigma) * (x - target)
         if self.config.clip:
-            limit = Ramp.of(self.config.clip).at(step)
+            limit = Ramp.of(self.config.clip).at(share)
             grad = grad.clamp(-limit, limit)
         return target, grad
 

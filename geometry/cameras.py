@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,7 +70,7 @@ class Camera:
         first = cameras[0]
         if any((c.width, c.height, c.model) != (first.width, first.height, first.model) for c in cameras):
             raise InputError("cameras of different sizes or models cannot be joined; call resized() first")
-        planes: dict[str, float | Tensor] = {name: _joined([(getattr(c, name), c) for c in cameras]) for name in PLANES}
+        planes: dict[str, Any] = {name: _joined([(getattr(c, name), c) for c in cameras]) for name in PLANES}
         return replace(first, c2w=torch.cat([c.c2w for c in cameras]), K=torch.cat([c.K for c in cameras]), **planes)
 
     @property
@@ -166,7 +167,8 @@ class Camera:
 
     def _mapped(self, change: Callable[[Tensor], Tensor]) -> Camera:
         values = {name: getattr(self, name) for name in ("c2w", "K", *PLANES)}
-        return replace(self, **{name: change(v) for name, v in values.items() if isinstance(v, Tensor)})
+        changed: dict[str, Any] = {name: change(v) for name, v in values.items() if isinstance(v, Tensor)}
+        return replace(self, **changed)
 
     def _plane(self) -> tuple[Tensor, Tensor]:
         """K^-1 applied to the pixel centres: x and y, both (B, H, W)."""

@@ -37,7 +37,7 @@ class Occupancy(nn.Module):
 
     def __init__(self, config: VolumeConfig, half: float) -> None:
         super().__init__()
-        self.config, self.half = config, half
+        self.config, self.half_side = config, half
         self.register_buffer("mask", torch.ones(max(config.cells, 1) ** 3, dtype=torch.bool))
         self.mask: Tensor  # (n^3,) bool, [x, y, z] order; all of them at first
 
@@ -51,8 +51,8 @@ class Occupancy(nn.Module):
         axis = torch.arange(n, device=device)
         corner = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1).view(-1, 3).float()
         jitter = torch.rand(corner.shape, generator=generator).to(device)
-        snapshot, edge = field.snapshot(), 2 * self.half / n
-        probes = [(corner + offset) * edge - self.half for offset in (0.5, jitter)]
+        snapshot, edge = field.snapshot(), 2 * self.half_side / n
+        probes = [(corner + offset) * edge - self.half_side for offset in (0.5, jitter)]
         density = torch.stack([snapshot.density_color(p)[0] for p in probes]).amax(dim=0)
         full = (density * self.config.step > self.config.occupied).float().view(1, 1, n, n, n)
         self.mask.copy_(nn.functional.max_pool3d(full, 3, stride=1, padding=1).view(-1) > 0)
@@ -60,7 +60,7 @@ class Occupancy(nn.Module):
     def at(self, points: Tensor) -> Tensor:
         """Bool (N,) for points (N, 3)."""
         n = max(self.config.cells, 1)
-        cell = ((points + self.half) * (n / (2 * self.half))).long().clamp_(0, n - 1)
+        cell = ((points + self.half_side) * (n / (2 * self.half_side))).long().clamp_(0, n - 1)
         return self.mask[(cell[:, 0] * n + cell[:, 1]) * n + cell[:, 2]]
 
     @property
@@ -90,7 +90,11 @@ class Samples:
 
 
 def place_samples(
-    origins: Tensor, directions: Tensor, config: VolumeConfig, occupancy: Occupancy | None, generator: torch.Generator | None
+    origins: Tensor,
+    directions: Tensor,
+    config: VolumeConfig,
+    occupancy: Occupancy | None,
+    generator: torch.Generator | None,
 ) -> Samples:
     """Samples of rays with origins and unit directions (R, 3); a generator jitters each ray by up to one step."""
     middle = -(origins * directions).sum(-1)  # distance of the point nearest to the centre

@@ -17,8 +17,8 @@ from ...utils.ramps import Ramp
 class TimeWindow:
     """Levels as fractions of the train time, 0 clean and 1 noise; bounds are numbers or [start, v0, v1, end].
 
-    "uniform": t ~ U[low(s), high(s)], s the share of the run that is done; moving both ends down is StableDreamer's annealing, low alone is not.
-    "sqrt": t = high - (high - low) sqrt(s), one value a step (HiFA).
+    "uniform": t ~ U[low(s), high(s)], s the share of the run that is done; moving both ends down is StableDreamer's
+    annealing, low alone is not. "sqrt": t = high - (high - low) sqrt(s), one value a step (HiFA).
     """
 
     low: tuple[float, ...] = (0, 0.98, 0.02, 0.8)

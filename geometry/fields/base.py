@@ -61,7 +61,7 @@ class Field(nn.Module, ABC):
         return self.snapshot().density_color(points)[1]
 
     def on_step(self, now: Moment) -> None:
-        """Called before each optimisation step and at the end; moves the head's sharpness and coarse-to-fine schedules."""
+        """Called before each step of a run and at its end; moves the head's sharpness and coarse-to-fine schedules."""
         self.head.on_step(now)
 
 

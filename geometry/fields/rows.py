@@ -1,6 +1,6 @@
 """Weighted sums of table rows: the one primitive under dense grids and hash grids, fast on a CPU in plain torch.
 
-out[n] = sum_k weight[n, k] table[index[n, k]]; d out[n] / d weight[n, k] = table[index[n, k]] carries gradients to points.
+out[n] = sum_k weight[n, k] table[index[n, k]], and d out[n] / d weight[n, k] = table[index[n, k]] leads on to points.
 """
 
 from __future__ import annotations

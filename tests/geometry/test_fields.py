@@ -10,7 +10,7 @@ import torch
 from unproject.geometry.fields import FieldConfig, GridConfig, GridField, HeadConfig, make_field, make_head
 from unproject.geometry.fields.rows import trilinear, weighted_rows
 from unproject.utils.errors import InputError
-from unproject.utils.ramps import Ramp
+from unproject.utils.ramps import Moment, Ramp
 from unproject.utils.seeds import generator
 
 KINDS = ("grid", "hash", "triplane")
@@ -88,20 +88,20 @@ def test_laplace_density_closed_form():
 
 
 def test_beta_follows_its_ramp_or_is_learnt():
-    head = make_head(HeadConfig(beta=(0, 0.1, 0.02, 100)))
-    head.on_step(50)
+    head = make_head(HeadConfig(beta=(0, 0.1, 0.02, 0.5)))
+    head.on_step(Moment(50, 200))
     assert float(head.beta) == pytest.approx(0.06)
-    head.on_step(1000)
+    head.on_step(Moment(100, 200))
     assert float(head.beta) == pytest.approx(0.02)
-    learnt = make_head(HeadConfig(beta=(0, 0.1, 0.02, 100), learn_beta=True))
-    learnt.on_step(1000)
+    learnt = make_head(HeadConfig(beta=(0, 0.1, 0.02, 1), learn_beta=True))
+    learnt.on_step(Moment(5, 5))
     assert float(learnt.beta) == pytest.approx(0.1)
     learnt.density(torch.zeros(1)).sum().backward()
     assert learnt.log_beta.grad is not None
 
 
 def test_pyramid_levels_add_up_and_start_late():
-    config = GridConfig(sides=(3, 5), starts=(0, 10))
+    config = GridConfig(sides=(3, 5), starts=(0, 0.1))
     field = GridField(config, make_head(HeadConfig(beta=(0.1,))))
     with torch.no_grad():
         field.geometry[0].fill_(0.25)
@@ -109,7 +109,9 @@ def test_pyramid_levels_add_up_and_start_late():
     x = points(10)
     base = x.norm(dim=-1) - 0.5
     torch.testing.assert_close(field.snapshot().value_color(x)[0], base + 0.25)
-    field.on_step(10)
+    field.on_step(Moment(9, 100))
+    assert field.spacing == 1.0
+    field.on_step(Moment(10, 100))
     torch.testing.assert_close(field.snapshot().value_color(x)[0], base + 0.75)
     assert field.spacing == 0.5
 

@@ -125,7 +125,8 @@ def drop_hidden(snapshot: Snapshot, samples: Samples, config: VolumeConfig) -> S
     """Samples with transmittance above `hidden`, by a pass without gradients."""
     with torch.no_grad():
         optical = snapshot.density_color(samples.points)[0] * config.step
-        return samples.keep(transmittance(optical, samples) > config.hidden)
+        seen = transmittance(optical, samples) > config.hidden
+    return samples.keep(seen)  # with gradients: points know their rays
 
 
 def render(

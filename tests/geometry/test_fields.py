@@ -7,7 +7,15 @@ import math
 import pytest
 import torch
 
-from unproject.geometry.fields import FieldConfig, GridConfig, GridField, HeadConfig, make_field, make_head
+from unproject.geometry.fields import (
+    FieldConfig,
+    GridConfig,
+    GridField,
+    HeadConfig,
+    TriplaneConfig,
+    make_field,
+    make_head,
+)
 from unproject.geometry.fields.rows import trilinear, weighted_rows
 from unproject.utils.errors import InputError
 from unproject.utils.ramps import Moment, Ramp
@@ -78,6 +86,31 @@ def test_every_parameter_gets_a_gradient(kind):
     assert not missing
     grouped = {id(p) for group in field.param_groups(1.0) for p in group["params"]}
     assert grouped == {id(p) for p in field.parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("head", ["sdf", "density"])
+def test_normals_point_outward(kind, head):
+    field, x = make(kind, head), points(100, 0.4)
+    x = x[x.norm(dim=-1) > 0.15]
+    cosine = (field.snapshot().normal(x) * torch.nn.functional.normalize(x, dim=-1)).sum(-1)
+    assert cosine.min() > 0.9
+
+
+def test_triplanes_read_their_own_axes():
+    """Plane k holds a ramp along each of its two axes; the decoder passes one feature on."""
+    field = make("triplane", triplane=TriplaneConfig(side=5, features=1, width=2))
+    slopes = [(1.0, 10.0), (100.0, 1000.0), (1e4, 1e5)]  # of (x, y), (x, z), (y, z)
+    axis = torch.linspace(-1, 1, 5)
+    pass_on = field.decoder.layers[0].weight, field.decoder.layers[1].weight
+    with torch.no_grad():
+        for plane, (first, second) in zip(field.planes, slopes, strict=True):
+            plane.copy_((first * axis[None, :] + second * axis[:, None])[None])
+        pass_on[0].copy_(torch.tensor([[1.0], [-1.0]]))  # relu(f) - relu(-f) = f
+        pass_on[1].copy_(torch.tensor([[1.0, -1.0]]).expand(4, 2))
+    x = points(50)
+    expected = x @ torch.tensor([101.0, 10010.0, 101000.0])
+    torch.testing.assert_close(field.query()(x)[:, 0], expected, rtol=1e-5, atol=1e-2)
 
 
 def test_laplace_density_closed_form():

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.priors import StableDiffusionPrior, load_prior
-from ..core.training.trainer import Trainer, TrainerConfig
+from ..core.training.config import TrainerConfig
+from ..core.training.trainer import Trainer
 from ..pipelines.image_to_geometry import ImageToDepth, ImageToGeometry
 from ..tasks.data import AugmentConfig, GeometryData
 from ..tasks.geometry_head import GeometryHead, HeadConfig

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ..core.distillation.score import GuidanceOut, ScoreConfig, ScoreDistillation
-from ..core.priors.base import Condition, Prior
+from ..core.priors import Condition, Prior
 from ..geometry.cameras import Camera, to_mvdream
 from ..utils.errors import InputError
 from .views import VIEW_TEXT, view_classes
@@ -29,10 +28,10 @@ class Guide(Protocol):
 
 
 class MultiViewGuide:
-    """For priors that see all views of an object at once: cameras instead of words."""
+    """For priors that see the views of an object at once: cameras instead of words."""
 
     def __init__(self, config: ScoreConfig, prior: Prior, condition: Condition, views: int) -> None:
-        """`views` contiguous cameras form a group whose views see each other; groups do not."""
+        """`condition` has one row; renders come in groups of `views` consecutive ones that see each other."""
         self.score, self.views = ScoreDistillation(config, prior, condition), views
 
     @property
@@ -46,7 +45,7 @@ class MultiViewGuide:
         if groups * self.views != camera.batch:
             raise InputError(f"{camera.batch} cameras are no groups of views={self.views}")
         cameras = to_mvdream(camera.c2w).to(images)
-        seen = self.score.condition.repeat_interleave(groups).with_views(cameras, self.views)
+        seen = self.score.condition.repeat(groups).with_views(cameras, self.views)
         return self.score(images, share, generator, condition=seen)
 
 
@@ -67,12 +66,16 @@ class ViewTextGuide:
     def __call__(self, images: Tensor, camera: Camera, share: float, generator: torch.Generator) -> GuidanceOut:
         """See Guide."""
         rows = [self.rows.index(name) for name in view_classes(camera)]
-        condition = replace(self.conditions.index(rows), frames=1)
-        return self.score(images, share, generator, condition=condition)
+        return self.score(images, share, generator, condition=self.conditions.index(rows))
 
 
-def make_guide(config: ScoreConfig, prior: Prior, prompt: str, negative: str | None = None, views: int = 4) -> Guide:
-    """The guide that suits a prior: `views` seen jointly when it knows cameras, view words otherwise."""
-    if hasattr(prior, "views"):
-        return MultiViewGuide(config, prior, prior.encode_text([prompt], negative), views)
+def make_guide(
+    config: ScoreConfig, prior: Prior, prompt: str, negative: str | None = None, views: int | None = None
+) -> Guide:
+    """The guide that suits a prior: joint views when it knows cameras, view words otherwise.
+
+    `views` is the number of consecutive renders that see each other; None: as many as the prior learnt to draw.
+    """
+    if prior.multiview:
+        return MultiViewGuide(config, prior, prior.encode_text([prompt], negative), views or prior.frames)
     return ViewTextGuide(config, prior, prompt, negative)

@@ -17,6 +17,7 @@ from ..core.priors import StableDiffusionPrior, load_prior
 from ..core.priors.embedded import write_vocabulary
 from ..core.priors.multiview import MultiViewUNet
 from ..core.training.checkpoints import copy_into, latest_checkpoint, read_tensors
+from ..core.training.config import TrainerConfig
 from ..core.training.latents import LatentSet, ViewGroups
 from ..core.training.mixed_sizes import MixedSizes
 from ..core.training.objectives.base import Trainable
@@ -26,7 +27,6 @@ from ..core.training.objectives.multiview import MultiViewConfig, MultiViewObjec
 from ..core.training.objectives.tokenizer import build_tokenizer
 from ..core.training.objectives.vae import PictureBatches, VAEConfig, VAEObjective, save_vae
 from ..core.training.sampling_order import Data
-from ..core.training.trainer import TrainerConfig
 from ..tasks.data import GeometryData
 from ..tasks.geometry_head import GeometryHead, HeadConfig
 from ..tasks.train import HeadObjective, LossConfig, random_unet_like

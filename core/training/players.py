@@ -1,8 +1,9 @@
 """Who moves in an optimisation, and how: the parts of the one loop (`loop.Loop`) that every training here is.
 
     Player(name, owns, optimizer, rate=, ema=, clip=, moves=, grows=, before_backward=, before_step=, after_step=)
-        owns: a module (all that requires gradients), or a function that gives named groups, read again after growth:
-              [{"params": {"means": parameter}, "lr": 1e-2, ...}]; `named_groups(module, groups)` makes them.
+        owns: a module, or modules by name (all in them that requires gradients), or a function that gives named
+              groups, read again after growth: [{"params": {"means": parameter}, "lr": 1e-2, ...}];
+              `named_groups(module, groups)` makes them.
         optimizer: what makes one out of torch's groups: partial(torch.optim.Adam, betas=..., eps=...), partial(Muon).
         rate: factor on the groups' own rates at an outer step; None: they stay.
         moves: Moves(every=, times=, start=, after=); players take turns in the order in which they are given.
@@ -20,7 +21,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -72,7 +74,7 @@ class Player:
     def __init__(
         self,
         name: str,
-        owns: nn.Module | Groups,
+        owns: nn.Module | Mapping[str, nn.Module] | Groups,
         optimizer: MakeOptimizer,
         *,
         rate: Callable[[int], float] | None = None,
@@ -90,7 +92,9 @@ class Player:
         """
         self.name, self.rate, self.clip, self.moves, self.grows = name, rate, clip, moves, grows
         self.before_backward, self.before_step, self.after_step = before_backward, before_step, after_step
-        self._groups: Groups = (lambda: [trainable(owns)]) if isinstance(owns, nn.Module) else owns
+        if isinstance(owns, Mapping):
+            owns = nn.ModuleDict(owns)
+        self._groups: Groups = partial(_one_group, owns) if isinstance(owns, nn.Module) else owns
         groups = self._groups()
         self.named: dict[str, nn.Parameter] = _names(groups)
         if not self.named:
@@ -101,6 +105,12 @@ class Player:
         self.updates = 0  # applied
         self.skips = 0  # in a row
         self.skips_total = 0
+
+    def recipe(self) -> dict[str, Any]:
+        """What decides how it moves, as plain values."""
+        ema = None if self.ema is None else self.ema.decay
+        settings = {"optimizer": type(self.optimizer).__name__, "rates": self.rates, "clip": self.clip, "ema": ema}
+        return {**settings, "moves": asdict(self.moves)}
 
     def set_rate(self, step: int) -> None:
         """Sets the learning rates of an outer step."""
@@ -119,20 +129,23 @@ class Player:
         """Lets the optimiser and the average follow parameters that were replaced under their names."""
         before, groups = self.named, self._groups()
         self.named = _names(groups)
-        if self.named.keys() != before.keys():
+        if list(self.named) != list(before):
             raise ValueError(f"player {self.name!r}: growth may change rows, not the names of parameters")
         for kept, group in zip(self.optimizer.param_groups, groups, strict=True):
             kept["params"] = list(group["params"].values())
-        touched = change.names or tuple(self.named)
-        for name in touched:
-            old, now = before[name], self.named[name]
-            if now.shape != (len(change), *old.shape[1:]):
-                raise ValueError(f"{name} has shape {tuple(now.shape)}, but {len(change)} rows are said to be there")
+        grown = set(change.names or self.named)
+        for name, now in self.named.items():
+            old = before[name]
+            wanted = (len(change), *old.shape[1:]) if name in grown else tuple(old.shape)
+            if tuple(now.shape) != wanted:
+                raise ValueError(f"{name} has shape {tuple(now.shape)}, but what is said of its rows makes {wanted}")
             slots = self.optimizer.state.pop(old, {})
-            self.optimizer.state[now] = {k: change.moments(v) if _rowed(v, old) else v for k, v in slots.items()}
+            if name in grown:
+                slots = {k: change.moments(v) if _rowed(v, old) else v for k, v in slots.items()}
+            self.optimizer.state[now] = slots
         if self.ema is not None:
             pairs = zip(self.named.items(), self.ema.shadow_params, strict=True)
-            self.ema.shadow_params = [change.averages(a, p) if n in touched else a for (n, p), a in pairs]
+            self.ema.shadow_params = [change.averages(a, p) if n in grown else a for (n, p), a in pairs]
 
     @property
     def average(self) -> Tensors:
@@ -178,6 +191,10 @@ class Player:
 def trainable(module: nn.Module) -> Group:
     """One group of all parameters of a module that require gradients."""
     return {"params": {name: p for name, p in module.named_parameters() if p.requires_grad}}
+
+
+def _one_group(module: nn.Module) -> list[Group]:
+    return [trainable(module)]
 
 
 def named_groups(module: nn.Module, groups: list[dict[str, Any]]) -> list[Group]:

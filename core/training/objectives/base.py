@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from ..players import Player
+    from ..trainer import TrainerConfig
 
 
 class LossOut(NamedTuple):
@@ -41,6 +45,23 @@ class Trainable(Protocol):
     def validate(self) -> dict[str, float]: ...
 
     def preview(self, step: int, out: Path) -> list[Path]: ...
+
+
+BatchLoss = Callable[[dict[str, Any], torch.Generator, int], Loss]  # see Objective.loss
+
+
+@runtime_checkable
+class Playing(Protocol):
+    """An objective that says itself who moves: a discriminator beside its student, say.
+
+    Without it the trainer makes one player of all `modules`, with the optimiser of its config and `loss`.
+    """
+
+    def players(self, config: TrainerConfig) -> Sequence[Player]:
+        """Players on parameters of `modules`; those without a rate of their own follow the trainer's schedule."""
+
+    def losses(self) -> Mapping[str, BatchLoss]:
+        """The loss of each player by its name."""
 
 
 class Objective(ABC):

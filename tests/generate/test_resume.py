@@ -136,3 +136,16 @@ def test_a_generator_gives_the_seed() -> None:
     assert make(None, seed=None).seed == 0
     with pytest.raises(InputError, match="either seed or generator"):
         make(None, generator=source)
+
+
+def test_the_same_seed_gives_the_same_mesh_whatever_else_draws() -> None:
+    """Nothing of a mesh comes from the process's own generator, the hidden space of its surface neither."""
+    meshes = []
+    for _ in range(2):
+        before = torch.get_rng_state()
+        meshes.append(make(None, recipe={"mesh.visibility_views": 6}).mesh)
+        assert torch.equal(torch.get_rng_state(), before)
+        torch.rand(7)
+    first, second = meshes
+    assert torch.equal(first.vertices, second.vertices) and torch.equal(first.faces, second.faces)
+    assert (first.textures["base_color"] == second.textures["base_color"]).all()

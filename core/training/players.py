@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from ...utils.errors import InputError
+from ...utils.regrown import Regrown
 from .checkpoints import Tensors, copy_into, load_optimizer_state, optimizer_state
 from .objectives.base import Loss
 
@@ -65,37 +66,6 @@ class Moves:
         """Whether it is this player's turn; `moved` are those that had theirs in this step."""
         regular = step >= self.start and (step - self.start) % self.every == 0
         return regular and (not self.after or self.after in moved)
-
-
-def _none() -> Tensor:
-    return torch.empty(0, dtype=torch.int64)
-
-
-@dataclass(frozen=True)
-class Regrown:
-    """What became of the rows of parameters: the new rows are those kept, then the copies, then the split ones.
-
-    Each entry is the old row that a new one comes from. The optimiser's moments stay with kept rows and begin at zero
-    for others. The average of a copy is that of its origin; that of a split row, which lies elsewhere, is the row.
-    """
-
-    kept: Tensor  # (K,) int64
-    cloned: Tensor = field(default_factory=_none)  # (C,) int64
-    split: Tensor = field(default_factory=_none)  # (S,) int64
-    names: tuple[str, ...] = ()  # of the parameters it happened to; empty: all of the player's
-
-    def __len__(self) -> int:
-        return len(self.kept) + len(self.cloned) + len(self.split)
-
-    def moments(self, old: Tensor) -> Tensor:
-        """Rows of an optimiser slot."""
-        fresh = old.new_zeros(len(self.cloned) + len(self.split), *old.shape[1:])
-        return torch.cat([old[self.kept.to(old.device)], fresh])
-
-    def averages(self, old: Tensor, now: Tensor) -> Tensor:
-        """Rows of an average of parameters that are `now`."""
-        origins = torch.cat([self.kept, self.cloned]).to(old.device)
-        return torch.cat([old[origins], now.detach()[len(origins) :]])
 
 
 class Player:

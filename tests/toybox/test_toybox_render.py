@@ -84,6 +84,34 @@ def test_mirror_shows_the_environment(ball: Ball, orbit: Camera) -> None:
     np.testing.assert_allclose(shaded, 0.5, rtol=0.03)
 
 
+@pytest.mark.parametrize("rough", [0.3, 0.6])
+def test_metal_in_the_sun_is_a_ggx_microfacet_surface(ball: Ball, orbit: Camera, rough: float) -> None:
+    """Walter et al. 2007, eq. 33, with alpha = roughness^2, Schlick's Smith term and Schlick's Fresnel term.
+
+    D = alpha^2 / (pi cos^4 t (alpha^2 + tan^2 t)^2), t the angle between the normal and the half vector.
+    """
+    albedo, power, size = 0.4, 0.05, 64
+    view = Renderer(lit(ball(0.8, albedo, rough, 1.0), constant_light(0.0, power))).render(
+        *orbit(20, 50, size), size, 1
+    )
+    assert view.foreground_linear is not None and view.normal is not None
+    c2w, K = orbit(20, 50, size)
+    eye = -rays(c2w, K, size)
+    eye /= np.linalg.norm(eye, axis=-1, keepdims=True)
+    half = (UP + eye) / np.linalg.norm(UP + eye, axis=-1, keepdims=True)
+    to_sun, to_eye = view.normal @ UP, (view.normal * eye).sum(-1)
+    theta = np.arccos(np.clip((view.normal * half).sum(-1), -1, 1))
+    alpha = rough**2
+    spread = alpha**2 / (np.pi * np.cos(theta) ** 4 * (alpha**2 + np.tan(theta) ** 2) ** 2)
+    k = (rough + 1) ** 2 / 8
+    shadowed = to_sun / (to_sun * (1 - k) + k) * to_eye / (to_eye * (1 - k) + k)
+    fresnel = albedo + (1 - albedo) * (1 - (eye * half).sum(-1)) ** 5
+    expected = fresnel * spread * shadowed / (4 * to_sun * to_eye) * to_sun * power * 0.5 * np.pi
+    seen = (view.alpha[..., 0] == 1) & (to_sun > 0.15) & (to_eye > 0.15)
+    assert expected[seen].max() > 5 * np.median(expected[seen]) and expected[seen].max() < 1
+    np.testing.assert_allclose(view.foreground_linear[..., 0][seen], expected[seen], rtol=5e-3)
+
+
 def test_harmonics_are_orthonormal_and_their_cosine_lobe_is_lamberts() -> None:
     directions = np.random.default_rng(0).standard_normal((200_000, 3))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)

@@ -18,6 +18,7 @@ from ..utils.configs import to_dict, to_yaml
 from ..utils.errors import InputError, UnprojectError
 from ..utils.files import write_json
 from ..utils.runs import RunRecord, plain
+from ..utils.threads import pin
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,8 @@ class Command:
     """Seed of all randomness."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
+    threads: int | None = None
+    """Processor threads to compute with (default: torch's own choice; one for bench and train)."""
     json: bool = False
     """Print one JSON object instead of text."""
     print_config: bool = False
@@ -120,12 +123,16 @@ def execute(command: Command) -> int:
         return 0
     if command.seed is not None and command.seed < 0:
         raise InputError(f"--seed must be 0 or more, got {command.seed}")
+    if command.threads is not None and command.threads < 1:
+        raise InputError(f"--threads must be 1 or more, got {command.threads}")
     command.check()
     if command.dry_run:
         return _show_plan(command, target)
     record = RunRecord(command.name, to_dict(command), command.seed)
     try:
         with record, _plain_warnings(record):
+            if command.threads is not None:
+                pin(command.threads)
             shown = command.run(record, target)
     except BaseException:
         if command.leaves_files and record.outputs:

@@ -101,12 +101,12 @@ def group_cameras(
     return [o.camera(size) for o in orbits], [asdict(o) for o in orbits]
 
 
-def render_group(job: RenderJob, index: int) -> dict[str, Any]:
-    """Renders one group: arrays (n, ...) and one metadata record a view."""
+def render_group(job: RenderJob, index: int, count: int | None = None) -> dict[str, Any]:
+    """Renders one group or its first `count` views: arrays (n, ...) and one metadata record a view."""
     program = draw(job.split, index, job.kind)
     scene = make_scene(program, index)
     renderer = Renderer(scene)
-    cameras, views = group_cameras(job.split, job.kind, index, scene, job.size)
+    cameras, views = (part[:count] for part in group_cameras(job.split, job.kind, index, scene, job.size))
     out: dict[str, list[np.ndarray]] = {"rgb": [], "depth_m": [], "normal": [], "c2w": [], "K": []}
     for camera in cameras:
         c2w, K = camera.c2w[0].numpy(), camera.K[0].numpy()

@@ -12,6 +12,8 @@ import ast
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,29 +25,66 @@ FRAME = ("runner", "registry", "fingerprints", "stale", "queue", "tables")  # mo
 NOTES = ("versions", "validation")  # of the JSON beside weights: how they were made, not what they are
 
 
+@dataclass(frozen=True)
+class Parsed:
+    """What is asked of a file."""
+
+    digest: str
+    imports: tuple[tuple[int, str, str], ...]
+    """level, module and name of every relative import, wherever it stands"""
+    names: frozenset[str]
+    """functions, classes and values that it defines at its top"""
+
+
+@cache
+def parsed(source: str) -> Parsed:
+    """A file that was read; each text once."""
+    tree = ast.parse(source)
+    digest = hashlib.sha256(json.dumps(_syntax(tree)).encode()).hexdigest()[:16]
+    relative = (node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level)
+    imports = ((node.level, node.module or "", alias.name) for node in relative for alias in node.names)
+    return Parsed(digest, tuple(imports), frozenset(_definitions(tree)))
+
+
+def _definitions(tree: ast.Module) -> Iterator[str]:
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            yield node.name
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            yield from (target.id for target in targets if isinstance(target, ast.Name))
+
+
+def _syntax(node: Any) -> Any:
+    """A syntax tree as lists: kinds of nodes and what they hold, empty fields and strings that stand alone left out."""
+    if isinstance(node, ast.AST):
+        fields = ((name, _syntax(value)) for name, value in ast.iter_fields(node) if name not in ("ctx", "kind"))
+        return [type(node).__name__, *([name, value] for name, value in fields if value not in (None, []))]
+    if isinstance(node, list):
+        return [_syntax(item) for item in node if not _prose(item)]
+    return node if isinstance(node, (str, bool, int, type(None))) else repr(node)
+
+
+def _prose(node: Any) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
 class Sources:
-    """The files of the package below `root`, each read and parsed once."""
+    """The files of the package below `root`, each read once."""
 
     def __init__(self, root: Path = ROOT) -> None:
         self.root = root
-        self._trees: dict[Path, ast.Module] = {}
-        self._digests: dict[Path, str] = {}
-        self._names: dict[Path, set[str]] = {}
+        self._files: dict[Path, Parsed] = {}
 
     def code_of(self, made: Experiment) -> dict[str, str]:
         """The digest of every file that the method of an experiment is made of, by path inside the package."""
         files = {*self._reached(made.module), *self._declared(made)}
-        return {path.relative_to(self.root).as_posix(): self._digest(path) for path in sorted(files)}
+        return {path.relative_to(self.root).as_posix(): self._file(path).digest for path in sorted(files)}
 
-    def _tree(self, path: Path) -> ast.Module:
-        if path not in self._trees:
-            self._trees[path] = ast.parse(path.read_text(encoding="utf-8"))
-        return self._trees[path]
-
-    def _digest(self, path: Path) -> str:
-        if path not in self._digests:
-            self._digests[path] = code_digest(self._tree(path))
-        return self._digests[path]
+    def _file(self, path: Path) -> Parsed:
+        if path not in self._files:
+            self._files[path] = parsed(path.read_text(encoding="utf-8"))
+        return self._files[path]
 
     def _declared(self, made: Experiment) -> Iterator[Path]:
         for name in made.method:
@@ -66,38 +105,20 @@ class Sources:
 
     def _imported(self, path: Path) -> Iterator[Path]:
         """The files of the package that define the names a file imports from it."""
-        for node in ast.walk(self._tree(path)):
-            if not isinstance(node, ast.ImportFrom) or not node.level:
-                continue
-            base = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
-            for alias in node.names if base != self.root else ():
-                for defined in self._defining(base, alias.name):
-                    inside = defined.relative_to(self.root).parts
-                    if inside[0] != "utils" and not (inside[0] == "bench" and defined.stem in FRAME):
-                        yield defined
+        for level, module, name in self._file(path).imports:
+            base = path.parents[level - 1].joinpath(*module.split("."))
+            for defined in self._defining(base, name) if base != self.root else ():
+                inside = defined.relative_to(self.root).parts
+                if inside[0] != "utils" and not (inside[0] == "bench" and defined.stem in FRAME):
+                    yield defined
 
     def _defining(self, base: Path, name: str) -> list[Path]:
         """Where a name imported from a module or package is defined: a module, or files of the package."""
-        module = base.with_suffix(".py")
-        if module.is_file():
-            return [module]
-        if (base / f"{name}.py").is_file():
-            return [base / f"{name}.py"]
-        files = [path for path in sorted(base.rglob("*.py")) if name in self._definitions(path)]
+        for module in (base.with_suffix(".py"), base / f"{name}.py"):
+            if module.is_file():
+                return [module]
+        files = [path for path in sorted(base.rglob("*.py")) if name in self._file(path).names]
         return files or [base / "__init__.py"]
-
-    def _definitions(self, path: Path) -> set[str]:
-        """Names of the functions, classes and values that a file defines at its top."""
-        if path not in self._names:
-            found: set[str] = set()
-            for node in self._tree(path).body:
-                if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-                    found.add(node.name)
-                elif isinstance(node, (ast.Assign, ast.AnnAssign)):
-                    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-                    found |= {target.id for target in targets if isinstance(target, ast.Name)}
-            self._names[path] = found
-        return self._names[path]
 
 
 def fingerprints(name: str, prior: str | None = None, sources: Sources | None = None) -> dict[str, Any]:
@@ -128,22 +149,3 @@ def _values(path: Path) -> bytes:
     if isinstance(found, dict):
         found = {key: value for key, value in found.items() if key not in NOTES}
     return json.dumps(found, sort_keys=True).encode()
-
-
-def code_digest(tree: ast.Module) -> str:
-    """16 hex digits of the syntax of a file without docstrings, comments and layout."""
-    return hashlib.sha256(json.dumps(_syntax(tree)).encode()).hexdigest()[:16]
-
-
-def _syntax(node: Any) -> Any:
-    """A syntax tree as lists: kinds of nodes and what they hold, empty fields and strings that stand alone left out."""
-    if isinstance(node, ast.AST):
-        fields = ((name, _syntax(value)) for name, value in ast.iter_fields(node) if name not in ("ctx", "kind"))
-        return [type(node).__name__, *([name, value] for name, value in fields if value not in (None, []))]
-    if isinstance(node, list):
-        return [_syntax(item) for item in node if not _prose(item)]
-    return node if isinstance(node, (str, bool, int, type(None))) else repr(node)
-
-
-def _prose(node: Any) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)

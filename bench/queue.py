@@ -5,8 +5,10 @@ The results themselves say what is left to do: a queue that starts again runs wh
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -52,8 +54,10 @@ def run_queue(
 ) -> dict[str, int]:
     """Exit codes by name of commands run `jobs` at a time, in order, a further one only where memory allows it.
 
-    One always runs. A failure stops nothing else. Whatever ends the queue ends the processes that it started.
+    One always runs. A failure stops nothing else. What ends the queue (but for a kill) ends what it started.
     """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     waiting, running = list(commands), dict[str, subprocess.Popen[bytes]]()
     codes: dict[str, int] = {}
     with Progress(len(commands), "experiments") as bar:

@@ -39,13 +39,18 @@ class Bench(Command):
 
     def target(self) -> Target:
         """One folder for the JSON of all experiments."""
-        published = (self.stale or self.resume) and RESULTS.is_dir()
+        published = self.looks_at_out and RESULTS.is_dir()
         return Target(self.out or (RESULTS if published else Path("outputs") / "bench"), "bench")
 
     @property
     def leaves_files(self) -> bool:
         """Lists are only told, and the results of a queue are files of their own."""
-        return bool(self._names()) and not self.stale and not self.resume
+        return bool(self._names()) and not self.looks_at_out
+
+    @property
+    def looks_at_out(self) -> bool:
+        """Where the results are that may be stale."""
+        return self.stale or self.resume
 
     def check(self) -> None:
         """The names have to exist, and the options to go together."""
@@ -57,16 +62,16 @@ class Bench(Command):
             raise InputError("give names of experiments or --all, not both")
         if self.stale and self.resume:
             raise InputError("give --stale to see what is stale or --resume to run it, not both")
-        if (self.stale or self.resume) and not self._names():
+        if self.looks_at_out and not self._names():
             raise InputError(f"--{'stale' if self.stale else 'resume'} needs names of experiments, or --all")
-        if self.quick and (self.stale or self.resume):
+        if self.quick and self.looks_at_out:
             raise InputError("--quick measures nothing that could be stale; leave it out")
         if self.jobs < 1 or (self.jobs > 1 and not self.resume):
             raise InputError(f"--jobs {self.jobs}: 1 or more, and more than one with --resume")
 
     def plan(self) -> list[str]:
         """What a dry run says."""
-        if self.stale or self.resume:
+        if self.looks_at_out:
             return [f"would {'run' if self.resume else 'tell'} what is stale of {', '.join(self._names())}"]
         return [f"would run {name}" for name in self._names()]
 
@@ -75,7 +80,7 @@ class Bench(Command):
 
     def run(self, record: RunRecord, target: Target) -> Shown:
         """Runs the experiments one after another and shows their tables."""
-        if self.stale or self.resume:
+        if self.looks_at_out:
             return self._stale(target) if self.stale else self._queue(target)
         if not self._names():
             rows = [(name, made.title) for name, made in EXPERIMENTS.items()]

@@ -87,6 +87,11 @@ class Command:
         """False for commands that only tell something; they write a file only when --out is given."""
         return True
 
+    @property
+    def looks_at_out(self) -> bool:
+        """True where --out names what is looked at, so that what is told is not written there."""
+        return False
+
     def slug(self) -> str:
         """The base name of the outputs."""
         return self.name
@@ -141,7 +146,7 @@ def execute(command: Command) -> int:
         raise
     if command.leaves_files:
         record.write(target.record)
-    elif command.out is not None:
+    elif command.out is not None and not command.looks_at_out:
         path = target.file(target.suffix or ".json")
         write_json(path, plain(shown.data))
     _show(command, record, shown, target)

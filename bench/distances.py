@@ -70,8 +70,8 @@ def frechet(a: Tensor, b: Tensor) -> float:
 
 def frechet_draws(seen: Features, reference: Features, seed: int = 0) -> np.ndarray:
     """The Frechet distance of `seen` to the reference, then of FRECHET_DRAWS resamplings of its objects."""
-    rows = seen.draws(FRECHET_DRAWS, seed)
-    return np.array([frechet(reference.values, seen.values[part]) for part in (slice(None), *rows)])
+    resampled = [seen.values[rows] for rows in seen.draws(FRECHET_DRAWS, seed)]
+    return np.array([frechet(reference.values, part) for part in (seen.values, *resampled)])
 
 
 def kernel_draws(seen: Features, reference: Features) -> np.ndarray:

@@ -29,8 +29,9 @@ from ..tasks.train import HeadObjective, LossConfig, random_unet_like
 from ..toybox.dataset import RenderJob, render_group
 from ..utils.errors import InputError
 from ..utils.pictures import colourise, grid, normals_to_rgb, save_image, to_uint8
+from .intervals import share, spread
 from .real_depth import real_frames
-from .runner import Context, share, spread
+from .runner import Context
 
 DEPTH_NAMES = ("abs_rel", "delta1", "rmse", "silog")
 NORMAL_NAMES = ("mean", "median", "below_11.25", "below_30")

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Union, cast
 
 import tyro
 
+from .bench import Bench
 from .calibrate import CalibrateSolver, SearchSolver
 from .common import Command
 from .demo import Demo
@@ -15,7 +16,7 @@ from .files import Convert, Inspect
 from .image import Depth, Normals, Pointcloud
 from .info import Doctor, Methods, Priors
 from .text import TextToImage, TextToMesh
-from .work import Bench, Train
+from .train import Train
 from .world import Toybox
 
 COMMANDS: tuple[type[Command], ...] = (

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
-from unproject.bench.runner import EXPERIMENTS
+from unproject.bench.registry import EXPERIMENTS
 from unproject.cli.commands import COMMANDS, parse
 from unproject.cli.common import Command, slugify
 from unproject.utils.errors import InputError, UnprojectError

@@ -90,8 +90,4 @@ class Denoiser:
         return torch.where((told == time).reshape(-1, 1, 1, 1), raw, reread_v(x.to(raw.dtype), raw, level, other))
 
     def _active(self, level: Level) -> bool:
-        if self.guidance.interval == (0.0, 1.0):
-            return True
-        time = level.model_time
-        mean = float(time.mean()) if isinstance(time, Tensor) else time
-        return self.guidance.active(mean / (1000 if self.schedule.flow else self.schedule.steps))
+        return level.within(self.guidance.interval)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,6 @@ from ...utils.seeds import sample_noise
 from .base import Condition, Prior, Recommended
 from .noise import predicts
 
-D = TypeVar("D", bound="DiffusersPrior")
 DEFAULT_EMBEDDED_GUIDANCE = 3.5  # FLUX.1-dev
 
 
@@ -44,18 +43,9 @@ class DiffusersPrior(Prior):
         self.image_size = side * self.vae_factor
         weight = next(self.network.parameters())
         self.device, self.dtype = weight.device, weight.dtype
-        self._upcast_vae()
-        self.freeze()
-
-    def to(self: D, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> D:
-        """See Prior.to; a VAE whose config says force_upcast is not put into float16."""
-        super().to(device, dtype)
-        self._upcast_vae()
-        return self
-
-    def _upcast_vae(self) -> None:
         if self.vae.config.get("force_upcast") and self.dtype == torch.float16:
             self.vae.to(torch.float32)
+        self.freeze()
 
     def modules(self) -> dict[str, nn.Module]:
         """See Prior.modules."""

@@ -39,7 +39,7 @@ class Level:
     lam: Scalar  # log(alpha / sigma); +inf without noise, -inf without signal
     model_time: Scalar
     index: Scalar  # train index, fractional allowed; -1 for the clean end
-    share: Scalar  # of the train time, model_time / N, in [0, 1]
+    span: float = 1000.0  # model time of the whole path, N
 
     def coefficients(self, x: Tensor) -> tuple[Scalar, Scalar]:
         """(alpha, sigma) ready to multiply x (B, ...) of any rank: floats, or (B, 1, ...) its dtype and device."""
@@ -58,13 +58,14 @@ class Level:
         return torch.full((x.shape[0],), self.model_time, device=x.device, dtype=dtype)
 
     def within(self, interval: tuple[float, float]) -> bool:
-        """Whether the (mean) share of the train time lies in [low, high]."""
-        share = float(self.share.mean()) if isinstance(self.share, Tensor) else self.share
-        return interval[0] <= share <= interval[1]
+        """Whether the level, or the mean of one per sample, lies in an interval of fractions of the train time."""
+        time = self.model_time
+        mean = float(time.mean()) if isinstance(time, Tensor) else time
+        return interval[0] <= mean / self.span <= interval[1]
 
     def item(self) -> Level:
         """A level of 0-d tensors as one of floats."""
-        return Level(*(float(v) for v in (self.alpha, self.sigma, self.lam, self.model_time, self.index, self.share)))
+        return Level(*(float(v) for v in (self.alpha, self.sigma, self.lam, self.model_time, self.index)), self.span)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,12 +117,12 @@ class NoisePath:
 
     def _vp(self, lam: Tensor, index: Tensor) -> Level:
         alpha, sigma = torch.sigmoid(2 * lam).sqrt(), torch.sigmoid(-2 * lam).sqrt()
-        return Level(alpha, sigma, lam, index, index, index / self.steps)
+        return Level(alpha, sigma, lam, index, index, float(self.steps))
 
     def _flow(self, sigma: Tensor, lam: Tensor | None = None, index: Tensor | None = None) -> Level:
         lam = torch.log1p(-sigma) - sigma.log() if lam is None else lam
         index = sigma * self.steps - 1 if index is None else index
-        return Level(1 - sigma, sigma, lam, self.steps * sigma, index, sigma)
+        return Level(1 - sigma, sigma, lam, self.steps * sigma, index, float(self.steps))
 
 
 def on_cpu(values: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ class NoiseSchedule:
     @property
     def clean(self) -> Level:
         """The level without noise."""
-        return Level(1.0, 0.0, math.inf, 0.0, -1.0, 0.0)
+        return Level(1.0, 0.0, math.inf, 0.0, -1.0, float(self.steps))
 
     def at_index(self, index: float | Tensor) -> Level:
         """Level at train index (fractional allowed, lambda interpolated): a number, or (B,) for one per sample.

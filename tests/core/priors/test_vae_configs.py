@@ -38,17 +38,6 @@ def test_means_and_deviations_are_those_of_the_stock_pipeline(normalised):
     torch.testing.assert_close(prior.encode(picture), (posterior - mean) / std * 0.5)
 
 
-@pytest.mark.parametrize("upcast", [True, False])
-def test_a_vae_that_must_not_be_halved_stays_float32(tiny_folders, upcast):
-    prior = load_prior(tiny_folders["sd"])
-    prior.vae.register_to_config(force_upcast=upcast)
-    half = prior.to(dtype=torch.float16)
-    assert half.network.dtype == torch.float16
-    assert half.vae.dtype == (torch.float32 if upcast else torch.float16)
-    assert prior.to(dtype=torch.bfloat16).vae.dtype == torch.bfloat16
-    assert prior.to(dtype=torch.float64).vae.dtype == torch.float64
-
-
 @pytest.mark.parametrize("config", [{"scaling_factor": 0.4, "shift_factor": 0.1}, {"scaling_factor": 0.4}])
 def test_plain_factors_stay_numbers(config):
     shift, scale = latent_affine(config, torch.zeros(1, 4, 2, 2))

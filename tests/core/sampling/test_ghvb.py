@@ -185,7 +185,7 @@ def _multistep_error(solver, prior, schedule, x, steps: int) -> float:
 def test_the_stiff_toy_system_of_the_paper(solver, wanted):
     matrix = torch.tensor([[0.0, 1.0], [-9.0, -10.0]], dtype=torch.float64)
     times = np.linspace(0, 3, 27)
-    grid = [Level(1 - t, t, 0.0, t, 0.0, t) for t in times]
+    grid = [Level(1 - t, t, 0.0, t, 0.0) for t in times]
     x = torch.tensor([[-1.0, 0.0]], dtype=torch.float64).reshape(1, 2, 1, 1)
     start = x
     request = solver.start(x, grid)

@@ -249,14 +249,15 @@ def test_the_noise_weight_has_its_closed_form():
 
 
 def test_the_error_of_v_is_read_as_that_of_the_noise():
-    scheduler = DDIMScheduler(**{**SCHEDULE, "prediction_type": "v_prediction"})
+    scheduler, schedule = (
+        DDIMScheduler(**SCHEDULE),
+        NoiseSchedule.from_config({"_class_name": "DDIMScheduler", **SCHEDULE}),
+    )
     latents, noise, raw = torch.randn((3, 3, 4, 4, 4), generator=rng()).unbind(0)
     t = torch.tensor([10, 500, 990])
     abar = scheduler.alphas_cumprod[t].reshape(3, 1, 1, 1)
-    noisy = scheduler.add_noise(latents, noise, t)
-    eps = abar.sqrt() * raw + (1 - abar).sqrt() * noisy
+    eps = abar.sqrt() * raw + (1 - abar).sqrt() * scheduler.add_noise(latents, noise, t)
     want = (eps - noise).square().mean((1, 2, 3))
-    schedule = NoiseSchedule.from_config({**scheduler.config, "_class_name": "DDIMScheduler"})
     found = noise_error(schedule, "v_prediction", raw, latents, noise, schedule.at_index(t))
     torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-6)
 

@@ -65,7 +65,8 @@ class Level:
 
     def item(self) -> Level:
         """A level of 0-d tensors as one of floats."""
-        return Level(*(float(v) for v in (self.alpha, self.sigma, self.lam, self.model_time, self.index)), self.span)
+        alpha, sigma, lam = float(self.alpha), float(self.sigma), float(self.lam)
+        return Level(alpha, sigma, lam, float(self.model_time), float(self.index), self.span)
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,11 +129,6 @@ class NoisePath:
 def on_cpu(values: Tensor) -> Tensor:
     """Float64 on the CPU: moved, then widened, as not every device has float64."""
     return values.cpu().double()
-
-
-def is_flow(config: Mapping[str, Any]) -> bool:
-    """Whether a diffusers scheduler config describes a rectified flow."""
-    return predicts(config) == "flow_prediction"
 
 
 def predicts(config: Mapping[str, Any]) -> PredictionType:

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from ...utils.digests import digest
 from ...utils.errors import InputError
 from ...utils.seeds import sample_noise
-from ..priors.base import Condition, Prior
+from ..priors.base import Prior
 from ..priors.noise import on_cpu, predicts
+from ..priors.rows import Condition
 from .caches.hooks import network_of
 from .calibration import Calibration, Fingerprint, probe_generator
 from .denoiser import Denoiser
@@ -115,7 +116,7 @@ def calibrate_time_remap(
         batch: rows asked at once.
     """
     rows = latents.shape[0]
-    condition = condition.matched(rows)
+    condition = condition.for_batch(rows)
     noise = sample_noise(latents.shape[1:], [probe_generator(seed + i) for i in range(rows)], rows, latents.device)
     schedule = NoiseSchedule.from_config(prior.scheduler_config)
     top = float(schedule.steps - (not schedule.flow))

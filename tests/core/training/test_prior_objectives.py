@@ -249,10 +249,7 @@ def test_the_noise_weight_has_its_closed_form():
 
 
 def test_the_error_of_v_is_read_as_that_of_the_noise():
-    scheduler, schedule = (
-        DDIMScheduler(**SCHEDULE),
-        NoiseSchedule.from_config({"_class_name": "DDIMScheduler", **SCHEDULE}),
-    )
+    scheduler, schedule = DDIMScheduler(**SCHEDULE), NoiseSchedule.from_config(SD_SCHEDULE)
     latents, noise, raw = torch.randn((3, 3, 4, 4, 4), generator=rng()).unbind(0)
     t = torch.tensor([10, 500, 990])
     abar = scheduler.alphas_cumprod[t].reshape(3, 1, 1, 1)

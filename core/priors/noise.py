@@ -42,12 +42,11 @@ class Level:
     span: float = 1000.0  # model time of the whole path, N
 
     def coefficients(self, x: Tensor) -> tuple[Scalar, Scalar]:
-        """(alpha, sigma) ready to multiply x (B, ...) of any rank: floats, or (B, 1, ...) its dtype and device."""
+        """(alpha, sigma) ready to multiply x (B, ...) of any rank: floats, or (B, 1, ...) in its dtype and place."""
         if isinstance(self.alpha, Tensor) and isinstance(self.sigma, Tensor):
             shape = (-1, *[1] * (x.ndim - 1))
-            return self.alpha.reshape(shape).to(x.dtype).to(x.device), self.sigma.reshape(shape).to(x.dtype).to(
-                x.device
-            )
+            alpha, sigma = (value.reshape(shape).to(x.dtype).to(x.device) for value in (self.alpha, self.sigma))
+            return alpha, sigma
         return self.alpha, self.sigma
 
     def times(self, x: Tensor) -> Tensor:

@@ -8,7 +8,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from unproject.core.priors import FLOW_SCHEDULE, SD_SCHEDULE
@@ -224,6 +230,14 @@ def test_grids_fall_monotonically(schedule, spacing, final):
     assert all(a > b for a, b in itertools.pairwise(noise[:-1]))
     assert noise[-1] <= noise[-2] * (1 + 1e-9)  # linspace ends on index 0 itself
     assert (noise[-1] == 0) == (final == "zero")
+
+
+def test_karras_grid_is_that_of_diffusers():
+    betas = {name: value for name, value in SD_SCHEDULE.items() if "beta" in name}
+    theirs = DPMSolverMultistepScheduler(**betas, use_karras_sigmas=True)
+    theirs.set_timesteps(7)
+    ours = [level.sigma / level.alpha for level in SD.grid(7, "karras", "zero")]
+    np.testing.assert_allclose(ours, theirs.sigmas, rtol=1e-4)
 
 
 def test_logsnr_grid_is_even_in_lambda():

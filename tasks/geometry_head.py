@@ -228,7 +228,7 @@ class GeometryHead:
         """Train index T - 1; exactly pure noise on schedules with zero terminal signal."""
         last = self.schedule.steps - 1
         if self.prior.scheduler_config.get("rescale_betas_zero_snr"):
-            return Level(0.0, 1.0, -math.inf, float(last), float(last))
+            return replace(self.schedule.at_index(last), alpha=0.0, sigma=1.0, lam=-math.inf)
         return self.schedule.at_index(last)
 
     def shape(self, image_latents: Tensor) -> tuple[int, int, int]:

@@ -157,13 +157,7 @@ class HeadObjective(Objective):
         level = head.schedule.at_index(t.to(clean.device))
         noisy = head.schedule.add_noise(clean, noise, level)
         raw = head.denoiser(condition)(noisy, level).raw
-        alpha, sigma = level.coefficients(clean)
-        wanted = {
-            "epsilon": noise,
-            "sample": clean,
-            "v_prediction": alpha * noise - sigma * clean,
-            "flow_prediction": noise - clean,
-        }[head.config.kind]
+        wanted = head.schedule.target(head.config.kind, clean, noise, level)
         keep = latent_mask(valid, head.prior.vae_factor)
         error = masked_mean((raw - wanted).square().mean(1), keep[:, 0]).nan_to_num(0.0).mean()
         return LossOut(error, {"latent_mse": error.detach()})

@@ -21,7 +21,7 @@ from unproject.core.training.objectives.base import LossOut, Objective
 from unproject.core.training.trainer import Trainer
 from unproject.utils.errors import InputError
 
-LORA = Lora(rank=2, alpha=4.0)
+LORA = Lora(rank=2, alpha=4)
 
 
 def gaussian(config=SD_SCHEDULE, mean: float = 0.3, std: float = 0.6) -> GaussianMixturePrior:

@@ -12,6 +12,7 @@ import torch
 
 from unproject.pipelines.geometry_maps import Made, merged
 from unproject.pipelines.image_to_geometry import ImageToDepth, ImageToGeometry
+from unproject.tasks.codecs import DepthCodec
 from unproject.tasks.geometry_head import GeometryHead, HeadConfig
 from unproject.tasks.heads import marigold_head
 from unproject.tasks.tiling import tile_boxes
@@ -95,6 +96,6 @@ def test_uncertainty_follows_the_scale_of_its_tile() -> None:
         factor = 0.5 + torch.rand(2, 1, 1, 1, generator=rng)
         tile = box.of(truth)
         parts.append(Made({"depth": tile / factor - 0.1}, {"depth": torch.full_like(tile, 0.03) / factor}, None))
-    found = merged(Made({"depth": truth}, {"depth": truth}, None), parts, boxes, 40, 40)
+    found = merged(Made({"depth": truth}, {"depth": truth}, None), parts, boxes, (40, 40), {"depth": DepthCodec()})
     torch.testing.assert_close(found.maps["depth"], truth, rtol=0, atol=1e-4)
     torch.testing.assert_close(found.spread["depth"], torch.full_like(truth, 0.03), rtol=1e-3, atol=0)

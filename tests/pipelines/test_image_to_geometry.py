@@ -16,10 +16,11 @@ from PIL import Image
 
 from unproject.pipelines.image_to_geometry import ImageToDepth, ImageToGeometry, ImageToNormals
 from unproject.pipelines.picture_inputs import fitted, photo_camera, pictures, resized
+from unproject.tasks.codecs import DepthOutput, NormalsOutput
 from unproject.tasks.ensemble import CONSENSUS
 from unproject.tasks.geometry_head import GeometryHead, HeadConfig
 from unproject.tasks.heads import load_head, marigold_head
-from unproject.tasks.outputs import DepthOutput, NormalsOutput, png16
+from unproject.tasks.outputs import png16
 from unproject.utils.errors import InputError
 
 HELPERS = runpy.run_path(str(Path(__file__).parents[1] / "tasks" / "conftest.py"))

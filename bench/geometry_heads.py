@@ -128,7 +128,8 @@ class Truth:
     def of(cls, batch: dict[str, np.ndarray]) -> Truth:
         """Depth and normals of a batch; what is seen has a depth."""
         targets, _ = BOTH.truth(batch, torch.device("cpu"))
-        return cls(targets, targets["depth"] > 0)
+        depth_m = targets["depth"]
+        return cls(targets, depth_m > 0)
 
 
 def error_row(maps: Mapping[str, Tensor], truth: Truth) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from ..core.sampling.dpm_v3_estimation import Derivative, States, estimate_stati
 from ..core.sampling.dpm_v3_statistics import STRONG_GUIDANCE, ModelStatistics
 from ..core.sampling.flair import ErrorCurve, error_curve
 from ..core.sampling.grids import SPACINGS, Spacing
+from ..core.sampling.guidance import guided
 from ..core.sampling.noiseshift import RemapSearch, calibrate_time_remap
 from ..core.sampling.optimal_boundary import (
     BoundaryNoise,
@@ -38,7 +39,7 @@ from ..core.sampling.usf_search import SearchResult, SearchSpace, baselines, sea
 from ..utils.errors import InputError
 from ..utils.progress import Progress
 from ..utils.seeds import generator, sample_noise
-from .sampling_parts import guided, latent_shape
+from .sampling_parts import latent_shape
 from .text_to_image import TextToImage
 
 SAMPLES_KIND = "own-samples"
@@ -223,7 +224,7 @@ def _resized(pipe: TextToImage, latents: Tensor, size: int) -> Tensor:
 def measure_error_curve(pipe: TextToImage, prompts: Sequence[str], sizes: Sizes) -> ErrorCurve:
     """How far to trust the prior at each level, for `RestoreImage`."""
     found, latents = setting(pipe, prompts, sizes), own_samples(pipe, prompts, sizes)
-    return error_curve(pipe.prior, latents, found.condition, found.guidance.scale, seed=sizes.seed, batch=sizes.batch)
+    return error_curve(pipe.prior, latents, found.condition, found.guidance, seed=sizes.seed, batch=sizes.batch)
 
 
 class FoundSolver(NamedTuple):

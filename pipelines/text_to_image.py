@@ -25,12 +25,12 @@ from ..core.sampling import (
     Sampler,
     Solver,
     make_solver,
-    sample_from,
 )
 from ..core.sampling.caches import CacheConfig, caching, parse_cache
 from ..core.sampling.denoiser import Control, Remap
 from ..core.sampling.dpm_v3_statistics import ModelStatistics
 from ..core.sampling.grids import Spacing
+from ..core.sampling.guidance import guided
 from ..core.sampling.init import Init
 from ..core.sampling.sampler import StepCallback
 from ..core.sampling.solvers import CALIBRATED
@@ -44,7 +44,6 @@ from .sampling_parts import (
     StepEnd,
     check_output_type,
     delivered,
-    guided,
     latent_shape,
     mark,
     randomness,
@@ -134,7 +133,7 @@ class TextToImage(PriorPipeline):
         scale = self.settings.guidance if guidance_scale is None else guidance_scale
         self._check(scale, num_images_per_prompt, output_type, batch_size)
         _check_cache(cache, controls)
-        condition = self.prior.encode_text(prompts, negative_prompt).repeat_interleave(num_images_per_prompt)
+        condition = self.prior.encode_text(prompts, negative_prompt).repeat(num_images_per_prompt)
         guidance, condition = guided(self.prior, condition, scale, guidance_rescale)
         if cameras is not None:
             condition = condition.with_views(cameras, cameras.shape[0])
@@ -145,8 +144,8 @@ class TextToImage(PriorPipeline):
         noise = self._noise(latents, shape, generators, condition.rows)
         method = self.method(solver, statistics, eta, noise.shape[1:], scale, guidance_rescale, negative_prompt)
         levels = self.levels(method, noise.shape[1:], num_inference_steps, spacing)
-        start = init or NoiseInit()
-        left = len(start(noise, levels).levels) - 1
+        start = (init or NoiseInit())(noise, levels)
+        left = len(start.levels) - 1
         chunk = condition.rows if batch_size is None else max(batch_size // condition.frames, 1) * condition.frames
         chunks = range(0, condition.rows, chunk)
         nfe_before = self.prior.nfe
@@ -156,10 +155,10 @@ class TextToImage(PriorPipeline):
             caching(self.prior, cache, steps=left, solver=method),
         ):
             watch = watched(self, bar, callback_on_step_end)
-            run = _Run(self, guidance, method, levels, start, time_remap, tuple(controls), watch)
+            run = _Run(self, guidance, method, start.levels, time_remap, tuple(controls), watch)
             for rows in (slice(first, first + chunk) for first in chunks):
                 own = generators if isinstance(generators, torch.Generator) else generators[rows]
-                parts.append(run(condition.index(rows), noise[rows], own))
+                parts.append(run(condition.index(rows), start.x[rows], own))
         final = torch.cat(parts)
         if not bool(torch.isfinite(final).all()):
             raise UnprojectError("sampling produced values that are not finite; use dtype float32 or lower guidance")
@@ -257,17 +256,17 @@ class _Run:
     pipe: TextToImage
     guidance: Guidance
     solver: Solver
-    levels: list[Level]
-    init: Init
+    levels: Sequence[Level]
     time_remap: Remap | None
     controls: tuple[Control, ...]
     watch: StepCallback
 
-    def __call__(self, condition: Condition, noise: Tensor, generators: Generators) -> Tensor:
-        """Final latents (b, C, h, w) of some rows."""
+    def __call__(self, condition: Condition, x: Tensor, generators: Generators) -> Tensor:
+        """Final latents (b, C, h, w) of some rows that begin at x."""
+        if len(self.levels) < 2:
+            return x
         denoiser = Denoiser(self.pipe.prior, condition, self.guidance, self.time_remap, self.controls)
-        options = {"generator": generators, "callback": self.watch}
-        return sample_from(self.init, Sampler(self.solver), denoiser, noise, self.levels, **options)
+        return Sampler(self.solver).run(denoiser, x, self.levels, generator=generators, callback=self.watch)
 
 
 def _check_cache(cache: CacheConfig | str | None, controls: Sequence[Control]) -> None:

@@ -21,7 +21,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...utils.digests import digest
 from ...utils.errors import InputError
-from ..priors.base import Condition, Prior
+from ..priors.base import Prior
+from ..priors.rows import Condition
 from .calibration import Calibration, Fingerprint, condition_digest, fingerprint, probe_generator
 from .denoiser import Denoiser
 from .dpm_v3_statistics import ModelStatistics
@@ -133,7 +134,7 @@ def estimate_statistics(
     settings |= {"latents": digest({"latents": latents}), "conditions": condition_digest(condition)}
     kept = _started(resume, mark, settings, len(lambdas), latents)
     sums, done, path = kept["sums"], kept["done"], kept["path"]
-    condition = condition.matched(samples)
+    condition = condition.for_batch(samples)
     for row, lam in enumerate(lambdas.tolist()):
         if not done[row]:
             for start in range(0, samples, chunk):

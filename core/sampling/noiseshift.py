@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from ...utils.digests import digest
 from ...utils.errors import InputError
 from ...utils.seeds import sample_noise
-from ..priors.base import Condition, Prior
+from ..priors.base import Prior
 from ..priors.noise import is_flow
+from ..priors.rows import Condition
 from .caches.hooks import network_of
 from .calibration import Calibration, Fingerprint, probe_generator
 from .denoiser import Denoiser
@@ -116,7 +117,7 @@ def calibrate_time_remap(
         batch: rows asked at once.
     """
     rows = latents.shape[0]
-    condition = condition.matched(rows)
+    condition = condition.for_batch(rows)
     noise = sample_noise(latents.shape[1:], [probe_generator(seed + i) for i in range(rows)], rows, latents.device)
     schedule = NoiseSchedule.from_config(prior.scheduler_config)
     top = 1000.0 if schedule.flow else schedule.steps - 1.0

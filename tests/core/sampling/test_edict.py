@@ -9,9 +9,9 @@ import torch
 from diffusers.hooks import HookRegistry, ModelHook
 
 from unproject.core.priors import FLOW_SCHEDULE, SD_SCHEDULE, GaussianMixturePrior, load_prior
-from unproject.core.sampling import DDIM, Denoiser, Guidance, NoiseSchedule, Prediction, Sampler
+from unproject.core.sampling import DDIM, ClassifierFree, Denoiser, NoiseSchedule, Prediction, Sampler
 from unproject.core.sampling.inversion import ddim_invert, edit, invert, regenerate, truncated
-from unproject.core.sampling.solvers import Request
+from unproject.core.sampling.solvers import advanced
 from unproject.core.sampling.solvers.edict import EDICT
 from unproject.utils.errors import InputError
 
@@ -174,11 +174,11 @@ def test_refusals_give_the_reason(tiny_folders):
     prior = mixture()
     levels = NoiseSchedule.from_config(SD_SCHEDULE).grid(5)
     with pytest.raises(InputError, match=r"rescale=0\.7.*spread"):
-        invert(Denoiser(prior, prior.encode_text([""] * 3), Guidance(3.0, rescale=0.7)), noise(), levels)
+        invert(Denoiser(prior, prior.encode_text([""] * 3), ClassifierFree(3.0, rescale=0.7)), noise(), levels)
     with pytest.raises(InputError, match="mixing=0"):
         EDICT(0.0)
     with pytest.raises(InputError, match="partner has shape"):
-        EDICT(0.9, noise()[:1]).start(noise(), levels)
+        EDICT(0.9, noise()[:1])(noise(), levels)
     with pytest.raises(InputError, match="strength=0"):
         truncated(levels, 0.0)
     with pytest.raises(InputError, match="2 prompts for 3"):
@@ -199,8 +199,9 @@ def test_the_questions_are_foretold():
     grid = schedule.grid(3)
     for levels in (grid, grid[::-1]):
         solver, asked = EDICT(), []
-        answer = solver.start(torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0)), levels)
-        while isinstance(answer, Request):
-            asked.append(answer.level)
-            answer = solver.feed(Prediction(answer.x, answer.level, answer.x, "epsilon"))
-        assert solver.asks(levels) == asked
+        run = solver(torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0)), levels)
+        x, level = advanced(run)
+        while level is not None:
+            asked.append(level)
+            x, level = advanced(run, Prediction(x, level, x, "epsilon"))
+        assert [levels[k] for k in solver.asks(levels)] == asked

@@ -185,7 +185,7 @@ def test_a_grid_that_visits_its_end_twice(solver, spacing):
     noise = torch.randn(1, 2, 3, 3, generator=torch.Generator().manual_seed(0))
     x = noise
     for time in scheduler.timesteps:
-        x = scheduler.step(prior.predict(x, time, condition), time, x).prev_sample
+        x = scheduler.step(prior.predict(x, time, condition["cond"]), time, x).prev_sample
     wanted = Sampler(make_solver(solver)).run(Denoiser(prior, condition), noise, levels)
     torch.testing.assert_close(x, wanted, rtol=1e-4, atol=1e-4)
     assert scheduler.order == (2 if solver == "heun" else 1)

@@ -20,6 +20,7 @@ from torch import Tensor
 from ..core.priors import StableDiffusionPrior, load_prior
 from ..core.training.trainer import Trainer, TrainerConfig
 from ..pipelines.image_to_geometry import ImageToDepth, ImageToGeometry
+from ..tasks.codecs import convert_normals
 from ..tasks.data import AugmentConfig, GeometryData
 from ..tasks.geometry_head import GeometryHead, HeadConfig
 from ..tasks.heads import load_head
@@ -163,7 +164,8 @@ def baselines(batch: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     truth = Truth.of(batch)
     depth, normals = truth.targets["depth"], truth.targets["normals"]
     toward = torch.tensor([0.0, 0.0, 1.0]).reshape(1, 3, 1, 1).expand_as(normals)
-    mean = (normals * truth.valid).mean(0, keepdim=True).expand_as(normals)
+    stored = convert_normals(torch.from_numpy(batch["normals"]).permute(0, 3, 1, 2), "opencv", "viewer")
+    mean = (stored * truth.valid).mean(0, keepdim=True).expand_as(normals)
     planes = {kind: best_plane(depth[:, 0], truth.valid[:, 0], kind == "disparity") for kind in ("depth", "disparity")}
     made: dict[str, dict[str, Tensor]] = {
         "constant": {"depth": torch.zeros_like(depth), "normals": toward},

@@ -6,19 +6,35 @@ import struct
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from ..utils.files import atomic_path, write_bytes
-from ..utils.pictures import colourise, save_image
-
-if TYPE_CHECKING:
-    from .codecs.base import TargetCodec
+from ..utils.pictures import Picture, colourise, save_image
 
 Maps = np.ndarray | Tensor
+
+
+class WritesFiles(Protocol):
+    """What files need to know of a codec."""
+
+    name: ClassVar[str]
+    channels: ClassVar[int]
+
+    def facts(self) -> dict[str, Any]:
+        """Entries of the NPZ beside the map."""
+        ...
+
+    def levels(self, values: np.ndarray) -> np.ndarray:
+        """The map (H, W, C) as 16-bit levels."""
+        ...
+
+    def picture(self, values: np.ndarray) -> Picture:
+        """The map (H, W, C) for people."""
+        ...
 
 
 @dataclass
@@ -43,7 +59,7 @@ class TaskOutput(BaseOutput):
         return None if self.uncertainty is None else _channels_last(self.uncertainty)[..., 0]
 
     @property
-    def codec(self) -> TargetCodec:
+    def codec(self) -> WritesFiles:
         """What is special about these maps."""
         raise TypeError(f"{type(self).__name__} names no codec")
 

@@ -18,7 +18,8 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from ..core.sampling import Prediction
-from ..core.training.objectives.base import LossOut, Objective, fixed_init
+from ..core.training.loss import LossOut
+from ..core.training.objectives.base import Objective, fixed_init
 from ..utils.pictures import grid, save_image, to_uint8
 from .data import AugmentConfig, GeometryData
 from .geometry_head import GeometryHead, HeadConfig

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from ...utils.errors import InputError
 from ...utils.regrown import Regrown
 from .checkpoints import Tensors, copy_into, load_optimizer_state, optimizer_state
-from .objectives.base import Loss
+from .loss import Loss
 
 if TYPE_CHECKING:
     from diffusers.training_utils import EMAModel

@@ -41,7 +41,8 @@ from .checkpoints import (
 from .config import TrainerConfig, learning_rate, optimizer_of
 from .loop import Loop
 from .loop_parts import Window, check_recipe, drop_newer, stop_signals
-from .objectives.base import BatchLoss, Loss, LossOut, Playing, Trainable
+from .loss import Loss, LossOut
+from .objectives.base import BatchLoss, Playing, Trainable
 from .players import Player, Turn
 from .sampling_order import ORDER, Data, SampleOrder, fetch, seed_of
 

@@ -22,7 +22,8 @@ from ....utils.pictures import grid, save_image
 from ...sampling.levels import Level, NoiseSchedule
 from ..export import folder_path
 from ..latents import LatentSet
-from .base import LossOut, Objective, fixed_init
+from ..loss import LossOut
+from .base import Objective, fixed_init
 from .tokenizer import save_tokenizer, text_config
 
 # Stable Diffusion's schedule. Trailing spacing starts few-step sampling at t = 999, where the noise of training ends.

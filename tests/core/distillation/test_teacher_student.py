@@ -17,7 +17,8 @@ from unproject.core.priors import FLOW_SCHEDULE, SD_SCHEDULE, GaussianMixturePri
 from unproject.core.sampling import DDIM, Sampler
 from unproject.core.training.checkpoints import latest_checkpoint, read_tensors
 from unproject.core.training.config import TrainerConfig
-from unproject.core.training.objectives.base import LossOut, Objective
+from unproject.core.training.loss import LossOut
+from unproject.core.training.objectives.base import Objective
 from unproject.core.training.trainer import Trainer
 from unproject.utils.errors import InputError
 

@@ -19,7 +19,8 @@ from torch.multiprocessing import start_processes
 
 from unproject.core.training.checkpoints import latest_checkpoint
 from unproject.core.training.config import TrainerConfig
-from unproject.core.training.objectives.base import LossOut, Objective, Playing, fixed_init
+from unproject.core.training.loss import LossOut
+from unproject.core.training.objectives.base import Objective, Playing, fixed_init
 from unproject.core.training.players import Moves, Player, Regrown
 from unproject.core.training.trainer import Trainer
 from unproject.utils.errors import InputError

@@ -27,10 +27,10 @@ FLOAT, UINT32 = 5126, 5125
 ARRAY_BUFFER, ELEMENT_BUFFER = 34962, 34963
 LINEAR, LINEAR_MIPMAP, CLAMP, REPEAT = 9729, 9987, 33071, 10497
 COMPONENTS: dict[int, np.dtype[Any]] = {5121: np.dtype("<u1"), 5123: np.dtype("<u2"), FLOAT: np.dtype("<f4")}
-WIDTHS = {"VEC3": 3, "VEC4": 4}
+WIDTHS = {"SCALAR": 1, "VEC3": 3, "VEC4": 4}
 
 
-class _Builder:
+class Builder:
     """Collects buffer views and accessors of one binary chunk."""
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class _Builder:
             "bufferView": self.view(array.tobytes(), ARRAY_BUFFER),
             "componentType": FLOAT,
             "count": len(array),
-            "type": f"VEC{array.shape[1]}",
+            "type": f"VEC{array.shape[1]}" if array.shape[1] > 1 else "SCALAR",
         }
         if with_bounds:
             entry["min"], entry["max"] = array.min(axis=0).tolist(), array.max(axis=0).tolist()
@@ -71,7 +71,7 @@ class _Builder:
 
 def write_glb(mesh: StoredMesh) -> bytes:
     """The GLB file of a mesh as bytes."""
-    builder = _Builder()
+    builder = Builder()
     needs_tangents = mesh.uv is not None and "normal" in mesh.textures
     if needs_tangents and mesh.vertex_normals is None:
         mesh = mesh.with_smooth_normals()
@@ -101,10 +101,10 @@ def write_glb(mesh: StoredMesh) -> bytes:
         **_material(mesh.textures if textured else {}, builder, wrap),
         "accessors": builder.accessors,
     }
-    return _container(document, builder)
+    return container(document, builder)
 
 
-def _material(textures: dict[str, NDArray[np.uint8]], builder: _Builder, wrap: int) -> dict[str, Any]:
+def _material(textures: dict[str, NDArray[np.uint8]], builder: Builder, wrap: int) -> dict[str, Any]:
     """The material, texture, sampler and image entries; roughness 1 and metallic 0 unless a texture says otherwise."""
     images = []
     places: dict[str, int] = {}
@@ -133,7 +133,8 @@ def _material(textures: dict[str, NDArray[np.uint8]], builder: _Builder, wrap: i
     }
 
 
-def _container(document: dict[str, Any], builder: _Builder) -> bytes:
+def container(document: dict[str, Any], builder: Builder) -> bytes:
+    """GLB bytes of a document and what its builder collected."""
     blob = bytes(builder.blob) + b"\0" * (-len(builder.blob) % 4)
     document = {**document, "bufferViews": builder.views, "buffers": [{"byteLength": len(blob)}]}
     text = json.dumps(document, separators=(",", ":")).encode()
@@ -152,18 +153,26 @@ def read_colors(data: bytes) -> Tensor | None:
     primitives = [p for mesh in document.get("meshes", []) for p in mesh.get("primitives", [])]
     if len(primitives) != 1 or "COLOR_0" not in primitives[0].get("attributes", {}):
         return None
+    return accessor_values(document, blob, primitives[0]["attributes"]["COLOR_0"])[:, :3]
+
+
+def accessor_values(document: dict[str, Any], blob: bytes, index: int) -> Tensor:
+    """Values (N, C) of a vertex attribute as float32; integers as shares of their largest.
+
+    Raises InputError when it is damaged, of another type, or reaches beyond the binary chunk.
+    """
     try:
-        accessor = document["accessors"][primitives[0]["attributes"]["COLOR_0"]]
+        accessor = document["accessors"][index]
         view = document["bufferViews"][accessor["bufferView"]]
         dtype, width = COMPONENTS[accessor["componentType"]], WIDTHS[accessor["type"]]
         packed = width * dtype.itemsize
         start = view.get("byteOffset", 0) + accessor.get("byteOffset", 0)
-        strides = (view.get("byteStride", packed), dtype.itemsize)
+        strides = (max(view.get("byteStride", packed), packed), dtype.itemsize)
         values: NDArray[Any] = np.ndarray((accessor["count"], width), dtype, blob, offset=start, strides=strides)
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise InputError(f"the glTF colours are damaged: {error}") from error
+        raise InputError(f"the glTF attributes are damaged: {error}") from error
     scale = 1.0 if dtype.kind == "f" else float(np.iinfo(dtype).max)
-    return torch.from_numpy(values[:, :3].astype(np.float32) / scale)
+    return torch.from_numpy(values.astype(np.float32) / scale)
 
 
 def split_chunks(data: bytes) -> tuple[dict[str, Any], bytes]:

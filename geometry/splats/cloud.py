@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ...utils.errors import InputError
+from ..cameras import quaternion_from_rotation
 from .harmonics import C0, count_of, degree_of, rotated
 
 MODES = ("default", "mip", "2dgs")  # what a file's SplatRenderMode may be
@@ -74,6 +76,12 @@ class GaussianCloud:
         logits = points.new_full((len(points),), math.log(opacity / (1 - opacity)))
         return cls(points.clone(), size.log()[:, None].expand(-1, 3).clone(), turn, logits, sh)
 
+    @classmethod
+    def cat(cls, clouds: Sequence[GaussianCloud]) -> GaussianCloud:
+        """Joins clouds of one degree; the mode is that of the first."""
+        parts = {name: torch.cat([getattr(cloud, name) for cloud in clouds]) for name in FIELDS}
+        return cls(**parts, mode=clouds[0].mode)
+
     def __len__(self) -> int:
         return len(self.means)
 
@@ -132,8 +140,6 @@ class GaussianCloud:
         if not math.isfinite(scale) or scale < 1e-12:
             raise InputError("splats: the transform is singular")
         sh = rotated(self.sh, linear / scale)  # refuses what is no rotation
-        from ..cameras import quaternion_from_rotation
-
         turn = quaternion_from_rotation(linear / scale).to(self.quaternions)
         return replace(
             self,

@@ -1,0 +1,130 @@
+"""Splats in a GLB: points with the extension KHR_gaussian_splatting, kernel "ellipse", in glTF's axes.
+
+Rotations are unit (x, y, z, w), scales linear, opacities in [0, 1]; COLOR_0 is what viewers without the extension see.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...utils.errors import InputError
+from ..cameras import GLTF_FROM_WORLD, rotation_from_quaternion
+from ..colors import linear_from_srgb
+from ..glb import Builder, accessor_values, container, split_chunks
+from .cloud import GaussianCloud
+from .harmonics import MAX_DEGREE
+
+NAME = "KHR_gaussian_splatting"
+SPACE = "srgb_rec709_display"
+POINTS = 0
+NODES_MAX = 10_000
+
+
+def gltf_axes(cloud: GaussianCloud, back: bool = False) -> GaussianCloud:
+    """Turned from our world to glTF's (y up, front +z), harmonics included; or back."""
+    matrix = torch.eye(4, dtype=torch.float64)
+    matrix[:3, :3] = torch.tensor(GLTF_FROM_WORLD, dtype=torch.float64)
+    return cloud.transformed(matrix.mT if back else matrix)
+
+
+def write_glb(cloud: GaussianCloud) -> bytes:
+    """The file of a cloud in our world."""
+    cloud = gltf_axes(cloud.detached())
+    builder = Builder()
+    turn = torch.nn.functional.normalize(cloud.quaternions, dim=-1).roll(-1, dims=1)
+    color = torch.cat([linear_from_srgb(cloud.colors.clamp(0, 1)), cloud.opacities[:, None]], dim=-1)
+    attributes = {
+        "POSITION": builder.floats(cloud.means, with_bounds=True),
+        "COLOR_0": builder.floats(color),
+        f"{NAME}:ROTATION": builder.floats(turn),
+        f"{NAME}:SCALE": builder.floats(cloud.scales),
+        f"{NAME}:OPACITY": builder.floats(cloud.opacities[:, None]),
+    }
+    for degree in range(cloud.degree + 1):
+        for index in range(2 * degree + 1):
+            attributes[_coefficient(degree, index)] = builder.floats(cloud.sh[:, degree**2 + index])
+    own = {"kernel": "ellipse", "colorSpace": SPACE, "projection": "perspective", "sortingMethod": "cameraDistance"}
+    primitive = {"attributes": attributes, "mode": POINTS, "extensions": {NAME: own}}
+    document: dict[str, Any] = {
+        "asset": {"version": "2.0", "generator": "unproject"},
+        "extensionsUsed": [NAME],
+        "scene": 0,
+        "scenes": [{"nodes": [0]}],
+        "nodes": [{"mesh": 0, "name": "splats"}],
+        "meshes": [{"primitives": [primitive], "name": "splats"}],
+        "accessors": builder.accessors,
+    }
+    return container(document, builder)
+
+
+def read_glb(data: bytes, where: str) -> GaussianCloud:
+    """All splats of a GLB in our world, moved by their nodes. Raises InputError when there are none."""
+    document, blob = split_chunks(data)
+    clouds = []
+    try:
+        for mesh, matrix in _placed(document):
+            for primitive in document["meshes"][mesh]["primitives"]:
+                if NAME in primitive.get("extensions", {}):
+                    clouds.append(_cloud(document, blob, primitive).transformed(matrix))
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{where}: the glTF splats are damaged: {error!r}") from error
+    if not clouds:
+        raise InputError(f"{where} holds no {NAME}; meshes are read with Mesh.load")
+    degree = max(cloud.degree for cloud in clouds)
+    filled = [cloud.with_degree(degree) for cloud in clouds]
+    return gltf_axes(GaussianCloud.cat(filled), back=True)
+
+
+def _coefficient(degree: int, index: int) -> str:
+    return f"{NAME}:SH_DEGREE_{degree}_COEF_{index}"
+
+
+def _cloud(document: dict[str, Any], blob: bytes, primitive: dict[str, Any]) -> GaussianCloud:
+    """One primitive in its own axes."""
+    attributes, own = primitive["attributes"], primitive["extensions"][NAME]
+    if own.get("kernel", "ellipse") != "ellipse" or own.get("colorSpace", SPACE) != SPACE:
+        raise InputError(f"splats of kernel {own.get('kernel')!r} in {own.get('colorSpace')!r} are not supported")
+    if own.get("extensions"):
+        raise InputError(f"splats with {', '.join(own['extensions'])} are not supported; save them uncompressed")
+
+    def values(name: str) -> Tensor:
+        return accessor_values(document, blob, attributes[name])
+
+    degree = max(d for d in range(MAX_DEGREE + 1) if _coefficient(d, 0) in attributes)
+    sh = [values(_coefficient(d, i)) for d in range(degree + 1) for i in range(2 * d + 1)]
+    rotation, opacity = values(f"{NAME}:ROTATION").roll(1, dims=1), values(f"{NAME}:OPACITY")[:, 0]
+    return GaussianCloud.from_values(values("POSITION"), values(f"{NAME}:SCALE"), rotation, opacity, torch.stack(sh, 1))
+
+
+def _placed(document: dict[str, Any]) -> list[tuple[int, Tensor]]:
+    """(mesh, world matrix (4, 4)) of every node that shows one."""
+    nodes, found = document.get("nodes", []), []
+    children = {child for node in nodes for child in node.get("children", [])}
+    left = [(index, torch.eye(4, dtype=torch.float64)) for index in range(len(nodes)) if index not in children]
+    seen = 0
+    while left:
+        index, above = left.pop()
+        node, seen = nodes[index], seen + 1
+        if seen > NODES_MAX:
+            raise InputError(f"the glTF has more than {NODES_MAX} nodes, or a circle among them")
+        matrix = above @ _matrix(node)
+        if "mesh" in node:
+            found.append((node["mesh"], matrix))
+        left += [(child, matrix) for child in node.get("children", [])]
+    return found
+
+
+def _matrix(node: dict[str, Any]) -> Tensor:
+    """The transform (4, 4) of a node."""
+    if "matrix" in node:
+        return torch.tensor(node["matrix"], dtype=torch.float64).view(4, 4).mT
+    matrix = torch.eye(4, dtype=torch.float64)
+    turn = torch.tensor(node.get("rotation", [0.0, 0, 0, 1]), dtype=torch.float64)
+    matrix[:3, :3] = rotation_from_quaternion(turn.roll(1)) * torch.tensor(node.get("scale", [1.0, 1, 1])).double()
+    matrix[:3, 3] = torch.tensor(node.get("translation", [0.0, 0, 0]), dtype=torch.float64)
+    return matrix

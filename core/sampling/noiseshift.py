@@ -170,7 +170,7 @@ def _error(
         schedule = denoiser.schedule
         found = denoiser(schedule.add_noise(x0, eps, level), level)
         wanted = schedule.target(found.kind, x0, eps, level)
-        total += float((found.raw - wanted).square().mean(dim=(1, 2, 3)).double().sum())
+        total += float((found.raw - wanted).square().mean(dim=(1, 2, 3)).cpu().double().sum())
     return total / latents.shape[0]
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from unproject.core.priors import load_prior, registry
+from unproject.core.priors import load_prior
+from unproject.core.priors.registry import registry
 from unproject.core.sampling import NoiseSchedule
 from unproject.utils.errors import InputError
 

@@ -105,7 +105,7 @@ def head_names() -> list[str]:
     """The geometry heads: the embedded one and those of the registry."""
     from ..utils.configs import config_path, read_yaml
 
-    return ["toybox", *read_yaml(config_path("tasks/heads"))["heads"]]
+    return ["toybox", *read_yaml(config_path("heads"))["heads"]]
 
 
 def prior_names() -> list[str]:

@@ -9,7 +9,6 @@ import contextlib
 import difflib
 import functools
 import inspect
-import os
 import re
 import warnings
 from collections.abc import Iterable, Iterator
@@ -21,7 +20,7 @@ import torch
 
 from ...utils.configs import load_config
 from ...utils.errors import InputError
-from ...utils.files import read_json
+from ...utils.files import read_json, weights_root
 from .base import Prior, Recommended
 from .diffusers import FAMILIES, StableDiffusionPrior
 from .embedded import (
@@ -75,11 +74,6 @@ class Registry:
 def registry() -> dict[str, PriorEntry]:
     """The known backbones by id."""
     return load_config(Registry, "priors").priors
-
-
-def weights_root() -> Path:
-    """Folder of the embedded weights: UNPROJECT_WEIGHTS or the package's weights/."""
-    return Path(os.environ.get("UNPROJECT_WEIGHTS") or Path(__file__).resolve().parents[2] / "weights")
 
 
 def available() -> dict[str, str]:

@@ -171,7 +171,7 @@ def _moments(
     denoiser: Denoiser, clean: Tensor, noise: Tensor, along: Tensor, lam: float, derivative: Derivative
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sums over states of FIELDS, (fields, C, h, w) float64, at one lambda; and x0 and eps there."""
-    at = torch.full((clean.shape[0],), lam, dtype=torch.float64)  # on the CPU, as levels are
+    at = torch.full((clean.shape[0],), lam, dtype=torch.float64)
     level = denoiser.schedule.at_lambda(at)
     alpha, sigma = level.coefficients(clean)
     x = denoiser.schedule.add_noise(clean, noise, level)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from ....utils.errors import InputError
 from ....utils.files import read_json, write_json
@@ -22,8 +22,9 @@ from ....utils.pictures import grid, save_image
 from ...sampling.levels import Level, NoiseSchedule
 from ..export import folder_path
 from ..latents import LatentSet
-from .base import LossOut, Objective, fixed_init
-from .tokenizer import save_tokenizer
+from ..loss import LossOut
+from .base import Objective, fixed_init
+from .tokenizer import save_tokenizer, text_config
 
 # Stable Diffusion's schedule. Trailing spacing starts few-step sampling at t = 999, where the noise of training ends.
 SCHEDULE = {
@@ -216,20 +217,7 @@ def build_unet(config: DiffusionConfig) -> UNet2DConditionModel:
 
 def build_text_encoder(config: DiffusionConfig, tokenizer: CLIPTokenizer) -> CLIPTextModel:
     """A small CLIP text model for this tokenizer."""
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=config.text_width,
-            intermediate_size=4 * config.text_width,
-            projection_dim=config.text_width,
-            num_hidden_layers=config.text_layers,
-            num_attention_heads=config.text_heads,
-            max_position_embeddings=tokenizer.model_max_length,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
+    return CLIPTextModel(text_config(tokenizer, config.text_width, config.text_layers, config.text_heads))
 
 
 def token_ids(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:

@@ -24,7 +24,8 @@ from ....utils.pictures import grid, save_image
 from ...sampling.levels import NoiseSchedule
 from ..export import folder_path
 from ..latents import LatentSet
-from .base import LossOut, Objective, fixed_init
+from ..loss import LossOut
+from .base import Objective, fixed_init
 from .diffusion import drop, token_ids
 from .flow_networks import FlowNetworks, HeavyLastKey, build_text_encoder, build_transformer
 from .tokenizer import save_tokenizer

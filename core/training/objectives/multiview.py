@@ -23,7 +23,8 @@ from ...priors.multiview import FRAMES, inflate
 from ...sampling import DDIM, Denoiser, NoiseSchedule, Sampler
 from ..export import folder_path
 from ..latents import ViewGroups
-from .base import LossOut, Objective, fixed_init
+from ..loss import LossOut
+from .base import Objective, fixed_init
 from .diffusion import NoiseLossConfig, drop, noise_error, noise_weight, token_ids, write_pipeline
 
 

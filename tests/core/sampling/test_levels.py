@@ -245,6 +245,16 @@ def test_logsnr_grid_is_even_in_lambda():
     np.testing.assert_allclose(np.diff(lambdas), np.diff(lambdas)[0], rtol=1e-9)
 
 
+@pytest.mark.parametrize("schedule", [SD, FLOW])
+def test_karras_grid_is_that_of_the_paper(schedule):
+    """sigma_i = (s_0^(1/7) + i / (n - 1) (s_n^(1/7) - s_0^(1/7)))^7 of sigma / alpha (Karras et al. 2022, eq. 5)."""
+    levels = [level for level in schedule.grid(9, "karras", "index0")[:9] if level.alpha > 0]  # flows begin at noise
+    sigmas = np.array([level.sigma / level.alpha for level in levels])
+    first, last = sigmas[0] ** (1 / 7), sigmas[-1] ** (1 / 7)
+    np.testing.assert_allclose(sigmas, (first + np.linspace(0, 1, len(sigmas)) * (last - first)) ** 7, rtol=1e-9)
+    assert abs(np.log(sigmas[4]) - np.log(sigmas[[0, -1]]).mean()) > 0.1  # another exponent would be seen
+
+
 def test_add_noise_matches_diffusers():
     x0, noise = torch.randn(2, 3, 4, 4, 4, generator=torch.Generator().manual_seed(1))[:2]
     times = torch.tensor([5, 500, 999])

@@ -22,7 +22,7 @@ from ..core.training.checkpoints import (
     save_checkpoint,
 )
 from ..core.training.loop import Loop
-from ..core.training.objectives.base import LossOut
+from ..core.training.loss import LossOut
 from ..core.training.players import Moves, Player, Turn, named_groups
 from ..geometry.cameras import Camera
 from ..geometry.outputs import RenderOutput

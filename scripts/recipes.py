@@ -256,8 +256,10 @@ def geometry_job(values: dict[str, Any]) -> Job:
         head = GeometryHead(prior, random_unet_like(head.unet, recipe.trainer.seed), recipe.head)
     elif recipe.start_from != "prior":
         begin_with(head.unet, GeometryHead.load(recipe.start_from).unet, recipe.start_from)
-    train = GeometryData([RenderedSet(folder) for folder in recipe.train], recipe.model.augment)
-    held_out = GeometryData([RenderedSet(folder) for folder in recipe.val], recipe.model.augment)
+    train, held_out = (
+        GeometryData([RenderedSet(folder) for folder in folders], recipe.model.augment, head.codec.columns())
+        for folders in (recipe.train, recipe.val)
+    )
     objective = HeadObjective(recipe.model, head, held_out)
 
     def export(out: Path) -> Path:

@@ -16,6 +16,7 @@ import yaml
 
 from ..utils.configs import CONFIGS, read_yaml
 from ..utils.errors import InputError, UnprojectError
+from ..utils.threads import pin
 from .recipes import RECIPES, Job
 
 
@@ -28,8 +29,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--resume", action="store_true", help="continue from the newest checkpoint in --out")
     parser.add_argument("--export", action="store_true", help="only write export/ from the newest checkpoint")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu"))
+    parser.add_argument("--threads", type=int, default=1, help="processor threads of each process (default 1)")
     options = parser.parse_args(arguments)
     try:
+        pin(options.threads)
         make, values = read_recipe(options.recipe, options.set)
         out = options.out or Path("runs") / Path(options.recipe).stem
         run(make(values), out, options.resume, options.export, options.device)

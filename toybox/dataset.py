@@ -101,14 +101,14 @@ def group_cameras(
     return [o.camera(size) for o in orbits], [asdict(o) for o in orbits]
 
 
-def render_group(job: RenderJob, index: int) -> dict[str, Any]:
-    """Renders one group: arrays (n, ...) and one metadata record a view."""
+def render_group(job: RenderJob, index: int, count: int | None = None) -> dict[str, Any]:
+    """Renders one group or its first `count` views: arrays (n, ...) and one metadata record a view."""
     program = draw(job.split, index, job.kind)
     scene = make_scene(program, index)
     renderer = Renderer(scene)
     cameras, views = group_cameras(job.split, job.kind, index, scene, job.size)
     out: dict[str, list[np.ndarray]] = {"rgb": [], "depth_m": [], "normal": [], "c2w": [], "K": []}
-    for camera in cameras:
+    for camera in cameras[:count]:
         c2w, K = camera.c2w[0].numpy(), camera.K[0].numpy()
         view = renderer.render(c2w.astype(float), K.astype(float), job.size, geometry=job.geometry)
         out["rgb"].append(np.round(view.rgb * 255).astype(np.uint8))
@@ -118,7 +118,7 @@ def render_group(job: RenderJob, index: int) -> dict[str, Any]:
             assert view.depth_m is not None and view.normal is not None
             out["depth_m"].append(view.depth_m.astype(np.float16))
             out["normal"].append(np.round((view.normal @ c2w[:3, :3]) * 127).astype(np.int8))  # camera axes
-    records = [{"group": index, "program": program_to_json(program), **view} for view in views]
+    records = [{"group": index, "program": program_to_json(program), **view} for view in views[:count]]
     return {**{k: np.stack(v) for k, v in out.items() if v}, "records": records}
 
 

@@ -25,7 +25,8 @@ from ..sampling import DDIM, Denoiser, Level, Prediction
 from ..sampling.focus import Cost, cost_gradient
 from ..sampling.sampler import Denoise
 from ..sampling.solvers.ddim import ancestral_std, noised_mean
-from ..training.objectives.base import LossOut, Objective
+from ..training.loss import LossOut
+from ..training.objectives.base import Objective
 from .student import Student
 from .teacher import Teacher, rollout
 

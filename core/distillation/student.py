@@ -40,7 +40,7 @@ class Lora:
     """A low-rank adapter: W + (alpha / rank) B A with B = 0 at first."""
 
     rank: int = 16
-    alpha: float = 16.0
+    alpha: int = 16
     targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
     """ends of the names of the linear maps that get one"""
 

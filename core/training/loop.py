@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...utils.errors import UnprojectError
 from .checkpoints import Tensors, copy_into
-from .objectives.base import Loss
+from .loss import Loss
 from .players import Player, Turn
 
 LossOf = Callable[[Turn], Loss]

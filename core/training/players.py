@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from ...utils.errors import InputError
 from ...utils.regrown import Regrown
 from .checkpoints import Tensors, copy_into, load_optimizer_state, optimizer_state
-from .objectives.base import Loss
+from .loss import Loss
 
 if TYPE_CHECKING:
     from diffusers.training_utils import EMAModel
@@ -218,6 +218,7 @@ def _rowed(slot: Any, parameter: Tensor) -> bool:
 
 
 def _average(named: Mapping[str, nn.Parameter], decay: float) -> EMAModel:
+    """Diffusers' average with its warm-up; torch's AveragedModel copies whole modules, what is frozen in them too."""
     from diffusers.training_utils import EMAModel  # heavy: not every player has an average
 
     return EMAModel(named.values(), decay=decay, foreach=True)

@@ -41,7 +41,8 @@ from .checkpoints import (
 from .config import TrainerConfig, learning_rate, optimizer_of
 from .loop import Loop
 from .loop_parts import Window, check_recipe, drop_newer, stop_signals
-from .objectives.base import BatchLoss, Loss, LossOut, Playing, Trainable
+from .loss import Loss, LossOut
+from .objectives.base import BatchLoss, Playing, Trainable
 from .players import Player, Turn
 from .sampling_order import ORDER, Data, SampleOrder, fetch, seed_of
 
@@ -122,12 +123,13 @@ class Trainer:
         """
         self._open(resume)
         began, seconds_before = time.monotonic(), self.seconds
-        window = Window()
+        window, first = Window(), next(iter(self.loop.players))
+        shown = "loss" if len(self.loop.players) == 1 else f"{first}/loss"
         with stop_signals(self._request_stop), Progress(self.config.steps - self.step, "training") as bar:
             while self.step < self.config.steps and not self.engine.agree(bool(self._stop)):
                 window.add(self.loop.advance())
                 self.seconds = seconds_before + time.monotonic() - began
-                bar.advance(1, loss=window.last("loss"))
+                bar.advance(1, loss=window.last(shown))
                 self._housekeeping(window)
                 if self.config.max_minutes is not None and time.monotonic() - began > 60 * self.config.max_minutes:
                     self._stop = self._stop or "time"

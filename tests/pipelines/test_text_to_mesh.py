@@ -321,8 +321,13 @@ def test_view_words_follow_the_camera():
     assert view_classes(camera) == ["front", "front", "side", "back", "back", "side", "top"]
 
     class Words(BoxPrior):
-        def predict(self, x, time, condition, **_):
-            self.asked = condition.prompts
+        def encode_text(self, prompts, negative=None):
+            self.texts = list(prompts)
+            numbers = Rows({"text": torch.arange(len(prompts)).float()[:, None, None]})
+            return Condition({"cond": numbers, "null": numbers}, self.texts)
+
+        def predict(self, x, time, rows):
+            self.asked = [self.texts[int(number)] for number in rows["text"].flatten()]
             return torch.zeros_like(x)
 
     model = Words()

@@ -183,6 +183,22 @@ def test_background_and_coverage_blend_in_linear_light(ball: Ball, orbit: Camera
     np.testing.assert_allclose(view.rgb[0, 0], 0.4, atol=1e-5)
 
 
+def test_coverage_and_light_are_means_over_the_samples_of_a_pixel(ball: Ball, orbit: Camera) -> None:
+    """The slow twin: a picture of three times the size with one sample a pixel has the same rays."""
+    scene = lit(ball(0.7, 0.5), constant_light(0.4, sun=1.0), background=0.3)
+    c2w, K = orbit(20, 35, 24)
+    view = Renderer(scene).render(c2w, K, (24, 20), samples=3, geometry=False)
+    fine = Renderer(scene).render(c2w, np.diag([3.0, 3.0, 1.0]) @ K, (72, 60), samples=1, geometry=False)
+    assert view.foreground_linear is not None and fine.foreground_linear is not None
+    for small, large in ((view.alpha, fine.alpha), (view.foreground_linear, fine.foreground_linear)):
+        blocks = np.stack([large[i::3, j::3] for i in range(3) for j in range(3)])
+        np.testing.assert_allclose(small, blocks.mean(0), atol=2e-3)
+        assert (np.ptp(blocks, axis=0) > 0.2).sum() > 0
+    np.testing.assert_allclose(
+        view.alpha, np.stack([fine.alpha[i::3, j::3] for i in range(3) for j in range(3)]).mean(0)
+    )
+
+
 def test_srgb_round_trip() -> None:
     values = np.linspace(0, 1, 257)
     np.testing.assert_allclose(srgb_from_linear(linear_from_srgb(values)), values, atol=1e-6)

@@ -6,31 +6,14 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-if TYPE_CHECKING:
-    from ..players import Player
-    from ..trainer import TrainerConfig
-
-
-class LossOut(NamedTuple):
-    """A scalar to minimise and named scalars to log."""
-
-    loss: Tensor
-    logs: Mapping[str, Tensor | float]
-
-
-class Loss(Protocol):
-    """What a trainer reads of a loss; `LossOut` is one."""
-
-    @property
-    def loss(self) -> Tensor: ...
-
-    @property
-    def logs(self) -> Mapping[str, Tensor | float]: ...
+from ..config import TrainerConfig
+from ..loss import Loss, LossOut
+from ..players import Player
 
 
 class Trainable(Protocol):

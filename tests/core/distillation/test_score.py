@@ -51,13 +51,13 @@ def test_recon_without_rescale_is_sds_with_sigma_over_alpha(kind, t):
     model = prior(kind)
     score = ScoreDistillation(PLAIN, model, model.encode_text("any"))
     x, noise, index = draw(3, 2, 4, 4), draw(3, 2, 4, 4, seed=1), torch.full((3,), t)
-    level = NoiseSchedule.from_config(model.scheduler_config).at_index(index)
-    noised = level.alpha * x + level.sigma * noise
-    eps = level.sigma * (noised - level.alpha * MU) / (level.alpha**2 * TAU**2 + level.sigma**2)
-    expected = level.sigma / level.alpha * (eps - noise)
+    alpha, sigma = NoiseSchedule.from_config(model.scheduler_config).at_index(index).coefficients(x)
+    noised = alpha * x + sigma * noise
+    eps = sigma * (noised - alpha * MU) / (alpha**2 * TAU**2 + sigma**2)
+    expected = sigma / alpha * (eps - noise)
     got = gradient(score, x, noise, index)
     assert float((got - expected).norm() / expected.norm()) < 1e-6
-    for weight, factor in (("sigma2", level.sigma**2), ("product", level.sigma * level.alpha), ("one", 1.0)):
+    for weight, factor in (("sigma2", sigma**2), ("product", sigma * alpha), ("one", 1.0)):
         other = ScoreDistillation(replace(SDS, weight=weight), model, model.encode_text("any"))
         wanted = factor * (eps - noise)
         assert float((gradient(other, x, noise, index) - wanted).norm() / wanted.norm()) < 1e-6
@@ -314,9 +314,9 @@ def test_a_walked_target_is_the_end_of_the_probability_flow(kind):
     """A Gaussian's flow is known: x_t moves to mu + tau (x_t - alpha mu) / spread(x_t), the nearer the more steps."""
     model, index = prior(kind), torch.full((2,), 700)
     x, noise = draw(2, 2, 4, 4), draw(2, 2, 4, 4, seed=1)
-    level = NoiseSchedule.from_config(model.scheduler_config).at_index(index)
-    noised = level.alpha * x + level.sigma * noise
-    end = MU + TAU * (noised - level.alpha * MU) / (level.alpha**2 * TAU**2 + level.sigma**2).sqrt()
+    alpha, sigma = NoiseSchedule.from_config(model.scheduler_config).at_index(index).coefficients(x)
+    noised = alpha * x + sigma * noise
+    end = MU + TAU * (noised - alpha * MU) / (alpha**2 * TAU**2 + sigma**2).sqrt()
     errors, calls = [], []
     for steps in (1, 5, 22, 91):
         score, before = (

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from unproject.core.training.checkpoints import latest_checkpoint, read_document, read_tensors, save_checkpoint
 from unproject.core.training.loop import Loop
-from unproject.core.training.objectives.base import LossOut
+from unproject.core.training.loss import LossOut
 from unproject.core.training.players import Player, Regrown, named_groups
 from unproject.utils.errors import InputError
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from unproject.core.training.loop import Loop, Plain
-from unproject.core.training.objectives.base import LossOut
+from unproject.core.training.loss import LossOut
 from unproject.core.training.players import Moves, Player, Turn, named_groups
 from unproject.utils.errors import InputError, UnprojectError
 

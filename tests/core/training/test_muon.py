@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.multiprocessing import start_processes
 
 from unproject.core.training.checkpoints import load_optimizer_state, optimizer_state
 from unproject.core.training.muon import RMS, Muon, matrix_groups, orthogonalise, orthogonalised
@@ -130,13 +131,15 @@ def _matrices() -> list[torch.Tensor]:
 
 
 def _share(rank: int, store: str, out: str) -> None:
+    torch.set_num_threads(1)  # a fork has none of its parent's threads
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     save_file({str(i): m.contiguous() for i, m in enumerate(orthogonalised(_matrices()))}, f"{out}-{rank}")
     dist.destroy_process_group()
 
 
 def test_processes_share_the_work_and_get_the_same(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_share, (str(tmp_path / "store"), str(tmp_path / "out")), nprocs=2)
+    arguments = (str(tmp_path / "store"), str(tmp_path / "out"))
+    start_processes(_share, arguments, nprocs=2, start_method="fork")  # spawned ones import for seconds
     alone = orthogonalised(_matrices())
     for rank in (0, 1):
         together = load_file(tmp_path / f"out-{rank}")

@@ -15,7 +15,8 @@ from torch import nn
 
 from unproject.core.training import checkpoints
 from unproject.core.training.config import TrainerConfig
-from unproject.core.training.objectives.base import LossOut, Objective, fixed_init
+from unproject.core.training.loss import LossOut
+from unproject.core.training.objectives.base import Objective, fixed_init
 from unproject.core.training.players import Player
 from unproject.core.training.sampling_order import SampleOrder, fetch, seed_of
 from unproject.core.training.trainer import Trainer

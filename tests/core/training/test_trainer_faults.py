@@ -13,7 +13,8 @@ from torch import nn
 
 from unproject.core.training.checkpoints import latest_checkpoint, read_document, read_tensors
 from unproject.core.training.config import TrainerConfig
-from unproject.core.training.objectives.base import LossOut, Objective, fixed_init
+from unproject.core.training.loss import LossOut
+from unproject.core.training.objectives.base import Objective, fixed_init
 from unproject.core.training.sampling_order import ORDER, SampleOrder
 from unproject.core.training.trainer import Trainer
 from unproject.utils.errors import InputError, UnprojectError

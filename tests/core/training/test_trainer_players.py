@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,8 +19,9 @@ from torch.multiprocessing import start_processes
 
 from unproject.core.training.checkpoints import latest_checkpoint
 from unproject.core.training.config import TrainerConfig
-from unproject.core.training.objectives.base import LossOut, Objective, Playing, fixed_init
-from unproject.core.training.players import Moves, Player
+from unproject.core.training.loss import LossOut
+from unproject.core.training.objectives.base import Objective, Playing, fixed_init
+from unproject.core.training.players import Moves, Player, Regrown
 from unproject.core.training.trainer import Trainer
 from unproject.utils.errors import InputError
 
@@ -142,6 +144,46 @@ def test_a_player_of_foreign_names_is_refused(tmp_path):
 
     with pytest.raises(ValueError, match="player 'student' must be given its modules by their names"):
         Trainer(CONFIG, Wrong(), Numbers(), tmp_path, "cpu")
+
+
+class Crowd(Objective):
+    """Rows that follow the data; after step 1 the first is copied and the last goes."""
+
+    def __init__(self) -> None:
+        self.config, self.frozen, self.modules = Settings(), {}, {"crowd": nn.ParameterDict()}
+        self.modules["crowd"]["rows"] = nn.Parameter(torch.arange(8.0).reshape(4, 2))
+
+    def players(self, config):
+        adam = partial(torch.optim.AdamW, lr=config.lr)
+        return [Player("crowd", self.groups, adam, ema=config.ema, grows=True, after_step=self.after_step)]
+
+    def groups(self):
+        return [{"params": {"crowd.rows": self.modules["crowd"]["rows"]}}]
+
+    def losses(self):
+        return {"crowd": self.loss}
+
+    def loss(self, batch, rng, step):
+        return LossOut((self.modules["crowd"]["rows"] - batch["x"].mean(0)).square().sum(), {})
+
+    def after_step(self, turn):
+        if turn.step != 1:
+            return None
+        change = Regrown(torch.tensor([0, 1, 2]), torch.tensor([0, 0]))
+        rows = self.modules["crowd"]["rows"].detach()[[0, 1, 2, 0, 0]]
+        self.modules["crowd"]["rows"] = nn.Parameter(rows.clone())
+        return change
+
+
+def test_parameters_grow_under_the_trainer_and_resume_to_the_bit(tmp_path):
+    config = replace(CONFIG, save_every=3)
+    whole = Trainer(config, Crowd(), Numbers(), tmp_path / "whole", "cpu")
+    whole.run()
+    assert whole.loop.parameters()["crowd.rows"].shape == (5, 2)
+    shutil.copytree(tmp_path / "whole" / "ckpt-3", tmp_path / "parts" / "ckpt-3")
+    parts = Trainer(config, Crowd(), Numbers(), tmp_path / "parts", "cpu")
+    parts.run(resume=True)
+    assert torch.equal(bits(whole), bits(parts))
 
 
 def _process(rank: int, port: int, out: str) -> None:

@@ -16,6 +16,7 @@ from .utils.threads import wait_passively
 
 if TYPE_CHECKING:
     from .core.priors import load_prior
+    from .core.sampling.plan import SamplingPlan
     from .geometry.cameras import Camera
     from .geometry.meshes import Mesh
     from .geometry.points import PointCloud
@@ -38,6 +39,7 @@ __all__ = [
     "Mesh",
     "PointCloud",
     "RestoreImage",
+    "SamplingPlan",
     "TextToImage",
     "TextToMesh",
     "UnprojectError",
@@ -59,6 +61,7 @@ _HOMES = {
     "Mesh": ".geometry.meshes",
     "PointCloud": ".geometry.points",
     "RestoreImage": ".pipelines.restore_image",
+    "SamplingPlan": ".core.sampling.plan",
     "TextToImage": ".pipelines.text_to_image",
     "TextToMesh": ".pipelines.text_to_mesh",
     "UnprojectError": ".utils.errors",

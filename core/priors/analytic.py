@@ -38,7 +38,9 @@ FLOW_SCHEDULE: dict[str, Any] = {
 
 
 class GaussianMixturePrior(Prior):
-    """Mixture over latents (C, h, w); prompts choose components by name, any other prompt means the whole mixture."""
+    """Mixture over latents (C, h, w), in float64; prompts choose components by name, others mean all of them."""
+
+    recipe = "toybox"
 
     def __init__(
         self,

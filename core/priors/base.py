@@ -113,10 +113,14 @@ class Prior(ABC):
     def to(self: P, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> P:
         """Moves and casts every network."""
         for module in self.modules().values():
-            module.to(device=device, dtype=dtype)
+            module.to(device=device, dtype=self._dtype_for(module, dtype))
         self.device = torch.device(device) if device is not None else self.device
         self.dtype = dtype or self.dtype
         return self
+
+    def _dtype_for(self, module: nn.Module, dtype: torch.dtype | None) -> torch.dtype | None:
+        """The dtype a network is cast to when the prior is cast to `dtype`."""
+        return dtype
 
     def tokens(self, latents: Tensor) -> int:
         """Image tokens of a latent batch, for flows whose shift depends on them; 0 when it does not."""

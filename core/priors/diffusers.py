@@ -45,7 +45,8 @@ class DiffusersPrior(Prior):
         self.image_size = side * self.vae_factor
         weight = next(self.network.parameters())
         self.device, self.dtype = weight.device, weight.dtype
-        self._keep_vae_precise()
+        if (precise := self._dtype_for(self.vae, self.vae.dtype)) != self.vae.dtype:
+            self.vae.to(dtype=precise)
         if frozen:
             self.freeze()
 
@@ -54,15 +55,10 @@ class DiffusersPrior(Prior):
         parts = {name: part for name, part in self.pipe.components.items() if isinstance(part, nn.Module)}
         return {**parts, self.backbone: self.network}
 
-    def to(self: P, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> P:
-        """See Prior.to; a codec that overflows in half precision stays in float32."""
-        super().to(device, dtype)
-        self._keep_vae_precise()
-        return self
-
-    def _keep_vae_precise(self) -> None:
-        if self.vae.config.get("force_upcast") and self.dtype == torch.float16:
-            self.vae.to(torch.float32)
+    def _dtype_for(self, module: nn.Module, dtype: torch.dtype | None) -> torch.dtype | None:
+        """A codec that overflows in half precision (SDXL's) stays in float32."""
+        overflows = bool(self.vae.config.get("force_upcast")) and dtype == torch.float16
+        return torch.float32 if overflows and module is self.vae else dtype
 
     def with_network(self: P, network: nn.Module, kind: PredictionType) -> P:
         """This prior with another network, whose output is of another kind; everything else is shared.

@@ -10,6 +10,7 @@ from .init import FixedNoiseInit, ImageInit, NoiseInit, TeleportInit, sample_fro
 from .inversion import edit, invert, regenerate
 from .levels import Level, NoiseSchedule
 from .noiseshift import TimeRemap, apply_time_remap, remove_time_remap
+from .plan import SamplingPlan
 from .prediction import KINDS, Kind, Prediction
 from .sampler import Sampler
 from .solvers import DDIM, SOLVERS, Solver, make_solver
@@ -36,6 +37,7 @@ __all__ = [
     "Prediction",
     "RestoreConfig",
     "Sampler",
+    "SamplingPlan",
     "Solver",
     "TeleportInit",
     "TimeRemap",

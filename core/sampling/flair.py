@@ -135,7 +135,7 @@ def error_curve(
             part = slice(start, start + batch)
             x0, eps = latents[part], noise[part].to(latents)
             found = Denoiser(prior, condition.index(part), guidance)(schedule.add_noise(x0, eps, level), level)
-            total += float((found.u - (eps - x0)).square().mean((1, 2, 3)).double().sum())
+            total += float((found.u - (eps - x0)).square().mean((1, 2, 3)).cpu().double().sum())
         errors.append(total / rows)
     return ErrorCurve(times, torch.tensor(errors, dtype=torch.float64).clamp_min(1e-7))
 

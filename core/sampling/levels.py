@@ -106,7 +106,7 @@ class NoiseSchedule:
         return Level(*_vp_coefficients(lam), lam, position, position, float(self.steps))
 
     def _batched(self, index: Tensor) -> Level:
-        position = index.detach().double().cpu()
+        position = index.detach().cpu().double()
         if position.min() < 0 or position.max() > self.steps - 1:
             raise InputError(f"indices must lie in [0, {self.steps - 1}], got {position.min()} to {position.max()}")
         if self.flow:

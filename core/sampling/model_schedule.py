@@ -94,7 +94,7 @@ class ScheduledPrior(Prior):
 
     def _forward(self, x: Tensor, time: Tensor, rows: Rows) -> Tensor:
         true = rows.tensors.get(LEVEL_TIME, time).to(time.device)
-        numbers = [self.chosen(t) for t in true.detach().double().cpu().tolist()]
+        numbers = [self.chosen(t) for t in true.detach().cpu().double().tolist()]
         if len(set(numbers)) == 1:
             return self.predict_rows(numbers[0], x, true, time, rows)
         out: Tensor | None = None

@@ -46,13 +46,13 @@ class TimeRemap:
             raise InputError(
                 f"times {tuple(times.shape)} and told {tuple(told.shape)} must be tables of n >= 2 entries"
             )
-        self.times, self.told = times.double().cpu(), told.double().cpu()
+        self.times, self.told = times.cpu().double(), told.cpu().double()
         if bool((self.times.diff() <= 0).any()) or bool((self.told.diff() < 0).any()):
             raise InputError("times must rise and told must not fall; smooth the table first (`isotonic`)")
 
     def __call__(self, time: Tensor) -> Tensor:
         """Times to tell (B,), in the dtype and on the device given; outside the table its end offsets hold."""
-        place = time.detach().double().cpu().clamp(self.times[0], self.times[-1])
+        place = time.detach().cpu().double().clamp(self.times[0], self.times[-1])
         right = torch.searchsorted(self.times, place).clamp(1, len(self.times) - 1)
         low, high = self.times[right - 1], self.times[right]
         offsets = self.told - self.times
@@ -171,7 +171,7 @@ def _error(
         alpha, sigma = level.coefficients(x0)
         found = denoiser(alpha * x0 + sigma * eps, level)
         wanted = _coded(x0, eps, level, found)
-        total += float((found.raw - wanted).square().mean(dim=(1, 2, 3)).double().sum())
+        total += float((found.raw - wanted).square().mean(dim=(1, 2, 3)).cpu().double().sum())
     return total / latents.shape[0]
 
 

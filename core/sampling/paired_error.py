@@ -87,7 +87,7 @@ class PairedError:
 
     def errors(self, states: Tensor) -> Tensor:
         """Mean squared distance of each end state to its reference, (n,) float64."""
-        return (states.double() - self.reference.double()).square().flatten(1).mean(1)
+        return (states.cpu().double() - self.reference.cpu().double()).square().flatten(1).mean(1)
 
     def __call__(self, schedule: SolverSchedule) -> float:
         """The error of a schedule, on its own levels (their end becomes the reference's); inf when it diverges."""

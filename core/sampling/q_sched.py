@@ -226,7 +226,7 @@ def calibrate(
     make = Coefficients.constant if constant else Coefficients.profile
 
     def mean(m: float, q: float) -> float:
-        value = float(score(draw(make(steps, m, q))).double().mean())
+        value = float(score(draw(make(steps, m, q))).cpu().double().mean())
         return value if math.isfinite(value) else -math.inf
 
     plain = mean(1.0, 1.0)

@@ -264,7 +264,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """alpha x0 + sigma eps (B, C, h, w) at model times (B,)."""
-        times = timesteps.detach().double().cpu().flatten()
+        times = timesteps.detach().cpu().double().flatten()
         schedule = self.noise_schedule
         index = times * schedule.steps / 1000 - 1 if schedule.flow else times
         level = schedule.at_index(index.clamp(min=0).expand(original_samples.shape[0]))

@@ -156,7 +156,7 @@ def test_what_the_prior_cannot_see_is_named(pipe, prompt, message):
         ({"prompt": 3}, "prompt=3"),
         ({"num_inference_steps": 0}, "steps=0"),
         ({"num_inference_steps": 2000}, "steps=2000"),
-        ({"guidance_scale": float("nan")}, "guidance_scale=nan"),
+        ({"guidance_scale": float("nan")}, "guidance=nan"),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt=0"),
         ({"height": 30}, "height=30.*multiple of 4"),
         ({"width": -4}, "width=-4"),

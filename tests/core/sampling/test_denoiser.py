@@ -215,6 +215,12 @@ def test_level_coefficients_are_cast_before_they_move():
     assert Arrivals.seen and torch.float64 not in Arrivals.seen
 
 
+def test_numbers_leave_the_device_before_they_become_float64():
+    root = Path(unproject.__file__).parent
+    found = [path.name for path in (root / "core").rglob("*.py") if ".double().cpu()" in path.read_text()]
+    assert not found
+
+
 def test_networks_are_asked_by_the_denoiser_alone():
     """`Prior.predict` appears nowhere else, but where a prior is made of priors."""
     root = Path(unproject.__file__).parent

@@ -237,6 +237,18 @@ def test_a_pseudo_corrector_changes_the_state_alone(kinds, first):
     torch.testing.assert_close(ours, wanted, rtol=1e-8, atol=1e-8)
 
 
+def test_the_step_to_a_replaced_state_is_not_corrected():
+    prior, levels, x = mixture(), SCHEDULE.grid(6), noise()
+    corrected, plain = (SolverSchedule((StepDecision(2, corrector=name),) * 6) for name in ("pseudo", "none"))
+    wanted = run(prior, UnifiedSolver(plain), levels, x)[0]
+    moved = run(prior, UnifiedSolver(corrected), levels, x, lambda call, level, state: state + 1e-14)[0]
+    torch.testing.assert_close(moved, wanted, rtol=0, atol=1e-11)
+    whole = run(prior, UnifiedSolver(corrected), levels, x)[0]
+    assert float((whole - wanted).abs().max()) > 0.01
+    same = run(prior, UnifiedSolver(corrected), levels, x, lambda call, level, state: state.clone())[0]
+    assert torch.equal(same, whole)
+
+
 def test_an_implicit_corrector_asks_again():
     prior, levels = mixture(), SCHEDULE.grid(4)
     schedule = SolverSchedule((StepDecision(1, corrector="implicit"),) * 4)

@@ -13,7 +13,7 @@ from .common import Command
 from .demo import Demo
 from .edit import Edit, Restore
 from .files import Convert, Inspect
-from .image import Depth, Normals, Pointcloud
+from .image import MAP_COMMANDS, Pointcloud
 from .info import Doctor, Methods, Priors
 from .text import TextToImage, TextToMesh
 from .train import Train
@@ -22,8 +22,7 @@ from .world import Toybox
 COMMANDS: tuple[type[Command], ...] = (
     TextToMesh,
     TextToImage,
-    Depth,
-    Normals,
+    *MAP_COMMANDS.values(),
     Pointcloud,
     Edit,
     Restore,

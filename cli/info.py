@@ -16,7 +16,7 @@ from ..utils.runs import RunRecord, versions
 from .common import Command, Shown, Table, Target
 
 PACKAGES = (
-    *("torch", "diffusers", "transformers", "accelerate", "huggingface_hub", "safetensors", "tokenizers"),
+    *("torch", "diffusers", "transformers", "accelerate", "peft", "huggingface_hub", "safetensors", "tokenizers"),
     *("numpy", "scipy", "PIL", "trimesh", "open3d", "skimage", "xatlas", "fast_simplification"),
     *("manifold3d", "tyro", "rich", "yaml", "imageio_ffmpeg", "matplotlib"),
 )

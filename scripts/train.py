@@ -57,7 +57,10 @@ def read_recipe(name: str, overrides: list[str]) -> tuple[Callable[[dict[str, An
 
 
 def run(job: Job, out: Path, resume: bool, export_only: bool, device: str) -> None:
-    """Trains (unless only the export is wanted) and exports the averaged weights."""
+    """Trains (unless only the export is wanted) and exports the averaged weights.
+
+    Raises UnprojectError, and exports nothing, when the run diverged.
+    """
     from ..core.training.checkpoints import latest_checkpoint
     from ..core.training.trainer import Trainer
 
@@ -67,6 +70,7 @@ def run(job: Job, out: Path, resume: bool, export_only: bool, device: str) -> No
         if found is None:
             raise InputError(f"--export: {out} holds no checkpoint; train first")
         trainer.load(found, goes_on=False)
+        trainer.check_sound()
     else:
         result = trainer.run(resume)
         numbers = "".join(f", {k} {v:.4g}" for k, v in result.validation.items())
@@ -74,7 +78,7 @@ def run(job: Job, out: Path, resume: bool, export_only: bool, device: str) -> No
         if result.reason != "done":
             _tell(f"not finished: continue with --resume --out {out}, or write the weights so far with --export")
             return
-    if trainer.accelerator.is_main_process:
+    if trainer.engine.main:
         with trainer.averaged():
             _tell(str(job.export(out / "export")))
 

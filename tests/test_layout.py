@@ -100,6 +100,17 @@ def test_imports_point_down(path: Path) -> None:
         assert target in MAY_IMPORT[own], f"{path}:{line}: {own} must not import {target}"
 
 
+def test_no_import_circles() -> None:
+    """Not even by imports inside functions: what two modules know of each other stands in a third."""
+    modules = {p.relative_to(ROOT).with_suffix("").parts: p for p in sources() if p.name != "__init__.py"}
+    imports = {name: {m for _, m in imported_modules(path) if m in modules} for name, path in modules.items()}
+    left = dict(imports)
+    while ends := [name for name, needed in left.items() if not needed & left.keys()]:
+        for name in ends:
+            del left[name]
+    assert not left, f"a circle among {sorted('/'.join(name) for name in left)}"
+
+
 def test_every_folder_of_code_has_a_rule() -> None:
     top = {p.relative_to(ROOT).parts[0] for p in sources() if p.parent != ROOT}
     assert top <= set(MAY_IMPORT)

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -58,6 +58,7 @@ class PriorEntry:
     prediction_type: str
     mirrors: tuple[str, ...] = ()
     variant: str | None = None  # file variant tried first, e.g. fp16
+    half: Literal["float16", "bfloat16"] = "float16"  # the half precision whose range its networks keep within
     recommended: Recommended = field(default_factory=Recommended)
     note: str = ""
 

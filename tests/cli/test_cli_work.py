@@ -14,7 +14,7 @@ import pytest
 from unproject.bench import queue, runner
 from unproject.bench.fingerprints import fingerprints
 from unproject.bench.registry import EXPERIMENTS
-from unproject.cli.image import Depth
+from unproject.cli.image import MAP_COMMANDS, MapCommand
 from unproject.scripts import train
 from unproject.utils.files import write_json
 from unproject.utils.pictures import save_image
@@ -139,13 +139,13 @@ def test_a_queue_that_is_called_again_runs_what_is_left(run: Run, monkeypatch: p
 def test_what_a_failed_run_made_is_recorded(
     run: Run, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, told: str
 ) -> None:
-    def one(self: Depth, pipe: None, path: Path, picture: np.ndarray, record: Any, target: Any) -> None:
+    def one(self: MapCommand, pipe: None, path: Path, picture: np.ndarray, record: Any, target: Any) -> None:
         if path.stem == "b":
             raise error
         record.output(save_image(target.file(".png"), picture))
 
-    monkeypatch.setattr(Depth, "load", lambda self: None)
-    monkeypatch.setattr(Depth, "one", one)
+    monkeypatch.setattr(MAP_COMMANDS["depth"], "load", lambda self: None)
+    monkeypatch.setattr(MAP_COMMANDS["depth"], "one", one)
     for name in "abc":
         save_image(f"photos/{name}.png", np.zeros((4, 4, 3)))
     found, _, err = run("depth", "photos", "-o", "out")
@@ -156,10 +156,10 @@ def test_what_a_failed_run_made_is_recorded(
 
 
 def test_a_run_that_failed_before_its_first_file_leaves_none(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(self: Depth) -> None:
+    def load(self: MapCommand) -> None:
         raise RuntimeError("no")
 
-    monkeypatch.setattr(Depth, "load", load)
+    monkeypatch.setattr(MAP_COMMANDS["depth"], "load", load)
     save_image("photo.png", np.zeros((4, 4, 3)))
     assert run("depth", "photo.png", "-o", "out")[0] == 1
     assert not Path("out").exists()

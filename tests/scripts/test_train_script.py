@@ -11,6 +11,7 @@ import torch
 from diffusers import AutoencoderKL
 from transformers import CLIPTokenizer
 
+from unproject.cli import main as cli_main
 from unproject.core.training.checkpoints import read_tensors
 from unproject.core.training.objectives.flow import FlowConfig, FlowObjective
 from unproject.core.training.objectives.flow_networks import FlowNetworks
@@ -149,3 +150,15 @@ def test_a_flow_can_begin_with_a_pipeline_whose_words_have_other_numbers(tmp_pat
         recipes.begin_with_pipeline(fewer, folder)
     with pytest.raises(InputError, match="is a StableDiffusionPipeline; a flow begins with"):
         recipes.begin_with_pipeline(mine, str(ROOT / "weights" / "toybox"))
+
+
+@pytest.mark.parametrize("command", ["script", "unproject"])
+def test_a_diverged_run_fails_and_exports_nothing(tiny, tmp_path, capsys, command):
+    """A rate at which one update throws the weights out of the range of float32: the next has no finite loss."""
+    out = tmp_path / "run"
+    call = train.main if command == "script" else lambda words: cli_main(["train", *words])
+    device = ["--device", "cpu"]
+    assert call([tiny, "--out", str(out), *device, "--set", "trainer.lr=1e30"]) == 1
+    assert "diverged at step 2: " in capsys.readouterr().err and (out / "ckpt-2").is_dir()
+    assert call([tiny, "--out", str(out), *device, "--export"]) == 1
+    assert "diverged at step 2: " in capsys.readouterr().err and not (out / "export").exists()

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from ....utils.pictures import grid, save_image
 from ..export import folder_path
-from .base import LossOut, Objective, fixed_init
+from ..loss import LossOut
+from .base import Objective, fixed_init
 
 
 class Pictures(Protocol):

@@ -38,6 +38,8 @@ class Toybox(Command):
     """With --render: number of groups (two views of a scene, four of anything else)."""
     geometry: bool = False
     """With --render: depth and normals too."""
+    maps: bool = False
+    """With --render: depth, normals, albedo, roughness, metallic and parts too."""
     workers: int = 0
     """With --render: processes (0 = one per processor)."""
 
@@ -85,7 +87,7 @@ class Toybox(Command):
     def _render_set(self, record: RunRecord, target: Target) -> Shown:
         from ..toybox.dataset import RenderJob, render_set
 
-        job = RenderJob(self.kind, self.split, self.groups, self.pixels, self.geometry, self.index)
+        job = RenderJob(self.kind, self.split, self.groups, self.pixels, self.geometry, self.index, self.maps)
         folder = render_set(job, target.folder, self.workers or None)
         shards = sorted(folder.glob("shard-*.npz"))
         for path in shards:

@@ -24,7 +24,8 @@ from ..core.training.objectives.diffusion import DiffusionConfig, DiffusionObjec
 from ..core.training.objectives.flow import FlowConfig, FlowObjective
 from ..core.training.objectives.multiview import MultiViewConfig, MultiViewObjective
 from ..core.training.objectives.tokenizer import build_tokenizer
-from ..core.training.objectives.vae import PictureBatches, VAEConfig, VAEObjective, save_vae
+from ..core.training.objectives.vae import VAEConfig, VAEObjective
+from ..core.training.objectives.vae_weights import begin_with_codec, save_vae
 from ..core.training.sampling_order import Data
 from ..core.training.trainer import TrainerConfig
 from ..tasks.data import GeometryData
@@ -33,7 +34,9 @@ from ..tasks.train import HeadObjective, LossConfig, random_unet_like
 from ..toybox.captions import caption, vocabulary
 from ..toybox.dataset import RenderedSet
 from ..toybox.judge import Judge
+from ..toybox.judge_net import FeatureMaps
 from ..toybox.judge_train import JudgeConfig, JudgeObjective, labelled
+from ..toybox.maps import MapPictures
 from ..utils.configs import load_config
 from ..utils.errors import InputError
 from ..utils.files import read_json
@@ -59,11 +62,17 @@ class Splits:
 
 @dataclass(frozen=True)
 class VAERecipe:
-    """Pictures to codec."""
+    """Pictures and maps to codec."""
 
     train: tuple[str, ...]
-    """rendered folders"""
+    """rendered folders; with other kinds than "picture", rendered with maps"""
     val: tuple[str, ...]
+    kinds: tuple[str, ...] = ("picture",)
+    """what of each view is coded (toybox.maps.MAPS); one named twice comes twice as often"""
+    start_from: str = ""
+    """diffusers folder of a codec, or folder of another run, which this one begins with; empty: fresh weights"""
+    eyes: str = ""
+    """folder of the judge whose features are compared when model.features is not 0; empty: the embedded one"""
     model: VAEConfig = field(default_factory=VAEConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
@@ -176,9 +185,16 @@ class ObjectPhrases:
 def vae_job(values: dict[str, Any]) -> Job:
     """Trains on split train, measures PSNR on split val, exports a diffusers AutoencoderKL folder."""
     recipe = load_config(VAERecipe, values)
-    pictures, held_out = RenderedSet(recipe.train), RenderedSet(recipe.val)
-    objective = VAEObjective(recipe.model, held_out, recipe.trainer.seed)
-    return Job(recipe.trainer, objective, PictureBatches(pictures), lambda out: save_vae(objective.vae, pictures, out))
+    crop = recipe.model.image_size
+    pictures = MapPictures([RenderedSet(folder) for folder in recipe.train], recipe.kinds, crop)
+    held_out = MapPictures([RenderedSet(folder) for folder in recipe.val], tuple(dict.fromkeys(recipe.kinds)), crop)
+    eyes = FeatureMaps(Judge.from_pretrained(recipe.eyes or None).net) if recipe.model.features else None
+    objective = VAEObjective(recipe.model, held_out, recipe.trainer.seed, held_out.scores, eyes)
+    if (Path(recipe.start_from) / "config.json").is_file():
+        begin_with_codec(objective.vae, load_vae(recipe.start_from), recipe.start_from)
+    elif recipe.start_from:
+        begin_with_run(objective.modules, recipe.start_from)
+    return Job(recipe.trainer, objective, pictures, lambda out: save_vae(objective.vae, pictures, out))
 
 
 def diffusion_job(values: dict[str, Any]) -> Job:

@@ -22,6 +22,7 @@ from ..utils.errors import InputError
 from ..utils.files import atomic_path, read_json, write_json
 from ..utils.progress import Progress
 from .captions import caption, view_word
+from .materials import srgb_from_linear
 from .places import make_scene
 from .programs import (
     KINDS,
@@ -35,12 +36,13 @@ from .programs import (
     draw,
     stable_hash,
 )
-from .render import Renderer
+from .render import Renderer, Rendering
 from .scenes import Scene
 from .views import draw_interior_camera, draw_orbits, draw_room_camera, draw_street_camera, draw_table_camera
 
 SHARD_GROUPS = 64
 VIEWS = {"object": 4, "scene": 2, "room": 4, "street": 4, "table": 4, "interior": 4}
+PARTS = 64  # numbers set aside for the parts of one object
 PLACES = {kind.__name__: kind for kind in (RoomProgram, StreetProgram, TableProgram, InteriorProgram)}
 
 
@@ -54,6 +56,7 @@ class RenderJob:
     size: int = 64  # pixels, square
     geometry: bool = False  # also depth and normals
     first: int = 0  # index of the first group
+    maps: bool = False  # geometry, and also coverage, albedo, roughness, metallic and which part is where
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -107,19 +110,43 @@ def render_group(job: RenderJob, index: int) -> dict[str, Any]:
     scene = make_scene(program, index)
     renderer = Renderer(scene)
     cameras, views = group_cameras(job.split, job.kind, index, scene, job.size)
-    out: dict[str, list[np.ndarray]] = {"rgb": [], "depth_m": [], "normal": [], "c2w": [], "K": []}
+    out: list[dict[str, np.ndarray]] = []
     for camera in cameras:
         c2w, K = camera.c2w[0].numpy(), camera.K[0].numpy()
-        view = renderer.render(c2w.astype(float), K.astype(float), job.size, geometry=job.geometry)
-        out["rgb"].append(np.round(view.rgb * 255).astype(np.uint8))
-        out["c2w"].append(c2w)
-        out["K"].append(K)
-        if job.geometry:
+        eye = (c2w.astype(float), K.astype(float), job.size)
+        view = renderer.render(*eye, geometry=job.geometry or job.maps)
+        columns = {"rgb": _bytes(view.rgb), "c2w": c2w, "K": K}
+        if job.geometry or job.maps:
             assert view.depth_m is not None and view.normal is not None
-            out["depth_m"].append(view.depth_m.astype(np.float16))
-            out["normal"].append(np.round((view.normal @ c2w[:3, :3]) * 127).astype(np.int8))  # camera axes
+            columns["depth_m"] = view.depth_m.astype(np.float16)
+            columns["normal"] = np.round((view.normal @ c2w[:3, :3]) * 127).astype(np.int8)  # camera axes
+        if job.maps:
+            columns |= _materials(view, renderer.smooth_albedo(*eye))
+        out.append(columns)
     records = [{"group": index, "program": program_to_json(program), **view} for view in views]
-    return {**{k: np.stack(v) for k, v in out.items() if v}, "records": records}
+    arrays = {name: np.stack([columns[name] for columns in out]) for name in out[0]}
+    if job.maps:  # numbered without gaps, so that 16 bits hold the fullest room
+        present, numbers = np.unique(arrays["segment"], return_inverse=True)
+        arrays["segment"] = (numbers.reshape(arrays["segment"].shape) + (present[0] > 0)).astype(np.uint16)
+    return {**arrays, "records": records}
+
+
+def _materials(view: Rendering, albedo: np.ndarray) -> dict[str, np.ndarray]:
+    """alpha (H, W), albedo (H, W, 3) sRGB and material (H, W, 2), roughness and metallic, as bytes; segment (H, W),
+    0 where nothing is, else one number for each part of each object, the same in all views."""
+    assert view.roughness is not None and view.metallic is not None
+    assert view.object_id is not None and view.part_id is not None
+    segment = np.where(view.object_id < 0, 0, 1 + view.object_id * PARTS + view.part_id % PARTS)
+    return {
+        "alpha": _bytes(view.alpha[..., 0]),
+        "albedo": _bytes(srgb_from_linear(albedo)),
+        "material": _bytes(np.stack([view.roughness, view.metallic], -1)),
+        "segment": segment,
+    }
+
+
+def _bytes(unit: np.ndarray) -> np.ndarray:
+    return np.round(unit * 255).astype(np.uint8)
 
 
 def shard_path(folder: Path, number: int) -> Path:
@@ -159,7 +186,7 @@ def render_set(job: RenderJob, folder: str | Path, workers: int | None = None) -
     wanted = asdict(job)
     if manifest.exists():
         present = read_json(manifest)
-        different = [k for k in wanted if present.get(k) != wanted[k] and k != "groups"]
+        different = [k for k in wanted if present.get(k, False) != wanted[k] and k != "groups"]
         if different:
             raise InputError(f"{folder} holds another data set (different {', '.join(different)}); choose a new folder")
         if present["groups"] > job.groups:
@@ -211,7 +238,10 @@ class RenderedSet:
         return self._columns["rgb"][indices]
 
     def column(self, name: str, indices: np.ndarray) -> np.ndarray:
-        """Any stored channel: rgb, depth_m (float16 metres), normal (int8, camera axes x 127), c2w, K."""
+        """Any stored channel: rgb, c2w, K; depth_m (float16 metres), normal (int8, camera axes x 127); alpha, albedo,
+        material, segment (see `_materials`). Raises InputError for one that was not rendered."""
+        if name not in self._columns:
+            raise InputError(f"{', '.join(map(str, self.folders))} holds no {name}; render it with --maps")
         return self._columns[name][indices]
 
     def program(self, index: int) -> Program:

@@ -80,6 +80,23 @@ class JudgeNet(nn.Module):
         return self.answers(self.features(images))
 
 
+class FeatureMaps(nn.Module):
+    """What a judge sees of pictures (B, 3, H, W) in [-1, 1] of any even size: the output of each of its stages."""
+
+    def __init__(self, net: JudgeNet) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Feature maps (B, C, H / 2, W / 2), the further ones at half the size of the one before."""
+        x, maps, place = F.relu(self.net.stem(F.pixel_unshuffle(images, 2))), [], 0
+        for count in self.net.shape.blocks:
+            x = self.net.stages[place : place + count](x)
+            place += count
+            maps.append(x)
+        return maps
+
+
 def build_net(shape: JudgeShape, heads: Mapping[str, int], seed: int = 0) -> JudgeNet:
     """A fresh network whose initial weights depend on the seed only; the global generator is left alone."""
     with torch.random.fork_rng(devices=[]):

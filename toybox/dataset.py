@@ -2,7 +2,7 @@
 
 A shard is one compressed .npz of SHARD_GROUPS groups, written atomically and named by its number, so that an
 interrupted job goes on where it was and every machine makes the same bytes. A group is four views of one object
-90 degrees apart ("object"), two frontal views of a scene or four eyes in a place.
+90 degrees apart ("object"), two frontal views of a scene or a pair, or four eyes in a place.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ from .scenes import Scene
 from .views import draw_interior_camera, draw_orbits, draw_room_camera, draw_street_camera, draw_table_camera
 
 SHARD_GROUPS = 64
-VIEWS = {"object": 4, "scene": 2, "room": 4, "street": 4, "table": 4, "interior": 4}
+VIEWS = {"object": 4, "scene": 2, "pair": 2, "room": 4, "street": 4, "table": 4, "interior": 4}
 PARTS = 64  # numbers set aside for the parts of one object
 PLACES = {kind.__name__: kind for kind in (RoomProgram, StreetProgram, TableProgram, InteriorProgram)}
 
 
 @dataclass(frozen=True)
 class RenderJob:
-    """What to render. The number of views is groups x 4 (object), x 2 (scene) or x 4 (places)."""
+    """What to render. The number of views is groups x 4 (object), x 2 (scene, pair) or x 4 (places)."""
 
     kind: str = "object"
     split: str = "train"
@@ -250,14 +250,21 @@ class RenderedSet:
 
     def captions(self, indices: Iterable[int], rng: np.random.Generator | None = None) -> list[str]:
         """One caption a view: complete and canonical, or with rng a thinned paraphrase that may name the view."""
-        texts = []
-        for i in indices:
-            record = self.records[i]
-            orbit = "azimuth_deg" in record
-            alone = isinstance(self._programs[i], ObjectProgram)
-            view = view_word(record["azimuth_deg"], record["elevation_deg"]) if orbit and alone else None
-            texts.append(caption(self._programs[i], view, rng))
-        return texts
+        return [self.caption(int(i), rng) for i in indices]
+
+    def caption(
+        self,
+        index: int,
+        rng: np.random.Generator | None = None,
+        views: bool = True,
+        shows: str | None = None,
+        strange: float = 0.0,
+    ) -> str:
+        """The caption of view `index`: what kind of map it `shows`, and the view where `views` asks for it."""
+        record, program = self.records[index], self._programs[index]
+        named = views and "azimuth_deg" in record and isinstance(program, ObjectProgram)
+        view = view_word(record["azimuth_deg"], record["elevation_deg"]) if named else None
+        return caption(program, view, rng, shows, strange)
 
     def groups(self) -> np.ndarray:
         """Indices (G, 4) of the four-view groups, azimuths +90 degrees apart."""

@@ -119,12 +119,17 @@ class MapPictures:
     A kind named twice comes twice as often. Pictures larger than `crop` px lose their border.
     """
 
-    def __init__(self, sets: Sequence[RenderedSet], kinds: Sequence[str] = tuple(MAPS), crop: int = 64) -> None:
-        """Raises InputError for an unknown kind and for pictures smaller than `crop`."""
+    def __init__(
+        self, sets: Sequence[RenderedSet], kinds: Sequence[str] = tuple(MAPS), crop: int = 64, strange: float = 0.0
+    ) -> None:
+        """`strange` is the share of paraphrased captions with strange words in them.
+
+        Raises InputError for an unknown kind and for pictures smaller than `crop`.
+        """
         unknown = [kind for kind in kinds if kind not in MAPS]
         if unknown or not kinds or not sets:
             raise InputError(f"kinds={list(kinds)} must name some of {', '.join(MAPS)}, of at least one rendered set")
-        self.sets, self.kinds, self.crop = list(sets), tuple(kinds), crop
+        self.sets, self.kinds, self.crop, self.strange = list(sets), tuple(kinds), crop, strange
         small = [part.images(np.array([0])).shape[1] for part in self.sets]
         if min(small) < crop:
             raise InputError(f"crop={crop} is larger than the pictures of {min(small)} px")
@@ -145,6 +150,22 @@ class MapPictures:
     def kind(self, index: int) -> str:
         """Which kind picture `index` is of."""
         return self.kinds[index % len(self.kinds)]
+
+    def captions(self, indices: np.ndarray, rng: np.random.Generator | None = None, views: bool = True) -> list[str]:
+        """One caption a picture that names what it shows, as `RenderedSet.captions`; without view words if asked."""
+        return [self._caption(int(i), rng, views) for i in indices]
+
+    def groups(self) -> np.ndarray:
+        """Indices (G, 4) of the four-view groups of every kind."""
+        starts = np.concatenate([[0], self._ends[:-1]])
+        views = np.concatenate([part.groups() + start for part, start in zip(self.sets, starts, strict=True)])
+        return (views[:, None] * len(self.kinds) + np.arange(len(self.kinds))[:, None]).reshape(-1, 4)
+
+    def cameras(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """c2w (n, 4, 4) OpenCV axes and K (n, 3, 3) pixels of the whole pictures, float32."""
+        places = [(part, np.array([inner])) for part, inner in (self._place(int(i)) for i in indices)]
+        parts = [part.cameras(inner) for part, inner in places]
+        return np.concatenate([c2w for c2w, _ in parts]), np.concatenate([K for _, K in parts])
 
     def scores(self, indices: np.ndarray, decoded: np.ndarray) -> dict[str, np.ndarray]:
         """What is lost between `images(indices)` and `decoded` (n, crop, crop, 3) float in [0, 1], by kind.
@@ -177,6 +198,11 @@ class MapPictures:
         view = index // len(self.kinds)
         which = int(np.searchsorted(self._ends, view, side="right"))
         return self.sets[which], view - (int(self._ends[which - 1]) if which else 0)
+
+    def _caption(self, index: int, rng: np.random.Generator | None, views: bool) -> str:
+        part, inner = self._place(index)
+        shows = self.kind(index)
+        return part.caption(inner, rng, views, None if shows == "picture" else shows, self.strange)
 
     def _image(self, index: int, rng: np.random.Generator | None) -> np.ndarray:
         return MAPS[self.kind(index)](self.columns(index, rng))

@@ -205,19 +205,22 @@ def render_set(job: RenderJob, folder: str | Path, workers: int | None = None) -
 class RenderedSet:
     """One or several rendered folders as one set, held in memory as uint8. Half-finished sets give what is there."""
 
-    def __init__(self, folders: str | Path | Sequence[str | Path]) -> None:
+    def __init__(self, folders: str | Path | Sequence[str | Path], columns: Sequence[str] | None = None) -> None:
+        """`columns` are those to read besides the cameras; None: all. Raises InputError for what is no rendered set."""
+        self._wanted = None if columns is None else {"c2w", "K", *columns}
         self.folders = [Path(f) for f in ([folders] if isinstance(folders, (str, Path)) else folders)]
-        columns: dict[str, list[np.ndarray]] = {}
+        read: dict[str, list[np.ndarray]] = {}
         self.records: list[dict[str, Any]] = []
         self._groups: list[np.ndarray] = []
         for folder in self.folders:
             if not (folder / "job.json").exists():
                 raise InputError(f"{folder} is not a rendered toybox set; make one with `unproject toybox --render`")
             for path in sorted(folder.glob("shard-*.npz")):
-                self._read(path, columns)
+                self._read(path, read)
+        self.size = int(read_json(self.folders[0] / "job.json")["size"])
         if not self.records:
             raise InputError(f"{', '.join(map(str, self.folders))} holds no shard yet")
-        self._columns = {k: np.concatenate(v) for k, v in columns.items() if sum(map(len, v)) == len(self.records)}
+        self._columns = {k: np.concatenate(v) for k, v in read.items() if sum(map(len, v)) == len(self.records)}
         self._programs = [program_from_json(r["program"]) for r in self.records]
 
     def _read(self, path: Path, columns: dict[str, list[np.ndarray]]) -> None:
@@ -225,7 +228,7 @@ class RenderedSet:
             start = len(self.records)
             self.records += json.loads(shard["records"].tobytes())
             for name in shard.files:
-                if name != "records":
+                if name != "records" and (self._wanted is None or name in self._wanted):
                     columns.setdefault(name, []).append(shard[name])
             if self.records[start]["program"]["kind"] == "ObjectProgram":
                 self._groups.append(np.arange(start, len(self.records)).reshape(-1, 4))
@@ -241,7 +244,7 @@ class RenderedSet:
         """Any stored channel: rgb, c2w, K; depth_m (float16 metres), normal (int8, camera axes x 127); alpha, albedo,
         material, segment (see `_materials`). Raises InputError for one that was not rendered."""
         if name not in self._columns:
-            raise InputError(f"{', '.join(map(str, self.folders))} holds no {name}; render it with --maps")
+            raise InputError(f"{', '.join(map(str, self.folders))} holds no {name}; render it with --maps, and read it")
         return self._columns[name][indices]
 
     def program(self, index: int) -> Program:

@@ -18,7 +18,7 @@ All are uint8 (n, H, W, 3). Where nothing is seen there is a fixed value, so tha
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -113,31 +113,50 @@ MAPS: dict[str, Callable[[Columns], np.ndarray]] = {
 NORMALS = {"normal map": fixed_normals, "camera normal map": camera_normals}
 
 
+class Place(NamedTuple):
+    """Where a picture comes from: which view of which rendered set, shown as which kind of map."""
+
+    part: RenderedSet
+    view: int
+    kind: str
+
+
 class MapPictures:
-    """Every view of some rendered sets as every kind of map: number i is view i // K as kind i % K of K kinds.
+    """Views of rendered sets as maps: of each set its first view as all kinds it is shown as, then its second, ...
 
     A kind named twice comes twice as often. Pictures larger than `crop` px lose their border.
     """
 
     def __init__(
-        self, sets: Sequence[RenderedSet], kinds: Sequence[str] = tuple(MAPS), crop: int = 64, strange: float = 0.0
+        self, parts: Sequence[tuple[RenderedSet, Sequence[str]]], crop: int | None = None, strange: float = 0.0
     ) -> None:
-        """`strange` is the share of paraphrased captions with strange words in them.
+        """`parts` are sets and the kinds of map they are shown as; without `crop` it is the smallest picture's size.
+        `strange` is the share of paraphrased captions with strange words in them.
 
         Raises InputError for an unknown kind and for pictures smaller than `crop`.
         """
-        unknown = [kind for kind in kinds if kind not in MAPS]
-        if unknown or not kinds or not sets:
-            raise InputError(f"kinds={list(kinds)} must name some of {', '.join(MAPS)}, of at least one rendered set")
-        self.sets, self.kinds, self.crop, self.strange = list(sets), tuple(kinds), crop, strange
-        small = [part.images(np.array([0])).shape[1] for part in self.sets]
-        if min(small) < crop:
-            raise InputError(f"crop={crop} is larger than the pictures of {min(small)} px")
-        self._ends = np.cumsum([len(part) for part in self.sets])
-        self.identity = {"lengths": [len(part) for part in self.sets], "kinds": list(self.kinds), "crop": crop}
+        for _, kinds in parts:
+            if not kinds or not set(kinds) <= MAPS.keys():
+                raise InputError(f"kinds={list(kinds)} must be some of {', '.join(MAPS)}")
+        if not parts:
+            raise InputError("give at least one rendered set")
+        small = min(part.size for part, _ in parts)
+        self.parts, self.crop, self.strange = [(part, tuple(kinds)) for part, kinds in parts], crop or small, strange
+        if self.crop > small:
+            raise InputError(f"crop={crop} is larger than the pictures of {small} px")
+        self._ends = np.cumsum([len(part) * len(kinds) for part, kinds in self.parts])
+        lengths, shown = [len(part) for part, _ in self.parts], [list(kinds) for _, kinds in self.parts]
+        self.identity = {"lengths": lengths, "kinds": shown, "crop": self.crop, "strange": strange}
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) * len(self.kinds)
+        return int(self._ends[-1])
+
+    def place(self, index: int) -> Place:
+        """Where picture `index` comes from."""
+        which = int(np.searchsorted(self._ends, index, side="right"))
+        part, kinds = self.parts[which]
+        view, kind = divmod(index - self._start(which), len(kinds))
+        return Place(part, view, kinds[kind])
 
     def images(self, indices: np.ndarray) -> np.ndarray:
         """uint8 (n, crop, crop, 3): the middles of the pictures."""
@@ -147,25 +166,27 @@ class MapPictures:
         """{"images": uint8 (n, crop, crop, 3)}, windows at random places."""
         return {"images": np.concatenate([self._image(int(i), rng) for i in indices])}
 
-    def kind(self, index: int) -> str:
-        """Which kind picture `index` is of."""
-        return self.kinds[index % len(self.kinds)]
-
     def captions(self, indices: np.ndarray, rng: np.random.Generator | None = None, views: bool = True) -> list[str]:
         """One caption a picture that names what it shows, as `RenderedSet.captions`; without view words if asked."""
-        return [self._caption(int(i), rng, views) for i in indices]
+        places = [self.place(int(i)) for i in indices]
+        return [
+            part.caption(view, rng, views, None if kind == "picture" else kind, self.strange)
+            for part, view, kind in places
+        ]
 
     def groups(self) -> np.ndarray:
-        """Indices (G, 4) of the four-view groups of every kind."""
-        starts = np.concatenate([[0], self._ends[:-1]])
-        views = np.concatenate([part.groups() + start for part, start in zip(self.sets, starts, strict=True)])
-        return (views[:, None] * len(self.kinds) + np.arange(len(self.kinds))[:, None]).reshape(-1, 4)
+        """Indices (G, 4) of the four-view groups, each of one kind."""
+        found = []
+        for which, (part, kinds) in enumerate(self.parts):
+            views = self._start(which) + part.groups()[:, None] * len(kinds)
+            found.append((views + np.arange(len(kinds))[:, None]).reshape(-1, 4))
+        return np.concatenate(found)
 
     def cameras(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """c2w (n, 4, 4) OpenCV axes and K (n, 3, 3) pixels of the whole pictures, float32."""
-        places = [(part, np.array([inner])) for part, inner in (self._place(int(i)) for i in indices)]
-        parts = [part.cameras(inner) for part, inner in places]
-        return np.concatenate([c2w for c2w, _ in parts]), np.concatenate([K for _, K in parts])
+        places = [self.place(int(i)) for i in indices]
+        found = [part.cameras(np.array([view])) for part, view, _ in places]
+        return np.concatenate([c2w for c2w, _ in found]), np.concatenate([K for _, K in found])
 
     def scores(self, indices: np.ndarray, decoded: np.ndarray) -> dict[str, np.ndarray]:
         """What is lost between `images(indices)` and `decoded` (n, crop, crop, 3) float in [0, 1], by kind.
@@ -176,36 +197,28 @@ class MapPictures:
         """
         found: dict[str, list[np.ndarray]] = {}
         for index, image in zip(indices, decoded, strict=True):
-            kind, view, (part, inner) = self.kind(int(index)), self.columns(int(index)), self._place(int(index))
-            label = f"place {kind}" if isinstance(part.program(inner), RoomProgram) else kind
-            for name, values in _scores(kind, view, image[None].clip(0, 1)).items():
+            part, view, kind = self.place(int(index))
+            label = f"place {kind}" if isinstance(part.program(view), RoomProgram) else kind
+            for name, values in _scores(kind, self.columns(int(index)), image[None].clip(0, 1)).items():
                 found.setdefault(f"{label}/{name}", []).append(values)
         return {name: np.concatenate(values) for name, values in found.items()}
 
     def columns(self, index: int, rng: np.random.Generator | None = None) -> dict[str, np.ndarray]:
         """The stored columns (1, crop, crop, ...) of picture `index`, and c2w (1, 4, 4)."""
-        part, number = self._place(index)
-        inner = np.array([number])
-        spare = part.images(inner).shape[1] - self.crop
+        part, view, kind = self.place(index)
+        spare = part.size - self.crop
         top, left = (spare // 2, spare // 2) if rng is None else (int(rng.integers(spare + 1)) for _ in range(2))
         window = (slice(None), slice(top, top + self.crop), slice(left, left + self.crop))
-        stored = COLUMNS if self.kind(index) != "picture" else ("rgb", "c2w")
-        read = {name: part.column(name, inner) for name in stored}
+        read = {
+            name: part.column(name, np.array([view])) for name in (COLUMNS if kind != "picture" else ("rgb", "c2w"))
+        }
         return {name: values if name == "c2w" else values[window] for name, values in read.items()}
 
-    def _place(self, index: int) -> tuple[RenderedSet, int]:
-        """The set of picture `index` and the number of its view there."""
-        view = index // len(self.kinds)
-        which = int(np.searchsorted(self._ends, view, side="right"))
-        return self.sets[which], view - (int(self._ends[which - 1]) if which else 0)
-
-    def _caption(self, index: int, rng: np.random.Generator | None, views: bool) -> str:
-        part, inner = self._place(index)
-        shows = self.kind(index)
-        return part.caption(inner, rng, views, None if shows == "picture" else shows, self.strange)
+    def _start(self, which: int) -> int:
+        return int(self._ends[which - 1]) if which else 0
 
     def _image(self, index: int, rng: np.random.Generator | None) -> np.ndarray:
-        return MAPS[self.kind(index)](self.columns(index, rng))
+        return MAPS[self.place(index).kind](self.columns(index, rng))
 
 
 def _scores(kind: str, view: Columns, decoded: np.ndarray) -> dict[str, np.ndarray]:

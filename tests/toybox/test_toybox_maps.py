@@ -32,7 +32,7 @@ def objects(rendered: tuple[RenderedSet, RenderedSet]) -> RenderedSet:
 
 
 def columns(objects: RenderedSet, view: int) -> dict[str, np.ndarray]:
-    return MapPictures([objects], ("albedo",), SIZE).columns(view)
+    return MapPictures([(objects, ("albedo",))], SIZE).columns(view)
 
 
 def to_torch(values: np.ndarray) -> torch.Tensor:
@@ -132,13 +132,10 @@ def test_albedo_and_material_keep_coverage() -> None:
 
 def test_numbers_run_through_kinds_and_views_of_sets_of_all_sizes(rendered: tuple[RenderedSet, RenderedSet]) -> None:
     kinds = ("picture", "normal map", "picture")
-    pictures = MapPictures(rendered, kinds, SIZE)
-    assert len(pictures) == (8 + 4) * 3 and [pictures.kind(i) for i in (0, 1, 5)] == [
-        "picture",
-        "normal map",
-        "picture",
-    ]
     objects, room = rendered
+    pictures = MapPictures([(objects, kinds), (room, kinds)], SIZE)
+    assert len(pictures) == (8 + 4) * 3
+    assert [pictures.place(i)[1:] for i in (0, 1, 5)] == [(0, "picture"), (0, "normal map"), (1, "picture")]
     np.testing.assert_array_equal(pictures.images(np.array([9]))[0], objects.images(np.array([3]))[0])
     whole = room.images(np.array([1]))[0]
     np.testing.assert_array_equal(pictures.images(np.array([27]))[0], whole[4:-4, 4:-4])
@@ -148,7 +145,7 @@ def test_numbers_run_through_kinds_and_views_of_sets_of_all_sizes(rendered: tupl
 
 
 def test_a_whole_round_trip_scores_as_nothing_lost(rendered: tuple[RenderedSet, RenderedSet]) -> None:
-    pictures = MapPictures(rendered, tuple(MAPS), SIZE)
+    pictures = MapPictures([(part, tuple(MAPS)) for part in rendered], SIZE)
     chosen = np.array([*range(len(MAPS)), *range(len(pictures) - len(MAPS), len(pictures))])
     scores = pictures.scores(chosen, pictures.images(chosen) / 255.0)
     assert {f"{place}{kind}/psnr" for kind in MAPS for place in ("", "place ")} <= scores.keys()
@@ -159,7 +156,7 @@ def test_a_whole_round_trip_scores_as_nothing_lost(rendered: tuple[RenderedSet, 
 
 
 def test_scores_of_known_losses(objects: RenderedSet) -> None:
-    pictures = MapPictures([objects], ("picture", "normal map"), SIZE)
+    pictures = MapPictures([(objects, ("picture", "normal map"))])
     two = pictures.images(np.array([0, 1])) / 255.0
     middle = two[0].mean((0, 1))
     scores = pictures.scores(np.array([0, 1]), np.stack([middle + 0.5 * (two[0] - middle), two[1][..., [1, 0, 2]]]))
@@ -180,31 +177,34 @@ def test_gradient_energy_of_a_step() -> None:
 
 def test_what_cannot_be_shown_is_refused(objects: RenderedSet, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"kinds=\['sketch'\]"):
-        MapPictures([objects], ("sketch",), SIZE)
+        MapPictures([(objects, ("sketch",))], SIZE)
     with pytest.raises(InputError, match="larger than the pictures of 24 px"):
-        MapPictures([objects], ("picture",), SIZE + 1)
+        MapPictures([(objects, ("picture",))], SIZE + 1)
     plain = RenderedSet(render_set(RenderJob("object", "val", 1, 8), tmp_path / "plain", workers=1))
     with pytest.raises(InputError, match=r"holds no .*--maps"):
-        MapPictures([plain], ("albedo",), 8).images(np.array([0]))
-    assert MapPictures([plain], ("picture",), 8).images(np.array([0])).shape == (1, 8, 8, 3)
+        MapPictures([(plain, ("albedo",))]).images(np.array([0]))
+    assert MapPictures([(plain, ("picture",))], 8).images(np.array([0])).shape == (1, 8, 8, 3)
 
 
 def test_captions_name_the_map_and_groups_stay_of_one_kind(rendered: tuple[RenderedSet, RenderedSet]) -> None:
     objects = rendered[0]
-    pictures = MapPictures([objects, objects], ("picture", "normal map", "albedo"), SIZE)
-    texts = pictures.captions(np.arange(len(pictures)))
-    plain = objects.captions(range(len(objects))) * 2
-    assert texts == [said for text in plain for said in (text, f"{text}, normal map", f"{text}, albedo")]
-    assert "view" not in pictures.captions(np.array([1]), None, views=False)[0]
-    strange = MapPictures([objects], ("albedo",), SIZE, strange=1.0).captions(np.array([0]), np.random.default_rng(0))
+    kinds = ("picture", "normal map", "albedo")
+    pictures = MapPictures([(objects, kinds), (objects, ("albedo",))])
+    texts, count = pictures.captions(np.arange(len(pictures))), len(objects)
+    plain = objects.captions(range(count))
+    assert texts[: 3 * count] == [said for text in plain for said in (text, f"{text}, normal map", f"{text}, albedo")]
+    assert texts[3 * count :] == [f"{text}, albedo" for text in plain]
+    assert "view" in texts[1] and "view" not in pictures.captions(np.array([1]), None, views=False)[0]
+    strange = MapPictures([(objects, ("albedo",))], strange=1.0).captions(np.array([0]), np.random.default_rng(0))
     assert strange != pictures.captions(np.array([2]), np.random.default_rng(0)) and strange[0].endswith(", albedo")
     groups = pictures.groups()
-    assert groups.shape == (2 * 2 * 3, 4) and sorted(groups.ravel()) == list(range(len(pictures)))
-    assert all(len({pictures.kind(i) for i in group}) == 1 for group in groups)
+    assert groups.shape == (2 * 4, 4) and sorted(groups.ravel()) == list(range(len(pictures)))
+    assert all(len({pictures.place(i).kind for i in group}) == 1 for group in groups)
     c2w, K = pictures.cameras(groups[4])  # the normal maps of the second group
     expected = objects.cameras(objects.groups()[1])
     np.testing.assert_array_equal(c2w, expected[0])
     np.testing.assert_array_equal(K, expected[1])
+    np.testing.assert_array_equal(pictures.cameras(groups[7])[0], expected[0])
 
 
 def test_every_map_has_its_words() -> None:

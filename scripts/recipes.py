@@ -31,6 +31,7 @@ from ..toybox.captions import vocabulary
 from ..toybox.dataset import RenderedSet
 from ..toybox.judge import Judge
 from ..toybox.judge_net import FeatureMaps
+from ..toybox.judge_pairs_train import PairConfig, PairObjective, PairViews
 from ..toybox.judge_train import JudgeConfig, JudgeObjective, labelled
 from ..toybox.maps import MapPictures
 from ..utils.configs import load_config
@@ -161,6 +162,19 @@ class JudgeRecipe:
 
 
 @dataclass(frozen=True)
+class PairsRecipe:
+    """Rendered pairs to the judge's reader of two objects."""
+
+    train: tuple[str, ...]
+    """folders of kind pair, of indices that no generator trains on"""
+    val: tuple[str, ...]
+    judge: str = ""
+    """folder of the judge that is to read pairs; empty: the embedded one"""
+    model: PairConfig = field(default_factory=PairConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+
+@dataclass(frozen=True)
 class GeometryRecipe:
     """Text-to-image prior and renders with geometry to a depth and normals head."""
 
@@ -278,6 +292,14 @@ def judge_job(values: dict[str, Any]) -> Job:
     return Job(recipe.trainer, objective, train, objective.save)
 
 
+def pairs_job(values: dict[str, Any]) -> Job:
+    """Trains the reader of two objects, exports pairs.json and pairs.safetensors, which belong beside its judge."""
+    recipe = load_config(PairsRecipe, values)
+    train, val = (PairViews(RenderedSet(folders, ("rgb",))) for folders in (recipe.train, recipe.val))
+    objective = PairObjective(recipe.model, Judge.from_pretrained(recipe.judge or None), val, recipe.trainer.seed)
+    return Job(recipe.trainer, objective, train, objective.save)
+
+
 def geometry_job(values: dict[str, Any]) -> Job:
     """Trains a head, exports unet/ and head.json (which hold the validation numbers)."""
     recipe = load_config(GeometryRecipe, values)
@@ -311,5 +333,6 @@ RECIPES: dict[str, Callable[[dict[str, Any]], Job]] = {
     "flow": flow_job,
     "multiview": multiview_job,
     "judge": judge_job,
+    "judge-pairs": pairs_job,
     "geometry-head": geometry_job,
 }

@@ -82,7 +82,7 @@ def program_from_json(data: dict[str, Any]) -> Program:
 
 def group_cameras(
     split: str, kind: str, index: int, scene: Scene, size: int
-) -> tuple[list[Camera], list[dict[str, float]]]:
+) -> tuple[list[Camera], list[dict[str, Any]]]:
     """The cameras of a group, each a batch of one, and their orbit angles (empty in places); a pure function."""
     rng = np.random.default_rng(stable_hash("views", split, kind, index))
     if isinstance(scene.program, RoomProgram):
@@ -110,12 +110,15 @@ def render_group(job: RenderJob, index: int) -> dict[str, Any]:
     scene = make_scene(program, index)
     renderer = Renderer(scene)
     cameras, views = group_cameras(job.split, job.kind, index, scene, job.size)
+    boxed = isinstance(program, SceneProgram) and bool(program.relation)
     out: list[dict[str, np.ndarray]] = []
-    for camera in cameras:
+    for camera, record in zip(cameras, views, strict=True):
         c2w, K = camera.c2w[0].numpy(), camera.K[0].numpy()
         eye = (c2w.astype(float), K.astype(float), job.size)
-        view = renderer.render(*eye, geometry=job.geometry or job.maps)
+        view = renderer.render(*eye, geometry=job.geometry or job.maps or boxed)
         columns = {"rgb": _bytes(view.rgb), "c2w": c2w, "K": K}
+        if boxed:
+            record["boxes"] = object_boxes(view, 2)
         if job.geometry or job.maps:
             assert view.depth_m is not None and view.normal is not None
             columns["depth_m"] = view.depth_m.astype(np.float16)
@@ -129,6 +132,17 @@ def render_group(job: RenderJob, index: int) -> dict[str, Any]:
         present, numbers = np.unique(arrays["segment"], return_inverse=True)
         arrays["segment"] = (numbers.reshape(arrays["segment"].shape) + (present[0] > 0)).astype(np.uint16)
     return {**arrays, "records": records}
+
+
+def object_boxes(view: Rendering, count: int) -> list[list[float]]:
+    """Centre x and y, width and height, as fractions of the picture, of what is seen of the first `count` objects."""
+    assert view.object_id is not None
+    size, boxes = np.array(view.object_id.shape[::-1]), []
+    for number in range(count):
+        places = np.argwhere(view.object_id == number)[:, ::-1]  # (n, 2) x, y
+        low, high = (places.min(0), places.max(0) + 1) if len(places) else (np.zeros(2), np.zeros(2))
+        boxes.append([round(float(value), 4) for value in (*((low + high) / 2 / size), *((high - low) / size))])
+    return boxes
 
 
 def _materials(view: Rendering, albedo: np.ndarray) -> dict[str, np.ndarray]:

@@ -29,7 +29,7 @@ def evaluate_judge(
         for index in progress(range(first, first + groups), label=f"judging {kind} {split}"):
             group = render_group(job, index)
             images = torch.from_numpy(group["rgb"]).permute(0, 3, 1, 2).float() / 255
-            verdict = judge(images)
+            verdict = judge(images, pairs=kind == "pair")
             for view, record in enumerate(group["records"]):
                 rows += _answers(judge, verdict, view, record, kind)
     return {"split": split, "groups": groups, "kinds": list(kinds), **_summary(rows)}

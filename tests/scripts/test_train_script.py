@@ -31,6 +31,7 @@ KINDS = {
     "diffusion": recipes.DiffusionRecipe,
     "multiview": recipes.MultiViewRecipe,
     "judge": recipes.JudgeRecipe,
+    "judge-pairs": recipes.PairsRecipe,
     "geometry-head": recipes.GeometryRecipe,
 }
 

@@ -41,6 +41,21 @@ class GroupedPictures(Protocol):
     def cameras(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]: ...  # c2w (n, 4, 4), K (n, 3, 3)
 
 
+class Encoded(Protocol):
+    """Latents in memory with their texts: a LatentSet, or one that was packed to travel."""
+
+    identity: dict[str, Any]
+
+    @property
+    def pictures(self) -> Any: ...
+
+    def __len__(self) -> int: ...
+
+    def rows(self, indices: np.ndarray) -> np.ndarray: ...
+
+    def batch(self, indices: np.ndarray, rng: np.random.Generator | None) -> dict[str, Any]: ...
+
+
 def weights_hash(model: torch.nn.Module) -> str:
     """16 hex digits of the sha256 of all weights, in name order."""
     return digest(model.state_dict())
@@ -98,7 +113,9 @@ class LatentSet:
                 "run scripts.encode_latents again with the same folders in the same order"
             )
         self.latents = np.concatenate([np.load(p) for one in folders for p in sorted(one.glob("latents-*.npy"))])
-        self.pictures, self.identity, self._unit = pictures, {"vae": found[0]["vae"]}, found[0]["unit"]
+        self.pictures: CaptionedPictures = pictures
+        self.identity: dict[str, Any] = {"vae": found[0]["vae"]}
+        self._unit = found[0]["unit"]
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -125,7 +142,7 @@ class ViewGroups:
     {"latents": (B F, C, h, w), "captions": list of B F, "c2w": (B F, 4, 4) float32 or None, "frames": F or 1}
     """
 
-    def __init__(self, latents: LatentSet, phrases: Captioned, single_share: float) -> None:
+    def __init__(self, latents: Encoded, phrases: Captioned, single_share: float) -> None:
         """`phrases.captions` describe the object whatever the view; `latents.pictures` has groups() and cameras()."""
         self.latents, self.phrases, self.single_share = latents, phrases, single_share
         pictures = latents.pictures

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .core.priors import load_prior
+    from .core.sampling.plan import SamplingPlan
     from .geometry.cameras import Camera
     from .geometry.meshes import Mesh
     from .geometry.points import PointCloud
@@ -36,6 +37,7 @@ __all__ = [
     "Mesh",
     "PointCloud",
     "RestoreImage",
+    "SamplingPlan",
     "TextToImage",
     "TextToMesh",
     "UnprojectError",
@@ -55,6 +57,7 @@ _HOMES = {
     "Mesh": ".geometry.meshes",
     "PointCloud": ".geometry.points",
     "RestoreImage": ".pipelines.restore_image",
+    "SamplingPlan": ".core.sampling.plan",
     "TextToImage": ".pipelines.text_to_image",
     "TextToMesh": ".pipelines.text_to_mesh",
     "UnprojectError": ".utils.errors",

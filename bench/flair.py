@@ -157,7 +157,7 @@ class PosteriorSteps:
         """The prediction; keeps the gradient for the step that follows."""
         with torch.enable_grad():
             free = x.detach().requires_grad_(True)
-            prediction = self.denoiser.conditional(free, level)
+            prediction = self.denoiser.ask(free, level, ("cond",))["cond"]
             images = self.denoiser.prior.decode(prediction.x0, clamp=False)
             misfit = 2 * (self.operator.forward(images) - self.y).flatten(1).norm(dim=1)  # images in [-1, 1]
             self.slope = torch.autograd.grad(misfit.sum(), free)[0]

@@ -11,9 +11,12 @@ from .common import check_range
 from .priors import PriorCommand, QualityCommand
 
 if TYPE_CHECKING:
-    from ..pipelines.text_to_image import TextToImage
+    from ..core.sampling.plan import SamplingPlan
 
-FROM_FILES = ("dpm-v3", "usf")  # families of solvers that belong to one network
+PLANNED = (  # options that are settings of a sampling plan
+    *("solver", "steps", "spacing", "guidance", "eta", "statistics", "cache", "gaussian", "teleport", "boundary"),
+    *("time_remap", "model_schedule"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +61,9 @@ class SamplingCommand(QualityCommand):
         if self.steps is not None:
             check_range("--steps", self.steps, 1, 1000)
         self._check_files()
-        self._check_together()
-        if self.cache is not None:
-            from ..core.sampling.caches import parse_cache
-
-            parse_cache(self.cache)
+        self.sampling_plan().check(option)
+        if self.model_schedule is not None:
+            self._check_model()
         super().check()
 
     def _check_files(self) -> None:
@@ -80,89 +81,38 @@ class SamplingCommand(QualityCommand):
         if schedule[1] and not schedule[0] and not Path(schedule[2]).is_file():
             raise InputError(f"--solver {self.solver}: {schedule[2]} does not exist; make it: unproject search-solver")
 
-    def _check_together(self) -> None:
-        family = (self.solver or "").partition(":")[0]
-        if family == "dpm-v3" and self.statistics is None:
-            raise InputError(f"--solver {self.solver} needs --statistics FILE, measured for this prior and guidance")
-        if self.statistics is not None and family not in FROM_FILES:
-            raise InputError(f"--statistics serves --solver dpm-v3 or usf:FILE, not {self.solver or 'the default'}")
-        if (self.teleport is None) != (self.gaussian is None):
-            given, lacks = (
-                ("--teleport", "--gaussian FILE") if self.gaussian is None else ("--gaussian", "--teleport F")
-            )
-            raise InputError(f"{given} needs {lacks} too")
-        if self.teleport is not None and not 0 <= self.teleport < 1:
-            raise InputError(f"--teleport {self.teleport:g} must lie in [0, 1): the share of the steps to skip")
-        if self.boundary is not None and self.eta:
-            raise InputError(f"--boundary chooses all randomness of a run, --eta {self.eta:g} adds some; leave one out")
-        if self.model_schedule is not None:
-            self._check_models(family)
-
-    def _check_models(self, family: str) -> None:
-        name, _ = self.second_model()
+    def _check_model(self) -> None:
+        name = str(self.sampling_plan().model_share[0])
         try:
             PriorCommand.check(self.at(name))
         except InputError as error:
             raise InputError(
                 f"--model-schedule {self.model_schedule}: {str(error).removeprefix('--prior ')}"
             ) from error
-        if self.cache not in (None, "none"):
-            raise InputError("--model-schedule and --cache do not go together: there is no single network to cache")
-        files = (self.statistics, self.gaussian, self.boundary, self.time_remap)
-        if any(file is not None for file in files) or family in FROM_FILES:
-            raise InputError("--model-schedule takes no calibrated files: each of them belongs to one network")
 
     def at(self, prior: str) -> SamplingCommand:
         """The same options on another prior; --base goes along to a checkpoint file only."""
         return replace(self, prior=prior, base=self.base if Path(prior).is_file() else None)
 
-    def second_model(self) -> tuple[str, float]:
-        """(name, share) of --model-schedule."""
-        name, colon, share = (self.model_schedule or "").rpartition(":")
-        try:
-            value = float(share)
-        except ValueError:
-            value = -1.0
-        if not (colon and name and 0 <= value <= 1):
-            raise InputError(f"--model-schedule {self.model_schedule!r} must be NAME:SHARE with a share in [0, 1]")
-        return name, value
+    def sampling_plan(self) -> SamplingPlan:
+        """What the options say about the way to draw."""
+        from ..core.sampling.plan import SamplingPlan
 
-    def sampling(self, pipe: TextToImage) -> tuple[TextToImage, dict[str, Any]]:
-        """The pipeline that draws, and the arguments of its call; every file is checked against what is in force."""
-        from ..pipelines.sampling_files import calibrated, with_first_model
+        return SamplingPlan().changed(**{name: getattr(self, name) for name in PLANNED})
 
-        options: dict[str, Any] = {
-            "num_inference_steps": self.steps,
-            "guidance_scale": self.guidance,
-            "height": self.size,
-            "width": self.size,
-            "solver": self.solver,
-            "spacing": self.spacing,
-            "eta": self.eta,
-            "batch_size": self.batch,
-        }
-        options |= {key: value for key in ("statistics", "cache") if (value := getattr(self, key)) is not None}
-        if self.model_schedule is not None:
-            from ..core.priors import load_prior
+    def loaded_plan(self) -> SamplingPlan:
+        """The same with a second prior loaded."""
+        plan = self.sampling_plan()
+        if plan.model_schedule is None:
+            return plan
+        from ..core.priors import load_prior
 
-            name, share = self.second_model()
-            first = load_prior(name, **PriorCommand.placement(self.at(name)))
-            grid: dict[str, Any] = {
-                "steps": self.steps,
-                "solver": self.solver,
-                "spacing": self.spacing,
-                "size": self.size,
-            }
-            return with_first_model(pipe, first, share, **grid), options
-        options |= calibrated(
-            pipe,
-            guidance=self.guidance,
-            size=self.size,
-            solver=self.solver,
-            boundary=self.boundary,
-            gaussian=self.gaussian,
-            teleport=self.teleport or 0.0,
-            time_remap=self.time_remap,
-            negative=self.negative or None,
-        )
-        return pipe, options
+        name, share = plan.model_share
+        first = load_prior(str(name), **PriorCommand.placement(self.at(str(name))))
+        return plan.changed(model_schedule=(first, share))
+
+
+def option(name: str, value: Any = None) -> str:
+    """A setting of a plan as the command line calls it."""
+    flag = "--" + name.replace("_", "-")
+    return flag if value is None else f"{flag} {value}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import tyro
 
@@ -14,6 +14,9 @@ from ..utils.runs import RunRecord
 from .common import Shown, Target, check_prompt, check_range, slugify
 from .priors import PriorCommand
 from .sampling import SamplingCommand
+
+if TYPE_CHECKING:
+    from ..core.sampling.plan import SamplingPlan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,33 +50,12 @@ class TextToImage(SamplingCommand):
         if self.boundary is not None and max(self.grid, self.count) > 1:
             images = max(self.grid, self.count)
             raise InputError(f"--boundary starts every image from one noise: all {images} images would be the same")
-        self._check_control()
         super().check()
 
-    def _check_control(self) -> None:
-        if self.control is None:
-            if self.subjects is not None:
-                raise InputError(
-                    f"--subjects {self.subjects!r} are those of --control; give it too, as in --control focus"
-                )
-            return
-        from ..core.sampling.focus import parse_control
-
-        parse_control(self.control)
-        for option, value in (("--cache", self.cache), ("--model-schedule", self.model_schedule)):
-            if value not in (None, "none"):
-                raise InputError(
-                    f"--control {self.control} does not go with {option} {value}: it asks the network itself"
-                )
-
-    def _controls(self, pipe: Any) -> dict[str, Any]:
-        """The arguments of a call that --control makes."""
-        if self.control is None:
-            return {}
-        from ..core.sampling.focus import attention_control
-
-        named = [words.strip() for words in (self.subjects or "").split(";") if words.strip()]
-        return {"controls": [attention_control(self.control, pipe.prior, self.prompt, named)]}
+    def sampling_plan(self) -> SamplingPlan:
+        """See SamplingCommand.sampling_plan; and the control."""
+        named = tuple(words.strip() for words in (self.subjects or "").split(";") if words.strip())
+        return super().sampling_plan().changed(control=self.control, subjects=named or None)
 
     def plan(self) -> list[str]:
         """What a dry run says."""
@@ -85,18 +67,20 @@ class TextToImage(SamplingCommand):
         from ..utils.pictures import grid, save_image
 
         with record.stage("load"):
-            pipe = Pipeline.from_pretrained(self.prior, **self.placement())
-            pipe, options = self.sampling(pipe)
+            pipe, plan = Pipeline.from_pretrained(self.prior, **self.placement()), self.loaded_plan()
         with record.stage("sample"):
             made: Any = pipe(
                 self.prompt,
                 self.negative or None,
+                plan,
                 num_images_per_prompt=self.grid or self.count,
+                height=self.size,
+                width=self.size,
                 seed=self.seed,
+                batch_size=self.batch,
                 output_type="np",
-                **options,
-                **self._controls(pipe),
             )
+        record.notes["plan"] = made.plan.to_dict()
         record.count("denoiser", made.nfe)
         suffix = target.suffix or ".png"
         if self.grid:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ..core.distillation.score import GuidanceOut, ScoreConfig, ScoreDistillation
-from ..core.priors.base import Condition, Prior
+from ..core.priors import Condition, Prior
 from ..geometry.cameras import Camera, to_mvdream
 from .views import VIEW_TEXT, view_classes
 
@@ -23,14 +22,17 @@ class Guide(Protocol):
 
 
 class MultiViewGuide:
-    """For priors that see all views of an object at once: cameras instead of words."""
+    """For priors that see the views of an object at once: cameras instead of words."""
 
-    def __init__(self, config: ScoreConfig, prior: Prior, condition: Condition) -> None:
-        self.score = ScoreDistillation(config, prior, condition)
+    def __init__(self, config: ScoreConfig, prior: Prior, condition: Condition, views: int) -> None:
+        """`condition` has one row; renders come in groups of `views` consecutive ones that see each other."""
+        self.score, self.views = ScoreDistillation(config, prior, condition), views
 
     def __call__(self, images: Tensor, camera: Camera, step: int, generator: torch.Generator) -> GuidanceOut:
         """See Guide."""
-        return self.score(images, step, generator, cameras=to_mvdream(camera.c2w).to(images))
+        groups = self.score.condition.repeat(max(len(images) // self.views, 1))
+        seen = groups.with_views(to_mvdream(camera.c2w).to(images), self.views)
+        return self.score(images, step, generator, condition=seen)
 
 
 class ViewTextGuide:
@@ -45,12 +47,16 @@ class ViewTextGuide:
     def __call__(self, images: Tensor, camera: Camera, step: int, generator: torch.Generator) -> GuidanceOut:
         """See Guide."""
         rows = [self.rows.index(name) for name in view_classes(camera)]
-        condition = replace(self.conditions.index(rows), frames=1)
-        return self.score(images, step, generator, condition=condition)
+        return self.score(images, step, generator, condition=self.conditions.index(rows))
 
 
-def make_guide(config: ScoreConfig, prior: Prior, prompt: str, negative: str | None = None) -> Guide:
-    """The guide that suits a prior: joint views when it knows cameras, view words otherwise."""
-    if hasattr(prior, "views"):
-        return MultiViewGuide(config, prior, prior.encode_text([prompt], negative))
+def make_guide(
+    config: ScoreConfig, prior: Prior, prompt: str, negative: str | None = None, views: int | None = None
+) -> Guide:
+    """The guide that suits a prior: joint views when it knows cameras, view words otherwise.
+
+    `views` is the number of consecutive renders that see each other; None: as many as the prior learnt to draw.
+    """
+    if prior.multiview:
+        return MultiViewGuide(config, prior, prior.encode_text([prompt], negative), views or prior.frames)
     return ViewTextGuide(config, prior, prompt, negative)

@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from ..core.priors import Prior, Recommended, load_prior
+from ..core.priors import Prior, load_prior
+from ..core.sampling.plan import SamplingPlan
 from .quality import Quality, checked, settings
 
 P = TypeVar("P", bound="PriorPipeline")
@@ -21,8 +22,8 @@ class PriorPipeline:
         self.prior, self.quality = prior, checked(quality)
 
     @property
-    def settings(self) -> Recommended:
-        """Guidance, solver, steps and spacing of a call that says nothing else."""
+    def settings(self) -> SamplingPlan:
+        """How a call draws that says nothing else."""
         return settings(self.prior, self.quality)
 
     @classmethod

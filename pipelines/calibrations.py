@@ -17,12 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.priors import Condition
-from ..core.sampling import Denoiser, GaussianPrior, Guidance, Level, NoiseSchedule, Sampler, Solver, TimeRemap
+from ..core.sampling import Denoiser, GaussianPrior, Guidance, NoiseSchedule, Sampler, TimeRemap
 from ..core.sampling.calibration import Calibration, Fingerprint, fingerprint
 from ..core.sampling.dpm_v3_estimation import Derivative, States, estimate_statistics
 from ..core.sampling.dpm_v3_statistics import STRONG_GUIDANCE, ModelStatistics
+from ..core.sampling.drawing import Drawing
 from ..core.sampling.flair import ErrorCurve, error_curve
 from ..core.sampling.grids import SPACINGS, Spacing
+from ..core.sampling.guidance import guided
 from ..core.sampling.noiseshift import RemapSearch, calibrate_time_remap
 from ..core.sampling.optimal_boundary import (
     BoundaryNoise,
@@ -32,13 +34,14 @@ from ..core.sampling.optimal_boundary import (
     search_boundary,
 )
 from ..core.sampling.paired_error import PairedError
+from ..core.sampling.plan import SamplingPlan
 from ..core.sampling.solvers import SolverSchedule
 from ..core.sampling.solvers.decisions import times_of
 from ..core.sampling.usf_search import SearchResult, SearchSpace, baselines, search_schedule
 from ..utils.errors import InputError
 from ..utils.progress import Progress
 from ..utils.seeds import generator, sample_noise
-from .sampling_parts import guided, latent_shape
+from .sampling_parts import latent_shape
 from .text_to_image import TextToImage
 
 SAMPLES_KIND = "own-samples"
@@ -74,7 +77,7 @@ def setting(pipe: TextToImage, prompts: Sequence[str], sizes: Sizes) -> Setting:
     """What `sizes` means for this prior. Raises InputError without prompts and for sizes it cannot draw."""
     if not prompts:
         raise InputError("prompts is empty; calibrate on prompts like those that will be drawn")
-    scale = pipe.settings.guidance if sizes.guidance is None else sizes.guidance
+    scale = float(pipe.settings.guidance or 0.0) if sizes.guidance is None else sizes.guidance
     shape = latent_shape(pipe.prior, sizes.size, sizes.size)
     guidance, condition = guided(pipe.prior, pipe.prior.encode_text(list(prompts), sizes.negative), scale)
     return Setting(scale, shape, guidance, condition, fingerprint(pipe.prior, shape, scale, sizes.negative))
@@ -176,26 +179,27 @@ def choose_boundary(
         count: candidate noises.
     """
     found, prior = setting(pipe, prompts, sizes), pipe.prior
-    name = solver or pipe.settings.solver
-    few, many = (pipe.method(s, None, 0.0, found.shape, found.scale) for s in (name, "dpm++"))
-    levels, long = pipe.levels(few, found.shape, steps), pipe.levels(many, found.shape, sizes.steps, FINE)
+    runs = SamplingPlan(solver, steps, guidance=found.scale), SamplingPlan("dpm++", sizes.steps, FINE, found.scale)
+    few, many = (pipe.drawing(plan, found.shape, sizes.negative) for plan in runs)
     noises = candidates(found.shape, range(sizes.seed + CANDIDATE_SEED, sizes.seed + CANDIDATE_SEED + count))
 
-    def ends(method: Solver, grid: Sequence[Level], noise: Tensor, rows: list[int]) -> Tensor:
+    def ends(draw: Drawing, noise: Tensor, rows: list[int]) -> Tensor:
         denoiser = Denoiser(prior, found.condition.index(rows), found.guidance)
-        return Sampler(method).run(denoiser, noise.to(prior.device), grid)
+        return Sampler(draw.solver).run(denoiser, noise.to(prior.device), draw.levels)
 
     with torch.no_grad(), Progress(count * len(prompts), "boundary") as bar:
 
         def loss(noise: Tensor, rows: list[int]) -> Tensor:
-            apart = ends(few, levels, noise, rows) - ends(many, long, noise, rows)
+            apart = ends(few, noise, rows) - ends(many, noise, rows)
             bar.advance(len(rows))
             return apart.square().mean((1, 2, 3))
 
         search = search_boundary(loss, noises, len(prompts), sizes.batch)
     best = search.best
     seed = sizes.seed + CANDIDATE_SEED + best
-    return BoundaryNoise(noises[best], name, grid_lambdas(levels), seed, float(search.means[best])), search
+    return BoundaryNoise(
+        noises[best], str(few.plan.solver), grid_lambdas(few.levels), seed, float(search.means[best])
+    ), search
 
 
 def fit_time_remap(
@@ -223,7 +227,7 @@ def _resized(pipe: TextToImage, latents: Tensor, size: int) -> Tensor:
 def measure_error_curve(pipe: TextToImage, prompts: Sequence[str], sizes: Sizes) -> ErrorCurve:
     """How far to trust the prior at each level, for `RestoreImage`."""
     found, latents = setting(pipe, prompts, sizes), own_samples(pipe, prompts, sizes)
-    return error_curve(pipe.prior, latents, found.condition, found.guidance.scale, seed=sizes.seed, batch=sizes.batch)
+    return error_curve(pipe.prior, latents, found.condition, found.guidance, seed=sizes.seed, batch=sizes.batch)
 
 
 class FoundSolver(NamedTuple):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..core.priors import Prior
 from ..core.sampling import EDICT, Denoiser, Level, NoiseSchedule, invert
+from ..core.sampling.guidance import guided
 from ..core.sampling.inversion import Inversion, regenerate, truncated
 from ..utils.errors import UnprojectError
 from ..utils.progress import Progress
@@ -21,7 +22,7 @@ from .base import PriorPipeline
 from .picture_inputs import PictureLike, fitted, pictures
 from .prompts import warn_about
 from .quality import own_steps
-from .sampling_parts import StepEnd, check_output_type, delivered, guided, latent_shape, randomness, watched
+from .sampling_parts import StepEnd, check_output_type, delivered, latent_shape, randomness, watched
 from .text_to_image import REAL_BACKBONES
 
 
@@ -141,7 +142,7 @@ class EditImage(PriorPipeline):
     def _denoiser(self, prompt: str | Sequence[str], rows: int, scale: float) -> Denoiser:
         for text in dict.fromkeys([prompt] if isinstance(prompt, str) else prompt):
             warn_about(self.prior, text, REAL_BACKBONES)
-        guidance, condition = guided(self.prior, self.prior.encode_text(prompt).matched(rows), scale)
+        guidance, condition = guided(self.prior, self.prior.encode_text(prompt).for_batch(rows), scale)
         return Denoiser(self.prior, condition, guidance)
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, get_args
 
-from ..core.priors import Prior, Recommended
+from ..core.priors import Prior
 from ..core.sampling import NoiseSchedule
-from ..core.sampling.grids import Spacing
+from ..core.sampling.plan import SamplingPlan
 from ..utils.configs import load_config
 from ..utils.errors import InputError
 
@@ -16,28 +16,30 @@ Quality = Literal["fast", "balanced", "best", "native"]
 
 
 @dataclass(frozen=True)
-class Preset:
-    """A solver and its steps."""
+class Table:
+    """configs/sampling/presets.yaml as it stands there."""
 
-    solver: str
-    steps: int
-    spacing: Spacing | None = None
-    """None: the noise path's own"""
+    vp: dict[str, dict[str, Any]]
+    flow: dict[str, dict[str, Any]]
+    own_solver: dict[str, int]
 
 
-@dataclass(frozen=True)
-class Presets:
-    """configs/sampling/presets.yaml."""
+class Presets(NamedTuple):
+    """Plans by quality, without guidance: that is the prior's own; and the steps of methods with their own solver."""
 
-    vp: dict[str, Preset]
-    flow: dict[str, Preset]
+    vp: dict[str, SamplingPlan]
+    flow: dict[str, SamplingPlan]
     own_solver: dict[str, int]
 
 
 @functools.cache
 def presets() -> Presets:
     """The table, read once."""
-    return load_config(Presets, "sampling/presets")
+    table = load_config(Table, "sampling/presets")
+    vp, flow = (
+        {quality: SamplingPlan.from_dict(values) for quality, values in side.items()} for side in (table.vp, table.flow)
+    )
+    return Presets(vp, flow, table.own_solver)
 
 
 def checked(quality: str) -> Quality:
@@ -47,17 +49,16 @@ def checked(quality: str) -> Quality:
     return quality  # type: ignore[return-value]
 
 
-def settings(prior: Prior, quality: Quality) -> Recommended:
-    """Solver, steps and spacing of a quality with the prior's own guidance; "native" is what its makers recommend.
+def settings(prior: Prior, quality: Quality) -> SamplingPlan:
+    """The plan of a quality at the prior's own guidance; "native" is what its makers recommend.
 
     A prior distilled to a few steps gives the same at every quality: its steps are part of what it learned.
     """
-    native = prior.recommended
-    if quality == "native" or native.distilled:
+    native = SamplingPlan.of(prior.recommended)
+    if quality == "native" or prior.recommended.distilled:
         return native
     table = presets().flow if NoiseSchedule.from_config(prior.scheduler_config).flow else presets().vp
-    chosen = table[quality]
-    return replace(native, solver=chosen.solver, steps=chosen.steps, spacing=chosen.spacing)
+    return table[quality].over(SamplingPlan(guidance=native.guidance))
 
 
 def own_steps(quality: Quality) -> int:

@@ -1,10 +1,9 @@
-"""What the pipelines that sample share: guidance, sizes, randomness, fingerprints, delivered pictures."""
+"""What the pipelines that sample share: sizes, randomness, fingerprints, delivered pictures."""
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,8 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..core.priors import Condition, Prior
-from ..core.sampling import Guidance, Level
+from ..core.priors import Prior
+from ..core.sampling import ClassifierFree, Level
 from ..core.sampling.calibration import Fingerprint, fingerprint
 from ..core.sampling.sampler import StepCallback
 from ..utils.errors import InputError
@@ -27,13 +26,6 @@ Generators = torch.Generator | list[torch.Generator]
 StepEnd = Callable[[Any, int, float, dict[str, Tensor]], dict[str, Tensor] | None]
 
 
-def guided(prior: Prior, condition: Condition, scale: float, rescale: float = 0.0) -> tuple[Guidance, Condition]:
-    """Guidance by two branches, or as an input of models distilled to take it."""
-    if not prior.guidance_embedded:
-        return Guidance(scale, rescale), condition
-    return Guidance(1.0), replace(condition, extra={**condition.extra, "guidance": scale})
-
-
 def mark(
     prior: Prior,
     shape: Sequence[int],
@@ -42,7 +34,7 @@ def mark(
     negative: str | Sequence[str] | None = None,
 ) -> Fingerprint:
     """The fingerprint of runs at a latent shape (C, h, w) and guidance scale, whichever way the prior takes it."""
-    return fingerprint(prior, tuple(shape), Guidance(scale, rescale), negative)
+    return fingerprint(prior, tuple(shape), ClassifierFree(scale, rescale), negative)
 
 
 def latent_shape(prior: Prior, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:

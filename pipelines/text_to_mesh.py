@@ -13,7 +13,7 @@ import torch
 from diffusers.utils import BaseOutput
 
 from ..core.distillation.score import ScoreConfig
-from ..core.priors import Prior, load_prior, weights_root
+from ..core.priors import Prior, load_prior, multi_view_sibling
 from ..core.sampling.calibration import fingerprint
 from ..core.training.checkpoints import remove_checkpoints
 from ..generate.finish import MeshConfig, textured_mesh, write_pictures
@@ -31,7 +31,6 @@ from ..utils.progress import Progress
 from ..utils.runs import RunRecord
 from .prompts import warn_about
 
-MULTI_VIEW = {"toybox": "toybox-mv"}  # the sibling that sees several views, preferred when its weights are there
 REAL_BACKBONES = "sd15, sd21-base or an MVDream checkpoint"
 StepEnd = Callable[["TextToMesh", int, dict[str, float], dict[str, Any]], None]
 
@@ -105,10 +104,7 @@ class TextToMesh:
 
         "toybox" loads its multi-view sibling when that is installed; "toybox" as a folder stays single-view.
         """
-        chosen = str(name)
-        sibling = MULTI_VIEW.get(chosen)
-        if sibling and (weights_root() / sibling / "mv.json").is_file():
-            chosen = sibling
+        chosen = multi_view_sibling(str(name)) or str(name)
         return cls(load_prior(chosen, device, torch_dtype or dtype, **options), recipe)
 
     def save_pretrained(self, folder: str | Path) -> Path:
@@ -179,7 +175,7 @@ class TextToMesh:
         self, recipe: MeshRecipe, seed: int, prompt: str, negative: str | None, folder: Path | None, resume: bool
     ) -> Optimisation:
         """The optimisation at its start, or where the newest checkpoint in `folder` was written."""
-        guide = make_guide(recipe.score, self.prior, prompt, negative)
+        guide = make_guide(recipe.score, self.prior, prompt, negative, recipe.optimise.views.views)
         if folder is None:
             return Optimisation(recipe.optimise, guide, seed, self.prior.device)
         prior = fingerprint(self.prior)
@@ -231,8 +227,7 @@ def chosen_seed(seed: int | None, generator: torch.Generator | None) -> int:
 def load_recipe(recipe: str | Path | None, prior: Prior) -> MeshRecipe:
     """A recipe by packaged name or file; None and "default" choose by the prior."""
     if recipe is None or recipe == "default":
-        kind = "toybox" if prior.image_size <= 64 else "stable-diffusion"
-        recipe = kind if hasattr(prior, "views") else f"{kind}-single-view"
+        recipe = prior.recipe if prior.multiview else f"{prior.recipe}-single-view"
     known = isinstance(recipe, str) and not recipe.endswith((".yaml", ".yml"))
     return load_config(MeshRecipe, f"text-to-mesh/{recipe}" if known else recipe)
 

@@ -16,8 +16,8 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..core.priors import StableDiffusionPrior, load_prior, weights_root
-from ..core.sampling import DDIM, Kind, Level, NoiseSchedule, Prediction, Sampler
+from ..core.priors import Condition, Rows, StableDiffusionPrior, load_prior, weights_root
+from ..core.sampling import DDIM, Denoiser, Kind, Level, NoiseSchedule, Sampler
 from ..core.sampling.grids import Spacing
 from ..core.sampling.sampler import StepCallback
 from ..core.training.export import folder_path
@@ -98,13 +98,18 @@ class GeometryHead:
             raise InputError(
                 f"timestep={config.timestep} must lie in 0 to {self.schedule.steps - 1}, the prior's steps"
             )
-        self.nfe = 0
+        self.asked = prior.with_network(unet, config.kind)
         self._empty: Tensor | None = None
 
     @property
     def groups(self) -> int:
         """Number of targets n."""
         return self.codec.groups
+
+    @property
+    def nfe(self) -> int:
+        """Network rows asked so far."""
+        return self.asked.nfe
 
     @property
     def device(self) -> torch.device:
@@ -207,9 +212,12 @@ class GeometryHead:
         """Maps by name: depth (B, 1, H, W) in [0, 1], unit normals (B, 3, H, W) in the viewer frame."""
         return self.codec.decode(self.decode_pictures(latents))
 
-    def denoiser(self, image_latents: Tensor) -> HeadDenoiser:
-        """The head for fixed images (B, C, h, w)."""
-        return HeadDenoiser(self, image_latents)
+    def denoiser(self, image_latents: Tensor) -> Denoiser:
+        """The head for fixed images (B, C, h, w), whose latents come before those of the targets."""
+        empty, told = self.empty_prompt().to(image_latents.device), self.config.timestep
+        rows = Rows({"concat": image_latents}).with_tensors(text=empty)
+        remap = None if told is None else lambda time: torch.full_like(time, told)
+        return Denoiser(self.asked, Condition({"cond": rows}), time_remap=remap)
 
     def levels(self, steps: int, spacing: Spacing | None = None) -> list[Level]:
         """steps + 1 levels from the noisiest to the end."""
@@ -246,7 +254,7 @@ class GeometryHead:
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> GeometryHead:
         """Moves and casts the networks."""
         self.prior.to(device, dtype)
-        self.unet.to(device=device, dtype=dtype)
+        self.asked.to(device, dtype)
         if self._empty is not None:
             self._empty = self._empty.to(device=device, dtype=dtype)
         return self
@@ -256,25 +264,6 @@ class GeometryHead:
         head = GeometryHead(self.prior, self.unet, replace(self.config, **changes), self.base)
         head._empty = self._empty if head.config.prompt_padding == self.config.prompt_padding else None
         return head
-
-
-class HeadDenoiser:
-    """State and level in, Prediction out, for fixed image latents; `Sampler` runs it like any denoiser."""
-
-    def __init__(self, head: GeometryHead, image_latents: Tensor) -> None:
-        self.head, self.image_latents = head, image_latents
-
-    def __call__(self, x: Tensor, level: Level) -> Prediction:
-        """Prediction at target latents x (B, n C, h, w)."""
-        head = self.head
-        dtype = head.unet.dtype
-        joined = torch.cat([self.image_latents, x], 1).to(dtype)  # image first
-        embeds = head.empty_prompt().to(x.device, dtype).expand(len(x), -1, -1)
-        head.nfe += len(x)
-        told = head.config.timestep
-        times = level.times(x) if told is None else torch.full_like(level.times(x), told)
-        raw = head.unet(joined, times, embeds, return_dict=False)[0]
-        return Prediction(x, level, raw.to(torch.promote_types(x.dtype, torch.float32)), head.config.kind)
 
 
 def expanded_unet(unet: UNet2DConditionModel, targets: int, shared: bool = True) -> UNet2DConditionModel:

@@ -7,12 +7,11 @@ form "score" (SDS, Poole et al. 2022): eps_a the guided prediction, eps_b = n.
 form "recon" (MVDream, Shi et al. 2023; StableDreamer, Guo et al. 2023): 0.5 W |x - sg(x0_target)|^2 / B with
     x0_target = r x0_cfg std(x0_cond) / std(x0_cfg) + (1 - r) x0_cfg, stds over all views of one object.
     x - x0_cfg = (sigma / alpha)(eps_a - n), so r = 0 and W = 1 is SDS with w = sigma / alpha, and any w has
-    W = w alpha / sigma.
+    W = w alpha / sigma. For w = sigma / alpha the pull is taken in this form, which has a limit where alpha = 0.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -22,8 +21,11 @@ from torch import Tensor
 
 from ...utils.errors import InputError, UnprojectError
 from ...utils.ramps import Ramp
-from ..priors.base import Condition, Prior
-from ..sampling.levels import Level, NoiseSchedule
+from ..priors.base import Prior
+from ..priors.rows import COND, Condition
+from ..sampling.denoiser import Denoiser
+from ..sampling.guidance import ClassifierFree
+from ..sampling.levels import Level
 from ..sampling.prediction import Prediction
 from .time_window import TimeWindow
 
@@ -78,18 +80,16 @@ class ScoreDistillation:
     """A frozen prior as a loss on renders. Holds no trainable state and never enters checkpoints."""
 
     def __init__(self, config: ScoreConfig, prior: Prior, condition: Condition) -> None:
-        """`condition` has one row per object, without cameras; each call says how it is seen."""
-        if config.guidance != 1.0 and condition.null is None:
-            raise InputError(f"guidance={config.guidance} needs an unconditional branch; encode a negative prompt")
+        """`condition` has one row per object; calls with one of their own say how the objects are seen."""
         self.config, self.prior, self.condition = config, prior, condition
-        self.schedule = NoiseSchedule.from_config(prior.scheduler_config)
+        self.denoiser = Denoiser(prior, condition, ClassifierFree(config.guidance))
+        self.schedule = self.denoiser.schedule
 
     def __call__(
         self,
         images: Tensor,
         step: int,
         generator: torch.Generator | None = None,
-        cameras: Tensor | None = None,
         condition: Condition | None = None,
         noise: Tensor | None = None,
         index: Tensor | None = None,
@@ -99,25 +99,27 @@ class ScoreDistillation:
         Args:
             step: of the optimisation, for the schedules.
             generator: of levels and noise.
-            cameras: (B, 16) for a multi-view prior, whose views then share attention; None: images are independent.
-            condition: B rows instead of the object's own (view-dependent text).
-            noise: (B, C, h, w), index: (B,) train index; drawn when absent.
+            condition: B rows instead of the objects' own, each repeated: view-dependent text, or cameras. The views of
+                its groups (frames) share attention, level and rescale; without groups images are independent.
+            noise: (B, C, h, w), index: (B,) train index, equal within a group; drawn when absent.
         """
         config, batch = self.config, images.shape[0]
-        condition = condition or self.seen_from(batch, cameras)
+        condition = condition or self.repeated(batch)
         with torch.set_grad_enabled(torch.is_grad_enabled() and config.space != "image"):
             x = self.prior.encode(images)
         groups = batch // condition.frames
         if index is None:
             per_group = config.window.indices(step, groups, self.schedule.steps, generator)
             index = per_group.repeat_interleave(condition.frames)
-        level = self.schedule.at_index(index.to(x.device))
+        index = index.cpu()  # levels are float64, which some devices lack
+        level = self.schedule.at_index(index)
         if noise is None:
             noise = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
         with torch.no_grad():
             guided, plain = self.predict(self.schedule.add_noise(x.detach(), noise, level), level, condition)
-            guided, plain = self.walked(guided, plain, index, condition)
-            target, grad = self.target_and_gradient(x.detach(), noise, level, guided, plain, step, condition.frames)
+            clean = self.walked(guided, plain, index, condition)
+            target = self.target(*clean, condition.frames)
+            grad = self.gradient(x.detach(), noise, level, guided, target, step)
             weight = self.recon_weight(level, images)
         self._check(grad, index)
         loss = 0.5 * (x - (x.detach() - grad)).square().sum() / batch if config.space != "image" else x.new_zeros(())
@@ -131,59 +133,66 @@ class ScoreDistillation:
         log = {"t": float(index.double().mean()) / self.schedule.steps, "grad": norm, "loss": float(loss.detach())}
         return GuidanceOut(loss, norm, index, target, log, weight, target_rgb)
 
-    def seen_from(self, batch: int, cameras: Tensor | None) -> Condition:
-        """The object's condition for `batch` views; with cameras they form one group per object."""
-        views = batch // self.condition.rows
-        if views * self.condition.rows != batch:
+    def repeated(self, batch: int) -> Condition:
+        """The objects' own condition for `batch` images, as many of each."""
+        if batch % self.condition.rows:
             raise InputError(f"{batch} images do not divide among {self.condition.rows} prompts")
-        if cameras is None:
-            return self.condition.repeat_interleave(views)
-        return self.condition.with_views(cameras, views)
+        return self.condition.repeat(batch // self.condition.rows)
 
     def predict(self, noised: Tensor, level: Level, condition: Condition) -> tuple[Prediction, Prediction]:
-        """(guided, conditional) predictions at a noised point, both branches in one network call."""
-        time, kind, scale = level.times(noised), self.prior.prediction_type, self.config.guidance
-        if scale == 1.0:
-            plain = Prediction(noised, level, self.prior.predict(noised, time, condition), kind)
-            return plain, plain
-        raw = self.prior.predict(torch.cat([noised] * 2), torch.cat([time] * 2), condition.guided())
-        uncond, cond = raw.chunk(2)
-        guided = Prediction(noised, level, uncond + scale * (cond - uncond), kind)
-        return guided, Prediction(noised, level, cond, kind)
+        """(guided, conditional) predictions at a noised point, all branches in one network call."""
+        guidance = self.denoiser.guidance
+        branches = self.denoiser.with_condition(condition).ask(noised, level, (*guidance.needs(level), COND))
+        return guidance(branches), branches[COND]
 
     def walked(
         self, guided: Prediction, plain: Prediction, index: Tensor, condition: Condition
-    ) -> tuple[Prediction, Prediction]:
-        """The last predictions of a DDIM walk from t = index / steps in ceil(t target_steps) even steps."""
-        steps = math.ceil(float(index.max()) / self.schedule.steps * self.config.target_steps)
-        for left in range(steps - 1, 0, -1):
-            level = self.schedule.at_index((index * left // steps).to(guided.x0.device))
-            alpha, sigma = level.coefficients(guided.x0)
-            guided, plain = self.predict(alpha * guided.x0 + sigma * guided.eps, level, condition)
-        return guided, plain
-
-    def target_and_gradient(
-        self, x: Tensor, noise: Tensor, level: Level, guided: Prediction, plain: Prediction, step: int, frames: int
     ) -> tuple[Tensor, Tensor]:
-        """(x0 target, g), both (B, C, h, w); g is dL/dx times B, weighed at the level the render was noised to."""
-        alpha, sigma = level.coefficients(x)
-        weight = WEIGHTS[self.config.weight](torch.as_tensor(alpha), torch.as_tensor(sigma))
-        target = guided.x0
-        if self.config.form == "score":
-            grad = weight * (guided.eps - noise)
+        """(guided, conditional) x0 (B, C, h, w) at the end of a DDIM walk from t = index / steps.
+
+        Every row takes ceil(t target_steps) even steps of its own.
+        """
+        steps = (index.double() / self.schedule.steps * self.config.target_steps).ceil().long()  # (B,)
+        x0, plain_x0 = guided.x0, plain.x0
+        eps = guided.eps if int(steps.max()) > 1 else x0
+        for left in range(int(steps.max()) - 1, 0, -1):
+            rows = (steps > left).nonzero()[:, 0]
+            level = self.schedule.at_index(torch.div(index[rows] * left, steps[rows], rounding_mode="floor"))
+            on = rows.to(x0.device)
+            alpha, sigma = level.coefficients(x0)
+            guided, plain = self.predict(alpha * x0[on] + sigma * eps[on], level, condition.index(rows))
+            x0, eps = x0.index_copy(0, on, guided.x0), eps.index_copy(0, on, guided.eps)
+            plain_x0 = plain_x0.index_copy(0, on, plain.x0)
+        return x0, plain_x0
+
+    def target(self, guided_x0: Tensor, plain_x0: Tensor, frames: int) -> Tensor:
+        """The x0 (B, C, h, w) that renders are pulled to."""
+        if self.config.form == "score" or not self.config.rescale:
+            return guided_x0
+        return rescaled(guided_x0, plain_x0, self.config.rescale, frames)
+
+    def gradient(self, x: Tensor, noise: Tensor, level: Level, guided: Prediction, target: Tensor, step: int) -> Tensor:
+        """g (B, C, h, w), which is dL/dx times B, weighed at the level the render was noised to."""
+        if self.config.form == "recon" or self.config.weight == "ratio":
+            grad = self._recon_weight(level, x) * (x - target)
         else:
-            if self.config.rescale:
-                target = rescaled(target, plain.x0, self.config.rescale, frames)
-            grad = (weight * alpha / sigma) * (x - target)
+            alpha, sigma = (torch.as_tensor(c) for c in level.coefficients(x))
+            grad = WEIGHTS[self.config.weight](alpha, sigma) * (guided.eps - noise)
         if self.config.clip:
             limit = Ramp.of(self.config.clip).at(step)
             grad = grad.clamp(-limit, limit)
-        return target, grad
+        return grad
 
     def recon_weight(self, level: Level, like: Tensor) -> Tensor:
         """W = w alpha / sigma (B,)."""
-        alpha, sigma = (torch.as_tensor(c).reshape(-1) for c in level.coefficients(like))
-        return (WEIGHTS[self.config.weight](alpha, sigma) * alpha / sigma).to(like).expand(like.shape[0])
+        return self._recon_weight(level, like).reshape(-1).to(like).expand(like.shape[0])
+
+    def _recon_weight(self, level: Level, like: Tensor) -> Tensor:
+        """W, one number or (B, 1, 1, 1); that of the weight sigma / alpha is 1, also in pure noise."""
+        alpha, sigma = (torch.as_tensor(c) for c in level.coefficients(like))
+        if self.config.weight == "ratio":
+            return torch.ones_like(alpha)
+        return WEIGHTS[self.config.weight](alpha, sigma) * alpha / sigma
 
     def _check(self, grad: Tensor, index: Tensor) -> None:
         if not bool(torch.isfinite(grad).all()):
@@ -206,6 +215,6 @@ def rescaled(guided: Tensor, plain: Tensor, share: float, frames: int) -> Tensor
 
 def image_loss(images: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     """0.5 W |image - D(target)|^2 / B (HiFA, Zhu et al. 2023) at the size of the decoded target (B, 3, H, W)."""
-    if target.shape[-1] != images.shape[-1]:
+    if target.shape[-2:] != images.shape[-2:]:
         images = torch.nn.functional.interpolate(images, target.shape[-2:], mode="bilinear", antialias=True)
     return 0.5 * (weight[:, None, None, None] * (images - target).square()).sum() / images.shape[0]

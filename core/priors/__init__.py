@@ -1,13 +1,22 @@
-"""Frozen backbones behind one interface: embedded, diffusers, multi-view and analytic."""
+"""Frozen backbones behind one interface: embedded, diffusers, multi-view and analytic.
+
+Every name is loaded when it is first used: a condition needs no diffusion library.
+"""
 
 from __future__ import annotations
 
-from .analytic import FLOW_SCHEDULE, SD_SCHEDULE, GaussianMixturePrior
-from .base import Condition, Prior, Recommended
-from .diffusers import FluxPrior, StableDiffusion3Prior, StableDiffusionPrior, StableDiffusionXLPrior
-from .embedded import EmbeddedFlowPrior, EmbeddedPrior, MultiViewPrior
-from .multiview import CameraEmbedding, MultiViewUNet, inflate
-from .registry import PriorEntry, available, load_prior, registry, weights_root
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .base import Prior, Recommended
+from .rows import Condition, Rows
+
+if TYPE_CHECKING:
+    from .analytic import FLOW_SCHEDULE, SD_SCHEDULE, GaussianMixturePrior
+    from .diffusers import FluxPrior, StableDiffusion3Prior, StableDiffusionPrior, StableDiffusionXLPrior
+    from .embedded import EmbeddedFlowPrior, EmbeddedPrior, MultiViewPrior
+    from .multiview import CameraEmbedding, MultiViewUNet, inflate
+    from .registry import PriorEntry, available, load_prior, multi_view_sibling, weights_root
 
 __all__ = [
     "FLOW_SCHEDULE",
@@ -23,12 +32,34 @@ __all__ = [
     "Prior",
     "PriorEntry",
     "Recommended",
+    "Rows",
     "StableDiffusion3Prior",
     "StableDiffusionPrior",
     "StableDiffusionXLPrior",
     "available",
     "inflate",
     "load_prior",
-    "registry",
+    "multi_view_sibling",
     "weights_root",
 ]
+_HOMES = {
+    **dict.fromkeys(("FLOW_SCHEDULE", "SD_SCHEDULE", "GaussianMixturePrior"), "analytic"),
+    **dict.fromkeys(
+        ("FluxPrior", "StableDiffusion3Prior", "StableDiffusionPrior", "StableDiffusionXLPrior"), "diffusers"
+    ),
+    **dict.fromkeys(("EmbeddedFlowPrior", "EmbeddedPrior", "MultiViewPrior"), "embedded"),
+    **dict.fromkeys(("CameraEmbedding", "MultiViewUNet", "inflate"), "multiview"),
+    **dict.fromkeys(("PriorEntry", "available", "load_prior", "multi_view_sibling", "weights_root"), "registry"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from ...utils.errors import InputError
-from .base import Condition, PredictionType, Prior
+from .base import PredictionType, Prior
 from .diffusers import paired
 from .noise import is_flow, path_coefficients
+from .rows import COND, NULL, Condition, Rows
 
 SD_SCHEDULE: dict[str, Any] = {
     "_class_name": "DDIMScheduler",
@@ -37,7 +38,9 @@ FLOW_SCHEDULE: dict[str, Any] = {
 
 
 class GaussianMixturePrior(Prior):
-    """Mixture over latents (C, h, w); prompts choose components by name, any other prompt means the whole mixture."""
+    """Mixture over latents (C, h, w), in float64; prompts choose components by name, others mean all of them."""
+
+    recipe = "toybox"
 
     def __init__(
         self,
@@ -71,8 +74,8 @@ class GaussianMixturePrior(Prior):
     def encode_text(self, prompts: str | Sequence[str], negative: str | Sequence[str] | None = None) -> Condition:
         """Embeddings (B, 1, K): log-weights of the components named in the prompt."""
         texts, against = paired(prompts, negative)
-        embeds, null = (torch.stack([self._select(t) for t in side])[:, None] for side in (texts, against))
-        return Condition(embeds=embeds, null=null, prompts=texts)
+        told = [Rows({"text": torch.stack([self._select(t) for t in side])[:, None]}) for side in (texts, against)]
+        return Condition({COND: told[0], NULL: told[1]}, texts)
 
     def _select(self, text: str) -> Tensor:
         words = text.split()
@@ -92,12 +95,12 @@ class GaussianMixturePrior(Prior):
         log_density = -0.5 * (square / variance + count * torch.log(2 * math.pi * variance))
         return log_weights[:, 0].double().to(x.device) + log_density, residual, variance
 
-    def log_prob(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+    def log_prob(self, x: Tensor, time: Tensor, rows: Rows) -> Tensor:
         """log p(x) (B,) at model time (B,)."""
-        return self._components(x, time, condition.embeds)[0].logsumexp(1)
+        return self._components(x, time, rows["text"])[0].logsumexp(1)
 
-    def _forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
-        joint, residual, variance = self._components(x, time, condition.embeds)
+    def _forward(self, x: Tensor, time: Tensor, rows: Rows) -> Tensor:
+        joint, residual, variance = self._components(x, time, rows["text"])
         pull = torch.softmax(joint, 1) / variance  # (B, K)
         minus_score = torch.einsum("bk,bkchw->bchw", pull, residual)
         alpha, sigma = (c.to(x.device) for c in path_coefficients(self.scheduler_config, time))

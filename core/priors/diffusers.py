@@ -6,19 +6,22 @@ pipeline classes come from the table below, never from the repository that holds
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ...utils.errors import InputError
 from ...utils.seeds import sample_noise
-from .base import Condition, Prior, Recommended
+from .base import PredictionType, Prior, Recommended
 from .noise import is_flow
+from .rows import COND, NULL, Condition, Rows
 
 DEFAULT_EMBEDDED_GUIDANCE = 3.5  # FLUX.1-dev
+P = TypeVar("P", bound="DiffusersPrior")
 
 
 class DiffusersPrior(Prior):
@@ -26,7 +29,8 @@ class DiffusersPrior(Prior):
 
     backbone = "unet"
 
-    def __init__(self, pipe: Any, name: str = "") -> None:
+    def __init__(self, pipe: Any, name: str = "", frozen: bool = True) -> None:
+        """`frozen`: False leaves the networks as trainable as they are."""
         self.pipe, self.name = pipe, name or type(pipe).__name__
         self.network: nn.Module = getattr(pipe, self.backbone)
         self.vae = pipe.vae
@@ -41,13 +45,36 @@ class DiffusersPrior(Prior):
         self.image_size = side * self.vae_factor
         weight = next(self.network.parameters())
         self.device, self.dtype = weight.device, weight.dtype
-        if self.vae.config.get("force_upcast") and self.dtype == torch.float16:
-            self.vae.to(torch.float32)
-        self.freeze()
+        if (precise := self._dtype_for(self.vae, self.vae.dtype)) != self.vae.dtype:
+            self.vae.to(dtype=precise)
+        if frozen:
+            self.freeze()
 
     def modules(self) -> dict[str, nn.Module]:
         """See Prior.modules."""
-        return {name: part for name, part in self.pipe.components.items() if isinstance(part, nn.Module)}
+        parts = {name: part for name, part in self.pipe.components.items() if isinstance(part, nn.Module)}
+        return {**parts, self.backbone: self.network}
+
+    def _dtype_for(self, module: nn.Module, dtype: torch.dtype | None) -> torch.dtype | None:
+        """A codec that overflows in half precision (SDXL's) stays in float32."""
+        overflows = bool(self.vae.config.get("force_upcast")) and dtype == torch.float16
+        return torch.float32 if overflows and module is self.vae else dtype
+
+    def with_network(self: P, network: nn.Module, kind: PredictionType) -> P:
+        """This prior with another network, whose output is of another kind; everything else is shared.
+
+        It counts its own calls. The network is neither frozen nor moved.
+        """
+        other = copy.copy(self)
+        other.network, other.prediction_type, other.nfe = network, kind, 0
+        weight = next(network.parameters())
+        other.device, other.dtype = weight.device, weight.dtype
+        return other
+
+    def _state(self, x: Tensor, rows: Rows) -> Tensor:
+        """The network's input: the state, behind the channels of a `concat` row where there is one."""
+        joined = torch.cat([rows["concat"].to(x), x], 1) if "concat" in rows else x
+        return joined.to(self.dtype)
 
     def encode(
         self, images: Tensor, sample: bool = False, generator: torch.Generator | Sequence[torch.Generator] | None = None
@@ -95,8 +122,7 @@ class StableDiffusionPrior(DiffusersPrior):
     def encode_text(self, prompts: str | Sequence[str], negative: str | Sequence[str] | None = None) -> Condition:
         """See Prior.encode_text."""
         texts, against = paired(prompts, negative)
-        embeds, null = self._embed(texts), self._embed(against)
-        return Condition(embeds=embeds, null=null, prompts=texts)
+        return Condition({COND: Rows({"text": self._embed(texts)}), NULL: Rows({"text": self._embed(against)})}, texts)
 
     @torch.no_grad()
     def _embed(self, texts: list[str]) -> Tensor:
@@ -108,9 +134,8 @@ class StableDiffusionPrior(DiffusersPrior):
         embeds = encoder(tokens.input_ids.to(self.device), attention_mask=mask)[0]
         return embeds[[distinct.index(text) for text in texts]]
 
-    def _forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
-        embeds = condition.embeds.to(self.dtype)
-        return self.network(x.to(self.dtype), time, embeds, return_dict=False)[0]
+    def _forward(self, x: Tensor, time: Tensor, rows: Rows) -> Tensor:
+        return self.network(self._state(x, rows), time, rows["text"].to(self.dtype), return_dict=False)[0]
 
 
 class StableDiffusionXLPrior(DiffusersPrior):
@@ -123,16 +148,16 @@ class StableDiffusionXLPrior(DiffusersPrior):
             embeds, null, pooled, null_pooled = self.pipe.encode_prompt(
                 texts, device=self.device, negative_prompt=None if negative is None else against
             )
-        return Condition(embeds, null, pooled, null_pooled, texts)
+        return two_branches(embeds, pooled, null, null_pooled, texts)
 
-    def _forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
-        height, width = (side * self.vae_factor for side in x.shape[-2:])
-        ids = condition.extra.get("time_ids", (height, width, 0, 0, height, width))
-        time_ids = torch.tensor([ids], device=x.device, dtype=self.dtype).expand(x.shape[0], -1)
-        assert condition.pooled is not None
-        added = {"text_embeds": condition.pooled.to(self.dtype), "time_ids": time_ids}
-        embeds = condition.embeds.to(self.dtype)
-        return self.network(x.to(self.dtype), time, embeds, added_cond_kwargs=added, return_dict=False)[0]
+    def _forward(self, x: Tensor, time: Tensor, rows: Rows) -> Tensor:
+        time_ids = rows.get("time_ids")  # (B, 6); by default the size drawn, uncropped
+        if time_ids is None:
+            height, width = (side * self.vae_factor for side in x.shape[-2:])
+            time_ids = torch.tensor([(height, width, 0, 0, height, width)]).expand(x.shape[0], -1)
+        added = {"text_embeds": rows["pooled"].to(self.dtype), "time_ids": time_ids.to(x.device, self.dtype)}
+        embeds = rows["text"].to(self.dtype)
+        return self.network(self._state(x, rows), time, embeds, added_cond_kwargs=added, return_dict=False)[0]
 
 
 class StableDiffusion3Prior(DiffusersPrior):
@@ -140,8 +165,8 @@ class StableDiffusion3Prior(DiffusersPrior):
 
     backbone = "transformer"
 
-    def __init__(self, pipe: Any, name: str = "") -> None:
-        super().__init__(pipe, name)
+    def __init__(self, pipe: Any, name: str = "", frozen: bool = True) -> None:
+        super().__init__(pipe, name, frozen)
         self.latent_multiple = int(pipe.transformer.config["patch_size"])
 
     def encode_text(self, prompts: str | Sequence[str], negative: str | Sequence[str] | None = None) -> Condition:
@@ -151,18 +176,17 @@ class StableDiffusion3Prior(DiffusersPrior):
             embeds, null, pooled, null_pooled = self.pipe.encode_prompt(
                 texts, None, None, device=self.device, negative_prompt=against
             )
-        return Condition(embeds, null, pooled, null_pooled, texts)
+        return two_branches(embeds, pooled, null, null_pooled, texts)
 
     def _tokenizer(self) -> tuple[Any, int]:
         return (self.pipe.tokenizer_3, 256) if self.pipe.text_encoder_3 is not None else super()._tokenizer()
 
-    def _forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
-        assert condition.pooled is not None
+    def _forward(self, x: Tensor, time: Tensor, rows: Rows) -> Tensor:
         return self.network(
             hidden_states=x.to(self.dtype),
             timestep=time,
-            encoder_hidden_states=condition.embeds.to(self.dtype),
-            pooled_projections=condition.pooled.to(self.dtype),
+            encoder_hidden_states=rows["text"].to(self.dtype),
+            pooled_projections=rows["pooled"].to(self.dtype),
             return_dict=False,
         )[0]
 
@@ -177,8 +201,8 @@ class FluxPrior(DiffusersPrior):
     backbone = "transformer"
     latent_multiple = 2
 
-    def __init__(self, pipe: Any, name: str = "") -> None:
-        super().__init__(pipe, name)
+    def __init__(self, pipe: Any, name: str = "", frozen: bool = True) -> None:
+        super().__init__(pipe, name, frozen)
         settings = pipe.transformer.config
         self.guidance_embedded = bool(settings["guidance_embeds"])
         side = getattr(pipe, "default_sample_size", 128)
@@ -192,34 +216,32 @@ class FluxPrior(DiffusersPrior):
         with torch.no_grad():
             embeds, pooled, _ = self.pipe.encode_prompt(texts, None, device=self.device, max_sequence_length=limit)
             if negative is None and self.guidance_embedded:
-                return Condition(embeds, None, pooled, None, texts)
+                return Condition({COND: Rows({"text": embeds, "pooled": pooled})}, texts)
             null, null_pooled, _ = self.pipe.encode_prompt(against, None, device=self.device, max_sequence_length=limit)
-        return Condition(embeds, null, pooled, null_pooled, texts)
+        return two_branches(embeds, pooled, null, null_pooled, texts)
 
     def _tokenizer(self) -> tuple[Any, int]:
         return self.pipe.tokenizer_2, 512 if self.guidance_embedded else 256
 
-    def _forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+    def _forward(self, x: Tensor, time: Tensor, rows: Rows) -> Tensor:
         batch, channels, height, width = x.shape
-        rows, columns = height // 2, width // 2
-        patches = x.reshape(batch, channels, rows, 2, columns, 2).permute(0, 2, 4, 1, 3, 5)
-        packed = patches.reshape(batch, rows * columns, channels * 4).to(self.dtype)
-        guidance = None
-        if self.guidance_embedded:
-            scale = float(condition.extra.get("guidance", DEFAULT_EMBEDDED_GUIDANCE))
-            guidance = torch.full((batch,), scale, device=x.device)
-        assert condition.pooled is not None
+        down, across = height // 2, width // 2
+        patches = x.reshape(batch, channels, down, 2, across, 2).permute(0, 2, 4, 1, 3, 5)
+        packed = patches.reshape(batch, down * across, channels * 4).to(self.dtype)
+        guidance = rows.get("guidance") if self.guidance_embedded else None  # (B,)
+        if self.guidance_embedded and guidance is None:
+            guidance = torch.full((batch,), DEFAULT_EMBEDDED_GUIDANCE)
         out = self.network(
             hidden_states=packed,
             timestep=(time / 1000).to(self.dtype),
-            guidance=guidance,
-            pooled_projections=condition.pooled.to(self.dtype),
-            encoder_hidden_states=condition.embeds.to(self.dtype),
-            txt_ids=torch.zeros(condition.embeds.shape[1], 3, device=x.device, dtype=self.dtype),
-            img_ids=_patch_positions(rows, columns).to(x.device, self.dtype),
+            guidance=None if guidance is None else guidance.to(x.device, torch.float32),
+            pooled_projections=rows["pooled"].to(self.dtype),
+            encoder_hidden_states=rows["text"].to(self.dtype),
+            txt_ids=torch.zeros(rows["text"].shape[1], 3, device=x.device, dtype=self.dtype),
+            img_ids=_patch_positions(down, across).to(x.device, self.dtype),
             return_dict=False,
         )[0]
-        grid = out.reshape(batch, rows, columns, channels, 2, 2).permute(0, 3, 1, 4, 2, 5)
+        grid = out.reshape(batch, down, across, channels, 2, 2).permute(0, 3, 1, 4, 2, 5)
         return grid.reshape(batch, channels, height, width)
 
     def tokens(self, latents: Tensor) -> int:
@@ -231,6 +253,14 @@ def _patch_positions(rows: int, columns: int) -> Tensor:
     """(rows * columns, 3): zero, row, column of every patch."""
     row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     return torch.stack([torch.zeros_like(row), row, column], -1).reshape(-1, 3)
+
+
+def two_branches(
+    text: Tensor, pooled: Tensor, null_text: Tensor, null_pooled: Tensor, prompts: Sequence[str]
+) -> Condition:
+    """The condition of models with token and pooled embeddings, (B, L, D) and (B, P) in both branches."""
+    null = Rows({"text": null_text, "pooled": null_pooled})
+    return Condition({COND: Rows({"text": text, "pooled": pooled}), NULL: null}, prompts)
 
 
 def paired(prompts: str | Sequence[str], negative: str | Sequence[str] | None) -> tuple[list[str], list[str]]:

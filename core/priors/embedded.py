@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from ...utils.errors import InputError
 from ...utils.files import read_json, write_json
-from .base import Condition, Recommended
-from .diffusers import DiffusersPrior, StableDiffusion3Prior, StableDiffusionPrior, paired
-from .multiview import MultiViewUNet
+from .base import Recommended
+from .diffusers import DiffusersPrior, StableDiffusion3Prior, StableDiffusionPrior, paired, two_branches
+from .multiview import FRAMES, MultiViewUNet
+from .rows import Condition, Rows
 
 VOCABULARY_FILE = "vocabulary.json"
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*|[^\w\s.,;:!?'\"()/_-]+")  # words, or runs of symbols such as emoji
@@ -28,9 +29,11 @@ TOYBOX_DIT = Recommended(guidance=5.0, steps=20, spacing="trailing", solver="eul
 class KnowsWords(DiffusersPrior):
     """A prior that knows which words it has seen."""
 
-    def __init__(self, pipe: Any, name: str, vocabulary: tuple[str, ...] = ()) -> None:
-        super().__init__(pipe, name)
+    def __init__(self, pipe: Any, name: str, vocabulary: tuple[str, ...] = (), frozen: bool = True) -> None:
+        super().__init__(pipe, name, frozen)
         self.vocabulary = vocabulary
+        if vocabulary:  # closed worlds of small pictures are the toybox's
+            self.recipe = "toybox"
         self._known = {word for entry in vocabulary for word in _WORD.findall(entry.lower())}
 
     def unknown_words(self, prompt: str) -> list[tuple[str, list[str]]]:
@@ -53,8 +56,8 @@ class EmbeddedPrior(KnowsWords, StableDiffusionPrior):
 
     recommended = TOYBOX
 
-    def __init__(self, pipe: Any, name: str = "toybox", vocabulary: tuple[str, ...] = ()) -> None:
-        super().__init__(pipe, name, vocabulary)
+    def __init__(self, pipe: Any, name: str = "toybox", vocabulary: tuple[str, ...] = (), frozen: bool = True) -> None:
+        super().__init__(pipe, name, vocabulary, frozen)
 
 
 class EmbeddedFlowPrior(KnowsWords, StableDiffusion3Prior):
@@ -66,8 +69,10 @@ class EmbeddedFlowPrior(KnowsWords, StableDiffusion3Prior):
 
     recommended = TOYBOX_DIT
 
-    def __init__(self, pipe: Any, name: str = "toybox-dit", vocabulary: tuple[str, ...] = ()) -> None:
-        super().__init__(pipe, name, vocabulary)
+    def __init__(
+        self, pipe: Any, name: str = "toybox-dit", vocabulary: tuple[str, ...] = (), frozen: bool = True
+    ) -> None:
+        super().__init__(pipe, name, vocabulary, frozen)
 
     def encode_text(self, prompts: str | Sequence[str], negative: str | Sequence[str] | None = None) -> Condition:
         """See Prior.encode_text; every distinct prompt is encoded once."""
@@ -78,7 +83,7 @@ class EmbeddedFlowPrior(KnowsWords, StableDiffusion3Prior):
                 distinct, None, None, device=self.device, do_classifier_free_guidance=False, max_sequence_length=0
             )
         rows, null = ([distinct.index(text) for text in listed] for listed in (texts, against))
-        return Condition(embeds[rows], embeds[null], pooled[rows], pooled[null], texts)
+        return two_branches(embeds[rows], pooled[rows], embeds[null], pooled[null], texts)
 
 
 class MultiViewPrior(EmbeddedPrior):
@@ -87,26 +92,37 @@ class MultiViewPrior(EmbeddedPrior):
     recommended = TOYBOX_MULTIVIEW
 
     def __init__(
-        self, pipe: Any, views: MultiViewUNet, name: str = "toybox-mv", vocabulary: tuple[str, ...] = ()
+        self,
+        pipe: Any,
+        views: MultiViewUNet,
+        name: str = "toybox-mv",
+        vocabulary: tuple[str, ...] = (),
+        frames: int = FRAMES,
+        frozen: bool = True,
     ) -> None:
-        """`pipe` gives the VAE, text encoder, tokenizer and scheduler; its own U-Net is replaced."""
+        """`pipe` gives the VAE, text encoder, tokenizer and scheduler; its own U-Net is replaced.
+
+        `frames` is the number of views it learnt to draw at once; others may be asked for.
+        """
         pipe.register_modules(unet=views.unet)
-        self.views = views
-        super().__init__(pipe, name, vocabulary)
+        self.views, self.frames = views, frames
+        super().__init__(pipe, name, vocabulary, frozen)
 
     def modules(self) -> dict[str, nn.Module]:
         """See Prior.modules."""
         return {**super().modules(), "camera_embedding": self.views.camera_embedding}
 
-    def _forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
-        embeds = condition.embeds.to(self.dtype)
-        return self.views(x.to(self.dtype), time, embeds, condition.cameras, condition.frames)
+    def _forward(self, x: Tensor, time: Tensor, rows: Rows) -> Tensor:
+        if self.network is not self.views.unet:  # with_network: one that sees single images
+            return super()._forward(x, time, rows)
+        embeds = rows["text"].to(self.dtype)
+        return self.views(self._state(x, rows), time, embeds, rows.get("cameras"), rows.frames)
 
     def save(self, folder: str | Path) -> Path:
         """See Prior.save: the multi-view files, and everything else in base/."""
         folder = Path(folder)
         super().save(folder / "base")
-        return self.views.save(folder, base="base", shared=True)
+        return self.views.save(folder, base="base", shared=True, frames=self.frames)
 
 
 def read_vocabulary(folder: Path) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from ...utils.errors import InputError
 from ...utils.files import atomic_path, read_json, write_json
 
 CAMERA_DIM = 16  # row-major flattened 4x4 camera-to-world, translation of unit length
+FRAMES = 4  # views of an object that the published and the embedded priors draw at once
 
 
 class JointAttention:

@@ -63,7 +63,7 @@ def lambda_table(config: Mapping[str, Any]) -> Tensor:
 
 def interpolate_lambda(lambdas: Tensor, index: Tensor) -> Tensor:
     """lambda at fractional train indices (B,), linear between the table's entries."""
-    index = index.double().cpu()
+    index = index.cpu().double()
     low = index.long().clamp(0, len(lambdas) - 2)
     return torch.lerp(lambdas[low], lambdas[low + 1], index - low)
 
@@ -71,7 +71,7 @@ def interpolate_lambda(lambdas: Tensor, index: Tensor) -> Tensor:
 def path_coefficients(config: Mapping[str, Any], time: Tensor) -> tuple[Tensor, Tensor]:
     """(alpha, sigma), each (B, 1, 1, 1) float64 on the CPU, at model time (B,) (VP: train index; flow: 1000 sigma)."""
     if is_flow(config):
-        sigma = time.double().cpu().reshape(-1, 1, 1, 1) / 1000
+        sigma = time.cpu().double().reshape(-1, 1, 1, 1) / 1000
         return 1 - sigma, sigma
     lam = interpolate_lambda(lambda_table(config), time).reshape(-1, 1, 1, 1)
     return torch.sigmoid(2 * lam).sqrt(), torch.sigmoid(-2 * lam).sqrt()

@@ -31,11 +31,10 @@ from .embedded import (
     MultiViewPrior,
     read_vocabulary,
 )
-from .multiview import MultiViewUNet, base_of
+from .multiview import FRAMES, MultiViewUNet, base_of, read_manifest
 from .mvdream import load_mvdream
 
-EMBEDDED = ("toybox", "toybox-mv", "toybox-dit")
-EMBEDDED_ABOUT = {
+EMBEDDED = {
     "toybox": "embedded, 64 px, single images",
     "toybox-mv": "embedded, 64 px, four views",
     "toybox-dit": "embedded, 64 px and other sizes, single images, flow transformer",
@@ -84,10 +83,19 @@ def weights_root() -> Path:
 
 def available() -> dict[str, str]:
     """Every name `load_prior` knows with one line about it."""
-    rows = dict(EMBEDDED_ABOUT)
+    rows = dict(EMBEDDED)
     for name, entry in registry().items():
         rows[name] = f"{entry.note}, {entry.image_size} px, {entry.size_gb:g} GB, {entry.licence}"
     return rows
+
+
+def multi_view_sibling(name: str) -> str | None:
+    """The installed embedded prior that draws several views and shares the other parts of the embedded prior `name`."""
+    for other in EMBEDDED:
+        folder = weights_root() / other
+        if name in EMBEDDED and (folder / "mv.json").is_file() and read_manifest(folder)["base"] == name:
+            return other
+    return None
 
 
 def load_prior(
@@ -159,7 +167,8 @@ def _load_multiview(folder: Path, name: str, device: Any, dtype: torch.dtype, op
     if not isinstance(base, StableDiffusionPrior):
         raise InputError(f"the base {source} of the multi-view prior {folder} is not a Stable Diffusion prior")
     vocabulary = base.vocabulary if isinstance(base, EmbeddedPrior) else ()
-    return MultiViewPrior(base.pipe, views.to(device), name, vocabulary)
+    frames = int(str(read_manifest(folder).get("frames", FRAMES)))
+    return MultiViewPrior(base.pipe, views.to(device), name, vocabulary, frames)
 
 
 def _load_checkpoint(path: Path, device: Any, dtype: torch.dtype, options: dict[str, Any]) -> Prior:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from .denoiser import Denoiser
 from .flair import RestoreConfig, restore
 from .focus import AttentionCost, VelocityControl
-from .guidance import Guidance
+from .guidance import ClassifierFree, Conditional, Guidance
 from .init import FixedNoiseInit, ImageInit, NoiseInit, TeleportInit, sample_from
 from .inversion import edit, invert, regenerate
 from .levels import Level, NoiseSchedule
 from .noiseshift import TimeRemap, apply_time_remap, remove_time_remap
+from .plan import SamplingPlan
 from .prediction import KINDS, Kind, Prediction
 from .sampler import Sampler
-from .solvers import DDIM, SOLVERS, Done, Request, Solver, make_solver
+from .solvers import DDIM, SOLVERS, Solver, make_solver
 from .solvers.edict import EDICT
 from .teleport import GaussianPrior
 
@@ -22,8 +23,9 @@ __all__ = [
     "KINDS",
     "SOLVERS",
     "AttentionCost",
+    "ClassifierFree",
+    "Conditional",
     "Denoiser",
-    "Done",
     "FixedNoiseInit",
     "GaussianPrior",
     "Guidance",
@@ -33,9 +35,9 @@ __all__ = [
     "NoiseInit",
     "NoiseSchedule",
     "Prediction",
-    "Request",
     "RestoreConfig",
     "Sampler",
+    "SamplingPlan",
     "Solver",
     "TeleportInit",
     "TimeRemap",

@@ -37,7 +37,7 @@ class AttentionTap:
     """Records the maps of every text attention between entering and leaving; differentiable.
 
     >>> with AttentionTap(prior.network) as tap:
-    ...     denoiser.conditional(x, level)
+    ...     denoiser.ask(x, level, ("cond",))
     >>> maps = tap.maps(x.shape[-2:])
     """
 
@@ -141,12 +141,13 @@ def _as_picture(maps: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _blurred(maps: Tensor) -> Tensor:
-    """3 x 3 Gaussian of standard deviation 1, edges repeated."""
+    """3 x 3 Gaussian of standard deviation 1, edges reflected (repeated where a side is a single pixel)."""
     taps = torch.exp(-0.5 * torch.tensor([1.0, 0.0, 1.0], dtype=maps.dtype, device=maps.device))
     taps = taps / taps.sum()
     kernel = (taps[:, None] * taps)[None, None]
     batch, tokens = maps.shape[:2]
-    padded = F.pad(maps.flatten(0, 1)[:, None], (1, 1, 1, 1), mode="replicate")
+    mode = "reflect" if min(maps.shape[-2:]) > 1 else "replicate"
+    padded = F.pad(maps.flatten(0, 1)[:, None], (1, 1, 1, 1), mode=mode)
     return F.conv2d(padded, kernel)[:, 0].unflatten(0, (batch, tokens))
 
 

@@ -23,9 +23,10 @@ from ...utils.digests import digest
 from ...utils.errors import InputError
 from ...utils.files import atomic_path
 from ...utils.seeds import generator
-from ..priors.base import Condition, Prior
+from ..priors.base import Prior
 from ..priors.noise import is_flow, lambda_table
-from .guidance import Guidance
+from ..priors.rows import Condition
+from .guidance import Conditional, Guidance, as_guidance
 
 VERSION = 2
 PROBES = 0x9E3779B9  # apart from the seeds of samples in the 32 bits that torch's generator keeps of a seed
@@ -81,7 +82,6 @@ def fingerprint(
     shape = tuple(int(side) for side in latent_shape or prior.latent_shape)
     if len(shape) != 3:
         raise InputError(f"latent_shape={shape} must be (channels, height, width) without the batch")
-    chosen = guidance if isinstance(guidance, Guidance) else Guidance(float(guidance))
     against = () if prior.guidance_embedded else [negative] if isinstance(negative, str) else negative or ()
     config = prior.scheduler_config
     path = "flow" if is_flow(config) else "vp-" + digest({"lambda": lambda_table(config)})
@@ -91,24 +91,19 @@ def fingerprint(
     own = {name: value for name, value in vars(prior).items() if isinstance(value, Tensor)}
     text = digest(_weights(texts), torch.float16) if texts else "none"
     marks = digest(network or own, torch.float16), text, _changes(asked.values())
-    return Fingerprint(*marks, path, shape, _guided(chosen, against))
+    return Fingerprint(*marks, path, shape, _guided(as_guidance(guidance), against))
 
 
 def condition_digest(condition: Condition) -> str:
     """Digest of all that the network is told beside state and time."""
-    tensors = {name: value for name, value in vars(condition).items() if isinstance(value, Tensor)}
-    numbers = {f"extra.{name}": torch.as_tensor(value) for name, value in condition.extra.items()}
-    return digest({**tensors, **numbers})
+    told = {f"{name}.{key}": value for name, rows in condition.branches.items() for key, value in rows.tensors.items()}
+    return digest({**told, "frames": torch.tensor(condition.frames)})
 
 
 def _guided(guidance: Guidance, against: Sequence[str]) -> str:
     """Guidance and distinct negative prompts in a line."""
-    told = f"{guidance.scale:g}"
-    if guidance.rescale:
-        told += f" rescale {guidance.rescale:g}"
-    if guidance.interval != (0.0, 1.0):
-        told += f" interval {guidance.interval[0]:g}-{guidance.interval[1]:g}"
-    if guidance.scale != 1 and any(against):
+    told = str(guidance)
+    if told != str(Conditional()) and any(against):
         told += f" against {' | '.join(sorted(set(against)))!r}"
     return told
 

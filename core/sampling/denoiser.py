@@ -1,25 +1,30 @@
-"""A prior asked with a condition and guidance: state and level in, Prediction out."""
+"""A prior asked with a condition and guidance: state and level in, Prediction out.
+
+This is the only place where a network is asked; it batches the branches and counts the rows.
+"""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from ...utils.errors import InputError
-from ..priors.base import Condition, Prior
-from .guidance import Guidance
+from ..priors.base import Prior
+from ..priors.rows import NULL, Condition, Rows
+from .guidance import Guidance, as_guidance
 from .levels import Level, NoiseSchedule
 from .prediction import Prediction, reread_v
 
 Control = Callable[["Denoiser", Prediction], Prediction]
 Remap = Callable[[Tensor], Tensor]
-LEVEL_TIME = "level_time"  # entry of a condition's `extra`: model times (B,) of the states, where others are told
+LEVEL_TIME = "level_time"  # rows (B,): model times of the states, where the network is told others
 
 
 class Denoiser:
-    """Calls the prior once per request, both guidance branches in one batch ordered (uncond, cond) as diffusers.
+    """Asks the prior once per request, all branches in one batch, the unconditional one first as in diffusers.
 
     `nfe` counts network rows spent by this object; `schedule` is the prior's noise path.
     """
@@ -35,63 +40,73 @@ class Denoiser:
         """Settings of every call.
 
         Args:
-            prior: the frozen backbone.
-            condition: one row per state row.
-            guidance: None: the conditional model alone.
+            prior: the backbone.
+            condition: one row per state row, or one for all.
+            guidance: a scale means classifier-free guidance; None: the conditional model alone.
             time_remap: model times (B,) of the levels asked to the times the network is told (`TimeRemap`); levels,
                 steps and conversions keep the true level, and v is read as what it means at the time told.
             controls: change the guided prediction, in order (`VelocityControl`).
         """
-        self.prior, self.condition = prior, condition
-        self.guidance = guidance if isinstance(guidance, Guidance) else Guidance(1.0 if guidance is None else guidance)
+        self.prior, self.condition, self.guidance = prior, condition, as_guidance(guidance)
         self.schedule = NoiseSchedule.from_config(prior.scheduler_config)
         self.time_remap, self.controls = time_remap, tuple(controls)
         self.nfe = 0
-        if self.guidance.scale != 1.0 and condition.null is None:
-            raise InputError(
-                f"guidance scale={self.guidance.scale} needs an unconditional branch, which this condition lacks; use 1"
-            )
-        self._both = condition.guided() if self.guidance.scale != 1.0 else None
+        self._joined: dict[tuple[tuple[str, ...], int], Rows] = {}
+        middle = self.schedule.at_index(0.5 * (self.schedule.steps - 1))
+        self._rows(_in_order(self.guidance.needs(middle)), condition.rows)  # what is missing is said at once
+
+    def with_condition(self, condition: Condition) -> Denoiser:
+        """The same denoiser asked with another condition; it counts from 0."""
+        other = copy.copy(self)
+        other.condition, other.nfe, other._joined = condition, 0, {}
+        return other
 
     def __call__(self, x: Tensor, level: Level) -> Prediction:
-        """Prediction at x (B, C, h, w); B is the number of condition rows."""
-        if self._both is None or not self._active(level):
-            prediction = self.conditional(x, level)
-        else:
-            raw = self.guidance.combine(*self._ask(x, level, self._both, 2))
-            prediction = Prediction(x, level, raw, self.prior.prediction_type)
+        """The guided and controlled prediction at x (B, C, h, w)."""
+        prediction = self.guidance(self.ask(x, level, self.guidance.needs(level)))
         for control in self.controls:
             prediction = control(self, prediction)
         return prediction
 
-    def conditional(self, x: Tensor, level: Level) -> Prediction:
-        """Prediction of the conditional branch alone, without guidance and controls; differentiable in x."""
-        (raw,) = self._ask(x, level, self.condition, 1)
-        return Prediction(x, level, raw, self.prior.prediction_type)
+    def ask(self, x: Tensor, level: Level, names: Sequence[str]) -> dict[str, Prediction]:
+        """What the network says at x (B, C, h, w) in each of these branches, from one call; differentiable in x."""
+        order = _in_order(names)
+        count, time = len(order), level.times(x)
+        told = time if self.time_remap is None else self.time_remap(time)
+        rows = self._rows(order, x.shape[0])
+        if self.time_remap is not None:
+            rows = rows.with_tensors(**{LEVEL_TIME: torch.cat([time] * count)})
+        before = self.prior.nfe
+        raw = self.prior.predict(torch.cat([x] * count), torch.cat([told] * count), rows)
+        self.nfe += self.prior.nfe - before
+        parts = raw.to(torch.promote_types(x.dtype, torch.float32)).chunk(count)
+        kind = self.prior.prediction_type
+        return {
+            name: Prediction(x, level, self._at_level(x, level, time, told, part), kind)
+            for name, part in zip(order, parts, strict=True)
+        }
 
-    def _ask(self, x: Tensor, level: Level, condition: Condition, branches: int) -> list[Tensor]:
-        """What the network says at `level` in each branch, (B, C, h, w), from one call."""
-        self.nfe += branches * x.shape[0]
-        states, time = torch.cat([x] * branches), level.times(x)
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        if self.time_remap is None:
-            raw = self.prior.predict(states, torch.cat([time] * branches), condition)
-            return list(raw.to(dtype).chunk(branches))
-        told = self.time_remap(time)
-        added = {LEVEL_TIME: torch.cat([time] * branches)}
-        raw = self.prior.predict(states, torch.cat([told] * branches), condition, **added)
-        return [self._at_level(x, level, time, told, part) for part in raw.to(dtype).chunk(branches)]
+    def _rows(self, order: tuple[str, ...], count: int) -> Rows:
+        """The rows of these branches for `count` states, kept from call to call."""
+        if (order, count) not in self._joined:
+            missing = [name for name in order if name not in self.condition]
+            if missing:
+                raise InputError(
+                    f"guidance {self.guidance!r} needs the branch {missing[0]!r}, which this condition lacks (the "
+                    f"unconditional branch is {NULL!r}); encode the text with a negative prompt, add the branch, or "
+                    "use scale 1"
+                )
+            self._joined[order, count] = Rows.join([self.condition[name].for_batch(count) for name in order])
+        return self._joined[order, count]
 
     def _at_level(self, x: Tensor, level: Level, time: Tensor, told: Tensor, raw: Tensor) -> Tensor:
         """What a network that was told other times means at the level; the same bits where the time is the true one."""
-        if self.prior.prediction_type != "v_prediction":
+        if told is time or self.prior.prediction_type != "v_prediction":
             return raw
         other = self.schedule.at_index(told.clamp(0, self.schedule.steps - 1))
         return torch.where((told == time).reshape(-1, 1, 1, 1), raw, reread_v(x.to(raw.dtype), raw, level, other))
 
-    def _active(self, level: Level) -> bool:
-        if self.guidance.interval == (0.0, 1.0):
-            return True
-        time = level.model_time
-        mean = float(time.mean()) if isinstance(time, Tensor) else time
-        return self.guidance.active(mean / (1000 if self.schedule.flow else self.schedule.steps))
+
+def _in_order(names: Sequence[str]) -> tuple[str, ...]:
+    """Distinct names, the unconditional branch first."""
+    return tuple(sorted(dict.fromkeys(names), key=lambda name: name != NULL))

@@ -21,7 +21,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...utils.digests import digest
 from ...utils.errors import InputError
-from ..priors.base import Condition, Prior
+from ..priors.base import Prior
+from ..priors.rows import Condition
 from .calibration import Calibration, Fingerprint, condition_digest, fingerprint, probe_generator
 from .denoiser import Denoiser
 from .dpm_v3_statistics import ModelStatistics
@@ -133,7 +134,7 @@ def estimate_statistics(
     settings |= {"latents": digest({"latents": latents}), "conditions": condition_digest(condition)}
     kept = _started(resume, mark, settings, len(lambdas), latents)
     sums, done, path = kept["sums"], kept["done"], kept["path"]
-    condition = condition.matched(samples)
+    condition = condition.for_batch(samples)
     for row, lam in enumerate(lambdas.tolist()):
         if not done[row]:
             for start in range(0, samples, chunk):
@@ -187,14 +188,14 @@ def _moments(
     denoiser: Denoiser, clean: Tensor, noise: Tensor, along: Tensor, lam: float, derivative: Derivative
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sums over states of FIELDS, (fields, C, h, w) float64, at one lambda; and x0 and eps there."""
-    at = torch.full((clean.shape[0],), lam, dtype=torch.float64, device=clean.device)
+    at = torch.full((clean.shape[0],), lam, dtype=torch.float64)  # on the CPU: some devices have no float64
     level = levels_at(denoiser.schedule, at)
     alpha, sigma = level.coefficients(clean)
     x = denoiser.schedule.add_noise(clean, noise, level)
     eps, pushed = eps_derivative(denoiser, x, at, along, 0.0, derivative)
     rate = sigma if denoiser.schedule.flow else sigma**2  # d log alpha / d lambda
     deps = eps_derivative(denoiser, x, at, rate * x - sigma * eps, 1.0, derivative)[1]
-    jacobian, e, de, state = (value.double().cpu() for value in (along * sigma * pushed, eps, deps, x))
+    jacobian, e, de, state = (value.cpu().double() for value in (along * sigma * pushed, eps, deps, x))
     products = (e * e, e * de, e * state, de * state, state * state)
     return torch.stack([value.sum(0) for value in (jacobian, e, de, state, *products)]), (x - sigma * eps) / alpha, eps
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,9 +25,11 @@ from torch import Tensor
 
 from ...utils.errors import InputError
 from ...utils.seeds import generator, sample_noise
-from ..priors.base import Condition, Prior
+from ..priors.base import Prior
+from ..priors.rows import Condition
 from .calibration import Calibration, Fingerprint, probe_generator
 from .denoiser import Denoiser
+from .guidance import Guidance, guided
 from .levels import Level, NoiseSchedule
 from .operators import Operator
 from .sampler import StepCallback
@@ -115,14 +117,14 @@ def error_curve(
     prior: Prior,
     latents: Tensor,
     condition: Condition,
-    guidance: float = 2.0,
+    guidance: Guidance | float = 2.0,
     levels: int = 25,
     seed: int = 0,
     batch: int = 64,
 ) -> ErrorCurve:
     """Measures the curve on clean latents (N, C, h, w) with N (or one) condition rows; noise i belongs to seed + i."""
     rows = latents.shape[0]
-    condition = condition.matched(rows)
+    condition = condition.for_batch(rows)
     noise = sample_noise(latents.shape[1:], [probe_generator(seed + i) for i in range(rows)], rows, latents.device)
     schedule = NoiseSchedule.from_config(prior.scheduler_config)
     times = torch.linspace(*flow_range(schedule), levels, dtype=torch.float64)
@@ -133,7 +135,7 @@ def error_curve(
             part = slice(start, start + batch)
             x0, eps = latents[part], noise[part].to(latents)
             found = Denoiser(prior, condition.index(part), guidance)(schedule.add_noise(x0, eps, level), level)
-            total += float((found.u - (eps - x0)).square().mean((1, 2, 3)).double().sum())
+            total += float((found.u - (eps - x0)).square().mean((1, 2, 3)).cpu().double().sum())
         errors.append(total / rows)
     return ErrorCurve(times, torch.tensor(errors, dtype=torch.float64).clamp_min(1e-7))
 
@@ -246,10 +248,8 @@ def _denoiser(prior: Prior, prompt: str | Sequence[str], rows: int, guidance: fl
     condition = prior.encode_text(prompt)
     if condition.rows not in (1, rows):
         raise InputError(f"got {condition.rows} prompts for {rows} images; give one, or one per image")
-    condition = condition.matched(rows)
-    if not prior.guidance_embedded:
-        return Denoiser(prior, condition, guidance)
-    return Denoiser(prior, replace(condition, extra={**condition.extra, "guidance": guidance}))
+    scale, condition = guided(prior, condition.for_batch(rows), guidance)
+    return Denoiser(prior, condition, scale)
 
 
 def _noise(latents: Tensor, draws: Sequence[torch.Generator]) -> Tensor:

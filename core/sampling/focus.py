@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ...utils.errors import InputError
 from ..priors.base import Prior
+from ..priors.rows import COND
 from .attention import AttentionTap, subject_phrases, subject_tokens
 from .denoiser import Denoiser
 from .levels import Level, Scalar
@@ -83,8 +84,7 @@ def moved(prediction: Prediction, change: Tensor) -> Prediction:
         "v_prediction": (alpha * alpha + sigma * sigma) / total,
         "flow_prediction": 1.0,
     }
-    raw = prediction.raw + factors[prediction.kind] * change
-    return Prediction(prediction.x, prediction.level, raw, prediction.kind)
+    return prediction.with_raw(prediction.raw + factors[prediction.kind] * change)
 
 
 class AttentionCost:
@@ -100,11 +100,11 @@ class AttentionCost:
 
     def __call__(self, denoiser: Denoiser, x: Tensor, level: Level) -> Tensor:
         """(B,) costs."""
-        network = getattr(denoiser.prior, "network", None)
+        network = denoiser.prior.network
         if network is None:
             raise InputError(f"the prior {denoiser.prior.name!r} has no network whose attention could be read")
         with AttentionTap(network) as tap:
-            denoiser.conditional(x, level)
+            denoiser.ask(x, level, (COND,))
         maps = tap.maps(x.shape[-2:])
         return torch.stack([self.measure(row, self._groups(i, len(maps))) for i, row in enumerate(maps)])
 
@@ -131,9 +131,13 @@ def focus_cost(maps: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
 
 
 def attend_and_excite_cost(maps: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
-    """1 - the peak of the most neglected subject (Chefer et al. 2023); maps (tokens, h, w)."""
-    peaks = [maps[list(group)].mean(0).max() for group in groups]
-    return 1 - torch.stack(peaks).min()
+    """1 - the peak of the most neglected subject (Chefer et al. 2023); maps (tokens, h, w).
+
+    At each pixel the subjects' maps are divided by their sum: a peak is where a subject has the pixel to itself.
+    """
+    subjects = torch.stack([maps[list(group)].mean(0) for group in groups])  # (S, h, w)
+    shares = subjects / subjects.sum(0).clamp_min(TINY)
+    return 1 - shares.flatten(1).amax(1).min()
 
 
 def divergence(rows: Tensor) -> Tensor:

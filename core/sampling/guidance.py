@@ -1,17 +1,55 @@
-"""Classifier-free guidance (Ho & Salimans 2022) with std rescale (Lin et al. 2023) and interval (Kynkaanniemi 2024)."""
+"""Guidance: which branches of a condition are asked at a level, and how their predictions become one.
+
+The members of the protocol here are the plain conditional model and classifier-free guidance (Ho & Salimans 2022) with
+std rescale (Lin et al. 2023) and interval (Kynkaanniemi 2024).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
-from torch import Tensor
+import torch
 
 from ...utils.errors import InputError
+from ..priors.base import Prior
+from ..priors.rows import COND, NULL, Condition
+from .levels import Level
+from .prediction import Prediction
+
+
+class Guidance(Protocol):
+    """A frozen dataclass of its settings; `str` tells them, for fingerprints and messages."""
+
+    def needs(self, level: Level) -> tuple[str, ...]:
+        """The branches to ask at this level, in one network call."""
+        ...
+
+    def __call__(self, predictions: Mapping[str, Prediction]) -> Prediction:
+        """One prediction of the branches that `needs` named; weights that sum to 1 suit every parameterisation."""
+        ...
 
 
 @dataclass(frozen=True)
-class Guidance:
-    """out = uncond + scale (cond - uncond); the weights sum to 1, so it commutes with every parameterisation."""
+class Conditional:
+    """The conditional branch as it is."""
+
+    def needs(self, level: Level) -> tuple[str, ...]:
+        """See Guidance.needs."""
+        return (COND,)
+
+    def __call__(self, predictions: Mapping[str, Prediction]) -> Prediction:
+        """See Guidance."""
+        return predictions[COND]
+
+    def __str__(self) -> str:
+        return "1"
+
+
+@dataclass(frozen=True)
+class ClassifierFree:
+    """null + scale (cond - null); the conditional branch alone where the scale is 1 or outside the interval."""
 
     scale: float = 7.5  # 1 is the plain conditional model, 0 the unconditional one
     rescale: float = 0.0  # [0, 1], pulls the per-sample std back to that of the conditional output
@@ -23,15 +61,45 @@ class Guidance:
         if not 0 <= self.interval[0] <= self.interval[1] <= 1:
             raise InputError(f"guidance interval={self.interval} must be (low, high) with 0 <= low <= high <= 1")
 
-    def active(self, fraction: float) -> bool:
-        """Whether both branches are needed at this fraction of the train time."""
-        return self.scale != 1.0 and self.interval[0] <= fraction <= self.interval[1]
+    def needs(self, level: Level) -> tuple[str, ...]:
+        """See Guidance.needs."""
+        acts = self.scale != 1 and (self.interval == (0.0, 1.0) or level.within(self.interval))
+        return (COND, NULL) if acts else (COND,)
 
-    def combine(self, uncond: Tensor, cond: Tensor) -> Tensor:
-        """The guided output, shapes (B, C, h, w)."""
-        guided = uncond + self.scale * (cond - uncond)
-        if self.rescale == 0:
-            return guided
-        axes = tuple(range(1, cond.ndim))
-        matched = guided * (cond.std(axes, keepdim=True) / guided.std(axes, keepdim=True))
-        return self.rescale * matched + (1 - self.rescale) * guided
+    def __call__(self, predictions: Mapping[str, Prediction]) -> Prediction:
+        """See Guidance."""
+        cond = predictions[COND]
+        if NULL not in predictions:
+            return cond
+        null = predictions[NULL]
+        guided = null + self.scale * (cond - null)
+        return guided if self.rescale == 0 else rescaled(guided, cond, self.rescale)
+
+    def __str__(self) -> str:
+        told = f"{self.scale:g}"
+        if self.rescale:
+            told += f" rescale {self.rescale:g}"
+        return told if self.interval == (0.0, 1.0) else f"{told} interval {self.interval[0]:g}-{self.interval[1]:g}"
+
+
+def rescaled(guided: Prediction, cond: Prediction, share: float) -> Prediction:
+    """The guided output with `share` of its per-sample std pulled to that of the conditional output."""
+    raw, plain = guided.raw, cond.raw
+    axes = tuple(range(1, raw.ndim))
+    matched = raw * (plain.std(axes, keepdim=True) / raw.std(axes, keepdim=True))
+    return guided.with_raw(share * matched + (1 - share) * raw)
+
+
+def as_guidance(guidance: Guidance | float | None) -> Guidance:
+    """A guidance, classifier-free guidance of a scale, or none at all."""
+    if guidance is None:
+        return Conditional()
+    return ClassifierFree(float(guidance)) if isinstance(guidance, (int, float)) else guidance
+
+
+def guided(prior: Prior, condition: Condition, scale: float, rescale: float = 0.0) -> tuple[Guidance, Condition]:
+    """A guidance scale the way the prior takes it: by two branches, or as an input (rows "guidance") of models
+    distilled to take it."""
+    if not prior.guidance_embedded:
+        return ClassifierFree(scale, rescale), condition
+    return Conditional(), condition.with_rows(guidance=torch.tensor([scale], device=condition[COND]["text"].device))

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from ...utils.errors import InputError
-from ..priors.base import Condition, Prior
+from ..priors.base import Prior
+from ..priors.rows import Condition
 from .denoiser import Denoiser
-from .guidance import Guidance
+from .guidance import ClassifierFree
 from .levels import Level, NoiseSchedule
 from .sampler import Sampler, StepCallback
 from .solvers.edict import EDICT, affine_step
@@ -46,7 +47,8 @@ def invert(
     check_invertible(denoiser)
     solver = EDICT(mixing)
     x = Sampler(solver).run(denoiser, latents, list(reversed(levels)), callback=callback)
-    return Inversion(x, solver.partner, tuple(levels), mixing)
+    first, partner = solver.pair
+    return Inversion(x, partner if x is first else x, tuple(levels), mixing)  # a callback's state is both copies
 
 
 def regenerate(denoiser: Denoiser, inversion: Inversion, callback: StepCallback | None = None) -> Tensor:
@@ -103,11 +105,12 @@ def truncated(levels: Sequence[Level], strength: float) -> list[Level]:
 
 def check_invertible(denoiser: Denoiser) -> None:
     """Raises InputError where the coupled steps would not be what they undo."""
-    rescale = denoiser.guidance.rescale
-    if isinstance(denoiser.guidance, Guidance) and rescale:
+    guidance = denoiser.guidance
+    if isinstance(guidance, ClassifierFree) and guidance.rescale:
         raise InputError(
-            f"guidance rescale={rescale} does not go with EDICT: it divides by each prediction's own spread, so the "
-            "branches no longer mix linearly, and an edit would change the contrast of what should stay; use rescale=0"
+            f"guidance rescale={guidance.rescale} does not go with EDICT: it divides by each prediction's own spread, "
+            "so the branches no longer mix linearly, and an edit would change the contrast of what should stay; use "
+            "rescale=0"
         )
     for name, module in denoiser.prior.modules().items():
         if any(_remembers(part) for part in module.modules()):
@@ -127,4 +130,4 @@ def _condition(prior: Prior, text: str | Sequence[str], rows: int) -> Condition:
     condition = prior.encode_text(text)
     if condition.rows not in (1, rows):
         raise InputError(f"got {condition.rows} prompts for {rows} images; give one, or one per image")
-    return condition if condition.rows == rows else condition.repeat_interleave(rows)
+    return condition.for_batch(rows)

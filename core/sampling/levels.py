@@ -31,18 +31,26 @@ class Level:
     lam: Scalar  # log(alpha / sigma); +inf without noise, -inf without signal
     model_time: Scalar
     index: Scalar  # train index, fractional allowed; -1 for the clean end
+    span: float = 1000.0  # model time of the whole path: N for VP, 1000 for flows
+
+    def within(self, interval: tuple[float, float]) -> bool:
+        """Whether the level, or the mean of one per sample, lies in an interval of fractions of the train time."""
+        time = self.model_time
+        mean = float(time.mean()) if isinstance(time, Tensor) else time
+        return interval[0] <= mean / self.span <= interval[1]
 
     def coefficients(self, x: Tensor) -> tuple[Scalar, Scalar]:
         """(alpha, sigma) ready to multiply x: floats as they are, tensors in the dtype and on the device of x."""
         if isinstance(self.alpha, Tensor) and isinstance(self.sigma, Tensor):
-            return self.alpha.to(x.device, x.dtype), self.sigma.to(x.device, x.dtype)
+            # cast before they move: some devices (MPS) have no float64
+            return self.alpha.to(x.dtype).to(x.device), self.sigma.to(x.dtype).to(x.device)
         return self.alpha, self.sigma
 
     def times(self, x: Tensor) -> Tensor:
         """Model time (B,) for a batch x, float32 (float64 for a float64 state)."""
         dtype = torch.promote_types(x.dtype, torch.float32)
         if isinstance(self.model_time, Tensor):
-            return self.model_time.to(x.device, dtype).expand(x.shape[0])
+            return self.model_time.to(dtype).to(x.device).expand(x.shape[0])
         return torch.full((x.shape[0],), self.model_time, device=x.device, dtype=dtype)
 
 
@@ -95,10 +103,10 @@ class NoiseSchedule:
         assert self.lambdas is not None
         below, above = self.lambdas[low].item(), self.lambdas[low + 1].item()
         lam = below + (position - low) * (above - below)
-        return Level(*_vp_coefficients(lam), lam, position, position)
+        return Level(*_vp_coefficients(lam), lam, position, position, float(self.steps))
 
     def _batched(self, index: Tensor) -> Level:
-        position = index.detach().double().cpu()
+        position = index.detach().cpu().double()
         if position.min() < 0 or position.max() > self.steps - 1:
             raise InputError(f"indices must lie in [0, {self.steps - 1}], got {position.min()} to {position.max()}")
         if self.flow:
@@ -113,7 +121,8 @@ class NoiseSchedule:
         dtype = torch.float32 if index.device.type == "mps" else torch.float64  # that device has no float64
         alpha, sigma, lam, time, position = (v.to(index.device, dtype) for v in (alpha, sigma, lam, time, position))
         shape = (-1, 1, 1, 1)
-        return Level(alpha.reshape(shape), sigma.reshape(shape), lam.reshape(shape), time, position)
+        span = 1000.0 if self.flow else float(self.steps)
+        return Level(alpha.reshape(shape), sigma.reshape(shape), lam.reshape(shape), time, position, span)
 
     def at_lambda(self, lam: float) -> Level:
         """Level with this log-SNR/2; +inf is the clean end, -inf the pure-noise end (flows)."""
@@ -128,7 +137,7 @@ class NoiseSchedule:
         low = min(max(self.steps - 1 - place, 0), self.steps - 2)
         below, above = self.lambdas[low].item(), self.lambdas[low + 1].item()
         index = min(max(low + (lam - below) / (above - below), 0.0), self.steps - 1.0)
-        return Level(*_vp_coefficients(lam), lam, index, index)
+        return Level(*_vp_coefficients(lam), lam, index, index, float(self.steps))
 
     def _flow_level(self, sigma: float, lam: float | None = None) -> Level:
         if lam is None:

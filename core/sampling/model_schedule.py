@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ...utils.errors import InputError, UnprojectError
-from ..priors.base import Condition, Prior
+from ..priors.base import Prior
+from ..priors.rows import COND, Condition, Rows
 from .denoiser import LEVEL_TIME
 from .levels import Level, NoiseSchedule
 from .prediction import Prediction, reread_v
@@ -41,6 +42,7 @@ class ScheduledPrior(Prior):
         self.latent_shape, self.image_size = first.latent_shape, first.image_size
         self.vae_factor, self.latent_multiple = first.vae_factor, first.latent_multiple
         self.guidance_embedded, self.recommended = first.guidance_embedded, first.recommended
+        self.frames, self.recipe = first.frames, first.recipe
         self.device, self.dtype = first.device, first.dtype
         self.schedule = NoiseSchedule.from_config(first.scheduler_config)
         for model in self.models[1:]:
@@ -60,7 +62,7 @@ class ScheduledPrior(Prior):
             same = torch.allclose(path.lambdas, self.schedule.lambdas, rtol=0, atol=1e-6)
         if not same:
             raise InputError(f"models {first.name!r} and {model.name!r} have different noise schedules; retrain one")
-        text, other_text = first.encode_text("").embeds, model.encode_text("").embeds
+        text, other_text = (one.encode_text("")[COND]["text"] for one in (first, model))
         if text.shape != other_text.shape or not torch.allclose(text.float(), other_text.float(), atol=1e-3):
             raise InputError(f"models {first.name!r} and {model.name!r} have different text encoders; share one")
 
@@ -68,13 +70,13 @@ class ScheduledPrior(Prior):
         """Number of the model that answers at this model time."""
         return sum(time <= switch for switch in self.switches)
 
-    def predict_rows(self, number: int, x: Tensor, time: Tensor, told: Tensor, condition: Condition) -> Tensor:
+    def predict_rows(self, number: int, x: Tensor, time: Tensor, told: Tensor, rows: Rows) -> Tensor:
         """Answer (b, C, h, w) of model `number` at states of model time `time`, when it is told the times `told`.
 
         In the common parameterisation, v as a network says it that was told so.
         """
         model = self.models[number]
-        raw = model.predict(x, told, condition, **{LEVEL_TIME: time})
+        raw = model.predict(x, told, rows.with_tensors(**{LEVEL_TIME: time}))
         if model.prediction_type == self.prediction_type:
             return raw
         level, other = self._level(time), self._level(told)
@@ -90,17 +92,17 @@ class ScheduledPrior(Prior):
         position = time * self.schedule.steps / 1000 - 1 if self.schedule.flow else time
         return self.schedule.at_index(position.clamp(0, self.schedule.steps - 1))
 
-    def _forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
-        true = condition.extra.get(LEVEL_TIME, time).to(time.device)
-        numbers = [self.chosen(t) for t in true.detach().double().cpu().tolist()]
+    def _forward(self, x: Tensor, time: Tensor, rows: Rows) -> Tensor:
+        true = rows.tensors.get(LEVEL_TIME, time).to(time.device)
+        numbers = [self.chosen(t) for t in true.detach().cpu().double().tolist()]
         if len(set(numbers)) == 1:
-            return self.predict_rows(numbers[0], x, true, time, condition)
+            return self.predict_rows(numbers[0], x, true, time, rows)
         out: Tensor | None = None
         for number in sorted(set(numbers)):
-            rows = torch.tensor([i for i, n in enumerate(numbers) if n == number], device=x.device)
-            part = self.predict_rows(number, x[rows], true[rows], time[rows], condition.index(rows))
+            own = torch.tensor([i for i, n in enumerate(numbers) if n == number], device=x.device)
+            part = self.predict_rows(number, x[own], true[own], time[own], rows.index(own))
             out = part.new_zeros(x.shape) if out is None else out
-            out = out.index_copy(0, rows, part.to(out.dtype))
+            out = out.index_copy(0, own, part.to(out.dtype))
         assert out is not None
         return out
 

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from ...utils.digests import digest
 from ...utils.errors import InputError
 from ...utils.seeds import sample_noise
-from ..priors.base import Condition, Prior
+from ..priors.base import Prior
 from ..priors.noise import is_flow
+from ..priors.rows import Condition
 from .caches.hooks import network_of
 from .calibration import Calibration, Fingerprint, probe_generator
 from .denoiser import Denoiser
@@ -45,13 +46,13 @@ class TimeRemap:
             raise InputError(
                 f"times {tuple(times.shape)} and told {tuple(told.shape)} must be tables of n >= 2 entries"
             )
-        self.times, self.told = times.double().cpu(), told.double().cpu()
+        self.times, self.told = times.cpu().double(), told.cpu().double()
         if bool((self.times.diff() <= 0).any()) or bool((self.told.diff() < 0).any()):
             raise InputError("times must rise and told must not fall; smooth the table first (`isotonic`)")
 
     def __call__(self, time: Tensor) -> Tensor:
         """Times to tell (B,), in the dtype and on the device given; outside the table its end offsets hold."""
-        place = time.detach().double().cpu().clamp(self.times[0], self.times[-1])
+        place = time.detach().cpu().double().clamp(self.times[0], self.times[-1])
         right = torch.searchsorted(self.times, place).clamp(1, len(self.times) - 1)
         low, high = self.times[right - 1], self.times[right]
         offsets = self.told - self.times
@@ -116,7 +117,7 @@ def calibrate_time_remap(
         batch: rows asked at once.
     """
     rows = latents.shape[0]
-    condition = condition.matched(rows)
+    condition = condition.for_batch(rows)
     noise = sample_noise(latents.shape[1:], [probe_generator(seed + i) for i in range(rows)], rows, latents.device)
     schedule = NoiseSchedule.from_config(prior.scheduler_config)
     top = 1000.0 if schedule.flow else schedule.steps - 1.0
@@ -170,7 +171,7 @@ def _error(
         alpha, sigma = level.coefficients(x0)
         found = denoiser(alpha * x0 + sigma * eps, level)
         wanted = _coded(x0, eps, level, found)
-        total += float((found.raw - wanted).square().mean(dim=(1, 2, 3)).double().sum())
+        total += float((found.raw - wanted).square().mean(dim=(1, 2, 3)).cpu().double().sum())
     return total / latents.shape[0]
 
 

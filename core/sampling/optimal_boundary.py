@@ -100,7 +100,7 @@ def search_boundary(
             for start in range(begin, end, batch):
                 rows = list(range(start, min(start + batch, end)))
                 repeated = noises[number].expand(len(rows), *noises.shape[1:])
-                table[number, rows] = loss(repeated, rows).detach().double().cpu()
+                table[number, rows] = loss(repeated, rows).detach().cpu().double()
         begin = end
         if end < references:
             order = sorted(alive, key=lambda number: float(table[number, :end].mean()))

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ...utils.digests import digest
-from ..priors.base import Condition, Prior
+from ..priors.base import Prior
+from ..priors.rows import Condition
 from .calibration import Calibration, condition_digest, fingerprint
 from .denoiser import Denoiser
 from .dpm_v3_statistics import ModelStatistics
@@ -54,7 +55,7 @@ class PairedError:
             cache: file of the reference end states; read when it fits, written otherwise.
         """
         self.prior, self.noise, self.guidance, self.batch = prior, noise, guidance, batch
-        self.condition = condition.matched(noise.shape[0])
+        self.condition = condition.for_batch(noise.shape[0])
         self.statistics, self.mean = statistics, mean
         self.schedule = NoiseSchedule.from_config(prior.scheduler_config)
         levels = self.schedule.grid(steps, final=final, tokens=prior.tokens(noise))
@@ -86,7 +87,7 @@ class PairedError:
 
     def errors(self, states: Tensor) -> Tensor:
         """Mean squared distance of each end state to its reference, (n,) float64."""
-        return (states.double() - self.reference.double()).square().flatten(1).mean(1)
+        return (states.cpu().double() - self.reference.cpu().double()).square().flatten(1).mean(1)
 
     def __call__(self, schedule: SolverSchedule) -> float:
         """The error of a schedule, on its own levels (their end becomes the reference's); inf when it diverges."""

@@ -13,26 +13,60 @@ import torch
 from torch import Tensor
 
 from ...utils.errors import InputError
-from .levels import Level
+from .levels import Level, Scalar
 
 Kind = Literal["epsilon", "sample", "v_prediction", "flow_prediction"]
 KINDS: tuple[Kind, ...] = ("epsilon", "sample", "v_prediction", "flow_prediction")
 
 
 class Prediction:
-    """A network output `raw` of some `kind` at state x (B, C, h, w) and `level`."""
+    """A network output `raw` of some `kind` at state x (B, C, h, w) and `level`.
 
-    def __init__(self, x: Tensor, level: Level, raw: Tensor, kind: Kind) -> None:
+    Predictions at one state add, subtract and scale, so that a guidance reads as its equation. Every reading is linear
+    in (x, raw) and a sum carries the sum of the states too: x0, eps, v, u and raw of a combination are the same
+    combination of those of its parts. `weight` is the sum of the weights: 1 is a prediction, 0 a difference.
+    """
+
+    def __init__(self, x: Tensor, level: Level, raw: Tensor, kind: Kind, weight: Scalar = 1.0) -> None:
         if kind not in KINDS:
             raise InputError(f"prediction kind {kind!r} is unknown; have {', '.join(KINDS)}")
         dtype = torch.promote_types(x.dtype, torch.float32)
         self.x, self.raw, self.level, self.kind = x.to(dtype), raw.to(dtype), level, kind
         self.alpha, self.sigma = level.coefficients(self.x)
+        self.weight = weight
+
+    @cached_property
+    def _state(self) -> Tensor:
+        """The combination of the states, (B, C, h, w)."""
+        return self.x if isinstance(self.weight, float) and self.weight == 1.0 else self.weight * self.x
+
+    def with_raw(self, raw: Tensor) -> Prediction:
+        """Another output of the same kind at the same state."""
+        return Prediction(self.x, self.level, raw, self.kind, self.weight)
+
+    def __add__(self, other: Prediction) -> Prediction:
+        return self._combined(other, 1.0)
+
+    def __sub__(self, other: Prediction) -> Prediction:
+        return self._combined(other, -1.0)
+
+    def __mul__(self, factor: Scalar) -> Prediction:
+        """Scaled by a number, or one per sample (B, 1, 1, 1)."""
+        return Prediction(self.x, self.level, factor * self.raw, self.kind, factor * self.weight)
+
+    __rmul__ = __mul__
+
+    def _combined(self, other: Prediction, sign: float) -> Prediction:
+        if not _same(other.level, self.level) or other.x.shape != self.x.shape:
+            raise InputError("predictions of different states or levels cannot be combined; ask for both in one call")
+        raw = other.raw if other.kind == self.kind else other.read(self.kind)
+        total = self.raw + raw if sign > 0 else self.raw - raw
+        return Prediction(self.x, self.level, total, self.kind, self.weight + sign * other.weight)
 
     @cached_property
     def x0(self) -> Tensor:
         """The clean estimate; from v or u it needs no division that can vanish."""
-        x, raw, a, s = self.x, self.raw, self.alpha, self.sigma
+        x, raw, a, s = self._state, self.raw, self.alpha, self.sigma
         if self.kind == "sample":
             return raw
         if self.kind == "epsilon":
@@ -44,7 +78,7 @@ class Prediction:
     @cached_property
     def eps(self) -> Tensor:
         """The noise estimate."""
-        x, raw, a, s = self.x, self.raw, self.alpha, self.sigma
+        x, raw, a, s = self._state, self.raw, self.alpha, self.sigma
         if self.kind == "epsilon":
             return raw
         if self.kind == "sample":
@@ -75,6 +109,11 @@ class Prediction:
         if kind == "epsilon":
             return self.eps
         return self.v if kind == "v_prediction" else self.u
+
+
+def _same(a: Level, b: Level) -> bool:
+    """Whether two levels are one; those of one per sample are not compared number by number."""
+    return a is b or (not isinstance(a.alpha, Tensor) and not isinstance(b.alpha, Tensor) and a == b)
 
 
 def reread_v(x: Tensor, v: Tensor, level: Level, told: Level) -> Tensor:

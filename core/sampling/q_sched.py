@@ -24,7 +24,7 @@ from .guidance import Guidance
 from .levels import Level
 from .prediction import Prediction
 from .sampler import Denoise
-from .solvers.base import Done, Generators, Request, Solver, SolverAround
+from .solvers.base import Generators, Solver, SolverAround, Steps, advanced
 from .solvers.wrapped import forget_last_sample
 
 KIND = "q-sched"
@@ -83,31 +83,19 @@ class Coefficients:
         return Prediction(c_x * prediction.x, prediction.level, c_e * prediction.raw, prediction.kind)
 
 
-class _Steps:
-    """Which step of a grid a level belongs to; solvers with several calls a step repeat levels."""
-
-    def __init__(self, coefficients: Coefficients, levels: Sequence[Level]) -> None:
-        coefficients.check_steps(len(levels) - 1)
-        self._times = torch.tensor([float(level.model_time) for level in levels[:-1]], dtype=torch.float64)
-
-    def __call__(self, level: Level) -> int:
-        return int((self._times - float(level.model_time)).abs().argmin())
-
-
 class RescaledDenoiser:
-    """A denoiser whose answers carry the factors; for solvers that read state and output from the prediction (DDIM).
-
-    Solvers that keep their own state, such as diffusers' schedulers, need `RescaledSolver` for c_x.
-    """
+    """A denoiser whose answers carry the factors, told apart by their model times."""
 
     def __init__(self, denoiser: Denoise, coefficients: Coefficients, levels: Sequence[Level]) -> None:
         """`levels` is the grid of the run, one step per pair of factors."""
         self.denoiser, self.coefficients = denoiser, coefficients
-        self._step = _Steps(coefficients, levels)
+        coefficients.check_steps(len(levels) - 1)
+        self._times = torch.tensor([float(level.model_time) for level in levels[:-1]], dtype=torch.float64)
 
     def __call__(self, x: Tensor, level: Level) -> Prediction:
         """The rescaled prediction at x (B, C, h, w)."""
-        return self.coefficients.applied(self.denoiser(x, level), self._step(level))
+        step = int((self._times - float(level.model_time)).abs().argmin())
+        return self.coefficients.applied(self.denoiser(x, level), step)
 
 
 class RescaledSolver(SolverAround):
@@ -118,18 +106,19 @@ class RescaledSolver(SolverAround):
         super().__init__(solver)
         self.coefficients = coefficients
 
-    def start(self, x: Tensor, grid: Sequence[Level], generator: Generators = None) -> Request:
-        """See Solver.start; the grid has one step per pair of factors."""
-        self._step = _Steps(self.coefficients, grid)
-        return self.inner.start(x, grid, generator)
+    def check(self, x: Tensor, grid: Sequence[Level]) -> None:
+        """See Solver.check; the grid has one step per pair of factors."""
+        self.coefficients.check_steps(len(grid) - 1)
+        super().check(x, grid)
 
-    def feed(self, prediction: Prediction) -> Request | Done:
-        """See Solver.feed."""
-        step = self._step(prediction.level)
-        changed = self.coefficients.applied(prediction, step)
-        if self.coefficients.state[step] != 1:
-            self.inner.replace(changed.x)
-        return self.inner.feed(changed)
+    def steps(self, x: Tensor, grid: Sequence[Level], generator: Generators) -> Steps:
+        """See Solver.steps."""
+        run, asked = self.inner.steps(x, grid, generator), iter(self.asks(grid))
+        x, level = advanced(run)
+        while level is not None:
+            p = yield x, level
+            x, level = advanced(run, self.coefficients.applied(p, next(asked)))
+        return x
 
 
 def rescaled_scheduler(scheduler: Any, coefficients: Coefficients) -> Any:
@@ -237,7 +226,7 @@ def calibrate(
     make = Coefficients.constant if constant else Coefficients.profile
 
     def mean(m: float, q: float) -> float:
-        value = float(score(draw(make(steps, m, q))).double().mean())
+        value = float(score(draw(make(steps, m, q))).cpu().double().mean())
         return value if math.isfinite(value) else -math.inf
 
     plain = mean(1.0, 1.0)

@@ -1,4 +1,4 @@
-"""The loop: ask the solver what it wants to know, ask the denoiser, feed the answer."""
+"""The loop: ask the denoiser what the solver asks, send it the answer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .levels import Level
 from .prediction import Prediction
-from .solvers.base import Done, Solver
+from .solvers.base import Solver, advanced
 
 Denoise = Callable[[Tensor, Level], Prediction]
 StepCallback = Callable[[int, Level, Tensor], Tensor | None]
@@ -32,22 +32,20 @@ class Sampler:
         """The state at the last level.
 
         Args:
-            denoiser: state and level to Prediction (usually a `Denoiser`).
+            denoiser: state and level to Prediction (usually a `Denoiser`); at another state than it was given, the run
+                goes on from there.
             noise: state (B, C, h, w) at levels[0]: unit noise, or alpha x0 + sigma eps for a partial run.
             levels: n + 1 levels from noisy to clean (`NoiseSchedule.grid`).
             generator: randomness of stochastic solvers, one or one per sample.
             callback: called after every network call with (call number, level asked, new state); a tensor it
                 returns replaces the state.
         """
-        request = self.solver.start(noise, levels, generator)
+        run = self.solver(noise, levels, generator)
+        x, level = advanced(run)
         call = 0
-        while True:
-            asked = request.level
-            answer = self.solver.feed(denoiser(request.x, asked))
-            if callback is not None:
-                changed = callback(call, asked, answer.x)
-                if changed is not None:
-                    answer = self.solver.replace(changed)
-            if isinstance(answer, Done):
-                return answer.x
-            request, call = answer, call + 1
+        while level is not None:
+            asked = level
+            x, level = advanced(run, denoiser(x, asked))
+            changed = None if callback is None else callback(call, asked, x)
+            x, call = x if changed is None else changed, call + 1
+        return x

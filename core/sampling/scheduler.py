@@ -2,9 +2,9 @@
 
 >>> pipe.scheduler = DPMSolverV3Scheduler.from_config(pipe.scheduler.config, statistics="statistics.safetensors")
 
-A pipeline calls its network at `timesteps` in order and hands every answer to `step`; that is the request/response
-protocol of a Solver with the network on the other side. The state stays unscaled (x = alpha x0 + sigma eps). Steps are
-counted, never looked up by their time, so repeated times are fine.
+A pipeline calls its network at `timesteps` in order and hands every answer to `step`, which sends it to the run of a
+Solver. The state stays unscaled (x = alpha x0 + sigma eps). Steps are counted, never looked up by their time, so
+repeated times are fine.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ..priors.noise import is_flow
 from .dpm_v3_statistics import ModelStatistics
 from .levels import Level, NoiseSchedule
 from .prediction import Prediction
-from .solvers import Request, Solver, UnifiedSolver, make_solver
+from .solvers import Solver, Steps, UnifiedSolver, advanced, make_solver
 from .solvers.decisions import SolverSchedule
 
 Generators = torch.Generator | list[torch.Generator] | None
@@ -120,7 +120,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
     @property
     def step_index(self) -> int | None:
         """Index into `timesteps` of the next answer; None before the first."""
-        return None if self._request is None else self._asked
+        return None if self._run is None else self._asked
 
     @property
     def begin_index(self) -> int | None:
@@ -155,18 +155,19 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
             )
         self._grid = own or self._levels(num_inference_steps, timesteps, sigmas, mu)
         self._asks = self.solver.asks(self._grid)
-        if self._asks[0] is not self._grid[0]:
+        if self._asks[0] != 0:
             raise InputError(
                 "a solver schedule that skips the first network call cannot run inside a stock pipeline, which makes "
                 'that call anyway; use first="none" or the Sampler'
             )
         self.num_inference_steps = len(self._grid) - 1
-        times = torch.tensor([float(level.model_time) for level in self._asks], dtype=torch.float64)
+        times = torch.tensor([float(self._grid[k].model_time) for k in self._asks], dtype=torch.float64)
         whole = not self.noise_schedule.flow and bool((times == times.round()).all())
         self.timesteps = times.to(device, torch.int64 if whole else torch.float32)
         self.sigmas = torch.tensor([self._sigma(level) for level in self._grid])
-        self.order = max(Counter(map(id, self._asks)).values())
-        self._request: Request | None = None
+        self.order = max(Counter(self._asks).values())
+        self._run: Steps | None = None
+        self._level: Level | None = None  # asked next
         self._returned: Tensor | None = None
         self._begin_index = None
         self._asked = 0
@@ -222,22 +223,31 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
             return_dict: False returns (prev_sample,).
         """
         state = sample.to(torch.promote_types(sample.dtype, torch.float32))
-        if self._request is None:
-            begin = self._begin_index or 0
-            self._fit(state)
-            self._request = self.solver.start(state, self._grid[self._grid_place(begin) :], generator)
-            self._asked = begin
+        if self._run is None:
+            self._begin(state, generator)
         elif self._returned is not None and sample is not self._returned and not torch.equal(sample, self._returned):
-            changed = self.solver.replace(state)
-            assert isinstance(changed, Request)
-            self._request = changed
+            self._x = state
         self._check_turn(timestep)
-        level = self._asks[self._asked]
-        answer = self.solver.feed(Prediction(self._request.x, level, model_output, self.config["prediction_type"]))
+        assert self._run is not None and self._level is not None
+        answer = Prediction(self._x, self._level, model_output, self.config["prediction_type"])
+        self._x, self._level = advanced(self._run, answer)
         self._asked += 1
-        returned = answer.x.to(sample.dtype)
-        self._returned, self._request = returned, answer if isinstance(answer, Request) else None
+        self._returned = returned = self._x.to(sample.dtype)
+        if self._level is None:
+            self._run = None
         return SchedulerOutput(prev_sample=returned) if return_dict else (returned,)
+
+    def _begin(self, state: Tensor, generator: Generators) -> None:
+        """A run over the levels from `begin_index` on."""
+        self._fit(state)
+        self._asked = self._begin_index or 0
+        first = self._asks[min(self._asked, len(self._asks) - 1)]
+        self._run = self.solver(state, self._grid[first:], generator)
+        self._x, self._level = advanced(self._run)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy takes along: all but a run under way, which belongs to the original."""
+        return {**self.__dict__, "_run": None}
 
     def _fit(self, state: Tensor) -> None:
         """Pipelines that pack latents (B, tokens, 4 C) need tables packed alike."""
@@ -252,14 +262,9 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
                 "a late start"
             )
 
-    def _grid_place(self, index: int) -> int:
-        """The grid level that is asked at this index of `timesteps`."""
-        level = self._asks[min(index, len(self._asks) - 1)]
-        return next(place for place, other in enumerate(self._grid) if other is level)
-
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """alpha x0 + sigma eps (B, C, h, w) at model times (B,)."""
-        times = timesteps.detach().double().cpu().flatten()
+        times = timesteps.detach().cpu().double().flatten()
         schedule = self.noise_schedule
         index = times * schedule.steps / 1000 - 1 if schedule.flow else times
         level = schedule.at_index(index.clamp(min=0).expand(original_samples.shape[0]))

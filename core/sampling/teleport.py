@@ -69,7 +69,7 @@ class GaussianPrior:
         for batch in batches:
             if batch.ndim != 4 or (shape and tuple(batch.shape[1:]) != shape):
                 raise InputError(f"a batch has shape {tuple(batch.shape)}, expected (n, {', '.join(map(str, shape))})")
-            rows = batch.detach().double().cpu().flatten(1)
+            rows = batch.detach().cpu().double().flatten(1)
             if accumulated is None:
                 shape, size = tuple(batch.shape[1:]), rows.shape[1]
                 small = size <= FULL_COVARIANCE

@@ -54,6 +54,23 @@ def test_stochastic_batches_too(pipe):
     torch.testing.assert_close(pipe("a dog", seed=2, **settings).images[0], batch[2], rtol=1e-4, atol=1e-4)
 
 
+def test_a_start_is_made_once_for_all_parts(pipe):
+    calls, levels_seen = [], []
+
+    class Counted(ImageInit):
+        def __call__(self, noise, levels):
+            calls.append(len(noise))
+            levels_seen.append(len(levels))
+            return super().__call__(noise, levels)
+
+    image = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(4))
+    settings = {"num_images_per_prompt": 3, "seed": 1, "num_inference_steps": 4, "output_type": "latent"}
+    parts = pipe("a dog", init=Counted(image, 0.5), batch_size=2, **settings).latents
+    assert (calls, levels_seen) == ([3], [5])
+    torch.testing.assert_close(parts, pipe("a dog", init=ImageInit(image, 0.5), **settings).latents)
+    assert torch.equal(pipe("a dog", init=ImageInit(image, 0.0), batch_size=2, **settings).latents, image)
+
+
 def test_same_seed_same_image_and_fresh_seeds_are_reported(pipe):
     first = pipe("a dog", num_inference_steps=2, output_type="latent")
     again = pipe("a dog", num_inference_steps=2, output_type="latent", seed=first.seeds[0])
@@ -139,7 +156,7 @@ def test_what_the_prior_cannot_see_is_named(pipe, prompt, message):
         ({"prompt": 3}, "prompt=3"),
         ({"num_inference_steps": 0}, "steps=0"),
         ({"num_inference_steps": 2000}, "steps=2000"),
-        ({"guidance_scale": float("nan")}, "guidance_scale=nan"),
+        ({"guidance_scale": float("nan")}, "guidance=nan"),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt=0"),
         ({"height": 30}, "height=30.*multiple of 4"),
         ({"width": -4}, "width=-4"),

@@ -20,6 +20,8 @@ from unproject.core.sampling import (
 from unproject.core.sampling.caches import DeepCache
 from unproject.core.sampling.dpm_v3_statistics import ModelStatistics
 from unproject.core.sampling.model_schedule import ScheduledPrior
+from unproject.core.sampling.optimal_boundary import BoundaryNoise, grid_lambdas
+from unproject.core.sampling.plan import SamplingPlan
 from unproject.core.sampling.usf_search import SearchSpace
 from unproject.pipelines.calibrations import (
     Sizes,
@@ -32,7 +34,6 @@ from unproject.pipelines.calibrations import (
     search_solver,
     setting,
 )
-from unproject.pipelines.sampling_files import InTurn, calibrated, with_first_model
 from unproject.pipelines.text_to_image import TextToImage
 from unproject.utils.errors import InputError
 
@@ -99,7 +100,7 @@ def test_statistics_go_on_where_they_stopped_and_serve_the_solver(
         pipe("dark", solver="dpm-v3", statistics=file, guidance_rescale=0.5, **draw)
     with pytest.raises(InputError, match="network weights"):
         TextToImage(mixture(0.4))("dark", solver="dpm-v3", statistics=file, **draw)
-    with pytest.raises(InputError, match=r"statistics= serve dpm-v3 and usf:FILE, not the solver unipc"):
+    with pytest.raises(InputError, match=r"statistics serves solver=dpm-v3 or usf:FILE, not unipc"):
         pipe("dark", statistics=file, **draw)
 
 
@@ -134,12 +135,12 @@ def test_the_gaussian_of_samples_replaces_steps(sizes: Sizes, tmp_path: Path) ->
     assert float(gaussian.variances.mean()) == pytest.approx(0.16, rel=0.06)
     file = gaussian.save(tmp_path / "g.safetensors", setting(pipe, ["x"], wide).fingerprint)
     draw = {"seed": 0, "output_type": "latent", "guidance_scale": 1.0, "num_inference_steps": 20}
-    found = calibrated(pipe, guidance=1.0, gaussian=file, teleport=0.3)
+    found = {"gaussian": file, "teleport": 0.3}
     jumped, full = pipe("x", **found, **draw), pipe("x", **draw)
     assert (jumped.nfe, full.nfe) == (14, 20)
     torch.testing.assert_close(jumped.latents, full.latents, atol=0.1, rtol=0)
     with pytest.raises(InputError, match=r"guidance 1 \(now 7.5\)"):
-        calibrated(pipe, gaussian=file, teleport=0.3)
+        pipe("x", **found)
 
 
 def test_the_chosen_noise_is_the_one_a_short_run_serves_best(pipe: TextToImage, sizes: Sizes, tmp_path: Path) -> None:
@@ -148,7 +149,7 @@ def test_the_chosen_noise_is_the_one_a_short_run_serves_best(pipe: TextToImage, 
     assert noise.loss == pytest.approx(float(search.means.min()))
     file = noise.save(tmp_path / "b.safetensors", setting(pipe, PROMPTS[:1], sizes).fingerprint)
     draw = {"guidance_scale": 2.0, "output_type": "latent", "seed": 0}
-    found = calibrated(pipe, guidance=2.0, solver="ddim", boundary=file)
+    found = {"boundary": file}
     short = pipe(PROMPTS[:2], solver="ddim", num_inference_steps=3, **found, **draw).latents
     begin = {"latents": noise.noise.expand(2, *SHAPE).double(), **draw, "seed": None}
     long = pipe(PROMPTS[:2], solver="dpm++", spacing="logsnr", num_inference_steps=30, **begin).latents
@@ -186,20 +187,23 @@ def test_a_time_table_needs_no_more_than_the_own_size(pipe: TextToImage, sizes: 
 def test_starts_follow_one_another(pipe: TextToImage) -> None:
     gaussian = GaussianPrior(torch.zeros(SHAPE), torch.eye(48), torch.ones(48))
     fixed, teleport = FixedNoiseInit(torch.ones(SHAPE)), TeleportInit(gaussian, 0.5)
-    levels = pipe.levels(pipe.method("ddim"), SHAPE, 4)
-    start = InTurn((fixed, teleport))(torch.zeros(2, *SHAPE), levels)
-    alone = teleport(torch.ones(2, *SHAPE), levels)
+    chosen = BoundaryNoise(fixed.noise, "ddim", grid_lambdas(pipe.drawing(SamplingPlan("ddim", 4)).levels), 0, 0.0)
+    plan = SamplingPlan("ddim", 4, boundary=chosen, gaussian=gaussian, teleport=0.5)
+    draw, noise = pipe.drawing(plan), torch.zeros(2, *SHAPE)
+    start, alone = draw.started(noise), teleport(torch.ones(2, *SHAPE), draw.levels)
     assert torch.equal(start.x, alone.x) and list(start.levels) == list(alone.levels)
-    assert calibrated(pipe) == {}
+    last = pipe.drawing(plan.changed(init=fixed)).started(noise)
+    assert torch.equal(last.x, torch.ones(2, *SHAPE)) and len(last.levels) == 3
+    assert torch.equal(pipe.drawing().started(noise).x, noise)
 
 
 @pytest.mark.parametrize(("share", "counts"), [(0.0, (0, 4)), (0.5, (2, 2)), (1.0, (4, 0))])
 def test_the_first_model_takes_the_noisy_share(share: float, counts: tuple[int, int]) -> None:
     small, large = mixture(), mixture()
-    pipe = with_first_model(TextToImage(large), small, share, steps=4)
-    assert isinstance(pipe.prior, ScheduledPrior)
+    pipe = TextToImage(large)
+    assert isinstance(pipe.drawing(SamplingPlan(model_schedule=(small, share))).prior, ScheduledPrior)
     draw = {"num_inference_steps": 4, "seed": 0, "output_type": "latent", "guidance_scale": 1.0}
-    made = pipe("dark", **draw)
+    made = pipe("dark", model_schedule=(small, share), **draw)
     assert (small.nfe, large.nfe, made.nfe) == (*counts, 4)
     assert torch.equal(made.latents, TextToImage(mixture())("dark", **draw).latents)
 
@@ -207,7 +211,7 @@ def test_the_first_model_takes_the_noisy_share(share: float, counts: tuple[int, 
 def test_a_cache_under_a_control_that_reads_attention_is_refused(pipe: TextToImage) -> None:
     control = VelocityControl(AttentionCost([[1], [2]]))
     for cache in ("deep:3", DeepCache()):
-        with pytest.raises(InputError, match="does not go with an AttentionCost control"):
+        with pytest.raises(InputError, match="control=of attention does not go with cache="):
             pipe("dark", controls=[control], cache=cache)
     with pytest.raises(InputError, match="no network whose attention"):  # without a cache it reaches the control
         pipe("dark", controls=[control], cache="none", num_inference_steps=1)
@@ -217,4 +221,5 @@ def test_recommended_settings_are_those_of_the_main_prior() -> None:
     first: Prior = mixture()
     main = mixture()
     main.recommended = replace(main.recommended, steps=3, guidance=1.0)
-    assert with_first_model(TextToImage(main), first, 0.5).prior.recommended.steps == 3
+    draw = TextToImage(main, "native").drawing(SamplingPlan(model_schedule=(first, 0.5)))
+    assert draw.prior.recommended.steps == 3 and len(draw.levels) == 4

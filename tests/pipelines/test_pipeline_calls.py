@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from unproject.core.priors import Condition, GaussianMixturePrior
+from unproject.core.priors import GaussianMixturePrior, Rows
 from unproject.core.sampling import RestoreConfig
 from unproject.pipelines import base, text_to_mesh
 from unproject.pipelines.calibrations import Sizes, measure_error_curve, setting
@@ -48,9 +48,9 @@ class Mixture(GaussianMixturePrior):
 class Seen(Mixture):
     """Takes cameras and answers as if there were none."""
 
-    def _forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
-        assert condition.cameras is not None
-        return super()._forward(x, time, condition)
+    def _forward(self, x: Tensor, time: Tensor, rows: Rows) -> Tensor:
+        assert "cameras" in rows
+        return super()._forward(x, time, rows)
 
 
 def picture(seed: int = 0) -> Tensor:

@@ -14,6 +14,7 @@ from unproject.cli.sampling import SamplingCommand
 from unproject.core.priors import GaussianMixturePrior
 from unproject.core.sampling import NoiseSchedule
 from unproject.core.sampling.grids import SPACINGS
+from unproject.core.sampling.plan import SamplingPlan
 from unproject.core.sampling.solvers import SOLVERS
 from unproject.pipelines.edit_image import EditImage
 from unproject.pipelines.quality import Quality, own_steps, presets, settings
@@ -50,16 +51,16 @@ def test_qualities_differ_in_cost_and_in_nearness_to_the_long_run() -> None:
 def test_what_the_caller_says_wins() -> None:
     pipe = TextToImage(mixture(), "best")
     assert pipe("dark", seed=0, num_inference_steps=3, guidance_scale=1.0).nfe == 3
-    assert type(pipe.method("ddim")) is not type(pipe.method())
+    assert type(pipe.drawing(SamplingPlan("ddim")).solver) is not type(pipe.drawing().solver)
 
 
 def test_native_and_distilled_priors_keep_their_makers_settings() -> None:
     prior = mixture()
     prior.recommended = replace(prior.recommended, steps=4, solver="euler")
-    assert settings(prior, "native") == prior.recommended
+    assert settings(prior, "native") == SamplingPlan.of(prior.recommended)
     assert settings(prior, "balanced").steps == presets().vp["balanced"].steps
     prior.recommended = replace(prior.recommended, distilled=True)
-    assert {settings(prior, quality) for quality in get_args(Quality)} == {prior.recommended}
+    assert {settings(prior, quality) for quality in get_args(Quality)} == {SamplingPlan.of(prior.recommended)}
 
 
 def test_guidance_is_always_the_priors_own() -> None:

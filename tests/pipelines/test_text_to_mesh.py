@@ -13,7 +13,7 @@ import trimesh
 from torch import Tensor
 
 from unproject.core.distillation.score import DivergedError, image_loss
-from unproject.core.priors import SD_SCHEDULE, Condition, Prior
+from unproject.core.priors import SD_SCHEDULE, Condition, Prior, Rows
 from unproject.core.sampling import NoiseSchedule
 from unproject.generate.guides import ViewTextGuide, make_guide
 from unproject.generate.health import CollapsedError, Health, HealthConfig
@@ -73,7 +73,7 @@ class BoxPrior(Prior):
     """Pixels as latents; the posterior mean is the box from the row's camera, whatever the noise."""
 
     name, scheduler_config, image_size, latent_shape = "box", SD_SCHEDULE, SIZE, (3, SIZE, SIZE)
-    views = True
+    frames, recipe = 4, "toybox"
 
     def __init__(self) -> None:
         self.scene, self.schedule = RayMesh(box()), NoiseSchedule.from_config(SD_SCHEDULE)
@@ -86,8 +86,8 @@ class BoxPrior(Prior):
 
     def encode_text(self, prompts, negative=None):
         prompts = [prompts] if isinstance(prompts, str) else prompts
-        empty = torch.zeros(len(prompts), 1, 1)
-        return Condition(empty, empty, prompts=list(prompts))
+        empty = Rows({"text": torch.zeros(len(prompts), 1, 1)})
+        return Condition({"cond": empty, "null": empty}, list(prompts))
 
     def encode(self, images, sample=False, generator=None):
         return 2 * images - 1
@@ -102,10 +102,10 @@ class BoxPrior(Prior):
         view = Camera(pose, like.K.expand(len(pose), 3, 3), SIZE, SIZE)
         return self.encode(self.scene.render(view).rgb.permute(0, 3, 1, 2))
 
-    def _forward(self, x, time, condition):
+    def _forward(self, x, time, rows):
         level = self.schedule.at_index(time)
         alpha, sigma = level.coefficients(x)
-        return (x - alpha * self.target(condition.cameras)) / sigma
+        return (x - alpha * self.target(rows["cameras"])) / sigma
 
 
 def recipe(**changes) -> MeshRecipe:

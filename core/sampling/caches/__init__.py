@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ....utils.errors import InputError
+from ..solvers import Solver
 from .base import COMPUTE, Cache, Policy
 from .cost import count_macs, unit_macs
 from .deepcache import (
@@ -70,7 +71,7 @@ def remove_cache(target: Any) -> None:
 
 @contextlib.contextmanager
 def caching(
-    target: Any, config: CacheConfig | str | None, steps: int | None = None, solver: Any = None
+    target: Any, config: CacheConfig | str | None, steps: int | None = None, solver: Solver | None = None
 ) -> Iterator[Cache | None]:
     """A cache for the length of a `with` block, for a loop of our own.
 

@@ -1,4 +1,4 @@
-"""Solvers behind one request/response protocol."""
+"""Solvers, each the loop of its paper, and their names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ....utils.errors import InputError
 from ..calibration import Fingerprint
 from ..dpm_v3_statistics import ModelStatistics
 from ..prediction import Kind
-from .base import Done, Request, Solver
+from .base import Solver, Steps, advanced
 from .ddim import DDIM
 from .decisions import SolverSchedule, StepDecision, preset
 from .dpm_v3 import DPMSolverV3
@@ -111,15 +111,15 @@ __all__ = [
     "PATTERNS",
     "SOLVERS",
     "DPMSolverV3",
-    "Done",
     "HeavyBall",
     "LinearMultistep",
-    "Request",
     "Solver",
     "SolverSchedule",
     "StepDecision",
+    "Steps",
     "UnifiedSolver",
     "WrappedSolver",
+    "advanced",
     "make_solver",
     "multistep_weights",
     "preset",

@@ -8,59 +8,50 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
-import torch
 from torch import Tensor
 
 from ....utils.errors import InputError
 from ....utils.seeds import sample_noise
 from ..levels import Level
 from ..prediction import Prediction
-from .base import Done, Generators, Request, Solver
+from .base import Generators, Solver, Steps
 
 
 class DDIM(Solver):
     """First-order solver; deterministic for eta = 0."""
 
+    one_level = False
+
     def __init__(self, eta: float = 0.0) -> None:
         if not 0 <= eta <= 1:
             raise InputError(f"eta={eta} must lie in [0, 1]: 0 is deterministic, 1 ancestral")
-        self.eta = eta
+        self.eta, self.stochastic = eta, eta > 0
 
-    def start(self, x: Tensor, grid: Sequence[Level], generator: Generators = None) -> Request:
-        """See Solver.start; eta > 0 needs a generator."""
-        self.check_grid(grid)
-        if self.eta > 0 and generator is None:
-            raise InputError(f"eta={self.eta} draws noise: pass a generator")
-        self._grid, self._step, self._generator, self._x = grid, 0, generator, x
-        return Request(x, grid[0])
+    def steps(self, x: Tensor, grid: Sequence[Level], generator: Generators) -> Steps:
+        """See Solver.steps."""
+        for level, after in pairwise(grid):
+            p = yield x, level
+            s = self.eta * ancestral_std(level, after) if self.eta else 0.0
+            x = noised_mean(p, after, s)
+            if s and generator is not None:
+                x = x + s * sample_noise(x.shape[1:], generator, x.shape[0], x.device, x.dtype)
+        return x
 
-    def feed(self, prediction: Prediction) -> Request | Done:
-        """See Solver.feed."""
-        level, after = self._grid[self._step], self._grid[self._step + 1]
-        alpha, sigma = after.coefficients(prediction.x)
-        noise_scale = self.eta * ancestral_std(level, after) if self.eta else 0.0
-        if noise_scale == 0:
-            x = prediction.x0 if after.sigma == 0 else alpha * prediction.x0 + sigma * prediction.eps
-        else:
-            assert self._generator is not None
-            x = noised_mean(prediction, after, noise_scale)
-            x = x + noise_scale * _noise_like(x, self._generator)
-        self._step += 1
-        return self.replace(x)
 
-    def replace(self, x: Tensor) -> Request | Done:
-        """See Solver.replace."""
-        self._x = x
-        if self._step == len(self._grid) - 1:
-            return Done(x)
-        return Request(x, self._grid[self._step])
+def ddim_step(prediction: Prediction, after: Level) -> Tensor:
+    """alpha_t x0 + sigma_t eps, (B, C, h, w); also where lambda is infinite."""
+    if after.sigma == 0:
+        return prediction.x0
+    alpha, sigma = after.coefficients(prediction.x)
+    return alpha * prediction.x0 + sigma * prediction.eps
 
 
 def noised_mean(prediction: Prediction, after: Level, noise_scale: float) -> Tensor:
     """What a step adds noise of this standard deviation to, alpha_t x0 + sqrt(sigma_t^2 - s^2) eps, (B, C, h, w)."""
-    if after.sigma == 0:
-        return prediction.x0
+    if noise_scale == 0 or after.sigma == 0:
+        return ddim_step(prediction, after)
     rest = max(float(after.sigma) ** 2 - noise_scale**2, 0.0)
     return float(after.alpha) * prediction.x0 + math.sqrt(rest) * prediction.eps
 
@@ -70,7 +61,3 @@ def ancestral_std(level: Level, after: Level) -> float:
     if after.sigma == 0:
         return 0.0
     return float(after.sigma) * math.sqrt(-math.expm1(-2 * (float(after.lam) - float(level.lam))))
-
-
-def _noise_like(x: Tensor, generator: torch.Generator | Sequence[torch.Generator]) -> Tensor:
-    return sample_noise(x.shape[1:], generator, x.shape[0], x.device, x.dtype)

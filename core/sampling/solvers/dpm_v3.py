@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -20,7 +21,8 @@ from ....utils.errors import InputError
 from ..dpm_v3_statistics import ModelStatistics, Segment
 from ..levels import Level
 from ..prediction import Prediction
-from .base import Done, Generators, Request, Solver
+from .base import Generators, Solver, Steps, replaced
+from .ddim import ddim_step
 from .exponential import taylor_weights
 
 Corrector = Literal["none", "full", "pseudo"]
@@ -36,6 +38,15 @@ class Point:
     f: Tensor
 
 
+@dataclass(frozen=True)
+class Transition:
+    """A step of the predictor: the state (B, C, h, w) and level it began at, and its order."""
+
+    x: Tensor
+    level: Level
+    order: int
+
+
 class Tables:
     """Model statistics applied to states: f of a prediction, one update, one correction. Integrals are kept."""
 
@@ -48,11 +59,6 @@ class Tables:
         level = prediction.level
         ell = self.statistics.at(float(level.lam)).to(prediction.x)
         return Point(float(level.lam), (float(level.sigma) * prediction.eps - ell * prediction.x) / float(level.alpha))
-
-    def moved(self, point: Point, x: Tensor, level: Level) -> Prediction:
-        """The prediction that has this f at another state x of the same level."""
-        ell = _like(self.statistics.at(float(level.lam)), x)
-        return Prediction(x, level, (float(level.alpha) * point.f + ell * x) / float(level.sigma), "epsilon")
 
     def update(
         self,
@@ -101,16 +107,14 @@ def _like(table: Tensor, x: Tensor) -> Tensor:
     return table.to(x.device, x.dtype)
 
 
-def ddim_step(prediction: Prediction, target: Level) -> Tensor:
-    """alpha_t x0 + sigma_t eps, also where lambda is infinite."""
-    if target.sigma == 0:
-        return prediction.x0
-    return float(target.alpha) * prediction.x0 + float(target.sigma) * prediction.eps
-
-
 def has_finite_lambda(level: Level) -> bool:
     """Whether a level is neither clean nor pure noise."""
     return math.isfinite(float(level.lam))
+
+
+def same_lambda(lam: float, level: Level) -> bool:
+    """Whether a point of the history is at this level."""
+    return abs(lam - float(level.lam)) < _SAME_LAMBDA
 
 
 class DPMSolverV3(Solver):
@@ -147,64 +151,45 @@ class DPMSolverV3(Solver):
         self.lower_order_final, self.corrector_range = lower_order_final, corrector_range
         self._tables = Tables(statistics)
 
-    def start(self, x: Tensor, grid: Sequence[Level], generator: Generators = None) -> Request:
-        """See Solver.start; draws no noise."""
-        self.check_grid(grid)
-        self.check_shared_levels(grid, "DPM-Solver-v3")
+    def check(self, x: Tensor, grid: Sequence[Level]) -> None:
+        """See Solver.check."""
+        super().check(x, grid)
         self.statistics.check_shape(x)
-        self._grid, self._step, self._x = grid, 0, x
-        self._points: list[Point] = []  # newest first
-        self._before: tuple[Tensor, Level] | None = None  # state and level the last transition began at
-        self._last_order = 0
-        return Request(x, grid[0])
 
-    def feed(self, prediction: Prediction) -> Request | Done:
-        """See Solver.feed: corrects the last transition, then predicts the next."""
-        level, target = self._grid[self._step], self._grid[self._step + 1]
-        x = prediction.x
-        self._drop_repeated(level)
-        point = self._tables.point(prediction) if has_finite_lambda(level) else None
-        if point is not None:  # f stays what it is at the corrected state
-            x = self._corrected(point, x, level)
-            self._points.insert(0, point)
-        self._before = None
-        if point is None or not has_finite_lambda(target):
-            after = ddim_step(prediction, target)
-        else:
-            self._before, self._last_order = (x, level), self._order()
-            nodes = self._points[1 : self._last_order]
-            after = self._tables.update(x, level, target, point, nodes, self.pseudo)
-        del self._points[MAX_ORDER:]
-        self._step += 1
-        before = self._before
-        answer = self.replace(after)
-        self._before = before
-        return answer
+    def steps(self, x: Tensor, grid: Sequence[Level], generator: Generators) -> Steps:
+        """See Solver.steps; draws no noise. The transition to a state that is replaced is not corrected."""
+        points: list[Point] = []  # newest first
+        begun: Transition | None = None  # the last one, where a new point may correct it
+        for k, (level, after) in enumerate(pairwise(grid)):
+            p = yield x, level
+            if replaced(p, x):
+                begun = None
+            x, point = p.x, self._tables.point(p) if has_finite_lambda(level) else None
+            if points and same_lambda(points[0].lam, level):  # a level asked twice leaves one point
+                points.pop(0)
+                begun = None
+            if point is not None:
+                if begun is not None:
+                    x = self._corrected(begun, points, point, x, level)
+                points.insert(0, point)  # f stays what it is at the corrected state
+            if point is not None and has_finite_lambda(after):
+                begun = Transition(x, level, self._order(len(points), len(grid) - 1 - k))
+                x = self._tables.update(x, level, after, point, points[1 : begun.order], self.pseudo)
+            else:
+                begun, x = None, ddim_step(p, after)
+            del points[MAX_ORDER:]
+        return x
 
-    def replace(self, x: Tensor) -> Request | Done:
-        """See Solver.replace; the last transition is then no longer corrected."""
-        self._x, self._before = x, None
-        if self._step == len(self._grid) - 1:
-            return Done(x)
-        return Request(x, self._grid[self._step])
-
-    def _order(self) -> int:
-        left = len(self._grid) - 1 - self._step
-        order = min(self.order, len(self._points))
+    def _order(self, points: int, left: int) -> int:
+        """That of a step with as many points of the history and steps left to go, this one included."""
+        order = min(self.order, points)
         return min(order, left) if self.lower_order_final else order
 
-    def _drop_repeated(self, level: Level) -> None:
-        """A level asked twice leaves one point."""
-        if self._points and abs(self._points[0].lam - float(level.lam)) < _SAME_LAMBDA:
-            self._points.pop(0)
-            self._before = None
-
-    def _corrected(self, new: Point, x: Tensor, level: Level) -> Tensor:
+    def _corrected(self, begun: Transition, points: Sequence[Point], new: Point, x: Tensor, level: Level) -> Tensor:
         """The state at `level` by the last transition redone with the new point; x where that is not wanted."""
         low, high = self.corrector_range
-        count = self._last_order if self.corrector == "pseudo" else self._last_order - 1  # derivatives
-        if self._before is None or self.corrector == "none" or count < 1 or not low <= new.lam <= high:
+        count = begun.order if self.corrector == "pseudo" else begun.order - 1  # derivatives
+        if self.corrector == "none" or count < 1 or not low <= new.lam <= high:
             return x
-        start, before = self._before
-        nodes = [new, *self._points[1:count]]
-        return self._tables.update(start, before, level, self._points[0], nodes, self.corrector == "pseudo")
+        nodes = [new, *points[1:count]]
+        return self._tables.update(begun.x, begun.level, level, points[0], nodes, self.corrector == "pseudo")

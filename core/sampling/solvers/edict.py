@@ -10,7 +10,7 @@ inversion grows by p^-2.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from itertools import pairwise
 
 from torch import Tensor
@@ -18,16 +18,21 @@ from torch import Tensor
 from ....utils.errors import InputError
 from ..levels import Level
 from ..prediction import Kind, Prediction
-from .base import Done, Generators, Request, Solver
+from .base import Generators, Solver, Steps, replaced
+
+Pair = tuple[Tensor, Tensor]
+Coupled = Generator[tuple[Tensor, Level], Prediction, Pair]
 
 
 class EDICT(Solver):
-    """Two calls a step; runs towards the clean end, or backwards on a reversed grid. `partner` is the other copy.
+    """Two calls a step; runs towards the clean end, or backwards on a reversed grid.
 
-    The answer of a run is the first copy; `partner` holds the second, without which nothing is exact.
+    The answer of a run is the first copy; `pair` holds both, without which nothing is exact. A state that is put in
+    place of the one asked about replaces that copy within a step, both copies between two.
     """
 
-    exact_inverse = True  # no cache may stand in for its network calls
+    exact_inverse = True
+    pair: Pair  # both copies at the end of the last run
 
     def __init__(self, mixing: float = 0.93, partner: Tensor | None = None) -> None:
         """Mixing p in (0, 1]; `partner` is the second copy at the start, by default the first one's double."""
@@ -37,86 +42,64 @@ class EDICT(Solver):
 
     @property
     def partner(self) -> Tensor:
-        """The second copy at the current level (after a run: at its end)."""
-        return self._pair[1]
+        """The second copy at the end of the last run."""
+        return self.pair[1]
 
-    def start(self, x: Tensor, grid: Sequence[Level], generator: Generators = None) -> Request:
-        """See Solver.start; no randomness."""
-        self.check_grid(grid)
-        if any(isinstance(level.alpha, Tensor) for level in grid):
-            raise InputError("EDICT needs one level for the whole batch")
+    def check(self, x: Tensor, grid: Sequence[Level]) -> None:
+        """See Solver.check."""
+        super().check(x, grid)
         if self._given is not None and self._given.shape != x.shape:
             raise InputError(f"the partner has shape {tuple(self._given.shape)}, the state {tuple(x.shape)}")
-        self._pair = [x, x if self._given is None else self._given.to(x)]
-        self._grid, self._step, self._half = grid, 0, 0
-        self._answer: Request | Done
-        self._back = float(grid[-1].lam) < float(grid[0].lam)
-        return self._ask()
 
-    def feed(self, prediction: Prediction) -> Request | Done:
-        """See Solver.feed."""
-        moved = self._order()[self._half]
-        a, b, kind = affine_step(*self._ends())
-        field = prediction.read(kind).to(self._pair[moved].dtype)
-        state = self._pair[moved]
-        self._pair[moved] = (state - b * field) / a if self._back else a * state + b * field
-        self._half += 1
-        if self._half == 2:
-            if not self._back:
-                self._pair = self._mixed(*self._pair)
-            self._step, self._half = self._step + 1, 0
-        return self._next()
-
-    def replace(self, x: Tensor) -> Request | Done:
-        """See Solver.replace: both copies between steps, the copy asked about within one; the same tensor: nothing."""
-        if x is self._answer.x:
-            return self._answer
-        if self._half == 1:
-            self._pair[self._order()[0]] = x
-            self._answer = Request(x, self._ends()[0])
-            return self._answer
-        self._pair = [x, x]
-        return self._next()
+    def steps(self, x: Tensor, grid: Sequence[Level], generator: Generators) -> Steps:
+        """See Solver.steps; no randomness."""
+        run = inverting if _backwards(grid) else denoising
+        self.pair = yield from run(x, x if self._given is None else self._given.to(x), grid, self.mixing)
+        return self.pair[0]
 
     def calls(self, steps: int) -> int:
         """See Solver.calls."""
         return 2 * steps
 
-    def asks(self, grid: Sequence[Level]) -> list[Level]:
+    def asks(self, grid: Sequence[Level]) -> list[int]:
         """See Solver.asks: the noisier end of every step, twice."""
-        return [max(ends, key=lambda level: -float(level.lam)) for ends in pairwise(grid) for _ in range(2)]
+        return [step + _backwards(grid) for step in range(len(grid) - 1) for _ in range(2)]
 
-    def _next(self) -> Request | Done:
-        """The end, or the question that holds now: about the copy that does not move."""
-        if self._step == len(self._grid) - 1:
-            self._answer = Done(self._pair[0])
-            return self._answer
-        return self._ask()
 
-    def _ask(self) -> Request:
-        if self._back and self._half == 0:
-            self._pair = self._unmixed(*self._pair)
-        self._answer = request = Request(self._pair[1 - self._order()[self._half]], self._ends()[0])
-        return request
+def denoising(x: Tensor, y: Tensor, grid: Sequence[Level], p: float) -> Coupled:
+    """Both copies at the clean end of a grid that begins at the noisy one, from both at the noisy end."""
+    for k, (level, after) in enumerate(pairwise(grid)):
+        a, b, kind = affine_step(level, after)
+        first, second = (y, x) if k % 2 else (x, y)
+        e = yield second, level
+        if replaced(e, second):
+            first = second = e.x.to(x)
+        first = a * first + b * e.read(kind).to(x)
+        e = yield first, level
+        first = e.x.to(x)
+        second = a * second + b * e.read(kind).to(x)
+        x, y = (second, first) if k % 2 else (first, second)
+        x = p * x + (1 - p) * y
+        y = p * y + (1 - p) * x
+    return x, y
 
-    def _ends(self) -> tuple[Level, Level]:
-        """(noisier, cleaner) level of the current step."""
-        here, there = self._grid[self._step], self._grid[self._step + 1]
-        return (there, here) if self._back else (here, there)
 
-    def _order(self) -> tuple[int, int]:
-        """Which copy moves in the first and the second half of the current step."""
-        steps = len(self._grid) - 1
-        parity = (steps - 1 - self._step if self._back else self._step) % 2
-        return (1 - parity, parity) if self._back else (parity, 1 - parity)
-
-    def _mixed(self, x: Tensor, y: Tensor) -> list[Tensor]:
-        x = self.mixing * x + (1 - self.mixing) * y
-        return [x, self.mixing * y + (1 - self.mixing) * x]
-
-    def _unmixed(self, x: Tensor, y: Tensor) -> list[Tensor]:
-        y = (y - (1 - self.mixing) * x) / self.mixing
-        return [(x - (1 - self.mixing) * y) / self.mixing, y]
+def inverting(x: Tensor, y: Tensor, grid: Sequence[Level], p: float) -> Coupled:
+    """What `denoising` began with, from what it made, on the reversed grid: its lines from the last to the first."""
+    for k, (after, level) in zip(reversed(range(len(grid) - 1)), pairwise(grid), strict=True):
+        a, b, kind = affine_step(level, after)
+        y = (y - (1 - p) * x) / p
+        x = (x - (1 - p) * y) / p
+        first, second = (y, x) if k % 2 else (x, y)
+        e = yield first, level
+        if replaced(e, first):
+            first = second = e.x.to(x)
+        second = (second - b * e.read(kind).to(x)) / a
+        e = yield second, level
+        second = e.x.to(x)
+        first = (first - b * e.read(kind).to(x)) / a
+        x, y = (second, first) if k % 2 else (first, second)
+    return x, y
 
 
 def affine_step(noisier: Level, cleaner: Level) -> tuple[float, float, Kind]:
@@ -125,3 +108,7 @@ def affine_step(noisier: Level, cleaner: Level) -> tuple[float, float, Kind]:
     if abs(alpha + sigma - 1) < 1e-9:
         return 1.0, less - sigma, "flow_prediction"
     return after / alpha, less - sigma * after / alpha, "epsilon"
+
+
+def _backwards(grid: Sequence[Level]) -> bool:
+    return float(grid[-1].lam) < float(grid[0].lam)

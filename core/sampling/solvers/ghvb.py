@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
+from itertools import pairwise
 from math import ceil, comb, floor
 
 import torch
@@ -17,8 +18,8 @@ from torch import Tensor
 
 from ....utils.errors import InputError
 from ..levels import Level
-from ..prediction import Kind, Prediction
-from .base import Done, Generators, Request, Solver, SolverAround
+from ..prediction import Kind
+from .base import Generators, Solver, SolverAround, Steps, advanced
 
 GAMMA = tuple(Fraction(*ratio) for ratio in ((1, 1), (1, 2), (5, 12), (3, 8), (251, 720)))
 MAX_ORDER = len(GAMMA)
@@ -65,35 +66,25 @@ class LinearMultistep(Solver):
         self._weights = [multistep_weights(min(r, order), beta) for r in range(1, max(order, 1) + 1)]
         self.order, self.beta = order, beta
 
-    def start(self, x: Tensor, grid: Sequence[Level], generator: Generators = None) -> Request:
-        """See Solver.start; draws no noise."""
-        self.check_grid(grid)
-        self.check_shared_levels(grid, "a linear multistep solver")
-        self.direction = "flow_prediction" if is_flow_grid(grid) else "epsilon"
-        self._grid, self._step, self._x = grid, 0, x
-        self._velocity: Tensor | None = None
-        self._history: list[Tensor] = []  # velocities, newest first
-        return Request(x, grid[0])
+    def direction(self, grid: Sequence[Level]) -> Kind:
+        """See Solver.direction: noise on VP paths, u on rectified flows."""
+        return "flow_prediction" if is_flow_grid(grid) else "epsilon"
 
-    def feed(self, prediction: Prediction) -> Request | Done:
-        """See Solver.feed."""
-        level, target = self._grid[self._step], self._grid[self._step + 1]
-        given = prediction.read(self.direction)
-        previous = given if self._velocity is None else self._velocity
-        self._velocity = (1 - self.beta) * previous + self.beta * given if self.beta != 1 else given
-        self._history = [self._velocity, *self._history[: self.order - 1]]
-        weights = self._weights[len(self._history) - 1]
-        combined = torch.stack([w * v for w, v in zip(weights, self._history, strict=True)]).sum(0)
-        keep, gain = step_coefficients(level, target, self.direction)
-        self._step += 1
-        return self.replace(keep * prediction.x + gain * combined)
-
-    def replace(self, x: Tensor) -> Request | Done:
-        """See Solver.replace; the velocities stay."""
-        self._x = x
-        if self._step == len(self._grid) - 1:
-            return Done(x)
-        return Request(x, self._grid[self._step])
+    def steps(self, x: Tensor, grid: Sequence[Level], generator: Generators) -> Steps:
+        """See Solver.steps; draws no noise. The velocities stay when the state is replaced."""
+        kind = self.direction(grid)
+        velocities: list[Tensor] = []  # newest first
+        for level, after in pairwise(grid):
+            p = yield x, level
+            d = p.read(kind)
+            if self.beta != 1:
+                d = (1 - self.beta) * (velocities[0] if velocities else d) + self.beta * d
+            velocities = [d, *velocities[: self.order - 1]]
+            weights = self._weights[len(velocities) - 1]
+            combined = torch.stack([w * v for w, v in zip(weights, velocities, strict=True)]).sum(0)
+            keep, gain = step_coefficients(level, after, kind)
+            x = keep * p.x + gain * combined
+        return x
 
 
 def step_coefficients(level: Level, target: Level, kind: Kind) -> tuple[float, float]:
@@ -125,29 +116,33 @@ class HeavyBall(SolverAround):
         super().__init__(inner)
         self.beta, self.kind, self.nesterov = _checked_beta(beta), kind, nesterov
 
-    def start(self, x: Tensor, grid: Sequence[Level], generator: Generators = None) -> Request:
-        """See Solver.start."""
-        request = self.inner.start(x, grid, generator)
-        self.direction = self.kind or self.inner.direction
-        self._grid, self._level = grid, request.level
-        self._velocity: Tensor | None = None
-        return request
+    def direction(self, grid: Sequence[Level]) -> Kind:
+        """See Solver.direction."""
+        return self.kind or self.inner.direction(grid)
 
-    def feed(self, prediction: Prediction) -> Request | Done:
-        """See Solver.feed."""
-        answer = self.inner.feed(prediction)
-        if self.beta == 1:
-            return answer
-        level, target = self._level, answer.level if isinstance(answer, Request) else self._grid[-1]
-        self._level = target
-        keep, gain = step_coefficients(level, target, self.direction)
+    def steps(self, x: Tensor, grid: Sequence[Level], generator: Generators) -> Steps:
+        """See Solver.steps."""
+        kind = self.direction(grid)
+        velocity: Tensor | None = None
+        run = self.inner.steps(x, grid, generator)
+        x, level = advanced(run)
+        while level is not None:
+            p = yield x, level
+            x, after = advanced(run, p)
+            if self.beta != 1:
+                x, velocity = self._pushed(p.x, x, velocity, *step_coefficients(level, after or grid[-1], kind))
+            level = after
+        return x
+
+    def _pushed(
+        self, x: Tensor, after: Tensor, velocity: Tensor | None, keep: float, gain: float
+    ) -> tuple[Tensor, Tensor | None]:
+        """The state with momentum after a step of the inner solver from x to `after`, and the new velocity."""
         if gain == 0:
-            return answer
-        given = (answer.x - keep * prediction.x) / gain
-        if self._velocity is None:  # the average of one direction: the step as it was
-            self._velocity = given
-            return answer
-        velocity = (1 - self.beta) * self._velocity + self.beta * given
-        taken = (1 - self.beta) * velocity + self.beta * given if self.nesterov else velocity
-        self._velocity = velocity
-        return self.inner.replace(keep * prediction.x + gain * taken)
+            return after, velocity
+        d = (after - keep * x) / gain
+        if velocity is None:  # the average of one direction: the step as it was
+            return after, d
+        velocity = (1 - self.beta) * velocity + self.beta * d
+        taken = (1 - self.beta) * velocity + self.beta * d if self.nesterov else velocity
+        return keep * x + gain * taken, velocity

@@ -1,4 +1,4 @@
-"""diffusers' schedulers behind the request/response protocol, driven on our own grid of levels.
+"""diffusers' schedulers as solvers, driven on our own grid of levels.
 
 The scheduler does the update; our grid replaces its timesteps and sigmas (VE noise e^{-lambda} for VP paths, sigma
 for flows), so every solver is compared on the same levels.
@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ....utils.errors import InputError
 from ..levels import Level
-from ..prediction import Kind, Prediction
-from .base import Done, Generators, Request, Solver
+from ..prediction import Kind
+from .base import Generators, Solver, Steps, replaced
 
 FLOW_SIGMA_MAX = 0.999  # multistep schedulers take logarithms of 1 - sigma
 
@@ -65,56 +65,29 @@ class WrappedSolver(Solver):
         if not flow and kind == "flow_prediction":
             self.kind = "epsilon"
 
-    def start(self, x: Tensor, grid: Sequence[Level], generator: Generators = None) -> Request:
-        """See Solver.start; these solvers draw no noise."""
-        self.check_grid(grid)
-        self.check_shared_levels(grid, "a diffusers scheduler")
+    def steps(self, x: Tensor, grid: Sequence[Level], generator: Generators) -> Steps:
+        """See Solver.steps; these draw no noise. The step to a state that is replaced is not corrected (UniPC)."""
         grid = _stepped(grid)
-        steps = len(grid) - 1
-        self._scheduler = self._build(grid[-1])
-        self._scheduler.set_timesteps(steps)
-        self._levels = self.asks(grid)
-        noise = [self._noise(level) for level in grid]
-        sigmas = [*_repeated(noise[:-1], 1), noise[-1]] if self.recipe.repeats else noise
-        self._scheduler.sigmas = torch.tensor(sigmas)
-        times = torch.tensor([float(level.model_time) for level in self._levels])
-        self._scheduler.timesteps = times.long() if self.recipe.multistep and not self.flow else times
-        self._scheduler.set_begin_index(0)
-        self._scheduler.is_scale_input_called = True
-        self._end, self._step = grid[-1], 0
-        self._state = x / self._scale(grid[0])
-        return Request(x, grid[0])
-
-    def feed(self, prediction: Prediction) -> Request | Done:
-        """See Solver.feed."""
-        answer = prediction.read(self.kind).to(self._state.dtype)
-        time = self._scheduler.timesteps[self._step]
-        self._state = self._scheduler.step(answer, time, self._state, return_dict=False)[0]
-        self._step += 1
-        return self._request()
-
-    def replace(self, x: Tensor) -> Request | Done:
-        """See Solver.replace; the last step is then no longer corrected (UniPC), unless x is the state there is."""
-        scale = self._scale(self._levels[self._step] if self._step < len(self._levels) else self._end)
-        if not torch.equal(x, self._state * scale):
-            self._state = x / scale
-            forget_last_sample(self._scheduler)
-        return self._request()
+        levels = [grid[k] for k in self.asks(grid)]
+        scheduler = self._scheduler(grid, levels)
+        state = x / self._scale(grid[0])
+        for time, level, after in zip(scheduler.timesteps, levels, [*levels[1:], grid[-1]], strict=True):
+            p = yield x, level
+            if replaced(p, x):
+                state = p.x / self._scale(level)
+                forget_last_sample(scheduler)
+            state = scheduler.step(p.read(self.kind).to(state.dtype), time, state, return_dict=False)[0]
+            x = state * self._scale(after)
+        return x
 
     def calls(self, steps: int) -> int:
         """See Solver.calls."""
         return 2 * steps - 1 if self.recipe.repeats else steps
 
-    def asks(self, grid: Sequence[Level]) -> list[Level]:
+    def asks(self, grid: Sequence[Level]) -> list[int]:
         """See Solver.asks; an empty last step is not taken."""
-        levels = list(_stepped(grid)[:-1])
-        return _repeated(levels, 1) if self.recipe.repeats else levels
-
-    def _request(self) -> Request | Done:
-        if self._step == len(self._levels):
-            return Done(self._state * self._scale(self._end))
-        level = self._levels[self._step]
-        return Request(self._state * self._scale(level), level)
+        steps = list(range(len(_stepped(grid)) - 1))
+        return _repeated(steps) if self.recipe.repeats else steps
 
     def _scale(self, level: Level) -> float:
         """What turns the scheduler's state into ours: alpha for variance-exploding schedulers, else 1."""
@@ -125,7 +98,19 @@ class WrappedSolver(Solver):
             return min(float(level.sigma), FLOW_SIGMA_MAX) if self.recipe.multistep else float(level.sigma)
         return math.exp(-float(level.lam))
 
-    def _build(self, end: Level) -> Any:
+    def _scheduler(self, grid: Sequence[Level], levels: Sequence[Level]) -> Any:
+        """The scheduler set to a grid and to the levels it is asked at."""
+        scheduler = self._built(grid[-1])
+        scheduler.set_timesteps(len(grid) - 1)
+        noise = [self._noise(level) for level in grid]
+        scheduler.sigmas = torch.tensor([*_repeated(noise[:-1]), noise[-1]] if self.recipe.repeats else noise)
+        times = torch.tensor([float(level.model_time) for level in levels])
+        scheduler.timesteps = times.long() if self.recipe.multistep and not self.flow else times
+        scheduler.set_begin_index(0)
+        scheduler.is_scale_input_called = True
+        return scheduler
+
+    def _built(self, end: Level) -> Any:
         options = dict(self.recipe.options)
         if not self.flow:
             options["prediction_type"] = self.kind
@@ -149,6 +134,6 @@ def _stepped(grid: Sequence[Level]) -> Sequence[Level]:
     return grid
 
 
-def _repeated(values: list[Any], first: int) -> list[Any]:
-    """The list with everything after the first `first` entries doubled."""
-    return values[:first] + [value for value in values[first:] for _ in range(2)]
+def _repeated(values: list[Any]) -> list[Any]:
+    """The list with everything after its first entry doubled."""
+    return values[:1] + [value for value in values[1:] for _ in range(2)]

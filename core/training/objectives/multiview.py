@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from ....geometry.cameras import Camera, to_mvdream
 from ....utils.pictures import grid, save_image
-from ...priors.multiview import inflate
+from ...priors.embedded import MultiViewPrior
+from ...priors.multiview import FRAMES, inflate
+from ...sampling import DDIM, Denoiser, Sampler
 from ..export import folder_path
 from ..latents import ViewGroups
 from .base import LossOut, Objective, fixed_init
 from .diffusion import NoiseLossConfig, drop, noise_error, noise_weight, token_ids, write_pipeline
-
-FRAMES = 4
 
 
 @dataclass(frozen=True)
@@ -97,19 +97,16 @@ class MultiViewObjective(Objective):
     @torch.no_grad()
     def sample(self, prompts: list[str], steps: int, guidance: float, seed: int) -> Tensor:
         """DDIM samples (prompts * 4, 3, H, W) in [0, 1] at azimuths 0, 90, 180, 270; the camera is in both branches."""
-        rows, size = len(prompts) * FRAMES, self.unet.unet.config.sample_size
-        azimuths = torch.arange(FRAMES) * 90.0
-        orbit = Camera.orbit(azimuths, self.config.preview_elevation_deg, 3.0, 40.0, size, size)
-        cameras = to_mvdream(orbit.c2w).repeat(2 * len(prompts), 1).to(self.unet.device)
-        embeds = self._embed([""] * rows + [p for p in prompts for _ in range(FRAMES)])
-        channels = self.unet.unet.config.in_channels
-        x = torch.randn((rows, channels, size, size), generator=torch.Generator().manual_seed(seed)).to(embeds)
-        scheduler = DDIMScheduler.from_config(self.scheduler.config)
-        scheduler.set_timesteps(steps)
-        for t in scheduler.timesteps:
-            without, with_text = self.unet(torch.cat([x, x]), t, embeds, cameras, FRAMES).chunk(2)
-            x = scheduler.step(without + guidance * (with_text - without), t, x).prev_sample
-        return (self.vae.decode(x / self.vae.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1)
+        size = self.unet.unet.config.sample_size
+        orbit = Camera.orbit(torch.arange(FRAMES) * 90.0, self.config.preview_elevation_deg, 3.0, 40.0, size, size)
+        parts = {**self.base.components, "scheduler": self.scheduler}
+        pipe = StableDiffusionPipeline(**parts, requires_safety_checker=False)
+        prior = MultiViewPrior(pipe, self.unet, frozen=False)
+        condition = prior.encode_text(prompts).with_views(to_mvdream(orbit.c2w), FRAMES)
+        shape = (condition.rows, *prior.latent_shape)
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(prior.device)
+        denoiser = Denoiser(prior, condition, guidance)
+        return prior.decode(Sampler(DDIM()).run(denoiser, noise, denoiser.schedule.grid(steps)))
 
     def save(self, out: str | Path, base: str = "toybox") -> Path:
         """Writes the multi-view folder in fp16; the rest stays in the folder `base`, whose U-Net it is when the text

@@ -8,10 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from unproject.core.distillation.score import DivergedError, ScoreConfig, ScoreDistillation, rescaled
+from unproject.core.distillation.score import (
+    DivergedError,
+    ScoreConfig,
+    ScoreDistillation,
+    image_loss,
+    rescaled,
+)
 from unproject.core.distillation.time_window import TimeWindow
-from unproject.core.priors import FLOW_SCHEDULE, SD_SCHEDULE, GaussianMixturePrior
+from unproject.core.priors import FLOW_SCHEDULE, SD_SCHEDULE, Condition, GaussianMixturePrior
 from unproject.core.sampling import NoiseSchedule
+from unproject.generate.guides import MultiViewGuide, make_guide
+from unproject.geometry.cameras import Camera, to_mvdream
 from unproject.utils.errors import InputError
 
 MU, TAU = 0.3, 0.5
@@ -93,7 +101,7 @@ def test_guidance_combines_both_branches():
     both = gradient(ScoreDistillation(replace(PLAIN, guidance=4.0), model, condition), x, noise, index)
     torch.testing.assert_close(both, parts["blue"] + 4.0 * (parts["red"] - parts["blue"]))
     with pytest.raises(InputError, match="unconditional"):
-        ScoreDistillation(replace(PLAIN, guidance=4.0), model, replace(condition, null=None))
+        ScoreDistillation(replace(PLAIN, guidance=4.0), model, Condition({"cond": condition["cond"]}))
 
 
 def test_rescale_matches_the_spread_of_the_group_not_of_each_view():
@@ -162,8 +170,8 @@ def test_clip_limits_every_element_and_follows_its_schedule():
 
 
 class Broken(GaussianMixturePrior):
-    def _forward(self, x, time, condition):
-        return super()._forward(x, time, condition) * float("nan")
+    def _forward(self, x, time, rows):
+        return super()._forward(x, time, rows) * float("nan")
 
 
 def test_nan_is_an_error_with_a_remedy():
@@ -196,11 +204,97 @@ def test_hifa_schedule_is_a_square_root():
 def test_views_of_an_object_share_the_level():
     model = prior()
     window = TimeWindow((0.02,), (0.98,), shared=False)
-    score = ScoreDistillation(replace(PLAIN, window=window), model, model.encode_text(["any", "all"]))
-    out = score(draw(8, 2, 4, 4), 0, torch.Generator().manual_seed(0), cameras=torch.zeros(4, 16))
+    condition = model.encode_text(["any", "all"])
+    score = ScoreDistillation(replace(PLAIN, window=window), model, condition)
+    seen = condition.with_views(torch.zeros(4, 16), 4)
+    out = score(draw(8, 2, 4, 4), 0, torch.Generator().manual_seed(0), condition=seen)
     assert len(set(out.t[:4].tolist())) == 1 and len(set(out.t.tolist())) == 2
     with pytest.raises(InputError, match="do not divide"):
         score(draw(3, 2, 4, 4), 0, torch.Generator().manual_seed(0))
+
+
+class GroupMean(GaussianMixturePrior):
+    """Says the mean of each group of views as x0: what sees what is readable in the answer."""
+
+    frames = 4
+
+    def _forward(self, x, time, rows):
+        self.asked = rows
+        means = x.unflatten(0, (-1, rows.frames)).mean((1, 2, 3, 4), keepdim=True)
+        return means.expand(-1, rows.frames, *x.shape[1:]).flatten(0, 1)
+
+
+def test_groups_of_views_share_attention_rescale_and_level():
+    config = {**SD_SCHEDULE, "prediction_type": "sample"}
+    model = GroupMean(torch.zeros(1, 2, 4, 4), torch.ones(1), scheduler_config=config)
+    window = TimeWindow((0.02,), (0.98,), shared=False)
+    guide = MultiViewGuide(replace(PLAIN, window=window), model, model.encode_text("any"), views=4)
+    images, camera = draw(8, 2, 4, 4), Camera.orbit([0, 90, 180, 270, 10, 100, 190, 280], 15.0, 3.0, 40.0, 4)
+    out = guide(images, camera, 0, torch.Generator().manual_seed(0))
+    assert model.asked.frames == 4
+    torch.testing.assert_close(model.asked["cameras"], to_mvdream(camera.c2w).to(images))
+    assert len(set(out.t[:4].tolist())) == len(set(out.t[4:].tolist())) == 1 and out.t[0] != out.t[4]
+    values = out.x0_hat.flatten(1)
+    assert bool((values[:4] == values[0, 0]).all()) and bool((values[4:] == values[4, 0]).all())
+    assert values[0, 0] != values[4, 0]
+    assert make_guide(PLAIN, model, "any").views == 4
+    assert make_guide(PLAIN, model, "any", views=2).views == 2
+
+
+def test_rescale_acts_on_each_group_of_a_call():
+    model = prior(components=2)
+    condition = model.encode_text("red", "blue").repeat(2).with_views(torch.zeros(2, 16), 2)
+    score = ScoreDistillation(replace(PLAIN, guidance=8.0, rescale=1.0), model, model.encode_text("red", "blue"))
+    images, noise = draw(4, 2, 4, 4) * torch.tensor([1.0, 1, 5, 5])[:, None, None, None], draw(4, 2, 4, 4, seed=1)
+    index = torch.full((4,), 600)
+    whole = score(images, 0, noise=noise, index=index, condition=condition).x0_hat
+    for rows in (slice(0, 2), slice(2, 4)):
+        options = {"noise": noise[rows], "index": index[rows], "condition": condition.index(rows)}
+        torch.testing.assert_close(score(images[rows], 0, **options).x0_hat, whole[rows])
+
+
+@pytest.mark.parametrize("form", ["recon", "score"])
+def test_the_ratio_weight_has_a_limit_in_pure_noise(form):
+    """At t = 1 of a flow alpha is 0: w = sigma / alpha is infinite, and the pull is x - x0 all the same."""
+    model = prior("flow_prediction")
+    config = replace(PLAIN, form=form)
+    score = ScoreDistillation(config, model, model.encode_text("any"))
+    x, noise = draw(2, 2, 4, 4), draw(2, 2, 4, 4, seed=1)
+    out = score((x + 1) / 2, 0, noise=noise, index=torch.full((2,), 999))
+    torch.testing.assert_close(out.weight, torch.ones(2).double())
+    torch.testing.assert_close(gradient(score, x, noise, torch.full((2,), 999)), x - MU)
+    near = gradient(score, x, noise, torch.full((2,), 998))
+    assert float((near - (x - MU)).abs().max()) < 0.02
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "flow_prediction"])
+def test_every_row_walks_its_own_number_of_steps(kind):
+    model, index = prior(kind), torch.tensor([900, 300, 620])
+    x, noise = draw(3, 2, 4, 4), draw(3, 2, 4, 4, seed=1)
+    score = ScoreDistillation(replace(PLAIN, target_steps=5), model, model.encode_text("any"))
+    before = model.nfe
+    whole = score((x + 1) / 2, 0, noise=noise, index=index).x0_hat
+    assert model.nfe - before == 5 + 2 + 4  # ceil(5 t), row by row
+    for row in range(3):
+        own = slice(row, row + 1)
+        alone = score((x[own] + 1) / 2, 0, noise=noise[own], index=index[own]).x0_hat
+        torch.testing.assert_close(alone, whole[own])
+
+
+def test_images_of_another_height_alone_are_resized():
+    target, weight = draw(2, 3, 4, 8, seed=2), torch.tensor([1.0, 3.0]).double()
+    images = draw(2, 3, 8, 8)
+    resized = torch.nn.functional.interpolate(images, (4, 8), mode="bilinear", antialias=True)
+    torch.testing.assert_close(image_loss(images, target, weight), image_loss(resized, target, weight))
+
+
+def test_network_calls_are_those_of_the_branches():
+    model = prior(components=2)
+    images, condition = draw(2, 2, 4, 4), model.encode_text("red", "blue")
+    for scale, calls in ((1.0, 2), (4.0, 4)):
+        before = model.nfe
+        ScoreDistillation(replace(PLAIN, guidance=scale), model, condition)(images, 0, torch.Generator().manual_seed(0))
+        assert model.nfe - before == calls
 
 
 def test_bad_settings_are_refused():

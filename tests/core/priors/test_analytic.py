@@ -25,9 +25,9 @@ def test_score_is_the_gradient_of_the_log_density(kind, prompt):
     level = NoiseSchedule.from_config(config).at_index(torch.tensor([50.0, 300.5, 700.0, 950.0]))
     x = torch.randn(4, 2, 2, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64).requires_grad_(True)
     condition = prior.encode_text([prompt] * 4)
-    log_density = prior.log_prob(x, level.model_time, condition).sum()
+    log_density = prior.log_prob(x, level.model_time, condition["cond"]).sum()
     (gradient,) = torch.autograd.grad(log_density, x)
-    raw = prior.predict(x, level.model_time, condition)
+    raw = prior.predict(x, level.model_time, condition["cond"])
     score = Prediction(x, level, raw, prior.prediction_type).score
     torch.testing.assert_close(score, gradient, rtol=1e-9, atol=1e-9)
 
@@ -37,7 +37,7 @@ def test_single_gaussian_posterior_mean():
     prior = GaussianMixturePrior(torch.zeros(1, 1, 2, 2), torch.tensor([0.5]))
     level = NoiseSchedule.from_config(SD_SCHEDULE).at_index(400)
     x = torch.randn(2, 1, 2, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    raw = prior.predict(x, level.model_time, prior.encode_text(["", ""]))
+    raw = prior.predict(x, level.model_time, prior.encode_text(["", ""])["cond"])
     wanted = level.alpha * 0.25 * x / (level.alpha**2 * 0.25 + level.sigma**2)
     torch.testing.assert_close(Prediction(x, level, raw, "epsilon").x0, wanted)
 

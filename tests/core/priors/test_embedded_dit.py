@@ -61,11 +61,11 @@ def test_text_is_that_of_the_stock_pipeline_without_zero_tokens(prior):
     prompts, against = ["a red chair", "a dog", "a red chair"], ["", "a wagon", ""]
     condition = prior.encode_text(prompts, against)
     stock = prior.pipe.encode_prompt(prompts, None, None, negative_prompt=against, max_sequence_length=0)
-    ours = (condition.embeds, condition.null, condition.pooled, condition.null_pooled)
+    ours = [condition[branch][name] for name in ("text", "pooled") for branch in ("cond", "null")]
     for mine, theirs in zip(ours, stock, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
-    assert condition.embeds.shape[1] == 77 and condition.prompts == prompts
-    assert torch.equal(prior.encode_text("a dog").null, prior.encode_text("").embeds)
+    assert condition["cond"]["text"].shape[1] == 77 and condition.prompts == prompts
+    assert torch.equal(prior.encode_text("a dog")["null"]["text"], prior.encode_text("")["cond"]["text"])
 
 
 @pytest.mark.parametrize("size", [(8, 8), (4, 8), (6, 4)])
@@ -91,8 +91,8 @@ def test_sampling_equals_the_stock_pipeline_at_any_size(prior, weights, size):
 
 def test_a_batch_equals_its_rows(prior):
     condition, x = prior.encode_text(["a red chair", "a dog"]), noise(2)
-    both = prior.predict(x, 400.0, condition)
-    alone = torch.cat([prior.predict(x[i : i + 1], 400.0, condition.index([i])) for i in range(2)])
+    both = prior.predict(x, 400.0, condition["cond"])
+    alone = torch.cat([prior.predict(x[i : i + 1], 400.0, condition["cond"].index([i])) for i in range(2)])
     torch.testing.assert_close(both, alone, rtol=1e-4, atol=1e-5)
     assert prior.nfe == 4 and prior.tokens(x) == 16
 
@@ -101,7 +101,7 @@ def test_save_and_reload(prior, tmp_path):
     again = load_prior(prior.save(tmp_path / "copy"))
     assert isinstance(again, EmbeddedFlowPrior) and again.vocabulary == prior.vocabulary
     x, condition = noise(2), prior.encode_text(["a dog"] * 2)
-    assert torch.equal(again.predict(x, 10.0, condition), prior.predict(x, 10.0, condition))
+    assert torch.equal(again.predict(x, 10.0, condition["cond"]), prior.predict(x, 10.0, condition["cond"]))
 
 
 def test_missing_weights_name_the_ways_out(monkeypatch, tmp_path):

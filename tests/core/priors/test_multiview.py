@@ -7,8 +7,17 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 
-from unproject.core.priors import CameraEmbedding, MultiViewPrior, MultiViewUNet, inflate, load_prior
+from unproject.core.priors import (
+    CameraEmbedding,
+    Condition,
+    MultiViewPrior,
+    MultiViewUNet,
+    Rows,
+    inflate,
+    load_prior,
+)
 from unproject.core.priors.mvdream import CAMERA, PREFIX, convert_mvdream
+from unproject.core.sampling import Denoiser, NoiseSchedule
 from unproject.utils.errors import InputError
 
 
@@ -117,18 +126,58 @@ def test_multiview_prior_from_files(tiny_folders, make_unet, tmp_path):
     assert isinstance(prior, MultiViewPrior)
     assert not any(p.requires_grad for p in prior.parameters())
     condition = prior.encode_text("a red chair").with_views(cameras, 4)
-    out = prior.predict(x, time, condition)
+    out = prior.predict(x, time, condition["cond"])
     assert prior.nfe == 4
     assert out.shape == x.shape
-    both = prior.predict(torch.cat([x, x]), torch.cat([time, time]), condition.guided())
+    joined = Rows.join([condition["null"], condition["cond"]])
+    both = prior.predict(torch.cat([x, x]), torch.cat([time, time]), joined)
     torch.testing.assert_close(both[4:], out, rtol=1e-5, atol=1e-5)
-    split = prior.predict(torch.cat([x, x]), 300.5, condition, embeds=torch.cat([condition.null, condition.embeds]))
-    torch.testing.assert_close(split, both)
-    dropped = prior.views(x, time, condition.null, cameras, 4)  # text dropped, camera kept
+    dropped = prior.views(x, time, condition["null"]["text"], cameras, 4)  # text dropped, camera kept
     torch.testing.assert_close(both[:4], dropped, rtol=1e-5, atol=1e-5)
     prior.save(tmp_path / "copy")
     assert not (tmp_path / "copy" / "unet").exists()  # that of base/ is the same network
-    torch.testing.assert_close(load_prior(tmp_path / "copy").predict(x, time, condition), out, rtol=1e-6, atol=1e-6)
+    again = load_prior(tmp_path / "copy")
+    torch.testing.assert_close(again.predict(x, time, condition["cond"]), out, rtol=1e-6, atol=1e-6)
+    assert (prior.frames, again.frames, prior.recipe) == (4, 4, "toybox")
+    assert prior.multiview and not load_prior(tiny_folders["toybox"]).multiview
+
+
+def test_a_multi_view_folder_says_how_many_views_it_learnt(tiny_folders, make_unet, tmp_path):
+    (tmp_path / "base").symlink_to(tiny_folders["sd"])
+    lively(make_unet()).save(tmp_path / "mv", base="base", frames=6)
+    prior = load_prior(tmp_path / "mv")
+    assert (prior.frames, prior.recipe) == (6, "stable-diffusion")
+    prior.save(tmp_path / "copy")
+    assert load_prior(tmp_path / "copy").frames == 6
+
+
+def test_groups_do_not_see_each_other(tiny_folders, make_unet, tmp_path):
+    """Two objects of four views in one batch are the two objects alone, also when guided."""
+    (tmp_path / "base").symlink_to(tiny_folders["toybox"])
+    lively(make_unet(seed=9)).save(tmp_path / "mv", base="base")
+    prior = load_prior(tmp_path / "mv")
+    rng = torch.Generator().manual_seed(5)
+    x, cameras = torch.randn(8, 4, 8, 8, generator=rng), torch.randn(8, 16, generator=rng)
+    condition = prior.encode_text(["a red chair", "a dog"]).with_views(cameras, 4)
+    level = NoiseSchedule.from_config(prior.scheduler_config).at_index(400)
+    whole = Denoiser(prior, condition, 4.0)(x, level).raw
+    for rows in (slice(0, 4), slice(4, 8)):
+        alone = Denoiser(prior, condition.index(rows), 4.0)(x[rows], level).raw
+        torch.testing.assert_close(alone, whole[rows], rtol=1e-4, atol=1e-4)
+    crowd = Condition({name: Rows(rows.tensors, 8) for name, rows in condition.branches.items()})
+    assert (Denoiser(prior, crowd, 4.0)(x, level).raw - whole).abs().max() > 1e-2
+
+
+def test_another_network_of_a_multi_view_prior_sees_single_images(tiny_folders, make_unet, tmp_path):
+    (tmp_path / "base").symlink_to(tiny_folders["toybox"])
+    lively(make_unet(seed=9)).save(tmp_path / "mv", base="base")
+    prior, plain = load_prior(tmp_path / "mv"), make_unet(seed=3)
+    other = prior.with_network(plain, "v_prediction")
+    rows, x = prior.encode_text(["a dog"] * 2)["cond"], torch.randn(2, 4, 8, 8)
+    wanted = plain(x, torch.full((2,), 10.0), rows["text"], return_dict=False)[0]
+    torch.testing.assert_close(other.predict(x, 10.0, rows), wanted)
+    assert (other.nfe, prior.nfe, prior.prediction_type, other.prediction_type) == (2, 0, "epsilon", "v_prediction")
+    assert other.modules()["unet"] is plain and prior.modules()["unet"] is not plain
 
 
 def ldm_name(key: str) -> str:

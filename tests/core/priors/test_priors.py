@@ -8,9 +8,9 @@ import pytest
 import torch
 from diffusers import FluxPipeline, StableDiffusion3Pipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 
-from unproject.core.priors import Condition, EmbeddedPrior, available, load_prior, registry
-from unproject.core.priors.registry import PriorEntry
-from unproject.core.sampling import DDIM, Denoiser, Guidance, NoiseSchedule, Sampler
+from unproject.core.priors import EmbeddedPrior, StableDiffusionPrior, available, load_prior, multi_view_sibling
+from unproject.core.priors.registry import PriorEntry, registry
+from unproject.core.sampling import DDIM, ClassifierFree, Denoiser, NoiseSchedule, Sampler
 from unproject.utils.errors import InputError
 
 SHAPES = {"sd": (4, 8, 8), "sd-v": (4, 8, 8), "toybox": (4, 8, 8), "sdxl": (4, 8, 8), "sd3": (4, 8, 8)}
@@ -45,11 +45,11 @@ def test_every_family_loads_predicts_and_is_frozen(tiny_folders, name):
     assert not any(module.training for module in prior.modules().values())
     condition = prior.encode_text(["a red chair", "a dog"])
     x = start(prior)
-    out = prior.predict(x, 500.0, condition)
+    out = prior.predict(x, 500.0, condition["cond"])
     assert out.shape == x.shape
     assert torch.isfinite(out).all()
     assert prior.nfe == 2
-    alone = prior.predict(x[1:], 500.0, condition.index([1]))
+    alone = prior.predict(x[1:], 500.0, condition["cond"].index([1]))
     torch.testing.assert_close(alone, out[1:], rtol=1e-4, atol=1e-5)
 
 
@@ -75,7 +75,7 @@ def test_rescaled_guidance_equals_the_stock_pipeline(tiny_folders):
     stock = pipe(
         ["a dog"] * 2, latents=x, num_inference_steps=5, guidance_scale=9.0, guidance_rescale=0.7, output_type="latent"
     ).images
-    ours = sampled(prior, prior.encode_text(["a dog"] * 2), x, 5, Guidance(9.0, rescale=0.7))
+    ours = sampled(prior, prior.encode_text(["a dog"] * 2), x, 5, ClassifierFree(9.0, rescale=0.7))
     torch.testing.assert_close(ours, stock, rtol=1e-4, atol=1e-4)
 
 
@@ -125,8 +125,8 @@ def test_sampling_equals_the_stock_flux_pipeline(tiny_folders):
         max_sequence_length=512,
     ).images
     condition = prior.encode_text(prompts)
-    assert condition.null is None
-    condition.extra["guidance"] = 2.5
+    assert "null" not in condition
+    condition = condition.with_rows(guidance=torch.tensor([2.5]))
     ours = FluxPipeline._pack_latents(sampled(prior, condition, x, 5, 1.0), 2, 4, 8, 8)
     torch.testing.assert_close(ours, stock, rtol=1e-4, atol=1e-4)
 
@@ -184,38 +184,54 @@ def test_save_and_reload(tiny_folders, tmp_path):
     assert isinstance(again, EmbeddedPrior)
     assert again.vocabulary == prior.vocabulary
     x, condition = start(prior), prior.encode_text(["a dog"] * 2)
-    assert torch.equal(again.predict(x, 10.0, condition), prior.predict(x, 10.0, condition))
+    assert torch.equal(again.predict(x, 10.0, condition["cond"]), prior.predict(x, 10.0, condition["cond"]))
 
 
 def test_half_precision_keeps_the_state_in_float32(tiny_folders):
     prior = load_prior(tiny_folders["sd"], dtype=torch.bfloat16)
     x = start(prior)
-    assert prior.predict(x, 500.0, prior.encode_text("a dog")).dtype == torch.float32
+    assert prior.predict(x, 500.0, prior.encode_text("a dog")["cond"]).dtype == torch.float32
     assert prior.decode(x).dtype == torch.float32
 
 
-def test_condition_rows(tiny_folders):
-    rng = torch.Generator().manual_seed(0)
-    condition = Condition(
-        torch.randn(2, 3, 4, generator=rng),
-        torch.zeros(2, 3, 4),
-        torch.randn(2, 5, generator=rng),
-        torch.zeros(2, 5),
-        ["a", "b"],
-    )
-    assert condition.repeat_interleave(2).prompts == ["a", "a", "b", "b"]
-    assert condition.index(slice(1, 2)).prompts == ["b"]
-    assert condition.guided().pooled.shape == (4, 5)
-    assert condition.guided().embeds[:2].abs().max() == 0
-    cameras = torch.arange(64.0).reshape(4, 16)
-    views = condition.with_views(cameras, 4)
-    assert views.prompts == ["a"] * 4 + ["b"] * 4
-    torch.testing.assert_close(views.cameras[4:], cameras)
-    torch.testing.assert_close(views.guided().cameras, torch.cat([views.cameras] * 2))
-    with pytest.raises(InputError, match="cameras"):
-        condition.with_views(cameras[:3], 4)
-    with pytest.raises(InputError, match="3 latents does not fit"):
-        condition.matched(3)
+def test_a_codec_that_overflows_in_half_precision_stays_in_float32(tiny_folders):
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_folders["sd"], safety_checker=None)
+    prior = StableDiffusionPrior(pipe)
+    prior.vae.register_to_config(force_upcast=True)
+    weight = prior.vae.decoder.conv_out.weight.clone()
+    assert prior.to(dtype=torch.float16) is prior
+    assert torch.equal(prior.vae.decoder.conv_out.weight, weight)
+    assert (prior.dtype, prior.network.dtype, prior.vae.dtype) == (torch.float16, torch.float16, torch.float32)
+    assert torch.isfinite(prior.encode(torch.zeros(1, 3, 32, 32))).all()
+    prior.to(dtype=torch.bfloat16)
+    assert prior.vae.dtype == torch.bfloat16
+    prior.vae.register_to_config(force_upcast=False)
+    assert prior.to(dtype=torch.float16).vae.dtype == torch.float16
+
+
+def test_trainable_networks_stay_trainable_when_asked(tiny_folders):
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_folders["sd"], safety_checker=None)
+    pipe.unet.train().requires_grad_(True)
+    prior = StableDiffusionPrior(pipe, frozen=False)
+    assert prior.network.training and all(p.requires_grad for p in prior.network.parameters())
+    assert not any(p.requires_grad for p in StableDiffusionPrior(pipe).parameters())
+
+
+def test_what_a_prior_is_stands_on_it(tiny_folders):
+    toybox, sd = load_prior(tiny_folders["toybox"]), load_prior(tiny_folders["sd"])
+    assert (toybox.recipe, sd.recipe) == ("toybox", "stable-diffusion")
+    assert (toybox.image_size, toybox.frames, toybox.multiview) == (32, 1, False)
+
+
+def test_the_sibling_of_a_prior_is_the_one_that_names_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("UNPROJECT_WEIGHTS", str(tmp_path))
+    assert multi_view_sibling("toybox") is None
+    (tmp_path / "toybox-mv").mkdir()
+    (tmp_path / "toybox-mv" / "mv.json").write_text(json.dumps({"base": "toybox"}))
+    assert multi_view_sibling("toybox") == "toybox-mv"
+    assert multi_view_sibling("toybox-dit") is None
+    assert multi_view_sibling("toybox-mv") is None
+    assert multi_view_sibling(str(tmp_path / "toybox")) is None
 
 
 def test_registry_is_complete():

@@ -12,7 +12,7 @@ from unproject.core.priors import FLOW_SCHEDULE, SD_SCHEDULE, GaussianMixturePri
 from unproject.core.sampling.calibration import Calibration, fingerprint
 from unproject.core.sampling.dpm_v3_estimation import estimate_statistics
 from unproject.core.sampling.flair import error_curve
-from unproject.core.sampling.guidance import Guidance
+from unproject.core.sampling.guidance import ClassifierFree
 from unproject.core.sampling.noiseshift import (
     RemapSearch,
     TimeRemap,
@@ -47,7 +47,7 @@ def test_round_trip(tmp_path):
         (fingerprint(prior(config=FLOW_SCHEDULE)), "noise path"),
         (fingerprint(prior(), (2, 4, 4)), r"latent shape \(2, 3, 3\) \(now \(2, 4, 4\)\)"),
         (fingerprint(prior(), guidance=7.5), r"guidance 1 \(now 7\.5\)"),
-        (fingerprint(prior(), guidance=Guidance(1.0, 0.5)), "rescale 0.5"),
+        (fingerprint(prior(), guidance=ClassifierFree(1.0, 0.5)), "rescale 0.5"),
     ],
 )
 def test_a_mismatch_says_what_differs(tmp_path, other, words):
@@ -124,9 +124,9 @@ def test_measurements_draw_other_noise_than_the_samples_began_from(measure):
     asked = []
 
     class Recording(GaussianMixturePrior):
-        def _forward(self, x, time, condition):
+        def _forward(self, x, time, rows):
             asked.append(x.clone())
-            return super()._forward(x, time, condition)
+            return super()._forward(x, time, rows)
 
     seen = Recording(torch.zeros(1, 2, 3, 3), torch.tensor([0.5]), scheduler_config=FLOW_SCHEDULE)
     measure(seen, torch.zeros(rows, 2, 3, 3), one.encode_text(""))

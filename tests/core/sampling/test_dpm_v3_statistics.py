@@ -205,7 +205,7 @@ def test_real_architectures_have_forward_derivatives(name, tiny_folders):
 def test_statistics_of_a_tiny_network_run_the_solver(tiny_folders):
     prior = load_prior(tiny_folders["sd"])
     x0 = torch.randn(2, *prior.latent_shape, generator=torch.Generator().manual_seed(0))
-    condition = prior.encode_text("a red chair").repeat_interleave(2)
+    condition = prior.encode_text("a red chair").repeat(2)
     statistics = estimate_statistics(prior, x0, condition, 2.0, count=3)
     levels = NoiseSchedule.from_config(prior.scheduler_config).grid(4)
     with torch.no_grad():

@@ -9,9 +9,9 @@ import torch
 from diffusers.hooks import HookRegistry, ModelHook
 
 from unproject.core.priors import FLOW_SCHEDULE, SD_SCHEDULE, GaussianMixturePrior, load_prior
-from unproject.core.sampling import DDIM, Denoiser, Guidance, NoiseSchedule, Prediction, Sampler
+from unproject.core.sampling import DDIM, ClassifierFree, Denoiser, NoiseSchedule, Prediction, Sampler
 from unproject.core.sampling.inversion import ddim_invert, edit, invert, regenerate, truncated
-from unproject.core.sampling.solvers import Request
+from unproject.core.sampling.solvers import advanced
 from unproject.core.sampling.solvers.edict import EDICT
 from unproject.utils.errors import InputError
 
@@ -116,6 +116,41 @@ def test_one_step_is_the_written_formula():
     torch.testing.assert_close(solver.partner, y, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("back", [False, True])
+@pytest.mark.parametrize("twice", [False, True])
+def test_a_state_put_in_place_is_one_copy_within_a_step_and_both_between(twice, back):
+    """The second of two steps by hand, in either direction, with a state put in place before it (and in its middle)."""
+    prior, p = mixture(), 0.9
+    denoiser = Denoiser(prior, prior.encode_text([""] * 3))
+    levels = NoiseSchedule.from_config(SD_SCHEDULE).grid(2, "trailing", "index0")
+    within, between = noise() + 1, noise().flip(0)
+
+    def moved(state, asked, here, there):
+        a = there.alpha / here.alpha
+        step = (there.sigma - here.sigma * a) * denoiser(asked, here).eps
+        return (state - step) / a if back else a * state + step
+
+    here, there = (levels[0], levels[1]) if back else (levels[1], levels[2])
+    y = within if twice else moved(between, between, here, there)
+    x = moved(between, y, here, there)
+    if not back:
+        x = p * x + (1 - p) * y
+        y = p * y + (1 - p) * x
+    solver = EDICT(p, noise() - 0.5)
+    puts = {1: between, 2: within} if twice else {1: between}
+    grid = levels[::-1] if back else levels
+    made = Sampler(solver).run(denoiser, noise(), grid, callback=lambda call, level, state: puts.get(call))
+    torch.testing.assert_close(made, x, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(solver.partner, y, rtol=1e-12, atol=1e-12)
+
+
+def test_a_state_put_at_the_end_of_an_inversion_is_both_copies():
+    prior = mixture()
+    denoiser, levels = Denoiser(prior, prior.encode_text([""] * 3)), NoiseSchedule.from_config(SD_SCHEDULE).grid(3)
+    found = invert(denoiser, noise(), levels, callback=lambda call, level, x: noise() if call == 5 else None)
+    assert torch.equal(found.x, noise()) and torch.equal(found.partner, noise())
+
+
 def test_exactness_beats_ddim_inversion_and_survives_guidance():
     prior = mixture()
     condition = prior.encode_text(["left", "right", "left"])
@@ -174,11 +209,11 @@ def test_refusals_give_the_reason(tiny_folders):
     prior = mixture()
     levels = NoiseSchedule.from_config(SD_SCHEDULE).grid(5)
     with pytest.raises(InputError, match=r"rescale=0\.7.*spread"):
-        invert(Denoiser(prior, prior.encode_text([""] * 3), Guidance(3.0, rescale=0.7)), noise(), levels)
+        invert(Denoiser(prior, prior.encode_text([""] * 3), ClassifierFree(3.0, rescale=0.7)), noise(), levels)
     with pytest.raises(InputError, match="mixing=0"):
         EDICT(0.0)
     with pytest.raises(InputError, match="partner has shape"):
-        EDICT(0.9, noise()[:1]).start(noise(), levels)
+        EDICT(0.9, noise()[:1])(noise(), levels)
     with pytest.raises(InputError, match="strength=0"):
         truncated(levels, 0.0)
     with pytest.raises(InputError, match="2 prompts for 3"):
@@ -199,8 +234,9 @@ def test_the_questions_are_foretold():
     grid = schedule.grid(3)
     for levels in (grid, grid[::-1]):
         solver, asked = EDICT(), []
-        answer = solver.start(torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0)), levels)
-        while isinstance(answer, Request):
-            asked.append(answer.level)
-            answer = solver.feed(Prediction(answer.x, answer.level, answer.x, "epsilon"))
-        assert solver.asks(levels) == asked
+        run = solver(torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0)), levels)
+        x, level = advanced(run)
+        while level is not None:
+            asked.append(level)
+            x, level = advanced(run, Prediction(x, level, x, "epsilon"))
+        assert [levels[k] for k in solver.asks(levels)] == asked

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import correlate
 from torch.nn import functional as F
 
 from unproject.core.priors import FLOW_SCHEDULE, SD_SCHEDULE, GaussianMixturePrior, load_prior
 from unproject.core.sampling import DDIM, KINDS, Denoiser, NoiseSchedule, Prediction, Sampler
-from unproject.core.sampling.attention import AttentionTap, subject_phrases, subject_tokens
+from unproject.core.sampling.attention import AttentionTap, _blurred, subject_phrases, subject_tokens
 from unproject.core.sampling.focus import (
     COSTS,
     AttentionCost,
@@ -40,7 +41,7 @@ def noise(batch: int = 6) -> torch.Tensor:
 
 def away_from_left(denoiser, x, level) -> torch.Tensor:
     """Half the squared distance of the clean estimate to +1."""
-    return 0.5 * (denoiser.conditional(x, level).x0 - 1).square().sum((1, 2, 3))
+    return 0.5 * (denoiser.ask(x, level, ("cond",))["cond"].x0 - 1).square().sum((1, 2, 3))
 
 
 def sampled(prior, controls, x, steps: int = 20) -> torch.Tensor:
@@ -121,9 +122,27 @@ def test_divergence_and_cost_at_their_ends():
     assert float(focus_cost(maps, [[0, 2], [1]])) > 0.3
     assert float(focus_cost(maps, [[0], [1]])) == pytest.approx(0.5)  # one place for two subjects
     assert float(focus_cost(maps, [[0]])) == 0.0
-    assert float(attend_and_excite_cost(maps, perfect)) == pytest.approx(
-        1 - min(float(maps[group].mean(0).max()) for group in perfect)
-    )
+    assert float(attend_and_excite_cost(maps, perfect)) == pytest.approx(0.0)
+
+
+def test_a_neglected_subject_is_judged_by_its_share_of_a_pixel():
+    """The published cost: at each pixel the subjects' maps are divided by their sum; 1 - the smallest peak."""
+    maps = torch.tensor([[[0.6, 0.1, 0.2]], [[0.2, 0.3, 0.2]], [[0.1, 0.1, 0.4]]], dtype=torch.float64)
+    shares = [[0.4 / 0.5, 0.2 / 0.3, 0.2 / 0.6], [0.1 / 0.5, 0.1 / 0.3, 0.4 / 0.6]]  # tokens 0 and 1 are one subject
+    wanted = 1 - min(max(row) for row in shares)
+    assert float(attend_and_excite_cost(maps, [[0, 1], [2]])) == pytest.approx(wanted)
+    assert float(attend_and_excite_cost(0.01 * maps, [[0, 1], [2]])) == pytest.approx(wanted)
+    assert float(attend_and_excite_cost(maps, [[0]])) == pytest.approx(0.0)
+
+
+def test_maps_are_blurred_with_reflected_edges():
+    """Against scipy's correlation, whose "mirror" does not repeat the edge pixel, as torch's "reflect"."""
+    maps = torch.rand(2, 3, 4, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    taps = np.exp([-0.5, 0.0, -0.5])
+    kernel = np.outer(taps, taps) / taps.sum() ** 2
+    wanted = [correlate(picture, kernel, mode="mirror") for picture in maps.flatten(0, 1).numpy()]
+    np.testing.assert_allclose(_blurred(maps).flatten(0, 1).numpy(), np.stack(wanted), rtol=1e-12)
+    assert _blurred(maps[..., :1]).shape == (2, 3, 4, 1)
 
 
 def test_cost_is_differentiable():
@@ -145,7 +164,7 @@ def test_tap_leaves_the_output_alone_and_sums_to_what_the_text_gets(tiny_folders
         assert torch.equal(denoiser(x, level).raw, plain)
     maps = tap.maps((8, 8))
     side = {"sd3": 4, "flux": 4}.get(name, 8)
-    assert maps.shape == (1, condition.embeds.shape[1], side, side)
+    assert maps.shape == (1, condition["cond"]["text"].shape[1], side, side)
     share = maps.sum(1)
     assert bool((share > 0).all())
     if name in ("sd", "sdxl"):
@@ -166,7 +185,7 @@ def test_tapped_probabilities_are_those_the_network_used(tiny_folders, name, mon
         return kernel(query, key, value, *args, **kwargs)
 
     condition = prior.encode_text("a red chair")
-    tokens = condition.embeds.shape[1]
+    tokens = condition["cond"]["text"].shape[1]
     x = torch.randn(1, prior.latent_shape[0], 8, 8, generator=torch.Generator().manual_seed(0))
     denoiser = Denoiser(prior, condition)
     monkeypatch.setattr(F, "scaled_dot_product_attention", spy)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from unproject.core.priors import FLOW_SCHEDULE, SD_SCHEDULE, GaussianMixturePrior
-from unproject.core.sampling import DDIM, Denoiser, Level, NoiseSchedule, Prediction, Request, Sampler, make_solver
+from unproject.core.sampling import DDIM, Denoiser, Level, NoiseSchedule, Prediction, Sampler, make_solver
 from unproject.core.sampling.divergence import magnitude_score
 from unproject.core.sampling.q_sched import Coefficients, RescaledSolver
 from unproject.core.sampling.solvers import (
@@ -21,6 +21,7 @@ from unproject.core.sampling.solvers import (
     SolverSchedule,
     StepDecision,
     UnifiedSolver,
+    advanced,
     multistep_weights,
     preset,
 )
@@ -164,11 +165,12 @@ def _multistep_error(solver, prior, schedule, x, steps: int) -> float:
 
     denoiser = Denoiser(prior, prior.encode_text([""] * x.shape[0]))
     grid = [level(s) for s in before + sigmas]
-    request = solver.start(exact(before[0]), grid)
+    run = solver(exact(before[0]), grid)
+    end, _ = advanced(run)
     for k in range(len(grid) - 1):
-        state = exact(before[k]) if k < len(before) else (exact(begin) if k == len(before) else request.x)
-        request = solver.feed(denoiser(state, grid[k]))
-    return float((request.x - exact(sigmas[-1])).norm())
+        state = exact(before[k]) if k < len(before) else (exact(begin) if k == len(before) else end)
+        end, _ = advanced(run, denoiser(state, grid[k]))
+    return float((end - exact(sigmas[-1])).norm())
 
 
 @pytest.mark.parametrize(
@@ -187,14 +189,13 @@ def test_the_stiff_toy_system_of_the_paper(solver, wanted):
     times = np.linspace(0, 3, 27)
     grid = [Level(1 - t, t, 0.0, t, 0.0) for t in times]
     x = torch.tensor([[-1.0, 0.0]], dtype=torch.float64).reshape(1, 2, 1, 1)
-    start = x
-    request = solver.start(x, grid)
-    for level in grid[:-1]:
-        request = solver.feed(
-            Prediction(request.x, level, torch.einsum("ij,bjkl->bikl", matrix, request.x), "flow_prediction")
-        )
-    exact = torch.einsum("ij,bjkl->bikl", torch.linalg.matrix_exp(3 * matrix), start)
-    assert float((request.x - exact).norm()) == pytest.approx(wanted, rel=0.05)
+    run = solver(x, grid)
+    end, level = advanced(run)
+    while level is not None:
+        slope = torch.einsum("ij,bjkl->bikl", matrix, end)
+        end, level = advanced(run, Prediction(end, level, slope, "flow_prediction"))
+    exact = torch.einsum("ij,bjkl->bikl", torch.linalg.matrix_exp(3 * matrix), x)
+    assert float((end - exact).norm()) == pytest.approx(wanted, rel=0.05)
 
 
 @pytest.mark.parametrize("name", ["dpm++", "unipc", "ddim"])
@@ -217,15 +218,16 @@ def test_heavy_ball_averages_the_combined_direction():
     x, answers = noise(), [noise() * 0.5, noise() + 0.3]
     for nesterov in (False, True):
         solver = HeavyBall(LinearMultistep(1), 0.6, nesterov=nesterov)
-        request = solver.start(x, levels)
+        steps = solver(x, levels)
+        end, _ = advanced(steps)
         for level, eps in zip(levels, answers, strict=False):
-            request = solver.feed(Prediction(request.x, level, eps, "epsilon"))
+            end, _ = advanced(steps, Prediction(end, level, eps, "epsilon"))
         velocity = 0.4 * answers[0] + 0.6 * answers[1]
         if nesterov:
             velocity = 0.4 * velocity + 0.6 * answers[1]
         ve = [level.sigma / level.alpha for level in levels]
         wanted = x / levels[0].alpha + (ve[1] - ve[0]) * answers[0] + (ve[2] - ve[1]) * velocity
-        torch.testing.assert_close(request.x, wanted, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(end, wanted, rtol=1e-9, atol=1e-9)
 
 
 def test_velocity_is_seeded_with_noise_whatever_the_network_predicts():
@@ -245,7 +247,8 @@ def test_names_numbers_and_errors():
     assert isinstance(solver, LinearMultistep) and (solver.order, solver.beta) == (2, 0.5)
     solver = make_solver("hb:dpm++,0.9")
     assert isinstance(solver, HeavyBall) and solver.beta == 0.9
-    assert isinstance(make_solver("hb:3,0.9").start(noise(), NoiseSchedule.from_config(SD_SCHEDULE).grid(3)), Request)
+    levels = NoiseSchedule.from_config(SD_SCHEDULE).grid(3)
+    assert advanced(make_solver("hb:3,0.9")(noise(), levels))[1] is levels[0]
     for name, words in (
         ("ghvb:9", "momentum number 9"),
         ("ghvb:2,1.5", r"beta=1\.5"),
@@ -273,7 +276,7 @@ def test_wrappers_run_on_the_levels_of_what_they_wrap(wrap):
     solver = wrap(inner)
     own = solver.own_grid(schedule)
     assert own is not None and [v.index for v in own] == [v.index for v in inner.own_grid(schedule)]
-    assert solver.calls(4) == 4 and solver.asks(own) == own[:-1] and solver.asks_once
+    assert solver.calls(4) == 4 and solver.asks(own) == [0, 1, 2, 3] and solver.asks_once
     assert wrap(DDIM()).own_grid(schedule) is None
     doubled = schedule.grid(4, "linspace", "index0")
     assert len(wrap(make_solver("dpm++")).asks(doubled)) == 3

@@ -7,7 +7,7 @@ import torch
 
 from unproject.core.priors import FLOW_SCHEDULE, SD_SCHEDULE, GaussianMixturePrior, load_prior
 from unproject.core.priors.noise import path_coefficients
-from unproject.core.sampling import SOLVERS, Denoiser, Guidance, NoiseSchedule, Sampler, make_solver
+from unproject.core.sampling import SOLVERS, ClassifierFree, Denoiser, NoiseSchedule, Sampler, make_solver
 from unproject.core.sampling.model_schedule import ScheduledPrior, switched
 from unproject.core.sampling.noiseshift import TimeRemap
 from unproject.utils.errors import InputError, UnprojectError
@@ -31,7 +31,7 @@ X0 = noise().flip(0)
 class Oracle(GaussianMixturePrior):
     """A network that knows the noise and the picture, as it is told the time."""
 
-    def _forward(self, x, time, condition):
+    def _forward(self, x, time, rows):
         alpha, sigma = path_coefficients(self.scheduler_config, time)
         answers = {"epsilon": noise(), "sample": X0, "v_prediction": alpha * noise() - sigma * X0}
         return answers[self.prediction_type]
@@ -49,9 +49,9 @@ def test_one_model_everywhere_is_that_model(name, config):
     assert name in SOLVERS
     prior = mixture(config=config)
     levels = NoiseSchedule.from_config(config).grid(8)
-    plain = sample(prior, levels, name, Guidance(2.0))
+    plain = sample(prior, levels, name, ClassifierFree(2.0))
     for share in (0.0, 0.4, 1.0):
-        assert torch.equal(sample(switched(prior, prior, levels, share), levels, name, Guidance(2.0)), plain)
+        assert torch.equal(sample(switched(prior, prior, levels, share), levels, name, ClassifierFree(2.0)), plain)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
@@ -61,8 +61,8 @@ def test_each_level_has_its_model_and_calls_are_counted(share):
     both = switched(first, second, levels, share)
     for step, level in enumerate(levels[:-1]):
         wanted = first if step < 8 * share else second
-        found = both.predict(noise(), level.model_time, both.encode_text([""] * 3))
-        assert torch.equal(found, wanted.predict(noise(), level.model_time, wanted.encode_text([""] * 3)))
+        found = both.predict(noise(), level.model_time, both.encode_text([""] * 3)["cond"])
+        assert torch.equal(found, wanted.predict(noise(), level.model_time, wanted.encode_text([""] * 3)["cond"]))
     before = (first.nfe, second.nfe, both.nfe)
     sample(both, levels)
     assert (first.nfe - before[0], second.nfe - before[1]) == (int(24 * share), 24 - int(24 * share))
@@ -83,9 +83,9 @@ def test_rows_at_different_levels_go_to_their_own_model():
     both = ScheduledPrior([first, second], [500.0])
     condition = both.encode_text(["0", "1", "2"])
     time = torch.tensor([800.0, 100.0, 501.0], dtype=torch.float64)
-    found = both.predict(noise(), time, condition)
+    found = both.predict(noise(), time, condition["cond"])
     for row, model in enumerate((first, second, first)):
-        alone = model.predict(noise()[row : row + 1], time[row : row + 1], condition.index([row]))
+        alone = model.predict(noise()[row : row + 1], time[row : row + 1], condition["cond"].index([row]))
         torch.testing.assert_close(found[row : row + 1], alone, rtol=1e-12, atol=1e-12)
 
 

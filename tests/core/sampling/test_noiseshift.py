@@ -54,7 +54,7 @@ def test_only_the_networks_time_changes():
     level = schedule.at_index(499)
     answer = Denoiser(prior, condition, time_remap=remap)(x, level)
     assert answer.level is level
-    torch.testing.assert_close(answer.raw, prior.predict(x, 600.0, condition))
+    torch.testing.assert_close(answer.raw, prior.predict(x, 600.0, condition["cond"]))
 
 
 def test_interpolation_and_ends():
@@ -96,7 +96,7 @@ def test_an_answer_means_what_it_means_at_the_time_told(kind, guidance):
     x0, eps = latents(0.5, 3), latents(1.0, 3).flip(0)
 
     class Oracle(GaussianMixturePrior):
-        def _forward(self, x, time, condition):
+        def _forward(self, x, time, rows):
             alpha, sigma = path_coefficients(config, time)
             copies = (len(x) // 3, 1, 1, 1)
             answers = {"epsilon": eps, "v_prediction": alpha[:3] * eps - sigma[:3] * x0, "flow_prediction": eps - x0}
@@ -132,7 +132,7 @@ def test_the_velocity_regression_and_the_one_step_objective_agree():
     x, wanted = (schedule.add_noise(x0, noise, level) for level in (here, there))
     ratio = []
     for tau in (500.0, 600.0, 700.0):
-        u = prior.predict(x, tau, condition)
+        u = prior.predict(x, tau, condition["cond"])
         one_step = (x + (there.sigma - here.sigma) * u - wanted).square().mean()
         ratio.append(float(one_step / (u - (noise - x0)).square().mean()))
     assert ratio == pytest.approx([(there.sigma - here.sigma) ** 2] * 3)

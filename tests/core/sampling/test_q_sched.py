@@ -18,7 +18,9 @@ from diffusers import (
 
 from unproject.core.priors import FLOW_SCHEDULE, SD_SCHEDULE, GaussianMixturePrior, load_prior
 from unproject.core.sampling import DDIM, Denoiser, NoiseSchedule, Prediction, Sampler, make_solver
+from unproject.core.sampling.caches import refuse_exact_inverse
 from unproject.core.sampling.calibration import fingerprint
+from unproject.core.sampling.dpm_v3_statistics import ModelStatistics
 from unproject.core.sampling.q_sched import (
     Coefficients,
     RescaledDenoiser,
@@ -29,7 +31,7 @@ from unproject.core.sampling.q_sched import (
     rescaled_scheduler,
 )
 from unproject.core.sampling.quantise import fake_quantized, rounded
-from unproject.core.sampling.solvers import EDICT, SolverSchedule, StepDecision, UnifiedSolver
+from unproject.core.sampling.solvers import EDICT, HeavyBall, SolverSchedule, StepDecision, UnifiedSolver
 from unproject.utils.errors import InputError
 
 BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -123,6 +125,32 @@ def test_the_state_factor_reaches_solvers_that_correct(name):
             x = scheduler.step(torch.zeros_like(x), time, x).prev_sample
         ends.append(x)
     torch.testing.assert_close(ends[1], 1.5 * ends[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("config", [SD_SCHEDULE, FLOW_SCHEDULE])
+@pytest.mark.parametrize("name", ["ddim", "euler", "dpm++", "unipc", "ghvb", "dpm-v3:2"])
+def test_factors_in_the_answers_are_factors_in_the_solver(name, config):
+    denoiser, levels = setting(config)
+    solver = make_solver(name, config is FLOW_SCHEDULE, statistics=ModelStatistics.constant())
+    pair = Coefficients.profile(STEPS, 0.9, 1.1)
+    around = Sampler(RescaledSolver(solver, pair)).run(denoiser, noise(), levels)
+    answered = Sampler(solver).run(RescaledDenoiser(denoiser, pair, levels), noise(), levels)
+    assert torch.equal(around, answered)
+    assert float((around - Sampler(solver).run(denoiser, noise(), levels)).norm()) > 0.1
+
+
+def test_what_is_wrapped_speaks_for_itself():
+    ones = Coefficients.constant(2)
+    levels = NoiseSchedule.from_config(SD_SCHEDULE).grid(2)
+    with pytest.raises(InputError, match="RescaledSolver inverts"):
+        refuse_exact_inverse(RescaledSolver(EDICT(), ones))
+    for wrap in (lambda solver: RescaledSolver(solver, ones), lambda solver: HeavyBall(solver, 0.5)):
+        assert wrap(DDIM(0.5)).stochastic and not wrap(DDIM()).stochastic
+        with pytest.raises(InputError, match="draws noise: pass a generator"):
+            wrap(DDIM(0.5))(noise(), levels)
+        with pytest.raises(InputError, match="LinearMultistep needs one level for the whole batch"):
+            each = NoiseSchedule.from_config(SD_SCHEDULE).at_index(torch.arange(4))
+            wrap(make_solver("ghvb"))(noise(), [each, *levels[1:]])
 
 
 def test_factors_need_one_call_a_step():

@@ -97,7 +97,7 @@ def states(prior, steps=6, rows=2):
 def walk(prior, path):
     condition = prior.encode_text(["a dog", "the wagon"])
     with torch.no_grad():
-        return [prior.predict(x, time, condition) for x, time in path]
+        return [prior.predict(x, time, condition["cond"]) for x, time in path]
 
 
 def test_ratio_one_is_bit_identical(prior):
@@ -168,7 +168,7 @@ def test_a_batch_equals_its_samples(prior):
     for row, text in enumerate(("a dog", "the wagon")):
         condition = prior.encode_text(text)
         with torch.no_grad():
-            alone = [prior.predict(x[row : row + 1], time, condition) for x, time in path]
+            alone = [prior.predict(x[row : row + 1], time, condition["cond"]) for x, time in path]
         for a, b in zip(alone, both):
             torch.testing.assert_close(a[0], b[row], rtol=1e-4, atol=1e-5)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -17,7 +19,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
 )
 
-from unproject.core.priors import SD_SCHEDULE, GaussianMixturePrior, load_prior
+from unproject.core.priors import FLOW_SCHEDULE, SD_SCHEDULE, GaussianMixturePrior, load_prior
 from unproject.core.sampling import Denoiser, NoiseSchedule, Sampler, make_solver
 from unproject.core.sampling.dpm_v3_statistics import ModelStatistics
 from unproject.core.sampling.scheduler import DPMSolverV3Scheduler, GHVBScheduler, SolverScheduler, USFScheduler
@@ -185,10 +187,61 @@ def test_a_grid_that_visits_its_end_twice(solver, spacing):
     noise = torch.randn(1, 2, 3, 3, generator=torch.Generator().manual_seed(0))
     x = noise
     for time in scheduler.timesteps:
-        x = scheduler.step(prior.predict(x, time, condition), time, x).prev_sample
+        x = scheduler.step(prior.predict(x, time, condition["cond"]), time, x).prev_sample
     wanted = Sampler(make_solver(solver)).run(Denoiser(prior, condition), noise, levels)
     torch.testing.assert_close(x, wanted, rtol=1e-4, atol=1e-4)
     assert scheduler.order == (2 if solver == "heun" else 1)
+
+
+EVERY = ("ddim", "euler", "heun", "dpm++", "unipc", "ghvb", "hb:unipc,0.9", "edict", "dpm-v3:3")
+
+
+def stepped(scheduler, prior, x, begin=0, changes=None):
+    """The last sample of a pipeline that changes what it was given before some calls."""
+    condition = prior.encode_text("")
+    for call, time in enumerate(scheduler.timesteps[begin:]):
+        x = x if changes is None or call not in changes else x + changes[call]
+        x = scheduler.step(prior.predict(x, time, condition), time, x).prev_sample
+        last = begin + call + 1 == len(scheduler.timesteps)
+        assert scheduler.step_index == (None if last else begin + call + 1)
+    return x
+
+
+@pytest.mark.parametrize("config", [SD_SCHEDULE, FLOW_SCHEDULE])
+@pytest.mark.parametrize("solver", EVERY)
+def test_a_pipeline_drives_the_run_the_sampler_drives(solver, config):
+    """Whole, begun late (a step is `order` calls), and with the state changed between calls."""
+    means = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    prior = GaussianMixturePrior(means, torch.tensor([0.4, 0.8]), scheduler_config=config)
+    scheduler = SolverScheduler.from_config(config, solver=solver, statistics=tables(side=3))
+    scheduler.set_timesteps(5)
+    levels = scheduler.noise_schedule.grid(5)
+    sampler = Sampler(make_solver(solver, scheduler.noise_schedule.flow, statistics=tables(side=3)))
+    denoiser = Denoiser(prior, prior.encode_text(""))
+    x = torch.randn(1, 4, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for late, changes in ((0, None), (2, None), (0, {1: 0.3, 2: -0.2, 3: 0.5})):
+        scheduler.set_begin_index(scheduler.order * late)
+        ours = sampler.run(
+            denoiser,
+            x,
+            levels[late:],
+            callback=lambda call, level, state, put=changes or {}: state + put[call + 1] if call + 1 in put else None,
+        )
+        theirs = stepped(scheduler, prior, x, scheduler.order * late, changes)
+        torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5)
+
+
+def test_a_copy_of_a_scheduler_begins_anew():
+    prior = GaussianMixturePrior(torch.full((1, 2, 3, 3), 0.4), torch.tensor([0.5]))
+    scheduler, x = SolverScheduler.from_config(SD_SCHEDULE, solver="ghvb"), torch.ones(1, 2, 3, 3)
+    scheduler.set_timesteps(4)
+    wanted, condition, state = stepped(copy.deepcopy(scheduler), prior, x), prior.encode_text(""), x
+    for call, time in enumerate(scheduler.timesteps):
+        if call == 2:
+            copied = copy.deepcopy(scheduler)
+            assert copied.step_index is None and torch.equal(stepped(copied, prior, x), wanted)
+        state = scheduler.step(prior.predict(state, time, condition), time, state).prev_sample
+    assert torch.equal(state, wanted)
 
 
 def test_add_noise_and_timesteps_agree_with_diffusers():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 
@@ -19,7 +18,7 @@ from diffusers import (
 from unproject.core.priors import FLOW_SCHEDULE, SD_SCHEDULE, GaussianMixturePrior
 from unproject.core.sampling import DDIM, SOLVERS, Denoiser, Level, NoiseSchedule, Prediction, Sampler, make_solver
 from unproject.core.sampling.dpm_v3_statistics import ModelStatistics
-from unproject.core.sampling.solvers import Done, DPMSolverV3
+from unproject.core.sampling.solvers import DPMSolverV3, advanced
 from unproject.utils.errors import InputError
 
 
@@ -45,7 +44,7 @@ def test_ddim_is_euler_on_a_rectified_flow():
     ours = run(prior, DDIM(), levels, x)
     condition = prior.encode_text([""] * 4)
     for here, there in itertools.pairwise(levels):
-        x = x + (there.sigma - here.sigma) * prior.predict(x, here.model_time, condition)
+        x = x + (there.sigma - here.sigma) * prior.predict(x, here.model_time, condition["cond"])
     torch.testing.assert_close(ours, x, rtol=1e-12, atol=1e-12)
 
 
@@ -95,7 +94,7 @@ def test_ddim_loop_matches_diffusers(kind, spacing):
     scheduler.set_timesteps(20)
     condition = prior.encode_text([""] * 4)
     for time in scheduler.timesteps:
-        x = scheduler.step(prior.predict(x, time, condition), time, x).prev_sample
+        x = scheduler.step(prior.predict(x, time, condition["cond"]), time, x).prev_sample
     torch.testing.assert_close(ours, x, rtol=1e-5, atol=1e-5)
 
 
@@ -118,7 +117,7 @@ def test_wrapped_solvers_match_their_own_loop(name, scheduler_class, options):
     condition = prior.encode_text([""] * 4)
     x = start / levels[0].alpha if name == "heun" else start
     for time in scheduler.timesteps:
-        raw = prior.predict(scheduler.scale_model_input(x, time), time, condition)
+        raw = prior.predict(scheduler.scale_model_input(x, time), time, condition["cond"])
         x = scheduler.step(raw, time, x).prev_sample
     torch.testing.assert_close(ours, x, rtol=2e-4, atol=2e-4)
 
@@ -167,20 +166,38 @@ def test_a_replaced_state_is_the_one_stepped_from(name, config):
     levels, x0, ends = schedule.grid(5, "trailing", "zero"), noise(), []
     for shift in (0.0, 1.0):
         solver = make_solver(name, schedule.flow, "sample")
-        request = solver.start(noise(), levels)
+        steps = solver(noise(), levels)
+        x, _ = advanced(steps)
         for step in range(3):
             if step == 2:
-                request = solver.replace(request.x.double() + 0.5 + shift)
-            request = solver.feed(Prediction(request.x, levels[step], x0, "sample"))
-        ends.append(request.x)
+                x = x.double() + 0.5 + shift
+            x, _ = advanced(steps, Prediction(x, levels[step], x0, "sample"))
+        ends.append(x)
     kept = levels[3].sigma / levels[2].sigma
     torch.testing.assert_close(ends[1] - ends[0], torch.full_like(ends[0], kept), rtol=1e-4, atol=1e-4)
 
 
-def test_the_state_given_back_changes_nothing():
+@pytest.mark.parametrize("name", [*SOLVERS, "hb:unipc,0.8", "dpm-v3:2", "edict"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+def test_the_state_given_back_changes_nothing(name, dtype):
     prior, levels = mixture(), NoiseSchedule.from_config(SD_SCHEDULE).grid(6)
-    plain = run(prior, make_solver("unipc"), levels, noise())
-    assert torch.equal(run(prior, make_solver("unipc"), levels, noise(), callback=lambda c, v, x: x.clone()), plain)
+    solver, x = make_solver(name, statistics=ModelStatistics.constant()), noise(dtype=dtype)
+    plain = run(prior, solver, levels, x)
+    assert torch.equal(run(prior, solver, levels, x, callback=lambda call, level, state: state.clone()), plain)
+
+
+def test_a_denoiser_that_answers_for_another_state_moves_the_run_there():
+    """The answer says where it was asked: the same as a callback that puts the state there."""
+    prior, levels = mixture(), NoiseSchedule.from_config(SD_SCHEDULE).grid(5)
+    inner = Denoiser(prior, prior.encode_text([""] * 4))
+    for name in (*SOLVERS, "dpm-v3:2"):
+        solver = make_solver(name, statistics=ModelStatistics.constant())
+        moved = Sampler(solver).run(lambda x, level: inner(0.9 * x, level), noise(), levels)
+        last = solver.calls(5) - 1
+        told = Sampler(solver).run(
+            inner, 0.9 * noise(), levels, callback=lambda call, level, x, last=last: x if call == last else 0.9 * x
+        )
+        torch.testing.assert_close(moved, told, rtol=1e-6, atol=1e-6)
 
 
 ORDERS = {"ddim": 1, "euler": 1, "heun": 2, "dpm++": 2, "dpm++3m": 2, "unipc": 3, "ghvb": 2, "hb": 1}
@@ -207,23 +224,50 @@ def test_convergence_orders_of_every_solver(config):
 
 @pytest.mark.parametrize("config", [SD_SCHEDULE, FLOW_SCHEDULE])
 @pytest.mark.parametrize("name", [*SOLVERS, "dpm-v3:2", "edict"])
-def test_a_run_resumes_from_a_copy_at_any_call(name, config):
-    """All state of a run is in its solver: a copy taken at any call ends where the original does, bit for bit."""
+def test_a_run_resumes_from_its_answers_at_any_call(name, config):
+    """All state of a run is in the run: another one of the same solver, sent the answers so far, asks the next question
+    and ends where the first does, bit for bit, while the first goes on."""
     prior, schedule = mixture(config), NoiseSchedule.from_config(config)
     denoiser = Denoiser(prior, prior.encode_text([""] * 4))
     solver = make_solver(name, schedule.flow, statistics=ModelStatistics.constant())
+    levels = schedule.grid(5, "trailing", "index0")
 
-    def finished(solver, answer) -> torch.Tensor:
-        while not isinstance(answer, Done):
-            answer = solver.feed(denoiser(answer.x, answer.level))
-        return answer.x
+    def resumed(answers):
+        again = solver(noise(), levels)
+        question = advanced(again)
+        for answer in answers:
+            question = advanced(again, answer)
+        return again, question
 
-    answer, copies = solver.start(noise(), schedule.grid(5, "trailing", "index0")), []
-    while not isinstance(answer, Done):
-        copies.append((copy.deepcopy(solver), answer))
-        answer = solver.feed(denoiser(answer.x, answer.level))
-    assert len(copies) == solver.calls(5)
-    assert all(torch.equal(finished(*kept), answer.x) for kept in copies)
+    first, answers, others = solver(noise(), levels), [], []
+    x, level = advanced(first)
+    while level is not None:
+        others.append((resumed(answers), x))
+        answers.append(denoiser(x, level))
+        x, level = advanced(first, answers[-1])
+    assert len(others) == solver.calls(5)
+    for (other, (state, asked)), then in others:
+        assert torch.equal(state, then)
+        while asked is not None:
+            state, asked = advanced(other, denoiser(state, asked))
+        assert torch.equal(state, x)
+
+
+@pytest.mark.parametrize("name", [*SOLVERS, "hb:unipc,0.8", "dpm-v3:3"])
+def test_a_state_that_is_asked_at_instead_is_where_the_run_goes_on_from(name):
+    """With the same answers, in the quantity a solver averages, two runs meet where their states are replaced."""
+    levels = NoiseSchedule.from_config(SD_SCHEDULE).grid(5, "trailing", "zero")
+    kind = "epsilon" if name in ("ghvb", "hb") else "sample"
+    solver = make_solver(name, kind="sample", statistics=ModelStatistics.constant())
+    pair = [solver(noise() + shift, levels) for shift in (0.0, 1.0)]
+    states = [advanced(steps)[0] for steps in pair]
+    for call, k in enumerate(solver.asks(levels)):
+        if call == 2:
+            assert float((states[1] - states[0]).abs().min()) > 0.1
+            states = [noise(), noise()]
+        answers = [Prediction(x, levels[k], 0.3 * noise(), kind) for x in states]
+        states = [advanced(steps, answer)[0] for steps, answer in zip(pair, answers, strict=True)]
+    torch.testing.assert_close(states[1], states[0], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("config", [SD_SCHEDULE, FLOW_SCHEDULE])
@@ -254,7 +298,7 @@ def test_flow_euler_matches_diffusers():
     ours = run(prior, DDIM(), NoiseSchedule.from_config(config).grid(8), x)
     condition = prior.encode_text([""] * 4)
     for time in scheduler.timesteps:
-        x = scheduler.step(prior.predict(x, time, condition), time, x).prev_sample
+        x = scheduler.step(prior.predict(x, time, condition["cond"]), time, x).prev_sample
     torch.testing.assert_close(ours, x, rtol=1e-5, atol=1e-5)
 
 
@@ -269,7 +313,7 @@ def test_an_empty_last_step_changes_nothing(name):
     torch.testing.assert_close(out, shorter, rtol=1e-4, atol=1e-4)
     asked: list[Level] = []
     run(prior, make_solver(name), levels, x, callback=lambda call, level, state: asked.append(level))
-    assert [level.index for level in asked] == [level.index for level in make_solver(name).asks(levels)]
+    assert [level.index for level in asked] == [levels[k].index for k in make_solver(name).asks(levels)]
 
 
 def test_bad_solver_requests_are_named():
@@ -281,7 +325,7 @@ def test_bad_solver_requests_are_named():
         DDIM(2)
     levels = NoiseSchedule.from_config(SD_SCHEDULE).grid(2)
     with pytest.raises(InputError, match="generator"):
-        DDIM(0.5).start(noise(), levels)
+        DDIM(0.5)(noise(), levels)
     with pytest.raises(InputError, match="2 levels"):
-        DDIM().start(noise(), levels[:1])
+        DDIM()(noise(), levels[:1])
     assert isinstance(Prediction(noise(), levels[0], noise(), "epsilon").x0, torch.Tensor)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
@@ -77,7 +79,7 @@ def test_presets_are_the_solvers_of_diffusers(name, order, scheduler_class, opti
     ours = run(prior, UnifiedSolver(preset(name, 10, order)), levels, x)[0]
     condition = prior.encode_text([""] * 3)
     for time in scheduler.timesteps:
-        x = scheduler.step(prior.predict(x, time, condition), time, x).prev_sample
+        x = scheduler.step(prior.predict(x, time, condition["cond"]), time, x).prev_sample
     torch.testing.assert_close(ours, x, rtol=3e-4, atol=3e-4)
 
 
@@ -167,13 +169,93 @@ def test_a_guessed_first_answer_saves_a_call():
     assert late[1] == 2, "a late entry has no first step to skip"
 
 
+def published(denoise, x, levels, schedule):
+    """The published sampler in plain words: buffers of x, eps and x0, and a pseudo corrector that writes x alone.
+
+    A step integrates the polynomial through the start and the nodes: eps under alpha_t e^{-lambda}, x0 under
+    sigma_t e^{lambda}, by quadrature. v3 steps are meant for l = 1, s = b = 0, where they integrate x0.
+    """
+    lam, xs, values = [], [], []  # newest first
+    at, weight = np.polynomial.legendre.leggauss(30)
+
+    def taken(decision, target, order, low, relaxation, new):
+        base = min(-decision.start, len(lam)) - 1
+        kind = "noise" if decision.prediction == "noise" else "data"
+        others = [(lam[j], values[j][kind]) for j in range(len(lam)) if j != base]
+        nodes = ([new] if new else []) + others
+        nodes = nodes[: order - 1]
+        terms = [values[base][kind]]  # of the polynomial in lambda - lambda_s
+        for k in range(1, len(nodes) + 1):
+            used = nodes[:k] if low else nodes
+            powers = np.array([[(here - lam[base]) ** i for i in range(1, len(used) + 1)] for here, _ in used])
+            row = np.linalg.inv(powers)[k - 1]
+            terms.append(sum(float(a) * (value - values[base][kind]) for a, (_, value) in zip(row, used)))
+        h = target.lam - lam[base]
+        r = 0.5 * h * (at + 1)
+        if len(terms) > 1:
+            terms[1] = terms[1] * (1 + relaxation * h)
+        growth = np.exp(-(lam[base] + r)) if kind == "noise" else np.exp(lam[base] + r)
+        total = sum(float(0.5 * h * (weight * growth * r**k).sum()) * term for k, term in enumerate(terms))
+        start = SCHEDULE.at_lambda(lam[base])
+        if kind == "noise":
+            return target.alpha / start.alpha * xs[base] - target.alpha * total
+        return target.sigma / start.sigma * xs[base] + target.sigma * total
+
+    for k, (decision, level, after) in enumerate(zip(schedule.decisions, levels, levels[1:])):
+        if k == 0 and schedule.first == "zero_x0":
+            answer = {"noise": x / level.sigma, "data": 0 * x}
+        else:
+            asked = denoise(x, level)
+            answer = {"noise": asked.eps, "data": asked.x0}
+        last = schedule.decisions[k - 1]
+        if k and last.corrector == "pseudo":
+            new = (level.lam, answer["noise" if last.prediction == "noise" else "data"])
+            low = last.corrector_estimate == "low"
+            x = taken(last, level, last.order + 1, low, last.corrector_relaxation, new)
+        lam, xs, values = [level.lam, *lam], [x, *xs], [answer, *values]
+        x = taken(decision, after, decision.order, decision.estimate == "low", decision.relaxation, None)
+    return x
+
+
+@pytest.mark.parametrize("first", ["none", "zero_x0"])
+@pytest.mark.parametrize("kinds", itertools.product(("noise", "data", "v3"), repeat=2))
+def test_a_pseudo_corrector_changes_the_state_alone(kinds, first):
+    """A step that integrates another quantity than the corrector before it finds it as the network gave it."""
+    a, b = kinds
+    decisions = (
+        StepDecision(1, a, corrector="pseudo"),
+        StepDecision(2, b, corrector="pseudo", corrector_estimate="low", corrector_relaxation=0.05),
+        StepDecision(2, a, relaxation=0.1, corrector="pseudo"),
+        StepDecision(3, b, estimate="low"),
+        StepDecision(2, a, start=-2, corrector="pseudo"),
+        StepDecision(4, b),
+    )
+    prior, schedule = mixture(), SolverSchedule(decisions, first=first)
+    levels = [SCHEDULE.at_lambda(lam) for lam in (-2.2, -1.5, -0.6, 0.1, 0.9, 1.3, 2.0)]
+    ours = run(prior, UnifiedSolver(schedule, DATA), levels, noise())[0]
+    wanted = published(Denoiser(prior, prior.encode_text([""] * 3)), noise(), levels, schedule)
+    torch.testing.assert_close(ours, wanted, rtol=1e-8, atol=1e-8)
+
+
+def test_the_step_to_a_replaced_state_is_not_corrected():
+    prior, levels, x = mixture(), SCHEDULE.grid(6), noise()
+    corrected, plain = (SolverSchedule((StepDecision(2, corrector=name),) * 6) for name in ("pseudo", "none"))
+    wanted = run(prior, UnifiedSolver(plain), levels, x)[0]
+    moved = run(prior, UnifiedSolver(corrected), levels, x, lambda call, level, state: state + 1e-14)[0]
+    torch.testing.assert_close(moved, wanted, rtol=0, atol=1e-11)
+    whole = run(prior, UnifiedSolver(corrected), levels, x)[0]
+    assert float((whole - wanted).abs().max()) > 0.01
+    same = run(prior, UnifiedSolver(corrected), levels, x, lambda call, level, state: state.clone())[0]
+    assert torch.equal(same, whole)
+
+
 def test_an_implicit_corrector_asks_again():
     prior, levels = mixture(), SCHEDULE.grid(4)
     schedule = SolverSchedule((StepDecision(1, corrector="implicit"),) * 4)
     solver = UnifiedSolver(schedule)
     out, nfe = run(prior, solver, levels, noise())
     assert nfe == schedule.nfe == solver.calls(4) == len(solver.asks(levels)) == 7
-    assert [level.index for level in solver.asks(levels)] == [levels[k].index for k in (0, 1, 1, 2, 2, 3, 3)]
+    assert solver.asks(levels) == [0, 1, 1, 2, 2, 3, 3]
     assert bool(torch.isfinite(out).all())
 
 
@@ -235,7 +317,7 @@ def test_bad_schedules_are_named(tmp_path):
             "average clean latent, which its file lacks; save",
         ),
         (lambda: UnifiedSolver(SolverSchedule((StepDecision(),) * 2, first="average_x0")), "needs mean="),
-        (lambda: UnifiedSolver(preset("ddim", 2)).start(noise(), SCHEDULE.grid(3)), "has 2 steps, the grid 3"),
+        (lambda: UnifiedSolver(preset("ddim", 2))(noise(), SCHEDULE.grid(3)), "has 2 steps, the grid 3"),
         (lambda: StepDecision(5), "order=5"),
         (lambda: StepDecision(prediction="v4"), "prediction='v4'"),
         (lambda: StepDecision(relaxation="bh3"), "relaxation='bh3'"),

@@ -1,12 +1,13 @@
-"""Train the toybox priors on a GPU that sees no renders: pack here, train there, unpack here.
+"""Train the toybox codec or priors on a GPU that sees no renders: pack here, train there, unpack here.
 
     python -m unproject.scripts.train_prior_gpu pack --recipe multiview --out runs/pack
     python -m unproject.scripts.train_prior_gpu train --pack runs/pack --out OUT [--minutes 8.5]
     python -m unproject.scripts.train_prior_gpu unpack --pack runs/pack --weights OUT --out runs/gpu/export
 
-`pack` writes latents (at most 40 MB), the base pipeline and the recipe. `train` needs torch, diffusers, transformers
-and accelerate, runs in bfloat16 on whatever device there is, and leaves OUT/weights-N.safetensors of at most 15 MB each
-and OUT/validation.json. `unpack` writes the folders that the CPU's training would have: toybox and toybox-mv.
+`pack` writes what the recipe (vae or multiview) trains on, pictures or latents and texts of at most 40 MB, and what it
+begins with. `train` needs torch, diffusers, transformers and accelerate, runs in bfloat16 on whatever device there is,
+and leaves OUT/weights-N.safetensors of at most 15 MB each and OUT/validation.json. `unpack` writes the folders that the
+CPU's training would have: a codec, or toybox and toybox-mv.
 """
 
 from __future__ import annotations
@@ -15,16 +16,18 @@ import argparse
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import AutoencoderKL, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..core.training.latents import ViewGroups
 from ..core.training.objectives.multiview import MultiViewConfig, MultiViewObjective
-from ..core.training.packed import PackedLatents
+from ..core.training.objectives.vae import VAEConfig, VAEObjective
+from ..core.training.objectives.vae_weights import save_vae
+from ..core.training.packed import PackedLatents, PackedPictures, pack, pack_pictures
 from ..core.training.trainer import Trainer, TrainerConfig
 from ..utils.configs import load_config, to_dict
 from ..utils.errors import InputError, UnprojectError
@@ -38,13 +41,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="train_prior_gpu", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     packing = commands.add_parser("pack")
-    packing.add_argument("--recipe", default="multiview", help="a multi-view recipe: a YAML file or a packaged name")
+    packing.add_argument(
+        "--recipe", default="multiview", help="of a codec or a multi-view prior: a YAML file or a packaged name"
+    )
     packing.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    packing.add_argument("--megabytes", type=float, default=40.0, help="of the latents for training")
+    packing.add_argument("--megabytes", type=float, default=40.0, help="of what is trained on")
     training = commands.add_parser("train")
     training.add_argument("--steps", type=int, default=6000, help="updates; the rate falls to nothing over them")
-    training.add_argument("--batch", type=int, default=256, help="groups of four views")
-    training.add_argument("--lr", type=float, default=3e-3)
+    training.add_argument("--batch", type=int, help="pictures, or groups of four views (default 256)")
+    training.add_argument("--lr", type=float, help="highest rate (default 3e-3)")
     training.add_argument("--minutes", type=float, default=8.5, help="stop cleanly after this time")
     training.add_argument("--precision", default="bf16", choices=("bf16", "no"))
     training.add_argument("--device", default="auto", choices=("auto", "cpu"))
@@ -65,74 +70,123 @@ def main(arguments: list[str] | None = None) -> int:
 
 def pack_recipe(options: argparse.Namespace) -> None:
     """Writes train.npz, val.npz, base/ and pack.json into --out."""
-    from ..core.training.packed import pack
-    from .recipes import MultiViewRecipe, ObjectPhrases, drawn
     from .train import read_recipe
 
-    recipe = load_config(MultiViewRecipe, read_recipe(options.recipe, options.set)[1])
+    _, values = read_recipe(options.recipe, options.set)
+    kind = "multiview" if "base" in values else "vae"
+    settings = {"vae": _pack_codec, "multiview": _pack_prior}[kind](values, options.out, options.megabytes)
+    write_json(options.out / "pack.json", {"kind": kind, **settings})
+
+
+def _pack_codec(values: dict[str, Any], out: Path, megabytes: float) -> dict[str, Any]:
+    from ..toybox.maps import MapPictures
+    from .recipes import vae_job
+
+    job = vae_job(values)
+    assert isinstance(job.objective, VAEObjective) and isinstance(job.data, MapPictures)
+    if job.objective.config.features or job.objective.held_out is None:
+        raise InputError("model.features needs a judge, which does not travel; set it to 0")
+    for name, pictures, room in (("train", job.data, megabytes), ("val", job.objective.held_out, 2.0)):
+        print(name, pack_pictures(pictures, out / f"{name}.npz", room, job.trainer.seed))
+    job.objective.vae.save_pretrained(out / "base")
+    return {"model": to_dict(job.objective.config)}
+
+
+def _pack_prior(values: dict[str, Any], out: Path, megabytes: float) -> dict[str, Any]:
+    from .recipes import MultiViewRecipe, ObjectPhrases, drawn
+
+    recipe = load_config(MultiViewRecipe, values)
     if not (Path(recipe.base) / "model_index.json").is_file():
         raise InputError(f"base={recipe.base} is not a pipeline folder; train and export the 2-D prior first")
     for name, parts, strange, room in (
-        ("train", recipe.train, recipe.strange, options.megabytes), ("val", recipe.val, 0.0, 2.0),
+        ("train", recipe.train, recipe.strange, megabytes), ("val", recipe.val, 0.0, 2.0),
     ):  # fmt: skip
         latents, pictures = drawn(parts, strange)
-        print(name, pack(latents, ObjectPhrases(pictures), options.out / f"{name}.npz", room, seed=recipe.trainer.seed))
-    shutil.copytree(recipe.base, options.out / "base", dirs_exist_ok=True)
+        print(name, pack(latents, ObjectPhrases(pictures), out / f"{name}.npz", room, seed=recipe.trainer.seed))
+    shutil.copytree(recipe.base, out / "base", dirs_exist_ok=True)
     settings = {key: getattr(recipe, key) for key in ("single_share", "base_name")}
-    write_json(options.out / "pack.json", {**settings, "model": to_dict(recipe.model)})
+    return {**settings, "model": to_dict(recipe.model)}
 
 
 def train_packed(options: argparse.Namespace) -> None:
     """Trains on what was packed and writes the averaged weights and their validation."""
-    settings = read_json(options.pack / "pack.json")
-    objective = _objective(options.pack, settings)
-    data = _views(options.pack / "train.npz", settings["single_share"])
+    cargo = CARGOES[read_json(options.pack / "pack.json")["kind"]](options.pack)
+    half = options.precision == "bf16"
     config = TrainerConfig(
-        steps=options.steps, batch=options.batch, optimizer="muon", lr=options.lr, schedule="cosine", warmup=100,
-        ema=0.999, channels_last=options.precision == "no", precision=options.precision, max_minutes=options.minutes,
-        log_every=50, save_every=10**9, keep=1,
+        steps=options.steps, batch=options.batch or cargo.batch, lr=options.lr or cargo.lr, optimizer=cargo.optimizer,
+        schedule="cosine", warmup=min(100, options.steps // 2), ema=0.999, channels_last=not half,
+        precision=options.precision, max_minutes=options.minutes, log_every=50, save_every=10**9, keep=1,
     )  # fmt: skip
-    trainer = Trainer(config, objective, data, options.out / "run", options.device)
+    trainer = Trainer(config, cargo.objective, cargo.data, options.out / "run", options.device)
     trainer.run()
     with trainer.averaged():
-        found = objective.validate()
-        for number, part in enumerate(_parts(_halved(objective.modules))):
+        found = cargo.objective.validate()
+        for number, part in enumerate(_parts(_halved(cargo.objective.modules))):
             with atomic_path(options.out / f"weights-{number}.safetensors") as temporary:
                 save_file(part, temporary)
     write_json(options.out / "validation.json", {"step": trainer.step, **found})
 
 
 def unpack(options: argparse.Namespace) -> None:
-    """Writes toybox and toybox-mv from the base that was packed and the weights that came back."""
-    from .recipes import with_vocabulary
-
-    settings = read_json(options.pack / "pack.json")
-    objective = _objective(options.pack, settings)
+    """Writes what the base that was packed becomes with the weights that came back."""
+    cargo = CARGOES[read_json(options.pack / "pack.json")["kind"]](options.pack)
     found: dict[str, Tensor] = {}
     for path in sorted(options.weights.glob("weights-*.safetensors")):
         found |= load_file(path)
-    for name, net in objective.modules.items():
+    for name, net in cargo.objective.modules.items():
         own = {key.removeprefix(f"{name}."): v.float() for key, v in found.items() if key.startswith(f"{name}.")}
         try:
             net.load_state_dict(own)
         except RuntimeError as error:
             raise InputError(f"--weights {options.weights} does not fit {options.pack}: {error}") from error
-    base = settings["base_name"]
-    if objective.config.train_text:
-        with_vocabulary(objective.save_base(options.out / base))
-    objective.save(options.out / f"{base}-mv", base)
+    cargo.save(options.out)
 
 
-def _objective(folder: Path, settings: dict[str, Any]) -> MultiViewObjective:
-    config = load_config(MultiViewConfig, settings["model"])
-    base = StableDiffusionPipeline.from_pretrained(folder / "base")
-    held_out = _views(folder / "val.npz", 0.0)
-    return MultiViewObjective(config, base, held_out)
+class CodecCargo:
+    """A codec's training as it was packed."""
+
+    optimizer: Literal["adamw"] = "adamw"
+    batch, lr = 256, 3e-3
+
+    def __init__(self, folder: Path) -> None:
+        settings = read_json(folder / "pack.json")
+        self.data = PackedPictures(folder / "train.npz")
+        self.objective = VAEObjective(load_config(VAEConfig, settings["model"]), PackedPictures(folder / "val.npz"))
+        self.objective.vae.load_state_dict(AutoencoderKL.from_pretrained(folder / "base").float().state_dict())
+
+    def save(self, out: Path) -> None:
+        """The diffusers folder, standardised on the pictures that were packed."""
+        save_vae(self.objective.vae, self.data, out)
 
 
-def _views(path: Path, single_share: float) -> ViewGroups:
-    latents = PackedLatents(path)
-    return ViewGroups(latents, latents.phrases, single_share)
+class PriorCargo:
+    """A prior's training as it was packed."""
+
+    optimizer: Literal["muon"] = "muon"
+    batch, lr = 256, 3e-3
+
+    def __init__(self, folder: Path) -> None:
+        settings = read_json(folder / "pack.json")
+        config = load_config(MultiViewConfig, settings["model"])
+        base = StableDiffusionPipeline.from_pretrained(folder / "base")
+        self.data, self.base_name = self._views(folder / "train.npz", settings["single_share"]), settings["base_name"]
+        self.objective = MultiViewObjective(config, base, self._views(folder / "val.npz", 0.0))
+
+    def save(self, out: Path) -> None:
+        """The 2-D prior, if the text learnt too, and the multi-view one."""
+        from .recipes import with_vocabulary
+
+        if self.objective.config.train_text:
+            with_vocabulary(self.objective.save_base(out / self.base_name))
+        self.objective.save(out / f"{self.base_name}-mv", self.base_name)
+
+    @staticmethod
+    def _views(path: Path, single_share: float) -> ViewGroups:
+        latents = PackedLatents(path)
+        return ViewGroups(latents, latents.phrases, single_share)
+
+
+CARGOES: dict[str, type[CodecCargo] | type[PriorCargo]] = {"vae": CodecCargo, "multiview": PriorCargo}
 
 
 def _halved(modules: dict[str, nn.Module]) -> dict[str, Tensor]:

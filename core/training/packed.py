@@ -1,11 +1,11 @@
-"""A part of a latent set small enough to travel: packed latents, texts written beforehand and cameras in one file.
-
-Where it is trained on, neither renders nor the world they show are needed.
+"""A part of a training set small enough to travel: pictures, or packed latents with texts written beforehand and
+cameras, in one file. Where it is trained on, neither renders nor the world they show are needed.
 """
 
 from __future__ import annotations
 
 import json
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ import numpy as np
 from ...utils.errors import InputError
 from ...utils.files import atomic_path
 from .latents import UNIT, Captioned, GroupedPictures, LatentSet
+from .objectives.vae import Pictures
 
 GROUP_SHARE = 0.7  # of the packed pictures that are views of four-view groups
 
@@ -24,6 +25,50 @@ class Packed(NamedTuple):
     pictures: int
     groups: int
     megabytes: float
+
+
+def pack_pictures(pictures: Pictures, path: str | Path, megabytes: float = 40.0, seed: int = 0) -> Packed:
+    """Writes random pictures of a set, as many as fill no more than about `megabytes` when compressed.
+
+    What a compressed picture takes is measured on 256 of them.
+    """
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(pictures))
+    probe = pictures.images(np.sort(order[:256]))
+    each = sum(len(zlib.compress(one.tobytes(), 6)) for one in probe) / len(probe)
+    chosen = np.sort(order[: max(1, int(0.97e6 * megabytes / each))])
+    images = np.concatenate([pictures.images(part) for part in np.array_split(chosen, -(-len(chosen) // 256))])
+    with atomic_path(path) as temporary:
+        np.savez_compressed(temporary, images=images)
+    return Packed(len(images), 0, round(Path(path).stat().st_size / 1e6, 2))
+
+
+class PackedPictures:
+    """What `pack_pictures` wrote: a picture set and training batches of it."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Raises InputError when the file is no pack."""
+        self._images = _read(path, "images")["images"]
+        self.identity = {"pictures": len(self._images)}
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def images(self, indices: np.ndarray) -> np.ndarray:
+        """uint8 (n, H, W, 3)."""
+        return self._images[indices]
+
+    def batch(self, indices: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
+        """{"images": uint8 (n, H, W, 3)}; `rng` is unused."""
+        return {"images": self._images[indices]}
+
+
+def _read(path: str | Path, *names: str) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in names}
+    except (OSError, KeyError, ValueError) as error:
+        raise InputError(f"{path} holds nothing packed ({error}); write it with pack") from error
 
 
 def pack(
@@ -63,12 +108,9 @@ class PackedLatents:
 
     def __init__(self, path: str | Path) -> None:
         """Raises InputError when the file is no pack."""
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                self.latents, self._c2w = file["latents"], file["c2w"]
-                document = json.loads(file["document"].tobytes())
-        except (OSError, KeyError, ValueError) as error:
-            raise InputError(f"{path} holds no packed latents ({error}); write them with pack") from error
+        arrays = _read(path, "latents", "c2w", "document")
+        self.latents, self._c2w = arrays["latents"], arrays["c2w"]
+        document = json.loads(arrays["document"].tobytes())
         self._texts, self._phrases = document["texts"], document["phrases"]
         self.identity = {"vae": document["vae"], "pictures": len(self.latents), "groups": len(self._c2w) // 4}
         self.phrases = _Phrases(self._phrases)

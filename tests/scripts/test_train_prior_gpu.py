@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import AutoencoderKL, StableDiffusionPipeline
 from safetensors.torch import load_file
 
 from unproject.core.priors.multiview import MultiViewUNet
@@ -15,10 +15,12 @@ from unproject.core.training.latents import UNIT, LatentSet, ViewGroups, encode_
 from unproject.core.training.objectives.diffusion import DiffusionConfig, DiffusionObjective
 from unproject.core.training.objectives.tokenizer import build_tokenizer
 from unproject.core.training.objectives.vae import VAEConfig, build_vae
-from unproject.core.training.packed import PackedLatents, pack
+from unproject.core.training.packed import PackedLatents, PackedPictures, pack, pack_pictures
 from unproject.geometry.cameras import Camera
 from unproject.scripts import train_prior_gpu
 from unproject.toybox.captions import vocabulary
+from unproject.toybox.dataset import RenderedSet, RenderJob, render_set
+from unproject.toybox.maps import MapPictures
 from unproject.utils.errors import InputError
 from unproject.utils.files import write_json
 
@@ -65,7 +67,7 @@ def packed(latents, tmp_path_factory):
     vae = build_vae(VAEConfig(widths=(8, 8), norm_groups=4, image_size=8), seed=0)
     DiffusionObjective(shape, build_tokenizer(vocabulary()), vae).save_pipeline(folder / "base")
     model = {"train_text": True, "noise": {"prediction": "v_prediction", "validation_samples": 8}}
-    write_json(folder / "pack.json", {"single_share": 0.5, "base_name": "toybox", "model": model})
+    write_json(folder / "pack.json", {"kind": "multiview", "single_share": 0.5, "base_name": "toybox", "model": model})
     return folder
 
 
@@ -97,7 +99,7 @@ def test_a_pack_keeps_to_its_size(latents, tmp_path):
     loose = LatentSet(encode_latents(build_vae(VAEConfig((8, 8), norm_groups=4), 0), Renders(), tmp_path), Renders())
     with pytest.raises(InputError, match="encoded with --pack"):
         pack(loose, Renders(), tmp_path / "loose.npz")
-    with pytest.raises(InputError, match="holds no packed latents"):
+    with pytest.raises(InputError, match="holds nothing packed"):
         PackedLatents(tmp_path / "loose.npz")
 
 
@@ -119,6 +121,28 @@ def test_training_there_and_unpacking_here(packed, tmp_path, capsys):
     (out / "weights-0.safetensors").unlink()
     assert train_prior_gpu.main(unpacking) == 2
     assert "does not fit" in capsys.readouterr().err
+
+
+def test_a_codec_travels_too(tmp_path, monkeypatch):
+    folder = render_set(RenderJob("object", "val", 2, 16, maps=True), tmp_path / "set", workers=1)
+    recipe = tmp_path / "codec.yaml"
+    model = "{widths: [8, 8], norm_groups: 4, validation_images: 4, image_size: 16, gradient: 0.5}"
+    lines = [f"train: [{folder}]", f"val: [{folder}]", "kinds: [picture, normal map]", f"model: {model}"]
+    recipe.write_text("\n".join(["objective: vae", *lines, "trainer: {steps: 2, batch: 2}"]) + "\n")
+    packed, out = tmp_path / "pack", tmp_path / "out"
+    assert train_prior_gpu.main(["pack", "--recipe", str(recipe), "--out", str(packed)]) == 0
+    pictures = PackedPictures(packed / "train.npz")
+    whole = MapPictures([(RenderedSet(folder), ("picture", "normal map"))])
+    np.testing.assert_array_equal(pictures.images(np.arange(16)), whole.images(np.arange(16)))
+    small = pack_pictures(whole, tmp_path / "small.npz", megabytes=0.001)
+    assert 1 <= small.pictures < 16 and small.megabytes < 0.01
+    arguments = ["train", "--pack", str(packed), "--out", str(out), "--steps", "2", "--batch", "4", "--device", "cpu"]
+    assert train_prior_gpu.main([*arguments, "--precision", "no"]) == 0
+    unpacking = ["unpack", "--pack", str(packed), "--weights", str(out), "--out", str(tmp_path / "export")]
+    assert train_prior_gpu.main(unpacking) == 0
+    codec, sent = AutoencoderKL.from_pretrained(tmp_path / "export"), load_file(out / "weights-0.safetensors")
+    assert torch.equal(codec.encoder.conv_in.weight, sent["vae.encoder.conv_in.weight"].float())
+    assert codec.config.scaling_factor == 1.0
 
 
 def test_weights_travel_in_parts_of_limited_size(monkeypatch):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from unproject.core.training.objectives.base import fixed_init
 from unproject.toybox.captions import meaning_of
 from unproject.toybox.dataset import RenderedSet, RenderJob, group_cameras, object_boxes, render_group, render_set
 from unproject.toybox.judge import ORDERED_RELATIONS, Judge, head_sizes, labels_of, questions, save_judge
@@ -38,8 +39,8 @@ def views(tmp_path_factory: pytest.TempPathFactory) -> PairViews:
 
 
 def reader_of(judge: Judge) -> PairReader:
-    torch.manual_seed(0)
-    return PairReader(judge.net, PAIR)
+    with fixed_init(0):
+        return PairReader(judge.net, PAIR)
 
 
 def test_boxes_hold_what_is_seen_of_each_object() -> None:

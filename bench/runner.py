@@ -44,6 +44,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "geometry-heads": Experiment("Depth and normals against simple baselines", "geometry_heads"),
     "sampling": Experiment("Every solver on the U-Net: quality against calls and seconds", "sampling"),
     "overhead": Experiment("What the sampling loop costs beyond its network calls", "overhead"),
+    "codec": Experiment("What the codec loses of pictures and maps, and what limits drawings", "codec"),
     "judge": Experiment("The judge's own accuracy on test renders", "judge"),
     "dpm-solver-v3": Experiment("DPM-Solver-v3 against DDIM, DPM-Solver++ and UniPC at few calls", "dpm_solver_v3"),
     "usf-s3": Experiment("Searched solver schedules against fixed solvers, on held-out noise and prompts", "usf_s3"),

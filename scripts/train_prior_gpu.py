@@ -16,7 +16,7 @@ import argparse
 import shutil
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
@@ -113,7 +113,7 @@ def train_packed(options: argparse.Namespace) -> None:
     cargo = CARGOES[read_json(options.pack / "pack.json")["kind"]](options.pack)
     half = options.precision == "bf16"
     config = TrainerConfig(
-        steps=options.steps, batch=options.batch or cargo.batch, lr=options.lr or cargo.lr, optimizer=cargo.optimizer,
+        steps=options.steps, batch=options.batch or cargo.batch, lr=options.lr or cargo.lr, optimizer="muon",
         schedule="cosine", warmup=min(100, options.steps // 2), ema=0.999, channels_last=not half,
         precision=options.precision, max_minutes=options.minutes, log_every=50, save_every=10**9, keep=1,
     )  # fmt: skip
@@ -145,7 +145,6 @@ def unpack(options: argparse.Namespace) -> None:
 class CodecCargo:
     """A codec's training as it was packed."""
 
-    optimizer: Literal["adamw"] = "adamw"
     batch, lr = 256, 3e-3
 
     def __init__(self, folder: Path) -> None:
@@ -162,7 +161,6 @@ class CodecCargo:
 class PriorCargo:
     """A prior's training as it was packed."""
 
-    optimizer: Literal["muon"] = "muon"
     batch, lr = 256, 3e-3
 
     def __init__(self, folder: Path) -> None:

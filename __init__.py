@@ -12,6 +12,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .utils.threads import wait_passively
+
 if TYPE_CHECKING:
     from .core.priors import load_prior
     from .core.sampling.plan import SamplingPlan
@@ -46,6 +48,8 @@ __all__ = [
     "load_prior",
     "normals",
 ]
+
+wait_passively()  # before anything imports torch
 
 _HOMES = {
     "Camera": ".geometry.cameras",

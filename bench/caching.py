@@ -16,8 +16,9 @@ from ..core.sampling import NoiseSchedule
 from ..core.sampling.caches import CacheConfig, caching, count_macs
 from ..toybox.captions import Meaning
 from ..toybox.judge import Judge
+from .distances import Yardstick
 from .runner import interleaved
-from .toy_latents import decoded, features, paired_mse, renders, run_sampler, scores, seeded_noise
+from .toy_latents import decoded, features, paired_mse, renders, run_sampler, scores, seeded_noise, yardstick
 
 Options = dict[str, Any]
 PROFILED = 4  # images of the runs that are looked into
@@ -38,7 +39,7 @@ class CacheSetting:
 
 @dataclass(frozen=True)
 class Scene:
-    """A prior, prompts, noise and reference features, and a full run to compare with."""
+    """A prior, prompts, noise and features of renders, and a full run to compare with."""
 
     prior: Prior
     judge: Judge
@@ -46,7 +47,7 @@ class Scene:
     condition: Condition
     meanings: list[Meaning]
     noise: Tensor
-    reference: Tensor
+    yard: Yardstick
     full: Tensor  # latents of the plain run
     full_cost: Options  # its seconds and network rows
     full_macs: int  # of one image, one run
@@ -57,7 +58,7 @@ class Scene:
         """Loads and draws what a table needs."""
         prior, judge = load_prior(prior_name), Judge.from_pretrained()
         test = renders("test", setting.images, views=1)
-        reference = features(judge, renders("test", setting.reference_groups, first=setting.images).images)
+        yard = yardstick(judge, setting.images, setting.reference_groups, first=setting.images)
         condition = prior.encode_text(test.prompts)
         noise = seeded_noise(prior.latent_shape, setting.images, seed)
         options = (setting.guidance, setting.solver)
@@ -67,11 +68,11 @@ class Scene:
         cost = {"seconds": round(time.perf_counter() - began, 2), "nfe_rows": prior.nfe - before}
         macs = count_macs(lambda: run_sampler(prior, condition.index([0]), noise[:1], levels, *options))
         seen = features(judge, decoded(prior, full))
-        return cls(prior, judge, setting, condition, test.meanings, noise, reference, full, cost, macs, seen)
+        return cls(prior, judge, setting, condition, test.meanings, noise, yard, full, cost, macs, seen)
 
     def plain(self) -> Options:
         """The line of the plain run."""
-        quality = scores(self.judge, decoded(self.prior, self.full), self.meanings, self.reference)
+        quality = scores(self.judge, decoded(self.prior, self.full), self.meanings, self.yard)
         head = {"setting": "plain", "steps": self.setting.steps, "mse_to_full": paired_mse(self.full, self.full)}
         return {**head, **quality, "mac_ratio": 1.0, **self.full_cost, "cache_bytes": 0}
 
@@ -93,7 +94,7 @@ class Scene:
             took, nfe = time.perf_counter() - began, chosen.nfe - before
             held = 0 if cache is None else cache.peak_bytes
         images = decoded(chosen, latents)
-        quality = scores(self.judge, images, self.meanings, self.reference, self.full_features)
+        quality = scores(self.judge, images, self.meanings, self.yard, self.full_features)
         cost = {"mac_ratio": round(self.full_macs / macs, 3), "seconds": round(took, 2), "nfe_rows": nfe}
         error = {"mse_to_full": paired_mse(latents, self.full)}
         return {"setting": name, "steps": count, **error, **quality, **cost, "cache_bytes": held}

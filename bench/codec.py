@@ -14,18 +14,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler
 from torch import Tensor
 
-from ..core.priors import StableDiffusionPrior, load_prior
-from ..core.training.objectives.diffusion import noise_error
+from ..core.priors import Prior, load_prior
+from ..core.sampling.denoiser import Denoiser
 from ..toybox.captions import caption
 from ..toybox.dataset import RenderedSet, RenderJob, render_set
-from ..toybox.judge import Judge, frechet
+from ..toybox.judge import Judge
 from ..toybox.maps import MAPS, MapPictures
 from ..toybox.programs import draw
-from ..utils.errors import InputError
-from .runner import Context, bootstrapped
+from .distances import frechet
+from .intervals import bootstrapped, digits
+from .runner import Context
 from .toy_latents import decoded, encoded, features, renders, seeded_noise
 
 
@@ -48,8 +48,6 @@ def run(context: Context) -> dict[str, Any]:
     """One row for each kind of map, the distances, and the losses by level."""
     config = QUICK if context.quick else CodecBench()
     prior = load_prior(context.prior)
-    if not isinstance(prior, StableDiffusionPrior):
-        raise InputError(f"prior={context.prior} is not a Stable Diffusion prior, whose losses this compares")
     return {
         "config": asdict(config),
         "seeds": [context.seed],
@@ -59,7 +57,7 @@ def run(context: Context) -> dict[str, Any]:
     }
 
 
-def round_trips(prior: StableDiffusionPrior, config: CodecBench) -> list[dict[str, Any]]:
+def round_trips(prior: Prior, config: CodecBench) -> list[dict[str, Any]]:
     """A row for each kind of map of objects and of rooms: means over pictures, of degrees and depth also the median
     over pixels."""
     rows = []
@@ -85,7 +83,7 @@ def _row(found: dict[str, np.ndarray]) -> dict[str, Any]:
     return row
 
 
-def distances(prior: StableDiffusionPrior, judge: Judge, config: CodecBench) -> dict[str, float]:
+def distances(prior: Prior, judge: Judge, config: CodecBench) -> dict[str, float]:
     """Frechet distances of other objects, as rendered and after a round trip, from objects of the test split."""
     count = config.distance_groups
     reference = features(judge, renders("test", count).images)
@@ -95,35 +93,22 @@ def distances(prior: StableDiffusionPrior, judge: Judge, config: CodecBench) -> 
 
 
 @torch.no_grad()
-def losses(prior: StableDiffusionPrior, config: CodecBench, seed: int) -> list[dict[str, Any]]:
+def losses(prior: Prior, config: CodecBench, seed: int) -> list[dict[str, Any]]:
     """Mean squared error of the clean estimate at each time, on train and on validation objects, with intervals."""
-    scheduler = DDIMScheduler.from_config(prior.pipe.scheduler.config)
-    rows: list[dict[str, Any]] = [{"t": t, "snr": _snr(scheduler, t)} for t in config.levels]
+    rows: list[dict[str, Any]] = [{"t": t} for t in config.levels]
     for split in ("train", "val"):
-        images = renders(split, config.level_images, views=1).images
-        latents = encoded(prior, images)
+        latents = encoded(prior, renders(split, config.level_images, views=1).images)
         noise = seeded_noise(latents.shape[1:], len(latents), seed)
-        texts = [caption(draw(split, index)) for index in range(config.level_images)]
-        embeds = torch.cat([prior.pipe.text_encoder(ids).last_hidden_state for ids in _ids(prior, texts).split(64)])
+        condition = prior.encode_text([caption(draw(split, index)) for index in range(len(latents))])
+        parts = [slice(start, start + 64) for start in range(0, len(latents), 64)]
+        asked = [Denoiser(prior, condition.index(part)) for part in parts]
         for row in rows:
-            t = torch.full((len(latents),), row["t"])
-            noisy = scheduler.add_noise(latents, noise, t)
-            parts = zip(noisy.split(64), t.split(64), embeds.split(64), strict=True)
-            raw = torch.cat([prior.pipe.unet(x, time, text).sample for x, time, text in parts])
-            error = noise_error(scheduler, raw, latents, noise, t) / row["snr"]
-            row[split] = bootstrapped(error.double().numpy())
+            level = asked[0].schedule.at_index(float(row["t"]))
+            noisy, _ = asked[0].schedule.noised(latents, level, noise)
+            clean = torch.cat([ask(noisy[part], level).x0 for ask, part in zip(asked, parts, strict=True)])
+            row["snr"] = digits(torch.as_tensor(2 * level.lam).exp())
+            row[split] = bootstrapped((clean - latents).double().square().flatten(1).mean(1).numpy())
     return rows
-
-
-def _ids(prior: StableDiffusionPrior, texts: list[str]) -> Tensor:
-    tokenizer = prior.pipe.tokenizer
-    length = tokenizer.model_max_length
-    return tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt").input_ids
-
-
-def _snr(scheduler: DDIMScheduler, t: int) -> float:
-    kept = float(scheduler.alphas_cumprod[t])
-    return kept / (1 - kept)
 
 
 def to_unit(images: np.ndarray) -> Tensor:
@@ -131,6 +116,6 @@ def to_unit(images: np.ndarray) -> Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
 
 
-def through(prior: StableDiffusionPrior, images: Tensor) -> Tensor:
+def through(prior: Prior, images: Tensor) -> Tensor:
     """Pictures (n, 3, H, W) in [0, 1] after a round trip through the latents."""
     return decoded(prior, encoded(prior, images)).clamp(0, 1).cpu()

@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
-import torch
 
 from ..core.priors import Prior, load_prior
 from ..core.sampling import DDIM, NoiseSchedule, Solver, make_solver
@@ -24,7 +23,8 @@ from ..core.sampling.solvers import DPMSolverV3
 from ..pipelines.calibrations import Sizes, measure_statistics, usual_states
 from ..pipelines.text_to_image import TextToImage
 from ..toybox.samples import object_prompts
-from .runner import Context, bootstrapped, by_guidance, ratio
+from .intervals import bootstrapped, ratio
+from .runner import Context, by_guidance
 from .toy_latents import seeded_noise
 
 CALIBRATION_SEED = 500_000  # far from the seeds that are measured
@@ -100,7 +100,6 @@ def run(context: Context) -> dict[str, Any]:
 
 def panel(name: str, guidance: float, config: DPMSolverV3Bench, seed: int) -> dict[str, list[dict[str, Any]]]:
     """Rows, costs and ratios of one guidance, in one thread."""
-    torch.set_num_threads(1)
     prior = load_prior(name)
     condition = prior.encode_text(object_prompts("test", config.images))
     noise = seeded_noise(prior.latent_shape, config.images, seed)

@@ -14,7 +14,8 @@ from ..core.sampling.inversion import ddim_invert, invert, regenerate, truncated
 from ..toybox.captions import Meaning, say
 from ..toybox.judge import Judge
 from ..toybox.materials import COLOURS_SRGB
-from .runner import Context, bootstrapped, share
+from .intervals import bootstrapped, share
+from .runner import Context
 from .toy_latents import Renders, decoded, encoded, renders
 
 PLAIN = 1.0  # guidance of the runs that are inverted without it

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,14 @@ from torch import Tensor
 from ..pipelines.text_to_image import TextToImage, TextToImageOutput
 from ..toybox.captions import Meaning, Phrase, say
 from ..toybox.catalogue import NOUNS
-from ..toybox.judge import Judge, frechet
+from ..toybox.judge import Judge
 from ..toybox.materials import COLOURS_SRGB
 from ..toybox.programs import ObjectProgram, draw, is_heldout_pair
 from ..utils.pictures import grid, save_image
-from .runner import Context, share, spread
-from .toy_latents import agreement, features, renders
+from .distances import Features
+from .intervals import share, spread
+from .runner import Context
+from .toy_latents import agreement, features, yardstick
 
 ANCESTRAL = 1.0  # eta
 
@@ -88,14 +90,14 @@ def score(judge: Judge, images: Tensor, pairs: list[tuple[str, str]]) -> dict[st
 
 
 def run(context: Context) -> dict[str, Any]:
-    """Accuracy with confidence intervals, ancestral sampling, held-out pairs, two sweeps of accuracy and toy-FID."""
+    """Accuracy with confidence intervals, ancestral sampling, held-out pairs, two sweeps of accuracy and distances."""
     config = QUICK if context.quick else PriorBench()
     pipe, judge = TextToImage.from_pretrained(context.prior), Judge.from_pretrained()
     own = float(pipe.settings.guidance or 0.0) if config.guidance is None else config.guidance
     programs = test_programs(config.images)
     wanted = [(p.noun, p.colour) for p in programs]
     prompts = [plain_prompt(*pair) for pair in wanted]
-    reference = features(judge, renders("test", config.reference_groups).images)
+    yard = yardstick(judge, config.images, config.reference_groups, first=config.images)
     table: list[dict[str, Any]] = []
 
     def measure(name: str, n: int, steps: int, guidance: float, eta: float | None = None) -> Tensor:
@@ -103,9 +105,9 @@ def run(context: Context) -> dict[str, Any]:
         images = draw_images(pipe, prompts[:n], steps, guidance, config.batch, context.seed, eta)
         took, nfe = time.perf_counter() - began, pipe.prior.nfe - rows
         flags = score(judge, images, wanted[:n])
-        distance = frechet(reference, features(judge, images))
+        distances = replace(yard, others=yard.others.first(n)).row(Features.of(features(judge, images)))
         row = {"setting": name, "steps": steps, "guidance": guidance, **{k: share(v) for k, v in flags.items()}}
-        table.append({**row, "toy_fid": round(float(distance), 3), "nfe_rows": nfe, "seconds": round(took, 1)})
+        table.append({**row, **distances, "nfe_rows": nfe, "seconds": round(took, 1)})
         return images
 
     images = measure("test prompts", config.images, config.steps, own)

@@ -23,7 +23,8 @@ from ..core.sampling.operators import Inpainting, Operator, gaussian_blur, super
 from ..toybox.judge import Judge
 from ..utils.pictures import grid, save_image
 from ..utils.seeds import generator
-from .runner import Context, bootstrapped, share
+from .intervals import bootstrapped, share
+from .runner import Context
 from .toy_latents import Renders, agreement, decoded, encoded, features, renders, seeded_noise
 
 TUNING_SEED = 40_000

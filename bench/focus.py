@@ -23,8 +23,10 @@ from ..toybox.captions import Meaning, Phrase, say
 from ..toybox.dataset import RenderJob, render_group
 from ..toybox.judge import Judge
 from ..toybox.programs import SceneProgram, draw
-from .runner import Context, bootstrapped, share
-from .toy_latents import agreement, decoded, features, run_sampler, seeded_noise, toy_fid
+from .distances import Features, Yardstick
+from .intervals import bootstrapped, share
+from .runner import Context
+from .toy_latents import agreement, decoded, features, run_sampler, seeded_noise
 
 PROBE_SEED = 60_000
 
@@ -96,7 +98,7 @@ def run(context: Context) -> dict[str, Any]:
     config = QUICK if context.quick else FocusBench()
     prior, judge = load_prior(context.prior), Judge.from_pretrained()
     scenes, numbers = relations(config.images)
-    pairs, reference = two_objects(prior, scenes), _reference(judge, config.reference_groups, numbers[-1] + 1)
+    pairs, yard = two_objects(prior, scenes), _yardstick(judge, config, numbers[-1] + 1)
     noise = seeded_noise(prior.latent_shape, config.images, context.seed)
     probe = seeded_noise(prior.latent_shape, config.images, context.seed + PROBE_SEED)
     shown = _judged(judge, _rendered(numbers)[::2], pairs.meanings)
@@ -108,10 +110,10 @@ def run(context: Context) -> dict[str, Any]:
         took, nfe = time.perf_counter() - began, prior.nfe - before
         images = decoded(prior, final)
         flags, cost = _judged(judge, images, pairs.meanings), _costs(prior, pairs, final, probe, config)
-        seen = _Seen(flags["both_colours"], features(judge, images), cost)
+        seen = _Seen(flags["both_colours"], Features.of(features(judge, images)), cost)
         row: dict[str, Any] = {"cost": name, "strength": strength, "nfe_rows": nfe, "seconds": round(took, 1)}
         row |= _shares(flags)
-        row |= toy_fid(seen.features, reference, None if plain is None else plain.features)
+        row |= yard.row(seen.features, None if plain is None else plain.features)
         row["focus_cost"] = bootstrapped(cost.numpy())
         if plain is not None:
             row["cost_below_plain"] = share((cost < plain.cost).numpy())
@@ -126,7 +128,7 @@ class _Seen(NamedTuple):
     """What later rows are compared with."""
 
     colours: np.ndarray  # flags of the sentences with two colours
-    features: Tensor  # (N, D)
+    features: Features
     cost: Tensor  # (N,)
 
 
@@ -178,9 +180,13 @@ def _swapped(meaning: Meaning) -> Meaning:
     return Meaning((Phrase(first.noun, second.colour), Phrase(second.noun, first.colour)), meaning.relation)
 
 
-def _reference(judge: Judge, groups: int, first: int) -> Tensor:
-    """Judge features of the next test scenes with a relation."""
-    return features(judge, _rendered(relations(groups, first)[1]))
+def _yardstick(judge: Judge, config: FocusBench, first: int) -> Yardstick:
+    """Features of the next test scenes with a relation, two views each, and of as many others as are drawn, in one."""
+    numbers = relations(config.reference_groups + config.images, first)[1]
+    seen, others = numbers[: config.reference_groups], numbers[config.reference_groups :]
+    return Yardstick(
+        Features.of(features(judge, _rendered(seen)), 2), Features.of(features(judge, _rendered(others)[::2]))
+    )
 
 
 def _rendered(numbers: list[int]) -> Tensor:

@@ -7,7 +7,7 @@ itself, so it is the best plane there is. Numbers are means over images; spreads
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,21 +18,29 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.priors import StableDiffusionPrior, load_prior
-from ..core.training.trainer import Trainer, TrainerConfig
+from ..core.training.config import TrainerConfig
+from ..core.training.trainer import Trainer
 from ..pipelines.image_to_geometry import ImageToDepth, ImageToGeometry
+from ..tasks.codecs import convert_normals
 from ..tasks.data import AugmentConfig, GeometryData
 from ..tasks.geometry_head import GeometryHead, HeadConfig
 from ..tasks.heads import load_head
-from ..tasks.metrics import align, depth_errors, normal_errors, spearman
+from ..tasks.metrics import align, depth_errors, spearman
+from ..tasks.outputs import GeometryOutput
 from ..tasks.train import HeadObjective, LossConfig, random_unet_like
 from ..toybox.dataset import RenderJob, render_group
 from ..utils.errors import InputError
-from ..utils.pictures import colourise, grid, normals_to_rgb, save_image, to_uint8
+from ..utils.pictures import grid, save_image, to_uint8
+from .intervals import share, spread
 from .real_depth import real_frames
-from .runner import Context, share, spread
+from .runner import Context
 
-DEPTH_NAMES = ("abs_rel", "delta1", "rmse", "silog")
-NORMAL_NAMES = ("mean", "median", "below_11.25", "below_30")
+SHOWN = (
+    *("abs_rel", "delta1", "rmse", "silog"),
+    *("normals_mean", "normals_median", "normals_below_11.25", "normals_below_30"),
+)
+BRIEFLY = SHOWN[:5]  # depth, and the mean angle
+BOTH = HeadConfig().codec()  # depth and normals
 
 
 @dataclass(frozen=True)
@@ -110,25 +118,32 @@ def _shipped(prior: str) -> GeometryHead | None:
         return None
 
 
-def targets_of(batch: dict[str, np.ndarray]) -> tuple[Tensor, Tensor, Tensor]:
-    """(depth (B, H, W), normals (B, 3, H, W) in the viewer frame, valid (B, H, W))."""
-    depth = torch.from_numpy(batch["depth_m"])
-    normals = torch.from_numpy(batch["normals"]).permute(0, 3, 1, 2) * torch.tensor([1.0, -1.0, -1.0]).reshape(3, 1, 1)
-    return depth, normals, depth > 0
+@dataclass(frozen=True)
+class Truth:
+    """What maps are measured against."""
+
+    targets: dict[str, Tensor]
+    """(B, C, H, W) by name, as the codecs decode them"""
+    valid: Tensor
+    """(B, 1, H, W)"""
+
+    @classmethod
+    def of(cls, batch: dict[str, np.ndarray]) -> Truth:
+        """Depth and normals of a batch; what is seen has a depth."""
+        targets, _ = BOTH.truth(batch, torch.device("cpu"))
+        depth_m = targets["depth"]
+        return cls(targets, depth_m > 0)
 
 
-def depth_row(unit: Tensor, depth: Tensor, valid: Tensor) -> dict[str, Any]:
-    """Depth errors of a prediction (B, H, W) after alignment: mean and standard deviation over images."""
-    errors = depth_errors(align(unit, depth, valid), depth, valid)
-    return {name: spread(errors[name].numpy()) for name in DEPTH_NAMES}
-
-
-def normals_row(normals: Tensor, truth: Tensor, valid: Tensor) -> dict[str, Any]:
-    """Normal errors (B, 3, H, W): per image and averaged, and the mean over all pixels of the set."""
-    errors = normal_errors(normals, truth, valid)
-    pooled = normal_errors(normals, truth, valid, pooling="pixels")["mean"].item()
-    rows = {f"normals_{name}": spread(errors[name].numpy()) for name in NORMAL_NAMES}
-    return {**rows, "normals_mean_pooled": round(pooled, 3)}
+def error_row(maps: Mapping[str, Tensor], truth: Truth) -> dict[str, Any]:
+    """Errors of the maps there are: mean and standard deviation over images, and those pooled over the set."""
+    errors = BOTH.metrics(maps, truth.targets, truth.valid)
+    row: dict[str, Any] = {name: spread(errors[name].numpy()) for name in SHOWN if name in errors}
+    for name, codec in BOTH.parts.items():
+        if name in maps:
+            pooled = codec.pooled(maps[name], truth.targets[name], truth.valid)
+            row |= {key: round(value.item(), 3) for key, value in pooled.items()}
+    return row
 
 
 def best_plane(depth: Tensor, valid: Tensor, disparity: bool) -> Tensor:
@@ -148,19 +163,18 @@ def best_plane(depth: Tensor, valid: Tensor, disparity: bool) -> Tensor:
 
 def baselines(batch: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     """What needs no network: constant depth, best planes, constant and mean normals."""
-    depth, normals, valid = targets_of(batch)
+    truth = Truth.of(batch)
+    depth, normals = truth.targets["depth"], truth.targets["normals"]
     toward = torch.tensor([0.0, 0.0, 1.0]).reshape(1, 3, 1, 1).expand_as(normals)
-    mean = (normals * valid[:, None]).mean(0, keepdim=True).expand_as(normals)
-    return [
-        {
-            "method": "constant",
-            **depth_row(torch.zeros_like(depth), depth, valid),
-            **normals_row(toward, normals, valid),
-        },
-        {"method": "mean normals of the set", **normals_row(mean + 1e-9 * toward, normals, valid)},
-        {"method": "best plane in depth", **depth_row(best_plane(depth, valid, False), depth, valid)},
-        {"method": "best plane in disparity", **depth_row(best_plane(depth, valid, True), depth, valid)},
-    ]
+    stored = convert_normals(torch.from_numpy(batch["normals"]).permute(0, 3, 1, 2), "opencv", "viewer")
+    mean = (stored * truth.valid).mean(0, keepdim=True).expand_as(normals)
+    planes = {kind: best_plane(depth[:, 0], truth.valid[:, 0], kind == "disparity") for kind in ("depth", "disparity")}
+    made: dict[str, dict[str, Tensor]] = {
+        "constant": {"depth": torch.zeros_like(depth), "normals": toward},
+        "mean normals of the set": {"normals": mean + 1e-9 * toward},
+        **{f"best plane in {kind}": {"depth": plane[:, None]} for kind, plane in planes.items()},
+    }
+    return [{"method": name, **error_row(maps, truth)} for name, maps in made.items()]
 
 
 def equal_budget(prior_name: str, config: GeometryBench, batch: dict[str, np.ndarray]) -> list[dict[str, Any]]:
@@ -202,45 +216,35 @@ def _trained(
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(settings, objective, GeometryData([rooms], AugmentConfig()), Path(folder) / "run", "cpu")
         trainer.run()
-    depth, normals, valid = targets_of(batch)
+    truth = Truth.of(batch)
     with trainer.averaged():
-        pipe = ImageToGeometry(head)
-        maps = _predicted(pipe, batch, 1)
-    errors = depth_errors(align(maps["depth"][:, 0], depth, valid), depth, valid)
-    angles = normal_errors(maps["normals"], normals, valid)
+        maps = _maps(_predicted(head, batch, 1))
+    errors = BOTH.metrics(maps, truth.targets, truth.valid)
     return {
-        **{name: float(errors[name].mean()) for name in DEPTH_NAMES},
-        "normals_mean": float(angles["mean"].mean()),
+        **{name: float(errors[name].mean()) for name in BRIEFLY},
         "seconds": round(trainer.seconds, 1),
     }
 
 
-def _predicted(pipe: ImageToGeometry, batch: dict[str, np.ndarray], members: int) -> dict[str, Tensor]:
-    """Maps (B, C, H, W) at the size of the images, with "spread" for ensembles."""
-    made = pipe(list(batch["images"]), ensemble_size=members, output_type="pt")
-    maps = {"nfe": torch.tensor(made.nfe)}
-    for name in ("depth", "normals"):
-        part = getattr(made, name)
-        if part is not None:
-            maps[name] = part.prediction
-            if part.uncertainty is not None:
-                maps[f"{name}_spread"] = part.uncertainty
-    return maps
+def _predicted(head: GeometryHead, batch: dict[str, np.ndarray], members: int) -> GeometryOutput:
+    """Tensors at the size of the images."""
+    return ImageToGeometry(head)(list(batch["images"]), ensemble_size=members, output_type="pt")
+
+
+def _maps(made: GeometryOutput) -> dict[str, Tensor]:
+    return {name: torch.as_tensor(part.prediction) for name, part in made.maps.items()}
 
 
 def ensemble_row(head: GeometryHead, batch: dict[str, np.ndarray], members: int) -> dict[str, Any]:
-    """The shipped head with an ensemble; rank correlation of its uncertainty with the error."""
-    depth, normals, valid = targets_of(batch)
-    maps = _predicted(ImageToGeometry(head), batch, members)
-    row: dict[str, Any] = {"method": f"shipped head, ensemble {members}", "nfe": float(maps["nfe"]) / len(depth)}
-    if "depth" in maps:
-        row |= depth_row(maps["depth"][:, 0], depth, valid)
-    if "normals" in maps:
-        row |= normals_row(maps["normals"], normals, valid)
-    if "depth_spread" in maps:
-        error = (align(maps["depth"][:, 0], depth, valid) - depth).abs() / depth.clamp(min=1e-6)
-        pairs = zip(maps["depth_spread"][:, 0], error, valid, strict=True)
-        row["uncertainty_spearman"] = spread([spearman(s[keep], e[keep]) for s, e, keep in pairs])
+    """The shipped head with an ensemble; rank correlations of its uncertainties with the errors."""
+    truth, made = Truth.of(batch), _predicted(head, batch, members)
+    row: dict[str, Any] = {"method": f"shipped head, ensemble {members}", "nfe": made.nfe / len(truth.valid)}
+    row |= error_row(_maps(made), truth)
+    for name, part in made.maps.items():
+        if part.uncertainty is not None:
+            error = BOTH.parts[name].error(torch.as_tensor(part.prediction), truth.targets[name], truth.valid)
+            groups = zip(torch.as_tensor(part.uncertainty)[:, 0], error, truth.valid[:, 0], strict=True)
+            row[f"{name}_uncertainty_spearman"] = spread([spearman(s[keep], e[keep]) for s, e, keep in groups])
     return row
 
 
@@ -248,16 +252,17 @@ def place_rows(head: GeometryHead, kind: str, config: GeometryBench) -> list[dic
     """The best plane and the shipped head on test streets, tables or interiors."""
     data = GeometryData([RenderedPlaces("test", config.place_groups, config.size, kind)])
     batch = data.batch(np.arange(len(data)), None)
-    depth, _, valid = targets_of(batch)
-    plane = depth_row(best_plane(depth, valid, False), depth, valid)
-    rows = [{"method": "best plane in depth", **plane}, ensemble_row(head, batch, 1)]
+    truth = Truth.of(batch)
+    plane = best_plane(truth.targets["depth"][:, 0], truth.valid[:, 0], False)
+    rows = [{"method": "best plane in depth", **error_row({"depth": plane[:, None]}, truth)}]
+    rows.append(ensemble_row(head, batch, 1))
     return [{**row, "method": f"{row['method']}, {kind}s"} for row in rows]
 
 
 def real_rows(head: GeometryHead | None, members: int) -> list[dict[str, Any]]:
     """Baselines, the shipped head and an ensemble of it on every real frame; empty when the frames are absent."""
     rows = []
-    pipe = None if head is None or "depth" not in head.config.targets else ImageToDepth(head)
+    pipe = None if head is None else _depth_of(head)
     for frame in real_frames():
         depth = torch.from_numpy(frame.depth_m)[None]
         valid = depth > 0
@@ -278,6 +283,14 @@ def real_rows(head: GeometryHead | None, members: int) -> list[dict[str, Any]]:
     return rows
 
 
+def _depth_of(head: GeometryHead) -> ImageToDepth | None:
+    """None for a head that predicts no depth."""
+    try:
+        return ImageToDepth(head)
+    except InputError:
+        return None
+
+
 def real_summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Means over the real frames, and on how many of them a head has a lower AbsRel than constant and plane."""
     names = [name for name in (rows[0] if rows else {}) if isinstance(rows[0][name], dict)]
@@ -292,17 +305,13 @@ def real_summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _picture(head: GeometryHead, batch: dict[str, np.ndarray], path: Path, rows: Sequence[int] = range(6)) -> None:
-    """Image, predicted and true depth, predicted and true normals of a few rooms."""
-    depth, normals, valid = targets_of(batch)
-    picked = [i for i in rows if i < len(depth)]
+    """Image, then prediction and truth of each target, of a few rooms."""
+    picked = [i for i in rows if i < len(batch["images"])]
     part = {name: values[picked] for name, values in batch.items()}
-    maps, tiles = _predicted(ImageToGeometry(head), part, 1), []
-    for k, i in enumerate(picked):
-        tiles.append(to_uint8(batch["images"][i]))
-        if "depth" in maps:
-            metres = align(maps["depth"][k : k + 1, 0], depth[i : i + 1], valid[i : i + 1])[0]
-            low, high = float(depth[i].min()), float(depth[i].max())
-            tiles += [colourise(values, low=low, high=high) for values in (metres, depth[i])]
-        if "normals" in maps:
-            tiles += [normals_to_rgb(maps["normals"][k]), normals_to_rgb(normals[i])]
+    truth, maps, tiles = Truth.of(part), _maps(_predicted(head, part, 1)), []
+    for k in range(len(picked)):
+        one = slice(k, k + 1)
+        tiles.append(to_uint8(part["images"][k]))
+        for name, codec in head.codec.parts.items():
+            tiles += codec.compared(maps[name][one], truth.targets[name][one], truth.valid[one])
     save_image(path, grid(tiles, columns=len(tiles) // len(picked)))

@@ -15,8 +15,9 @@ from ..core.sampling import DDIM, NoiseSchedule, Solver, make_solver
 from ..core.sampling.divergence import magnitude_score
 from ..core.sampling.solvers import HeavyBall, LinearMultistep
 from ..toybox.judge import Judge
-from .runner import Context, bootstrapped, digits
-from .toy_latents import decoded, encoded, features, renders, run_sampler, scores, seeded_noise
+from .intervals import bootstrapped, digits
+from .runner import Context
+from .toy_latents import decoded, encoded, features, renders, run_sampler, scores, seeded_noise, yardstick
 
 BASELINE = "plms 4"
 
@@ -65,7 +66,7 @@ def run(context: Context) -> dict[str, Any]:
     prior, judge = load_prior(context.prior), Judge.from_pretrained()
     count = config.seeds * config.images
     test, real = renders("test", count, views=1), renders("test", config.reference_groups, views=4, first=count)
-    reference, latents = features(judge, real.images), encoded(prior, real.images)
+    yard, latents = yardstick(judge, count, config.reference_groups, first=count), encoded(prior, real.images)
     mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
     condition = prior.encode_text(test.prompts)
     seeds = [context.seed + k * SEED_STEP for k in range(config.seeds)]
@@ -83,7 +84,7 @@ def run(context: Context) -> dict[str, Any]:
                 row[key] = bootstrapped(values.numpy())
                 row[f"{key}_by_seed"] = [digits(part.mean()) for part in values.split(config.images)]
             images = decoded(prior, final)
-            table.append(row | scores(judge, images, test.meanings, reference, plain))
+            table.append(row | scores(judge, images, test.meanings, yard, plain))
             plain = features(judge, images) if name == BASELINE else plain
     real_score = magnitude_score(latents, mean, std)
     return {

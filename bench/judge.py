@@ -10,7 +10,8 @@ import torch
 
 from ..toybox.judge import Judge
 from ..toybox.judge_eval import evaluate_judge
-from .runner import Context, share
+from .intervals import share
+from .runner import Context
 
 KINDS = ("object", "scene")
 

@@ -17,8 +17,9 @@ from ..core.priors import Prior, load_prior
 from ..core.sampling import Level, NoiseSchedule
 from ..core.sampling.noiseshift import RemapFit, RemapSearch, TimeRemap, calibrate_time_remap, resolution_rule
 from ..toybox.judge import Judge
-from .runner import DIT, Context
-from .toy_latents import decoded, encoded, features, renders, run_sampler, scores, seeded_noise
+from .registry import DIT
+from .runner import Context
+from .toy_latents import decoded, encoded, features, renders, run_sampler, scores, seeded_noise, yardstick
 
 CALIBRATION_SEED = 500_000  # far from the seeds that are measured
 
@@ -76,9 +77,9 @@ def _measured(
     config: NoiseShiftBench,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """Accuracy and Frechet distance to true renders of the same size, all from the same noise."""
+    """Accuracy and distances to true renders of the same size, all from the same noise."""
     shown = renders("test", config.images, size, views=1)
-    reference = features(judge, renders("test", config.images, size, views=1, first=config.images).images)
+    yard = yardstick(judge, config.images, config.images, config.images, size, views=1)
     condition = prior.encode_text(shown.prompts)
     channels, side = prior.latent_shape[0], size // prior.vae_factor
     noise = seeded_noise((channels, side, side), config.images, seed)
@@ -95,7 +96,7 @@ def _measured(
         images = decoded(prior, run_sampler(prior, condition, noise, grid, config.guidance, time_remap=remap))
         shift = 0.0 if remap is None else remap.shift
         row = {"size_px": size, "table": name, "shift": round(shift, 4), "steps": config.steps}
-        rows.append(row | scores(judge, images, shown.meanings, reference, plain))
+        rows.append(row | scores(judge, images, shown.meanings, yard, plain))
         plain = features(judge, images) if plain is None else plain
     return rows
 

@@ -22,7 +22,8 @@ from ..core.sampling.operators import Operator, super_resolution
 from ..core.sampling.optimal_boundary import candidates, variance_shares
 from ..tasks.metrics import spearman
 from ..toybox.judge import Judge
-from .runner import Context, bootstrapped, digits, resamples
+from .intervals import bootstrapped, digits, resamples
+from .runner import Context
 from .toy_latents import Renders, decoded, encoded, features, renders, run_sampler
 
 DISTANCES = ("features", "latents")

@@ -21,7 +21,8 @@ from ..core.sampling import NoiseSchedule
 from ..pipelines.text_to_image import TextToImage
 from ..toybox.samples import object_prompts
 from ..utils.errors import InputError
-from .runner import Context, digits, interleaved
+from .intervals import digits
+from .runner import Context, interleaved
 from .toy_latents import run_sampler, seeded_noise
 
 Jobs = dict[str, Callable[[], object]]

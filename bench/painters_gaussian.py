@@ -28,6 +28,7 @@ from .toy_latents import (
     run_sampler,
     scores,
     seeded_noise,
+    yardstick,
 )
 
 FIT_SEED = 500_000  # far from the seeds that are measured
@@ -90,7 +91,7 @@ def _table(
     """Per guidance: the whole run, half its steps, and every fit at every skipped fraction."""
     schedule = NoiseSchedule.from_config(prior.scheduler_config)
     test = renders("test", config.images, views=1)
-    reference = features(judge, renders("test", config.reference_groups, first=config.images).images)
+    yard = yardstick(judge, config.images, config.reference_groups, first=config.images)
     condition, noise = prior.encode_text(test.prompts), seeded_noise(prior.latent_shape, config.images, seed)
     table: list[dict[str, Any]] = []
     for guidance in config.guidances:
@@ -109,7 +110,7 @@ def _table(
             row |= {"nfe_rows": prior.nfe - before, "seconds": round(time.perf_counter() - began, 1)}
             full, images = final if full is None else full, decoded(prior, final)
             row["mse_to_full"] = paired_mse(final, full)
-            table.append(row | scores(judge, images, test.meanings, reference, seen))
+            table.append(row | scores(judge, images, test.meanings, yard, seen))
             seen = features(judge, images) if seen is None else seen
     return table
 

@@ -23,8 +23,10 @@ from ..core.sampling.quantise import fake_quantized
 from ..toybox.captions import Meaning
 from ..toybox.judge import Judge
 from ..utils.seeds import generator
-from .runner import Context, digits
-from .toy_latents import FID_IMAGES, decoded, features, paired_mse, renders, resampled_fid, scores, seeded_noise
+from .distances import FRECHET_PICTURES, Features, frechet_draws
+from .intervals import digits
+from .runner import Context
+from .toy_latents import decoded, features, paired_mse, renders, scores, seeded_noise, yardstick
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def run(context: Context) -> dict[str, Any]:
     small = renders("train", config.prompts, views=1)
     known = features(judge, renders("train", config.known_groups, first=config.prompts).images)
     test = renders("test", config.images, views=1)
-    reference = features(judge, renders("test", config.reference_groups, first=config.images).images)
+    yard = yardstick(judge, config.images, config.reference_groups, first=config.images)
     levels = NoiseSchedule.from_config(prior.scheduler_config).grid(config.steps, "trailing")
     lab = _Lab(prior, judge, config, levels, known)
     seed = context.seed + SEARCH_SEED
@@ -130,12 +132,12 @@ def run(context: Context) -> dict[str, Any]:
                 row |= {"mse_to_full": paired_mse(latents, full)}
                 images = decoded(prior, latents)
                 seen[name, setting] = features(judge, images)
-                table.append(row | scores(judge, images, test.meanings, reference, seen[name, "plain"]))
+                table.append(row | scores(judge, images, test.meanings, yard, seen[name, "plain"]))
     return {
         "config": asdict(config),
         "seeds": [context.seed],
         "table": table,
-        "gains": gains(seen, reference),
+        "gains": gains(seen, yard.reference),
         "landscapes": landscapes,
     }
 
@@ -180,18 +182,19 @@ def _outputs(lab: _Lab, condition: Condition, noise: Tensor, images: Tensor) -> 
     return [denoiser(denoiser.schedule.add_noise(clean, noise, level), level).raw for level in lab.levels[:-1]]
 
 
-def gains(seen: dict[tuple[str, str], Tensor], reference: Tensor) -> dict[str, dict[str, Any]]:
+def gains(seen: dict[tuple[str, str], Tensor], reference: Features) -> dict[str, dict[str, Any]]:
     """What the searched factors take off the Frechet distance of each network, from features by (network, factors).
 
     `beyond_full_precision` is that gain less the one of the full-precision network, the rest being tuning of the
-    schedule; `recovered` the gain's part of what quantisation cost, where that is above its noise. Deviations are over
-    resampled pictures, the same ones for all. Empty for fewer than FID_IMAGES pictures.
+    schedule; `recovered` the gain's part of what quantisation cost, where that is above its noise. In all of them the
+    floor cancels. Deviations are over resampled pictures, the same ones for all. Empty for fewer than FRECHET_PICTURES
+    pictures.
     """
     networks = list(dict.fromkeys(name for name, _ in seen))
-    if min(len(reference), len(seen[FULL, "plain"])) < FID_IMAGES:
+    if min(len(reference), len(seen[FULL, "plain"])) < FRECHET_PICTURES:
         return {}
     plain, tuned = (
-        {name: np.array(resampled_fid(seen[name, factors], reference)) for name in networks}
+        {name: frechet_draws(Features.of(seen[name, factors]), reference) for name in networks}
         for factors in ("plain", "searched")
     )
     found: dict[str, dict[str, Any]] = {}

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..core.priors import Condition, Prior, load_prior
@@ -31,9 +30,11 @@ from ..core.sampling.paired_error import PairedError
 from ..core.sampling.solvers import DPMSolverV3
 from ..toybox.judge import Judge
 from ..utils.files import atomic_path
+from .distances import Yardstick
 from .dpm_solver_v3 import measured
-from .runner import Context, bootstrapped, by_guidance, digits, interleaved
-from .toy_latents import Renders, decoded, features, renders, run_sampler, scores, seeded_noise
+from .intervals import bootstrapped, digits
+from .runner import Context, by_guidance, interleaved
+from .toy_latents import Renders, decoded, renders, run_sampler, scores, seeded_noise, yardstick
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Questions:
 
     judge: Judge
     asked: Renders
-    reference: Tensor  # features (N, D)
+    yard: Yardstick
     condition: Condition
     noise: Tensor  # (n, C, h, w)
 
@@ -82,10 +83,8 @@ class Questions:
     def of(cls, prior: Prior, count: int, reference_groups: int, seed: int) -> Questions:
         """The first `count` sentences; the renders are of the objects behind them."""
         judge, asked = Judge.from_pretrained(), renders("test", count, views=1)
-        reference = features(judge, renders("test", reference_groups, first=count).images)
-        return cls(
-            judge, asked, reference, prior.encode_text(asked.prompts), seeded_noise(prior.latent_shape, count, seed)
-        )
+        yard = yardstick(judge, count, reference_groups, first=count)
+        return cls(judge, asked, yard, prior.encode_text(asked.prompts), seeded_noise(prior.latent_shape, count, seed))
 
     def first(self, count: int) -> tuple[Condition, Tensor]:
         """Condition and noise of the first of them."""
@@ -93,7 +92,7 @@ class Questions:
 
     def scores(self, prior: Prior, states: Tensor) -> dict[str, Any]:
         """Accuracy and toy-FID of the latents (n, C, h, w) drawn of all of them."""
-        return scores(self.judge, decoded(prior, states), self.asked.meanings, self.reference)
+        return scores(self.judge, decoded(prior, states), self.asked.meanings, self.yard)
 
 
 def solvers(prior: Prior, statistics: ModelStatistics) -> dict[str, Callable[[], Solver]]:
@@ -168,7 +167,6 @@ def presets(table: list[dict[str, Any]], budgets: Sequence[int], allowed: Sequen
 
 def panel(name: str, guidance: float, config: SamplingBench, seed: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The rows of one backbone at one guidance, in one thread, and what they cost."""
-    torch.set_num_threads(1)
     began = time.perf_counter()
     prior, most = load_prior(name), max(config.images, config.judged_images)
     questions = Questions.of(prior, most, config.reference_groups, seed)

@@ -10,8 +10,6 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
-import torch
-
 from ..core.priors import load_prior
 from ..core.sampling import NoiseSchedule
 from .dpm_solver_v3 import measured
@@ -58,7 +56,6 @@ def judged(context: Context, config: JudgedBench) -> dict[str, Any]:
 
 def panel(name: str, guidance: float, config: JudgedBench, seed: int) -> list[dict[str, Any]]:
     """The rows of one guidance, in one thread."""
-    torch.set_num_threads(1)
     prior = load_prior(name)
     schedule = NoiseSchedule.from_config(prior.scheduler_config)
     questions = Questions.of(prior, config.images, config.reference_groups, seed)

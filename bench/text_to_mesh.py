@@ -33,8 +33,10 @@ from ..utils.configs import to_dict
 from ..utils.errors import UnprojectError
 from ..utils.files import read_json, write_json
 from ..utils.pictures import grid, load_image, save_image
+from ..utils.threads import pin
 from .embedded_prior import heldout_pairs, test_programs
-from .runner import Context, share, spread
+from .intervals import share, spread
+from .runner import Context
 
 AZIMUTHS = tuple(range(0, 360, 45))
 QUADRANTS = (0, 90, 180, 270)
@@ -98,7 +100,7 @@ def make_one(wanted: Wanted, prior: str, seed: int, config: MeshBench, folder: s
     place = Path(folder) / f"{wanted.index:03d}"
     if (place / "result.json").exists():
         return dict(read_json(place / "result.json"))
-    torch.set_num_threads(1)
+    pin(1)
     record: dict[str, Any] = {**asdict(wanted), "prompt": wanted.prompt, "seed": seed}
     began = time.perf_counter()
     try:

@@ -16,13 +16,11 @@ from ..core.sampling.denoiser import Control, Remap
 from ..core.sampling.init import Init, NoiseInit, sample_from
 from ..toybox.captions import Meaning, say
 from ..toybox.dataset import RenderJob, render_group
-from ..toybox.judge import Judge, frechet
+from ..toybox.judge import Judge
 from ..toybox.samples import plain_meaning
 from ..utils.seeds import generator, sample_noise
-from .runner import bootstrapped, digits, resamples, share
-
-FID_IMAGES = 200  # features are 192 numbers: the covariance of fewer pictures is singular
-FID_DRAWS = 40  # resamplings of the pictures
+from .distances import Features, Yardstick
+from .intervals import bootstrapped, share
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ def renders(split: str, groups: int, size: int = 64, views: int = 4, first: int 
     job = RenderJob("object", split, first + groups, size)
     images, meanings = [], []
     for index in range(first, first + groups):
-        images.append(render_group(job, index)["rgb"][:views])
+        images.append(render_group(job, index, views)["rgb"])
         meanings += [plain_meaning(split, index)] * views
     stacked = torch.from_numpy(np.concatenate(images)).permute(0, 3, 1, 2).float() / 255
     return Renders(stacked, meanings)
@@ -102,34 +100,24 @@ def agreement(judge: Judge, images: Tensor, meanings: Sequence[Meaning]) -> dict
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
+def yardstick(judge: Judge, pictures: int, groups: int, first: int, size: int = 64, views: int = 4) -> Yardstick:
+    """Features of the test objects from number `first` on: `groups` in so many views each, and as many others in one
+    view each as there are `pictures` drawn."""
+    reference = renders("test", groups, size, views, first)
+    others = renders("test", pictures, size, 1, first + groups)
+    return Yardstick(Features.of(features(judge, reference.images), views), Features.of(features(judge, others.images)))
+
+
 def scores(
-    judge: Judge, images: Tensor, meanings: Sequence[Meaning], reference: Tensor, plain: Tensor | None = None
+    judge: Judge, images: Tensor, meanings: Sequence[Meaning], yard: Yardstick, plain: Tensor | None = None
 ) -> dict[str, Any]:
-    """Share of images that show what their sentence says, and `toy_fid`."""
-    row = {"accuracy": share(agreement(judge, images, meanings)["all"])}
-    return row | toy_fid(features(judge, images), reference, plain)
+    """Share of images, of one object each, that show what their sentence says, and their distances from renders.
 
-
-def toy_fid(seen: Tensor, reference: Tensor, plain: Tensor | None = None) -> dict[str, Any]:
-    """Frechet distance of features (N, D) to those of renders, and its deviation over resampled pictures.
-
-    With the features `plain` of the same N sentences and noises, also the ratio to their distance, the same pictures
-    resampled in both: (ratio, 95 % interval). Nothing for fewer than FID_IMAGES pictures.
+    plain: judge features (N, D) of drawings of the same sentences from the same noises.
     """
-    if min(len(seen), len(reference)) < FID_IMAGES:
-        return {}
-    value, *drawn = resampled_fid(seen, reference)
-    row: dict[str, Any] = {"toy_fid": round(value, 3), "toy_fid_std": round(float(np.std(drawn, ddof=1)), 3)}
-    if plain is not None:
-        middle, *ratios = np.array([value, *drawn]) / resampled_fid(plain, reference)
-        reach = np.exp(1.96 * np.log(ratios).std(ddof=1))
-        row["toy_fid_ratio"] = {"ratio": digits(middle), "low": digits(middle / reach), "high": digits(middle * reach)}
-    return row
-
-
-def resampled_fid(seen: Tensor, reference: Tensor) -> list[float]:
-    """Frechet distance of features (N, D) to those of renders, then of FID_DRAWS resamplings, alike for equal N."""
-    return [frechet(reference, seen), *(frechet(reference, seen[rows]) for rows in resamples(len(seen), FID_DRAWS))]
+    row = {"accuracy": share(agreement(judge, images, meanings)["all"])}
+    seen = Features.of(features(judge, images))
+    return row | yard.row(seen, None if plain is None else Features.of(plain))
 
 
 def paired_mse(a: Tensor, b: Tensor) -> dict[str, float]:

@@ -21,7 +21,8 @@ from ..core.sampling.usf_search import Fitness, SearchResult, SearchSpace, Strat
 from ..pipelines.calibrations import known_solvers
 from ..toybox.samples import object_prompts
 from .dpm_solver_v3 import measured
-from .runner import Context, bootstrapped, digits, ratio
+from .intervals import bootstrapped, digits, ratio
+from .runner import Context
 from .toy_latents import seeded_noise
 
 HELDOUT_SEED = 300_000

@@ -7,22 +7,22 @@ from typing import Annotated, Any, Union, cast
 
 import tyro
 
+from .bench import Bench
 from .calibrate import CalibrateSolver, SearchSolver
 from .common import Command
 from .demo import Demo
 from .edit import Edit, Restore
 from .files import Convert, Inspect
-from .image import Depth, Normals, Pointcloud
+from .image import MAP_COMMANDS, Pointcloud
 from .info import Doctor, Methods, Priors
 from .text import TextToImage, TextToMesh
-from .work import Bench, Train
+from .train import Train
 from .world import Toybox
 
 COMMANDS: tuple[type[Command], ...] = (
     TextToMesh,
     TextToImage,
-    Depth,
-    Normals,
+    *MAP_COMMANDS.values(),
     Pointcloud,
     Edit,
     Restore,

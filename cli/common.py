@@ -18,6 +18,7 @@ from ..utils.configs import to_dict, to_yaml
 from ..utils.errors import InputError, UnprojectError
 from ..utils.files import write_json
 from ..utils.runs import RunRecord, plain
+from ..utils.threads import pin
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,8 @@ class Command:
     """Seed of all randomness."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
+    threads: int | None = None
+    """Processor threads to compute with (default: torch's own choice; one for bench and train)."""
     json: bool = False
     """Print one JSON object instead of text."""
     print_config: bool = False
@@ -83,6 +86,11 @@ class Command:
     def leaves_files(self) -> bool:
         """False for commands that only tell something; they write a file only when --out is given."""
         return True
+
+    @property
+    def looks_at_out(self) -> bool:
+        """True where --out names what is looked at, so that what is told is not written there."""
+        return False
 
     def slug(self) -> str:
         """The base name of the outputs."""
@@ -120,12 +128,16 @@ def execute(command: Command) -> int:
         return 0
     if command.seed is not None and command.seed < 0:
         raise InputError(f"--seed must be 0 or more, got {command.seed}")
+    if command.threads is not None and command.threads < 1:
+        raise InputError(f"--threads must be 1 or more, got {command.threads}")
     command.check()
     if command.dry_run:
         return _show_plan(command, target)
     record = RunRecord(command.name, to_dict(command), command.seed)
     try:
         with record, _plain_warnings(record):
+            if command.threads is not None:
+                pin(command.threads)
             shown = command.run(record, target)
     except BaseException:
         if command.leaves_files and record.outputs:
@@ -134,7 +146,7 @@ def execute(command: Command) -> int:
         raise
     if command.leaves_files:
         record.write(target.record)
-    elif command.out is not None:
+    elif command.out is not None and not command.looks_at_out:
         path = target.file(target.suffix or ".json")
         write_json(path, plain(shown.data))
     _show(command, record, shown, target)

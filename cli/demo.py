@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from ..utils.runs import RunRecord
 from .common import Shown, Table, Target, check_apart, check_picture, size_text, slugify
-from .image import Depth, ImageCommand, Normals, Pointcloud
+from .image import MAP_COMMANDS, ImageCommand, Pointcloud
 from .priors import PriorCommand, head_of
 from .text import TextToImage, TextToMesh
 from .world import room_photo
@@ -52,8 +52,7 @@ class Demo(PriorCommand):
         return [
             TextToImage(grid=16, out=folder / "images.png", **text),
             TextToMesh(out=folder / f"{self.stem}.glb", **text),
-            Depth(out=folder / "depth.png", **image),
-            Normals(out=folder / "normals.png", **image),
+            *(MAP_COMMANDS[name](out=folder / f"{name}.png", **image) for name in ("depth", "normals")),
             Pointcloud(out=folder / "points.ply", **image),
         ]
 

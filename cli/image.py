@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import tyro
 
+from ..tasks.table import TaskConfig, task_table
 from ..utils.errors import InputError
 from ..utils.runs import RunRecord
 from .common import Shown, Target, check_apart, check_range
@@ -121,6 +122,15 @@ class MapCommand(ImageCommand):
 
     kinds: ClassVar[tuple[str, ...]] = (".png",)
     endings: ClassVar[tuple[str, ...]] = (".npz", *PICTURES_OF_MAPS)
+    codec: ClassVar[str] = ""
+    """of the target"""
+
+    def load(self) -> Any:
+        """The pipeline."""
+        from ..pipelines.image_to_geometry import ImageToMap
+        from ..tasks.heads import load_head
+
+        return ImageToMap(load_head(self.prior, (self.codec,), **self.placement()), self.codec)
 
     def one(self, pipe: Any, path: Path, picture: np.ndarray, record: RunRecord, target: Target) -> None:
         """Writes NAME.npz, NAME-16bit.png and NAME.png; of an ensemble NAME-uncertainty.png too."""
@@ -130,30 +140,13 @@ class MapCommand(ImageCommand):
             record.output(written)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Depth(MapCommand):
-    """Estimate depth: float32 NPZ, 16-bit PNG and a coloured picture."""
-
-    name: ClassVar[str] = "depth"
-
-    def load(self) -> Any:
-        """The pipeline."""
-        from ..pipelines.image_to_geometry import ImageToDepth
-
-        return ImageToDepth.from_pretrained(self.prior, **self.placement())
+def map_command(name: str, task: TaskConfig) -> type[MapCommand]:
+    """The command `unproject NAME` of a task."""
+    members = {"name": name, "codec": task.codec, "__doc__": task.summary, "__module__": __name__}
+    return type(name.capitalize(), (MapCommand,), members)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Normals(MapCommand):
-    """Estimate surface normals: float32 NPZ, 16-bit PNG and a coloured picture."""
-
-    name: ClassVar[str] = "normals"
-
-    def load(self) -> Any:
-        """The pipeline."""
-        from ..pipelines.image_to_geometry import ImageToNormals
-
-        return ImageToNormals.from_pretrained(self.prior, **self.placement())
+MAP_COMMANDS = {name: map_command(name, task) for name, task in task_table().items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,7 +215,7 @@ def distinct_stems(pictures: Sequence[Path]) -> list[str]:
 def without_maps(pictures: Sequence[Path]) -> list[Path]:
     """The pictures of a folder that are no map of another one: NAME-depth.png and its like, beside NAME-depth.npz."""
     owners = {name for path in pictures for name in (path.stem, _with_suffix(path))}
-    bases = {f"{owner}-{command.name}" for owner in owners for command in (Depth, Normals)}
+    bases = {f"{owner}-{command.name}" for owner in owners for command in MAP_COMMANDS.values()}
 
     def is_map(path: Path) -> bool:
         base = next((path.name.removesuffix(end) for end in PICTURES_OF_MAPS if path.name.endswith(end)), "")

@@ -16,11 +16,10 @@ from ..utils.runs import RunRecord, versions
 from .common import Command, Shown, Table, Target
 
 PACKAGES = (
-    *("torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "tokenizers"),
-    *("numpy", "scipy", "PIL", "numba", "kornia", "trimesh", "open3d", "skimage", "xatlas", "fast_simplification"),
-    *("manifold3d", "gsplat", "tyro", "rich", "yaml", "imageio_ffmpeg", "matplotlib"),
+    *("torch", "diffusers", "transformers", "accelerate", "peft", "huggingface_hub", "safetensors", "tokenizers"),
+    *("numpy", "scipy", "PIL", "trimesh", "open3d", "skimage", "xatlas", "fast_simplification"),
+    *("manifold3d", "tyro", "rich", "yaml", "imageio_ffmpeg", "matplotlib"),
 )
-OPTIONAL = {"gradio": "app", "fastapi": "serve", "ray": "scale", "pxr": "usd", "pycolmap": "sfm"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +76,6 @@ class Doctor(Info):
         checks = [
             *_package_checks(),
             *_guarded("accelerator", "torch", _torch_checks),
-            *_accelerator_checks(),
             *_tool_checks(),
             *_guarded("prior", "priors", _prior_checks),
         ]
@@ -115,24 +113,21 @@ def _check(group: str, name: str, ok: bool, detail: str, required: bool = False)
     return {"group": group, "name": name, "ok": ok, "detail": detail, "required": required}
 
 
-def _import_check(group: str, module: str, required: bool, absent: str) -> dict[str, Any]:
-    """Imports a package for real: an installed one may still lack a system library."""
+def _import_check(module: str) -> dict[str, Any]:
+    """Imports a required package for real: an installed one may still lack a system library."""
     try:
         found = importlib.import_module(module)
     except ImportError as error:
         missing = isinstance(error, ModuleNotFoundError) and error.name == module
-        return _check(group, module, False, absent if missing else f"does not import: {error}", required)
+        why = "not installed: pip install unproject" if missing else f"does not import: {error}"
+        return _check("package", module, False, why, True)
     except Exception as error:
-        return _check(group, module, False, f"does not import: {type(error).__name__}: {error}", required)
-    return _check(group, module, True, str(getattr(found, "__version__", "")), required)
+        return _check("package", module, False, f"does not import: {type(error).__name__}: {error}", True)
+    return _check("package", module, True, str(getattr(found, "__version__", "")), True)
 
 
 def _package_checks() -> list[dict[str, Any]]:
-    required = [_import_check("package", name, True, "not installed: pip install unproject") for name in PACKAGES]
-    return required + [
-        _import_check("extra", name, False, f"not installed: pip install 'unproject[{extra}]'")
-        for name, extra in OPTIONAL.items()
-    ]
+    return [_import_check(name) for name in PACKAGES]
 
 
 def _guarded(group: str, name: str, probe: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -158,30 +153,6 @@ def _torch_checks() -> list[dict[str, Any]]:
         _check("accelerator", "cuda", cuda, torch.cuda.get_device_name(0) if cuda else no_cuda),
         _check("accelerator", "mps", mps, "Apple GPU" if mps else "not an Apple GPU machine"),
     ]
-
-
-def _accelerator_checks() -> list[dict[str, Any]]:
-    """Optional renderers; those that import still need a CUDA device."""
-    checks = []
-    for name, hint in (
-        ("gsplat", "rasterises Gaussians"),
-        ("pytorch3d", "no wheel for the current torch; optional, rasterises meshes"),
-        ("nvdiffrast", "optional, non-commercial licence, never the default"),
-    ):
-        found = _import_check("accelerator", name, False, f"not installed; {hint}")
-        if found["ok"] and not _has_cuda():
-            found.update(ok=False, detail=f"version {found['detail']} is installed but needs a CUDA device; {hint}")
-        checks.append(found)
-    return checks
-
-
-def _has_cuda() -> bool:
-    try:
-        import torch
-
-        return torch.cuda.is_available()
-    except Exception:
-        return False
 
 
 def _tool_checks() -> list[dict[str, Any]]:

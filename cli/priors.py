@@ -30,7 +30,7 @@ class PriorCommand(Command):
     base: str | None = None
     """The Stable Diffusion prior that an MVDream checkpoint in --prior builds on (default: sd21-base)."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    """Precision of the networks; auto is float16 for large backbones on CUDA, float32 elsewhere."""
+    """Precision of the networks; auto is half precision for large backbones on CUDA, float32 elsewhere."""
 
     def check(self) -> None:
         """The device has to be there and the prior known."""
@@ -61,8 +61,12 @@ class PriorCommand(Command):
         import torch
 
         if self.dtype == "auto":
-            large = device.startswith("cuda") and not self.prior.startswith("toybox")
-            return torch.float16 if large else torch.float32
+            if not device.startswith("cuda") or self.prior.startswith("toybox"):
+                return torch.float32
+            from ..core.priors.registry import registry  # heavy
+
+            entry = registry().get(self.prior)
+            return torch.bfloat16 if entry is not None and entry.half == "bfloat16" else torch.float16
         return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[self.dtype]
 
 
@@ -101,7 +105,7 @@ def head_names() -> list[str]:
     """The geometry heads: the embedded one and those of the registry."""
     from ..utils.configs import config_path, read_yaml
 
-    return ["toybox", *read_yaml(config_path("tasks/heads"))["heads"]]
+    return ["toybox", *read_yaml(config_path("heads"))["heads"]]
 
 
 def prior_names() -> list[str]:

@@ -108,7 +108,7 @@ class TextToMesh(PriorCommand):
     recipe: str = "default"
     """Packaged recipe in configs/text-to-mesh, or a YAML file; default is what suits the prior."""
     steps: int | None = None
-    """Optimisation steps; all schedules stretch with them (default: the recipe's)."""
+    """Optimisation steps; all schedules keep their shares of the run (default: the recipe's)."""
     guidance: float | None = None
     """Classifier-free guidance (default: the recipe's)."""
     faces: int | None = None

@@ -10,14 +10,20 @@ from torch import Tensor
 from ..core.distillation.score import GuidanceOut, ScoreConfig, ScoreDistillation
 from ..core.priors import Condition, Prior
 from ..geometry.cameras import Camera, to_mvdream
+from ..utils.errors import InputError
 from .views import VIEW_TEXT, view_classes
 
 
 class Guide(Protocol):
     """What pulls renders towards a prompt."""
 
-    def __call__(self, images: Tensor, camera: Camera, step: int, generator: torch.Generator) -> GuidanceOut:
-        """Loss of renders (B, 3, H, W) seen by B cameras."""
+    @property
+    def nfe(self) -> int:
+        """Network rows spent so far by all who ask the same network."""
+        ...
+
+    def __call__(self, images: Tensor, camera: Camera, share: float, generator: torch.Generator) -> GuidanceOut:
+        """Loss of renders (B, 3, H, W) seen by B cameras, when a share of the run is done."""
         ...
 
 
@@ -28,11 +34,19 @@ class MultiViewGuide:
         """`condition` has one row; renders come in groups of `views` consecutive ones that see each other."""
         self.score, self.views = ScoreDistillation(config, prior, condition), views
 
-    def __call__(self, images: Tensor, camera: Camera, step: int, generator: torch.Generator) -> GuidanceOut:
+    @property
+    def nfe(self) -> int:
         """See Guide."""
-        groups = self.score.condition.repeat(max(len(images) // self.views, 1))
-        seen = groups.with_views(to_mvdream(camera.c2w).to(images), self.views)
-        return self.score(images, step, generator, condition=seen)
+        return self.score.prior.nfe
+
+    def __call__(self, images: Tensor, camera: Camera, share: float, generator: torch.Generator) -> GuidanceOut:
+        """See Guide. Raises InputError when the cameras are no whole groups."""
+        groups = camera.batch // self.views
+        if groups * self.views != camera.batch:
+            raise InputError(f"{camera.batch} cameras are no groups of views={self.views}")
+        cameras = to_mvdream(camera.c2w).to(images)
+        seen = self.score.condition.repeat(groups).with_views(cameras, self.views)
+        return self.score(images, share, generator, condition=seen)
 
 
 class ViewTextGuide:
@@ -44,10 +58,15 @@ class ViewTextGuide:
         self.conditions = prior.encode_text(texts, negative)
         self.score = ScoreDistillation(config, prior, self.conditions.index([0]))
 
-    def __call__(self, images: Tensor, camera: Camera, step: int, generator: torch.Generator) -> GuidanceOut:
+    @property
+    def nfe(self) -> int:
+        """See Guide."""
+        return self.score.prior.nfe
+
+    def __call__(self, images: Tensor, camera: Camera, share: float, generator: torch.Generator) -> GuidanceOut:
         """See Guide."""
         rows = [self.rows.index(name) for name in view_classes(camera)]
-        return self.score(images, step, generator, condition=self.conditions.index(rows))
+        return self.score(images, share, generator, condition=self.conditions.index(rows))
 
 
 def make_guide(

@@ -6,11 +6,10 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core.distillation.score import DivergedError
 from ..geometry.cameras import Camera
-from ..geometry.fields import Field
 from ..geometry.outputs import RenderOutput
 from ..utils.errors import InputError
 
@@ -41,7 +40,7 @@ class Health:
         self.config, self.radius = config, radius
         self.streak = {"empty": 0, "full": 0}
 
-    def check(self, step: int, field: Field, render: RenderOutput, camera: Camera, loss: float) -> None:
+    def check(self, step: int, shape: nn.Module, render: RenderOutput, camera: Camera, loss: float) -> None:
         """Raises CollapsedError or DivergedError, naming step and remedy; `render` is seen from `camera`."""
         cover = float(render.alpha.detach()[sees_the_ball(camera, self.radius)].mean())
         if not (math.isfinite(loss) and math.isfinite(cover)):
@@ -59,12 +58,12 @@ class Health:
                 "another seed"
             )
         if step % 10 == 0:
-            self.check_parameters(step, field)
+            self.check_parameters(step, shape)
 
     @torch.no_grad()
-    def check_parameters(self, step: int, field: Field) -> None:
+    def check_parameters(self, step: int, shape: nn.Module) -> None:
         """Raises DivergedError when a parameter is not finite or far too large."""
-        for name, parameter in field.named_parameters():
+        for name, parameter in shape.named_parameters():
             largest = float(parameter.abs().amax())
             if not math.isfinite(largest) or largest > self.config.largest:
                 raise DivergedError(f"step {step}: {name} reached {largest:.3g}; lower lr or set score.clip")

@@ -2,37 +2,40 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from dataclasses import field as default
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..core.distillation.score import GuidanceOut
 from ..core.training.checkpoints import (
-    copy_into,
     latest_checkpoint,
-    load_optimizer_state,
-    optimizer_state,
     read_document,
     read_tensors,
     remove_broken,
     save_checkpoint,
 )
+from ..core.training.loop import Loop
+from ..core.training.loss import LossOut
+from ..core.training.players import Moves, Player, Turn, named_groups
 from ..geometry.cameras import Camera
-from ..geometry.fields import FieldConfig, make_field
 from ..geometry.outputs import RenderOutput
-from ..geometry.volume import Occupancy, Rays, VolumeConfig, render
+from ..geometry.representation import CHANNELS
+from ..geometry.shapes import ShapeConfig, make_shape
 from ..utils.configs import to_dict
 from ..utils.errors import InputError
-from ..utils.ramps import Ramp
+from ..utils.ramps import Moment, Ramp
 from ..utils.seeds import generator as seeded
 from .guides import Guide
 from .health import Health, HealthConfig
 from .held_targets import FitConfig, HeldTargets
-from .regularisers import LossWeights, Scene, active_terms, regularisation
+from .regularisers import LossWeights, Scene, active_terms, check_terms, regularisation
 from .views import ViewConfig, draw_backgrounds, draw_cameras
 
 StepEnd = Callable[["Optimisation", int, dict[str, float]], None]
@@ -40,39 +43,39 @@ StepEnd = Callable[["Optimisation", int, dict[str, float]], None]
 
 @dataclass(frozen=True)
 class OptimiseConfig:
-    """One stage of optimisation."""
+    """One stage of optimisation; what changes during the run is given in shares of it."""
 
     steps: int = 300
-    sizes: tuple[tuple[int, int], ...] = ((0, 32), (120, 64))  # (from step, px): renders grow during the run
+    sizes: tuple[tuple[float, int], ...] = ((0, 32), (0.4, 64))  # (from share, px): renders grow during the run
     guided_px: int = 64  # renders are resized to this for the prior; 0: as rendered
     fit: FitConfig = default(default_factory=FitConfig)
-    lr: tuple[float, ...] = (0, 1.0, 0.2, 300)  # factor on the field's own rates
+    lr: tuple[float, ...] = (0, 1.0, 0.2, 1)  # factor on the representation's own rates
     adam_betas: tuple[float, float] = (0.9, 0.99)
     adam_eps: float = 1e-4  # gradients far below it (unseen space) barely move anything
-    occupancy_every: int = 10
-    occupancy_from: int = 20  # step; before it the whole ball is sampled
     checkpoint_every: int = 100  # steps; 0: never
     views: ViewConfig = default(default_factory=ViewConfig)
-    field: FieldConfig = default(default_factory=FieldConfig)
-    volume: VolumeConfig = default(default_factory=VolumeConfig)
+    shape: ShapeConfig = default(default_factory=ShapeConfig)
     losses: LossWeights = default(default_factory=LossWeights)
     health: HealthConfig = default(default_factory=HealthConfig)
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise InputError(f"steps={self.steps} must be at least 1")
-        if not self.sizes or self.sizes[0][0] != 0 or list(self.sizes) != sorted(self.sizes):
-            raise InputError(f"sizes={self.sizes} must start at step 0 and be in order, such as [[0, 32], [150, 64]]")
+        starts = [start for start, _ in self.sizes]
+        if not starts or starts[0] != 0 or starts != sorted(starts) or starts[-1] > 1:
+            raise InputError(
+                f"sizes={self.sizes} must start at 0 and be in order, shares of the run, such as [[0, 32], [0.5, 64]]"
+            )
         if min(px for _, px in self.sizes) < 4:
             raise InputError(f"sizes={self.sizes}: renders need at least 4 px")
 
-    def size_at(self, step: int) -> int:
+    def size_at(self, now: Moment) -> int:
         """Side of the renders in px."""
-        return [px for start, px in self.sizes if start <= step][-1]
+        return [px for start, px in self.sizes if now.reached(start)][-1]
 
 
 class Optimisation:
-    """A field on its way to satisfy a guide. Everything that changes is in `state`; the guide holds none."""
+    """A representation on its way to satisfy a guide; the guide holds no state."""
 
     def __init__(
         self,
@@ -87,93 +90,108 @@ class Optimisation:
         self.guided_by: dict[str, Any] = to_dict(guided_by or {})
         self.generator = seeded(seed)
         self.device = torch.device(device)
-        self.field = make_field(config.field, self.generator).to(device)
-        self.occupancy = Occupancy(config.volume, config.field.half)
-        groups = self.field.param_groups(1.0)
-        self.optimizer = torch.optim.Adam(groups, betas=config.adam_betas, eps=config.adam_eps)
-        self.rates = [float(group["lr"]) for group in self.optimizer.param_groups]
-        self.health = Health(config.health, config.volume.radius)
+        self.shape = make_shape(config.shape, self.generator).to(device)
+        check_terms(config.losses, self.shape)
+        self.health = Health(config.health, self.shape.bounds)
         self.held = HeldTargets(config.fit)
-        self.step = 0
-        self.last: RenderOutput | None = None
+        self.loop = Loop([self._player()], {"shape": self._loss})
+        self.nfe, self.seconds = 0, 0.0  # of the whole run, resumed or not
+        self.history: list[dict[str, float]] = []  # the log of each step
+        self._looked: dict[str, float] = {}  # log of the newest look by the prior
+
+    def _player(self) -> Player:
+        config, shape = self.config, self.shape
+        return Player(
+            "shape",
+            lambda: named_groups(shape, shape.param_groups(1.0)),
+            partial(torch.optim.Adam, betas=config.adam_betas, eps=config.adam_eps),
+            rate=lambda step: Ramp.of(config.lr).at(Moment(step, config.steps).share),
+            moves=Moves(times=max(config.fit.steps, 1)),
+            grows=shape.grows,
+            before_step=lambda turn: shape.after_backward(self.now),
+            after_step=lambda turn: shape.after_step(self.now),
+        )
+
+    @property
+    def step(self) -> int:
+        """Steps that are done."""
+        return self.loop.step
+
+    @property
+    def now(self) -> Moment:
+        """Where the run is."""
+        return Moment(self.loop.step, self.config.steps)
 
     def run(self, out: Path | None = None, on_step: StepEnd | None = None) -> None:
         """The remaining steps; with `out` the state goes to out/ckpt-N every `checkpoint_every` steps."""
-        while self.step < self.config.steps:
-            log = self.advance()
+        began, asked = time.perf_counter() - self.seconds, self.guide.nfe - self.nfe
+
+        def after(step: int, log: dict[str, float]) -> None:
+            self.history.append({"step": step, **{key: round(value, 6) for key, value in log.items()}})
+            self.nfe, self.seconds = self.guide.nfe - asked, time.perf_counter() - began
             every = self.config.checkpoint_every
-            if out is not None and every and self.step % every == 0 and self.step < self.config.steps:
+            if out is not None and every and step % every == 0 and step < self.config.steps:
                 self.save(out)
             if on_step is not None:
-                on_step(self, self.step, log)
-        self.field.on_step(self.step)
-        self.occupancy.update(self.field, self.generator)
+                on_step(self, step, log)
 
-    def advance(self) -> dict[str, float]:
-        """One look by the prior and the gradient steps that follow it; returns the log."""
-        step, config = self.step, self.config
-        self._schedules(step)
-        camera = draw_cameras(config.views, config.size_at(step), self.generator).to(self.device)
-        background = draw_backgrounds(config.views, self.generator).to(camera.c2w)
-        terms = active_terms(config.losses, step, sdf=config.field.head.kind == "sdf")
-        log = (self._follow if config.fit.steps else self._pull)(camera, background, terms)
-        self.step = step + 1
-        assert self.last is not None
-        return {**log, "alpha": float(self.last.alpha.detach().mean())}
+        self.loop.run(self.config.steps, after)
+        self.shape.on_step(self.now, self.generator)
+        self.seconds = time.perf_counter() - began
 
-    def _pull(self, camera: Camera, background: Tensor, terms: dict[str, float]) -> dict[str, float]:
-        """One gradient step through whole renders."""
-        seen = self._render(camera, background, "orientation" in terms)
-        guidance = self.guide(self._for_prior(seen.rgb), camera, self.step, self.generator)
+    def _loss(self, turn: Turn) -> LossOut:
+        """The loss of a gradient step; the first of each turn begins with a look by the prior."""
+        terms = active_terms(self.config.losses, self.now.share)
+        if not self.config.fit.steps:
+            return self._pull(terms)
+        if turn.repeat == 0:
+            self._hold()
+        return self._follow(terms)
+
+    def _drawn(self) -> tuple[Camera, Tensor]:
+        """Cameras and the colours behind the object, after all schedules have moved."""
+        self.shape.on_step(self.now, self.generator)
+        camera = draw_cameras(self.config.views, self.config.size_at(self.now), self.generator).to(self.device)
+        return camera, draw_backgrounds(self.config.views, self.generator).to(camera.c2w)
+
+    def _pull(self, terms: dict[str, float]) -> LossOut:
+        """Through whole renders."""
+        camera, background = self._drawn()
+        seen = self.shape.render(camera, channels(terms), background, self.generator)
+        guidance = self._ask(seen, camera)
         loss, log = self._regularised(guidance.loss, seen, camera.rays()[1], terms)
-        self.health.check(self.step, self.field, seen, camera, float(loss.detach()))
-        self._descend(loss)
-        self.last = seen
-        return {**guidance.log, **log}
+        self.health.check(self.step, self.shape, seen, camera, float(loss.detach()))
+        return LossOut(loss, {**self._looked, **log})
 
-    def _follow(self, camera: Camera, background: Tensor, terms: dict[str, float]) -> dict[str, float]:
-        """Holds new targets, then takes `fit.steps` gradient steps on rays of all that are held."""
+    def _hold(self) -> None:
+        """Holds new targets."""
         with torch.no_grad():
-            seen = self._render(camera, background, normals=False)
-            seen.extras.pop("snapshot")
-            guidance = self.guide(self._for_prior(seen.rgb), camera, self.step, self.generator)
-        self.health.check(self.step, self.field, seen, camera, float(guidance.loss))
+            camera, background = self._drawn()
+            seen = self.shape.render(camera, ("rgb", "alpha", "depth"), background, self.generator)
+            guidance = self._ask(seen, camera)
+        self.health.check(self.step, self.shape, seen, camera, float(guidance.loss))
         if guidance.target_rgb is None:
             raise InputError('fit.steps needs targets as images; set score.space to "image"')
         self.held.add(camera, background, guidance.target_rgb, guidance.weight)
-        log: dict[str, float] = {}
-        for _ in range(self.config.fit.steps):
-            rays = self.held.draw(self.generator)
-            part = self._render(rays, rays.background[None, None], "orientation" in terms)
-            fitted = self.held.loss(part.rgb[0, 0], rays)
-            loss, log = self._regularised(fitted, part, rays.rays()[1], terms)
-            log["fit"] = float(fitted.detach())
-            self._descend(loss)
-        self.last = seen
-        return {**guidance.log, **log}
 
-    def _render(self, camera: Rays, background: Tensor, normals: bool) -> RenderOutput:
-        return render(self.field, camera, background, self.config.volume, self.occupancy, self.generator, normals)
+    def _follow(self, terms: dict[str, float]) -> LossOut:
+        """On rays of all targets that are held."""
+        rays = self.held.draw(self.generator)
+        part = self.shape.render(rays, channels(terms), rays.background[None, None], self.generator)
+        fitted = self.held.loss(part.rgb[0, 0], rays)
+        loss, log = self._regularised(fitted, part, rays.rays()[1], terms)
+        return LossOut(loss, {**self._looked, **log, "fit": float(fitted.detach())})
+
+    def _ask(self, seen: RenderOutput, camera: Camera) -> GuidanceOut:
+        guidance = self.guide(self._for_prior(seen.rgb), camera, self.now.share, self.generator)
+        self._looked = {**guidance.log, "alpha": float(seen.alpha.detach().mean())}
+        return guidance
 
     def _regularised(
         self, loss: Tensor, seen: RenderOutput, directions: Tensor, terms: dict[str, float]
     ) -> tuple[Tensor, dict[str, float]]:
-        scene = Scene(self.field, seen.extras.pop("snapshot"), seen, directions, self.generator)
-        extra, log = regularisation(terms, scene)
+        extra, log = regularisation(terms, self.shape, Scene(seen, directions), self.generator)
         return loss + extra, log
-
-    def _descend(self, loss: Tensor) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-
-    def _schedules(self, step: int) -> None:
-        self.field.on_step(step)
-        factor = Ramp.of(self.config.lr).at(step)
-        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate * factor
-        if step >= self.config.occupancy_from and step % self.config.occupancy_every == 0:
-            self.occupancy.update(self.field, self.generator)
 
     def _for_prior(self, rgb: Tensor) -> Tensor:
         """Renders (B, H, W, 3) as the prior wants them (B, 3, S, S)."""
@@ -184,16 +202,14 @@ class Optimisation:
 
     def save(self, out: Path) -> Path:
         """Writes out/ckpt-STEP, whole or absent."""
-        named = dict(self.field.named_parameters())
-        slots, document = optimizer_state(self.optimizer, named)
+        parts, players = self.loop.state()
         state: dict[str, Tensor] = {"generator": self.generator.get_state()}
-        if self.occupancy.mask is not None:
-            state["occupancy"] = self.occupancy.mask
         state.update({f"held.{i}": rows for i, rows in enumerate(self.held.sets)})
-        tensors: dict[str, dict[str, Tensor]] = {"field": dict(named), "optimizer": slots, "state": state}
+        tensors = {"shape": dict(self.shape.state_dict()), "optimizer": parts["optimizer"], "state": state}
         facts = {"step": self.step, "seed": self.seed, "guided_by": self.guided_by, "config": to_dict(self.config)}
         facts |= {"health": self.health.streak, "pixels": self.held.pixels}
-        return save_checkpoint(out, self.step, tensors, {"optimizer": document, "optimisation": facts})
+        facts |= {"nfe": self.nfe, "seconds": self.seconds, "history": self.history}
+        return save_checkpoint(out, self.step, tensors, {"players": players, "optimisation": facts})
 
     def resume(self, out: Path) -> bool:
         """Continues from the newest checkpoint in `out`; False when there is none.
@@ -215,24 +231,27 @@ class Optimisation:
                 f"{checkpoint} was made with another {', '.join(changed)}; choose another folder (out=, --work), "
                 "or delete this one"
             )
-        named = dict(self.field.named_parameters())
-        copy_into(named, read_tensors(checkpoint, "field"), str(checkpoint))
-        slots = read_tensors(checkpoint, "optimizer")
-        load_optimizer_state(self.optimizer, named, slots, read_document(checkpoint, "optimizer"))
+        self.shape.restore(read_tensors(checkpoint, "shape"), str(checkpoint))
+        slots = {"optimizer": read_tensors(checkpoint, "optimizer"), "ema": {}}
+        self.loop.load_optimizers(slots, read_document(checkpoint, "players"))
         state = read_tensors(checkpoint, "state")
         self.generator.set_state(state["generator"])
-        if "occupancy" in state:
-            self.occupancy.mask = state["occupancy"].to(self.device)
         held = [name for name in state if name.startswith("held.")]
         self.held.sets = [state[f"held.{i}"].to(self.device) for i in range(len(held))]
-        self.held.pixels = int(facts["pixels"])
-        self.step, self.health.streak = int(facts["step"]), dict(facts["health"])
+        self.held.pixels, self.health.streak = int(facts["pixels"]), dict(facts["health"])
+        self.nfe, self.seconds = int(facts["nfe"]), float(facts["seconds"])
+        self.history = list(facts["history"])
         return True
 
     @torch.no_grad()
     def picture(self, camera: Camera, background: float = 1.0) -> RenderOutput:
-        """The field as it is, without jitter."""
-        return render(self.field, camera.to(self.device), background, self.config.volume, self.occupancy)
+        """The representation as it is, without jitter."""
+        return self.shape.render(camera.to(self.device), background=background)
+
+
+def channels(terms: Mapping[str, float]) -> tuple[str, ...]:
+    """What has to be rendered for a loss on colours with these regularisers."""
+    return CHANNELS if "orientation" in terms else ("rgb", "alpha", "depth")
 
 
 def differences(made: Mapping[str, Any], wanted: Mapping[str, Any], inside: str = "") -> list[str]:

@@ -1,7 +1,8 @@
-"""Regularisers of an optimised field: less fog, fewer floaters, true distances, smooth surfaces.
+"""Regularisers of what is optimised: less fog, fewer floaters, true distances, smooth surfaces.
 
-Each is a mean over pixels or points; weights are numbers or [step0, value0, value1, step1] and multiply a mean that is
-of order one, while guidance losses sum over pixels: weights of 10 to 1000 are normal.
+Each is a mean over pixels or points; weights are numbers or [start, value, value, end] and multiply a mean that is of
+order one, while guidance losses sum over pixels: weights of 10 to 1000 are normal. Those that look at renders alone
+stand here, the others with their representation.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from ..geometry.fields import Field, Snapshot
 from ..geometry.outputs import RenderOutput
+from ..geometry.representation import Representation
+from ..utils.errors import InputError
 from ..utils.ramps import Ramp
 
 Weight = tuple[float, ...]
@@ -26,20 +28,17 @@ class LossWeights:
     opacity: Weight = (0.0,)  # mean sqrt(alpha^2 + 0.01), DreamFusion's sparsity
     entropy: Weight = (0.0,)  # of alpha as a coin: pixels become full or empty
     spread: Weight = (0.0,)  # variance of the weights along each ray, metres^2: thin surfaces instead of fog
-    eikonal: Weight = (0.0,)  # (|grad sdf| - 1)^2, head "sdf" only
-    smooth: Weight = (0.0,)  # the field's own roughness
+    eikonal: Weight = (0.0,)  # (|grad sdf| - 1)^2, volumes with head "sdf" only
+    smooth: Weight = (0.0,)  # the representation's own roughness
     orientation: Weight = (0.0,)  # normals that face away from the camera that sees them
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What a regulariser may look at."""
+    """What a regulariser of renders may look at."""
 
-    field: Field
-    snapshot: Snapshot
     render: RenderOutput
     directions: Tensor  # (B, H, W, 3) world, of the rendered rays
-    generator: torch.Generator
 
 
 def opacity(scene: Scene) -> Tensor:
@@ -53,24 +52,6 @@ def entropy(scene: Scene) -> Tensor:
     return -(alpha * alpha.log2() + (1 - alpha) * (1 - alpha).log2()).mean()
 
 
-def spread(scene: Scene) -> Tensor:
-    """Weighted variance of the depth along rays."""
-    return scene.render.extras["spread"].mean()
-
-
-def eikonal(scene: Scene, points: int = 4096) -> Tensor:
-    """Deviation of the distance's slope from one, at random points of the cube."""
-    half = scene.field.half_side - scene.field.spacing
-    draw = torch.rand(points, 3, generator=scene.generator) * 2 - 1
-    gradient = scene.snapshot.gradient((draw * half).to(scene.render.rgb))
-    return (gradient.norm(dim=-1) - 1).square().mean()
-
-
-def smooth(scene: Scene) -> Tensor:
-    """See Field.roughness."""
-    return scene.field.roughness(scene.snapshot.query)
-
-
 def orientation(scene: Scene) -> Tensor:
     """Squared cosine of rendered normals that point away from the viewer (Verbin et al. 2022)."""
     toward = torch.nn.functional.normalize(scene.directions, dim=-1)
@@ -78,27 +59,35 @@ def orientation(scene: Scene) -> Tensor:
     return (scene.render.alpha[..., 0].detach() * away.square()).mean()
 
 
-TERMS: dict[str, Callable[[Scene], Tensor]] = {
-    "opacity": opacity,
-    "entropy": entropy,
-    "spread": spread,
-    "eikonal": eikonal,
-    "smooth": smooth,
-    "orientation": orientation,
-}
+TERMS: dict[str, Callable[[Scene], Tensor]] = {"opacity": opacity, "entropy": entropy, "orientation": orientation}
 
 
-def active_terms(weights: LossWeights, step: int, sdf: bool) -> dict[str, float]:
-    """The terms with a weight at this step."""
-    ramps = {f.name: getattr(weights, f.name) for f in fields(weights) if getattr(weights, f.name)}
-    values = {name: Ramp.of(ramp).at(step) for name, ramp in ramps.items()}
-    return {name: value for name, value in values.items() if value and (sdf or name != "eikonal")}
+def check_terms(weights: LossWeights, shape: Representation) -> None:
+    """Raises InputError when a weight is of a term that the representation does not know."""
+    known = (*TERMS, *shape.terms)
+    for name, ramp in _ramps(weights).items():
+        if name not in known and (ramp.value0 or ramp.value1):
+            raise InputError(f"losses.{name} has no meaning for {shape.kind}; use some of {', '.join(known)}")
 
 
-def regularisation(terms: dict[str, float], scene: Scene) -> tuple[Tensor, dict[str, float]]:
+def active_terms(weights: LossWeights, share: float) -> dict[str, float]:
+    """The terms with a weight at this share of the run."""
+    values = {name: ramp.at(share) for name, ramp in _ramps(weights).items()}
+    return {name: value for name, value in values.items() if value}
+
+
+def regularisation(
+    terms: dict[str, float], shape: Representation, scene: Scene, generator: torch.Generator
+) -> tuple[Tensor, dict[str, float]]:
     """The weighted sum, and the unweighted terms for the log."""
+    found = shape.regularisers(scene.render, terms, generator)
+    found |= {name: TERMS[name](scene) for name in terms if name in TERMS}
     total, log = scene.render.rgb.new_zeros(()), {}
-    for name, weight in terms.items():
-        value = TERMS[name](scene)
-        total, log[name] = total + weight * value, float(value.detach())
+    for name in (name for name in terms if name in found):
+        total, log[name] = total + terms[name] * found[name], float(found[name].detach())
     return total, log
+
+
+def _ramps(weights: LossWeights) -> dict[str, Ramp]:
+    given = {f.name: getattr(weights, f.name) for f in fields(weights)}
+    return {name: Ramp.of(value) for name, value in given.items() if value}

@@ -7,14 +7,16 @@ spanning [0, W] x [0, H] (the centre of pixel j is j + 0.5), world right-handed 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..utils.errors import InputError
 
+PLANES = ("near", "far")
 MODELS = ("pinhole", "ortho", "fisheye")
 GLTF_FROM_WORLD = ((0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (1.0, 0.0, 0.0))  # (x, y, z) -> (y, z, x)
 NERFSTUDIO_COLMAP_TRANSFORM = ((1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (0.0, -1.0, 0.0))  # (x, y, z) -> (x, z, -y)
@@ -28,8 +30,8 @@ class Camera:
     K: Tensor  # (B, 3, 3) float32, pixels; for "ortho" fx, fy are pixels per metre, for "fisheye" pixels per radian
     width: int
     height: int
-    near: float = 0.01  # metres
-    far: float = 100.0  # metres
+    near: float | Tensor = 0.01  # metres, or (B,)
+    far: float | Tensor = 100.0  # metres, or (B,)
     model: str = "pinhole"
 
     def __post_init__(self) -> None:
@@ -68,7 +70,8 @@ class Camera:
         first = cameras[0]
         if any((c.width, c.height, c.model) != (first.width, first.height, first.model) for c in cameras):
             raise InputError("cameras of different sizes or models cannot be joined; call resized() first")
-        return replace(first, c2w=torch.cat([c.c2w for c in cameras]), K=torch.cat([c.K for c in cameras]))
+        planes: dict[str, Any] = {name: _joined([(getattr(c, name), c) for c in cameras]) for name in PLANES}
+        return replace(first, c2w=torch.cat([c.c2w for c in cameras]), K=torch.cat([c.K for c in cameras]), **planes)
 
     @property
     def batch(self) -> int:
@@ -97,12 +100,12 @@ class Camera:
         """A sub-batch; an integer keeps the batch dimension."""
         if isinstance(index, int):
             index = [range(self.batch)[index]]
-        return replace(self, c2w=self.c2w[index], K=self.K[index])
+        return self._mapped(lambda tensor: tensor[index])
 
     def to(self, device: torch.device | str | Tensor) -> Camera:
         """The same cameras on another device (or the device of a tensor)."""
         target = device.device if isinstance(device, Tensor) else device
-        return replace(self, c2w=self.c2w.to(target), K=self.K.to(target))
+        return self._mapped(lambda tensor: tensor.to(target))
 
     def resized(self, width: int, height: int) -> Camera:
         """The same view on another pixel grid: fx, cx scale with the width and fy, cy with the height."""
@@ -155,6 +158,17 @@ class Camera:
         depth = depth[..., 0] if depth.ndim == 4 else depth
         origins, directions = self.rays()
         return origins + directions * depth[..., None]
+
+    def planes(self, ndim: int = 1) -> tuple[Tensor, Tensor]:
+        """Near and far distances in metres, (B, 1, ...) of `ndim` dimensions."""
+        near, far = (torch.as_tensor(p).to(self.c2w).expand(self.batch) for p in (self.near, self.far))
+        shape = (self.batch, *(1,) * (ndim - 1))
+        return near.reshape(shape), far.reshape(shape)
+
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> Camera:
+        values = {name: getattr(self, name) for name in ("c2w", "K", *PLANES)}
+        changed: dict[str, Any] = {name: change(v) for name, v in values.items() if isinstance(v, Tensor)}
+        return replace(self, **changed)
 
     def _plane(self) -> tuple[Tensor, Tensor]:
         """K^-1 applied to the pixel centres: x and y, both (B, H, W)."""
@@ -270,7 +284,7 @@ def from_gltf_pose(matrix: Tensor) -> Tensor:
 
 
 def clip_from_K(  # noqa: N802
-    K: Tensor, width: int, height: int, near: float, far: float, top_row_first: bool = False
+    K: Tensor, width: int, height: int, near: float | Tensor, far: float | Tensor, top_row_first: bool = False
 ) -> Tensor:
     """OpenGL projection (B, 4, 4) acting on OpenGL camera coordinates.
 
@@ -292,7 +306,7 @@ def clip_from_K(  # noqa: N802
 def to_clip(camera: Camera, top_row_first: bool = False) -> Tensor:
     """Model-view-projection (B, 4, 4) from our world to clip space."""
     view = invert_rigid(opengl_from_opencv(camera.c2w))
-    return clip_from_K(camera.K, camera.width, camera.height, camera.near, camera.far, top_row_first) @ view
+    return clip_from_K(camera.K, camera.width, camera.height, *camera.planes(), top_row_first) @ view
 
 
 def from_gsplat(viewmats: Tensor) -> Tensor:
@@ -318,31 +332,29 @@ def orbit_distance(relative: float, fov_y_deg: float) -> float:
 
 
 def rotation_from_quaternion(quaternion: Tensor) -> Tensor:
-    """Rotation (..., 3, 3) of a quaternion (..., 4) as (w, x, y, z), normalised first."""
-    w, x, y, z = torch.nn.functional.normalize(quaternion, dim=-1).unbind(-1)
-    rows = [
-        torch.stack([1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)], dim=-1),
-        torch.stack([2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)], dim=-1),
-        torch.stack([2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)], dim=-1),
-    ]
-    return torch.stack(rows, dim=-2)
+    """Rotation (..., 3, 3) of a quaternion (..., 4) as (w, x, y, z), normalised first; for files, without gradient."""
+    from scipy.spatial.transform import Rotation
+
+    flat = quaternion.detach().double().cpu().reshape(-1, 4).numpy()
+    matrix = torch.from_numpy(Rotation.from_quat(flat, scalar_first=True).as_matrix())
+    return matrix.reshape(*quaternion.shape[:-1], 3, 3).to(quaternion)
 
 
 def quaternion_from_rotation(rotation: Tensor) -> Tensor:
-    """Quaternion (..., 4) as (w, x, y, z), w >= 0: the longest column of 4 q q^T (Shepperd's method)."""
-    m = rotation.double()
-    w = 1 + m[..., 0, 0] + m[..., 1, 1] + m[..., 2, 2]
-    x = 1 + m[..., 0, 0] - m[..., 1, 1] - m[..., 2, 2]
-    y = 1 - m[..., 0, 0] + m[..., 1, 1] - m[..., 2, 2]
-    z = 1 - m[..., 0, 0] - m[..., 1, 1] + m[..., 2, 2]
-    wx, wy, wz = m[..., 2, 1] - m[..., 1, 2], m[..., 0, 2] - m[..., 2, 0], m[..., 1, 0] - m[..., 0, 1]
-    xy, xz, yz = m[..., 0, 1] + m[..., 1, 0], m[..., 0, 2] + m[..., 2, 0], m[..., 1, 2] + m[..., 2, 1]
-    rows = [[w, wx, wy, wz], [wx, x, xy, xz], [wy, xy, y, yz], [wz, xz, yz, z]]
-    outer = torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)  # 4 q q^T
-    largest = torch.stack([w, x, y, z], dim=-1).argmax(dim=-1)
-    column = torch.gather(outer, -1, largest[..., None, None].expand(*largest.shape, 4, 1))[..., 0]
-    column = torch.nn.functional.normalize(column, dim=-1)
-    return torch.where(column[..., :1] < 0, -column, column).to(rotation.dtype)
+    """Quaternion (..., 4) as (w, x, y, z), w >= 0; for files, without gradient."""
+    from scipy.spatial.transform import Rotation
+
+    flat = rotation.detach().double().cpu().reshape(-1, 3, 3).numpy()
+    quaternion = torch.from_numpy(Rotation.from_matrix(flat).as_quat(canonical=True, scalar_first=True))
+    return quaternion.reshape(*rotation.shape[:-2], 4).to(rotation)
+
+
+def _joined(planes: Sequence[tuple[float | Tensor, Camera]]) -> float | Tensor:
+    """A plane of joined batches: one distance when all have the same, else one for each camera (B,)."""
+    first = planes[0][0]
+    if all(not isinstance(plane, Tensor) and plane == first for plane, _ in planes):
+        return first
+    return torch.cat([torch.as_tensor(plane).to(camera.c2w).expand(camera.batch) for plane, camera in planes])
 
 
 def _with_last_row(top: Tensor) -> Tensor:

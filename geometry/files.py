@@ -5,7 +5,10 @@ GLB is turned to glTF's axes (y up, front +z) and back; OBJ, STL and PLY keep ou
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -16,20 +19,26 @@ from torch import Tensor
 
 from ..utils.errors import InputError, UnprojectError
 from ..utils.files import atomic_path, write_text
-from .cameras import from_gltf_points
 from .colors import srgb_from_linear
 from .glb import read_colors, write_glb
-from .meshes import TEXTURES, Mesh, join_meshes
-from .points import PointCloud
 from .report import collapsed_mask
+from .stored import TEXTURES, StoredMesh, StoredPoints
 
 WRITABLE = (".glb", ".obj", ".stl", ".ply")
 READABLE = (*WRITABLE, ".gltf", ".off")
 MAP_KEYS = {"base_color": "map_Kd", "roughness": "map_Pr", "metallic": "map_Pm", "normal": "norm"}
+M = TypeVar("M", bound=StoredMesh)
 
 
-def save_mesh(mesh: Mesh, path: str | Path) -> Path:
-    """Writes the mesh in the format of the suffix and verifies the file by reading it back.
+class Pieces(NamedTuple):
+    """What a mesh file holds."""
+
+    parts: list[tuple[trimesh.Trimesh, NDArray[np.float64], Tensor | None]]  # mesh, world matrix, (V, 3) sRGB if exact
+    gltf: bool  # in glTF's axes
+
+
+def save_mesh(mesh: M, path: str | Path, load: Callable[[Path], StoredMesh]) -> Path:
+    """Writes the mesh in the format of the suffix and verifies the file by reading it back with `load`.
 
     Raises InputError for an unknown suffix or an empty or non-finite mesh, UnprojectError when it reads back wrong.
     """
@@ -40,12 +49,12 @@ def save_mesh(mesh: Mesh, path: str | Path) -> Path:
     texture_names = _write_obj_materials(mesh, path) if path.suffix.lower() == ".obj" else {}
     with atomic_path(path) as temporary:
         temporary.write_bytes(_encode(mesh, path, texture_names))
-        _verify(mesh, load_mesh(temporary), path)
+        _verify(mesh, load(temporary), path)
     return path
 
 
-def load_mesh(path: str | Path) -> Mesh:
-    """Reads a mesh into our world; all pieces of a scene become one mesh. Raises InputError for anything unusable."""
+def read_pieces(path: str | Path) -> Pieces:
+    """All pieces of a scene. Raises InputError for anything unusable."""
     path = Path(path)
     data = _read(path, READABLE, "mesh")
     try:
@@ -57,24 +66,17 @@ def load_mesh(path: str | Path) -> Mesh:
         raise InputError(f"{path} holds no triangles; for a point cloud use PointCloud.load")
     gltf = path.suffix.lower() in (".glb", ".gltf")
     exact = read_colors(data) if path.suffix.lower() == ".glb" and len(pieces) == 1 else None
-    meshes = []
-    for piece, matrix in pieces:
+    for piece, _ in pieces:
         _check_arrays(piece.vertices, piece.faces, path)
-        mesh = Mesh.from_trimesh(piece, _gltf_colors(piece, exact) if gltf else None)
-        meshes.append(mesh if np.array_equal(matrix, np.eye(4)) else mesh.transformed(torch.from_numpy(matrix)))
-    joined = join_meshes(meshes)
-    if gltf:
-        joined.vertices = from_gltf_points(joined.vertices)
-        joined.vertex_normals = None if joined.vertex_normals is None else from_gltf_points(joined.vertex_normals)
-    return joined
+    return Pieces([(piece, matrix, _gltf_colors(piece, exact) if gltf else None) for piece, matrix in pieces], gltf)
 
 
-def save_points(cloud: PointCloud, path: str | Path) -> Path:
+def save_points(cloud: StoredPoints, path: str | Path) -> Path:
     """Writes a binary little-endian PLY: float32 xyz, float32 normals and uchar rgb when present."""
     path = Path(path)
     if path.suffix.lower() != ".ply":
         raise InputError(f"cannot write a point cloud as {path.suffix or path.name!r}; use .ply")
-    if not len(cloud):
+    if not len(cloud.points):
         raise InputError(f"the point cloud for {path.name} is empty")
     if not bool(torch.isfinite(cloud.points).all()):
         raise InputError(f"the point cloud for {path.name} has NaN or infinite positions; drop them first")
@@ -85,21 +87,20 @@ def save_points(cloud: PointCloud, path: str | Path) -> Path:
         columns.append(("rgb", (cloud.colors.clamp(0, 1) * 255).round(), "u1"))
     names = {"xyz": ("x", "y", "z"), "normal": ("nx", "ny", "nz"), "rgb": ("red", "green", "blue")}
     kinds = {"<f4": "float", "u1": "uchar"}
-    table = np.zeros(len(cloud), dtype=[(name, kind, (3,)) for name, _, kind in columns])
+    table = np.zeros(len(cloud.points), dtype=[(name, kind, (3,)) for name, _, kind in columns])
     for name, values, _ in columns:
         table[name] = values.detach().cpu().numpy()
     properties = "".join(f"property {kinds[kind]} {field}\n" for name, _, kind in columns for field in names[name])
-    header = f"ply\nformat binary_little_endian 1.0\nelement vertex {len(cloud)}\n{properties}end_header\n"
+    header = f"ply\nformat binary_little_endian 1.0\nelement vertex {len(cloud.points)}\n{properties}end_header\n"
     with atomic_path(path) as temporary:
         temporary.write_bytes(header.encode() + table.tobytes())
-        back = load_points(temporary)
-        if len(back) != len(cloud) or not torch.equal(back.points, cloud.points.detach().cpu().float()):
+        if not torch.equal(read_points(temporary)[0], cloud.points.detach().cpu().float()):
             raise UnprojectError(f"{path} read back differently from what was written; the disk may be failing")
     return path
 
 
-def load_points(path: str | Path) -> PointCloud:
-    """Reads the vertices of a PLY. Raises InputError for anything unusable."""
+def read_points(path: str | Path) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Vertices, sRGB colours and normals (N, 3) of a PLY. Raises InputError for anything unusable."""
     path = Path(path)
     _read(path, (".ply",), "point cloud")
     try:
@@ -113,7 +114,7 @@ def load_points(path: str | Path) -> PointCloud:
     if not len(points) or not np.isfinite(points).all():
         raise InputError(f"{path} holds no points or non-finite ones")
     scale = 255.0 if rgb is not None and rgb.dtype.kind in "ui" else 1.0
-    return PointCloud(
+    return (
         torch.from_numpy(points),
         None if rgb is None else torch.from_numpy(rgb.reshape(-1, 3).astype(np.float32) / scale),
         None if normals is None else torch.from_numpy(normals.reshape(-1, 3).astype(np.float32)),
@@ -173,30 +174,35 @@ def _gltf_colors(mesh: trimesh.Trimesh, exact: Tensor | None) -> Tensor | None:
     return srgb_from_linear(linear.clamp(0, 1))
 
 
-def _clean(mesh: Mesh, path: Path) -> Mesh:
+def _clean(mesh: M, path: Path) -> M:
     """On the CPU, without faces collapsed to an edge. Raises InputError for an empty or non-finite mesh."""
-    mesh = mesh.to("cpu")
     if len(mesh.faces) == 0 or len(mesh.vertices) == 0:
         raise InputError(f"the mesh for {path.name} has no faces; nothing to write")
-    vertices, faces = mesh.vertices.detach().numpy(), mesh.faces.numpy()
+    vertices, faces = mesh.vertices.detach().cpu().numpy(), mesh.faces.cpu().numpy()
     _check_arrays(vertices, faces, path)
     keep = torch.from_numpy(~collapsed_mask(vertices[faces].astype(np.float64)))
     if not bool(keep.any()):
         raise InputError(f"the mesh for {path.name} has only degenerate faces")
-    uv_faces = None if mesh.uv_faces is None else mesh.uv_faces[keep]
-    used, compact = torch.unique(mesh.faces[keep], return_inverse=True)
-    return Mesh(
-        vertices=mesh.vertices.detach().float()[used],
-        faces=compact,
-        vertex_normals=None if mesh.vertex_normals is None else mesh.vertex_normals.detach().float()[used],
-        uv=None if mesh.uv is None else mesh.uv.detach().float(),
-        uv_faces=uv_faces,
-        textures=mesh.textures,
-        vertex_colors=None if mesh.vertex_colors is None else mesh.vertex_colors.detach().float()[used],
-    )
+    used, compact = torch.unique(mesh.faces.cpu()[keep], return_inverse=True)
+
+    def kept(values: Tensor | None) -> Tensor | None:
+        return None if values is None else values.detach().cpu().float()
+
+    def of_used(values: Tensor | None) -> Tensor | None:
+        return None if values is None else values.detach().cpu().float()[used]
+
+    changes: dict[str, Any] = {
+        "vertices": of_used(mesh.vertices),
+        "faces": compact,
+        "vertex_normals": of_used(mesh.vertex_normals),
+        "uv": kept(mesh.uv),
+        "uv_faces": None if mesh.uv_faces is None else mesh.uv_faces.cpu()[keep],
+        "vertex_colors": of_used(mesh.vertex_colors),
+    }
+    return replace(mesh, **changes)
 
 
-def _encode(mesh: Mesh, path: Path, texture_names: dict[str, str]) -> bytes:
+def _encode(mesh: StoredMesh, path: Path, texture_names: dict[str, str]) -> bytes:
     suffix = path.suffix.lower()
     if suffix == ".glb":
         return write_glb(mesh)
@@ -207,14 +213,14 @@ def _encode(mesh: Mesh, path: Path, texture_names: dict[str, str]) -> bytes:
     return encoded if isinstance(encoded, bytes) else str(encoded).encode()
 
 
-def _verify(mesh: Mesh, back: Mesh, path: Path) -> None:
+def _verify(mesh: StoredMesh, back: StoredMesh, path: Path) -> None:
     """Same face count and the same bounds to float precision."""
     tolerance = 1e-5 * max(mesh.diagonal, 1e-12) + 1e-6 * float(mesh.vertices.abs().max())
     if len(back.faces) != len(mesh.faces) or float((back.bounds - mesh.bounds).abs().max()) > tolerance:
         raise UnprojectError(f"{path} read back differently from what was written; nothing was kept")
 
 
-def _write_obj_materials(mesh: Mesh, path: Path) -> dict[str, str]:
+def _write_obj_materials(mesh: StoredMesh, path: Path) -> dict[str, str]:
     """Writes NAME.mtl and its pictures beside the OBJ; returns {texture: file name}, empty without uv textures."""
     if mesh.uv is None or not mesh.textures:
         return {}
@@ -233,7 +239,7 @@ def _write_obj_materials(mesh: Mesh, path: Path) -> dict[str, str]:
     return names
 
 
-def _obj_text(mesh: Mesh, material: str | None) -> str:
+def _obj_text(mesh: StoredMesh, material: str | None) -> str:
     """Wavefront text: `v x y z [r g b]`, `vt` from the bottom left, `vn`, 1-based `f v/vt/vn`."""
     blocks = [f"mtllib {material}\nusemtl surface"] if material else []
     columns = [mesh.vertices] if mesh.vertex_colors is None else [mesh.vertices, mesh.vertex_colors]

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..utils.errors import InputError
 from .cameras import to_gltf_points
 from .colors import linear_from_srgb
-from .meshes import Mesh
+from .stored import StoredMesh
 
 MAGIC, VERSION, JSON_CHUNK, BIN_CHUNK = 0x46546C67, 2, 0x4E4F534A, 0x004E4942
 FLOAT, UINT32 = 5126, 5125
@@ -69,7 +69,7 @@ class _Builder:
         return len(self.accessors) - 1
 
 
-def write_glb(mesh: Mesh) -> bytes:
+def write_glb(mesh: StoredMesh) -> bytes:
     """The GLB file of a mesh as bytes."""
     builder = _Builder()
     needs_tangents = mesh.uv is not None and "normal" in mesh.textures

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..utils.errors import InputError
+from .cameras import from_gltf_points
 from .colors import sample_texture, srgb_from_linear
+from .files import read_pieces, save_mesh
 from .report import MeshReport, mesh_report
-
-Image8 = NDArray[np.uint8]
-TEXTURES = ("base_color", "metallic_roughness", "normal")
+from .stored import TEXTURES, Image8
 
 
 @dataclass
@@ -69,16 +69,21 @@ class Mesh:
 
     def save(self, path: str | Path) -> Path:
         """Writes .glb, .obj (with .mtl and textures), .stl or .ply, then re-opens and checks the file."""
-        from .files import save_mesh
-
-        return save_mesh(self, path)
+        return save_mesh(self, path, Mesh.load)
 
     @classmethod
     def load(cls, path: str | Path) -> Mesh:
-        """Reads .glb, .gltf, .obj, .stl, .ply or .off. Raises InputError for anything unusable."""
-        from .files import load_mesh
-
-        return load_mesh(path)
+        """Reads .glb, .gltf, .obj, .stl, .ply or .off; all pieces become one mesh. Raises InputError if unusable."""
+        pieces = read_pieces(path)
+        meshes = []
+        for piece, matrix, colors in pieces.parts:
+            mesh = cls.from_trimesh(piece, colors)
+            meshes.append(mesh if np.array_equal(matrix, np.eye(4)) else mesh.transformed(torch.from_numpy(matrix)))
+        joined = join_meshes(meshes)
+        if pieces.gltf:
+            joined.vertices = from_gltf_points(joined.vertices)
+            joined.vertex_normals = None if joined.vertex_normals is None else from_gltf_points(joined.vertex_normals)
+        return joined
 
     def face_normals(self) -> Tensor:
         """Unit normals (F, 3); differentiable in the vertices."""

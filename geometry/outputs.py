@@ -1,9 +1,9 @@
-"""What every renderer returns, and the maps that are derived from it rather than rendered."""
+"""What every renderer is given and returns, and the maps that are derived from it rather than rendered."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -12,6 +12,14 @@ from ..utils.errors import InputError
 from .cameras import Camera
 
 ALPHA_VISIBLE = 1e-3  # below this, depth and normal are 0
+
+
+class Rays(Protocol):
+    """A camera, or anything else that looks along rays."""
+
+    def rays(self) -> tuple[Tensor, Tensor]:
+        """World origins and directions (B, H, W, 3); depth counts in lengths of the directions."""
+        ...
 
 
 @dataclass

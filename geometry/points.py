@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..utils.errors import InputError
 from .cameras import Camera
+from .files import read_points, save_points
 
 
 @dataclass
@@ -33,16 +34,12 @@ class PointCloud:
 
     def save(self, path: str | Path) -> Path:
         """Writes a binary PLY (float xyz, float normals, uchar rgb), re-opened and checked."""
-        from .files import save_points
-
         return save_points(self, path)
 
     @classmethod
     def load(cls, path: str | Path) -> PointCloud:
         """Reads a PLY. Raises InputError for anything unusable."""
-        from .files import load_points
-
-        return load_points(path)
+        return cls(*read_points(path))
 
     @classmethod
     def from_depth(cls, depth_m: Tensor, rgb: Tensor | None, camera: Camera, min_depth: float = 0.0) -> PointCloud:

@@ -19,10 +19,10 @@ from ..utils.errors import InputError
 from .cameras import Camera
 from .colors import linear_from_srgb, sample_texture, srgb_from_linear
 from .meshes import Mesh
-from .outputs import RenderOutput, background_like
+from .outputs import Rays, RenderOutput, background_like
 
 CHANNELS = ("rgb", "alpha", "depth", "normal", "albedo", "roughness", "metallic", "face_id")
-NO_HIT = np.uint32(0xFFFFFFFF)
+NO_HIT = 0xFFFFFFFF
 GREY = 0.72  # sRGB albedo of a mesh without colours
 
 
@@ -73,13 +73,17 @@ class RayMesh:
 
     def visible_faces(self, camera: Camera) -> Tensor:
         """Index (B, H, W) of the nearest face between the near and far plane, -1 where there is none."""
-        origins, directions = (r.detach().cpu().float() for r in camera.rays())
-        rays = torch.cat([origins + camera.near * directions, directions], dim=-1)
+        origins, directions = camera.rays()
+        near, far = camera.planes(ndim=4)
+        return self.first_faces(origins + near * directions, directions, (far - near)[..., 0])
+
+    def first_faces(self, origins: Tensor, directions: Tensor, reach: float | Tensor = math.inf) -> Tensor:
+        """Index (...) of the nearest face within `reach` lengths of the directions (..., 3), -1 where there is none."""
+        rays = torch.cat([origins, directions], dim=-1).detach().cpu().float()
         hit = self.scene.cast_rays(open3d.core.Tensor(rays.contiguous().numpy()))
-        ids, distance = hit["primitive_ids"].numpy(), hit["t_hit"].numpy()
-        seen = (ids != NO_HIT) & (distance <= camera.far - camera.near)
-        faces = np.where(seen, ids, 0).astype(np.int64)
-        return torch.from_numpy(np.where(seen, faces, -1)).to(camera.c2w.device)
+        ids = torch.from_numpy(hit["primitive_ids"].numpy().astype(np.int64)).to(origins.device)
+        distance = torch.from_numpy(hit["t_hit"].numpy()).to(origins.device)
+        return torch.where((ids != NO_HIT) & (distance <= reach), ids, -1)
 
     def closest(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Face (N,) and barycentric weights (N, 3) of the surface point nearest to each of points (N, 3)."""
@@ -114,7 +118,10 @@ class RayMesh:
         fine = camera.resized(camera.width * supersample, camera.height * supersample)
         faces = self.visible_faces(fine)
         alpha = (faces >= 0)[..., None].to(self.mesh.vertices.dtype)
-        maps = self._shade(fine, faces, light, channels)
+        maps = self.shade(fine, faces, channels)
+        if light is not None:
+            lit = linear_from_srgb(maps["rgb"]) * light.irradiance(maps["normal"], fine)
+            maps["rgb"] = srgb_from_linear(lit.clamp(0, 1))
         if supersample > 1:
             maps = {name: _pool(value, alpha, supersample) for name, value in maps.items()}
             alpha = _pool(alpha, torch.ones_like(alpha), supersample)
@@ -127,11 +134,11 @@ class RayMesh:
         rgb = rgb * alpha + (1 - alpha) * background_like(background, rgb)
         return RenderOutput(rgb=rgb, alpha=alpha, extras=extras, **maps)
 
-    def _shade(self, camera: Camera, faces: Tensor, light: Light | None, channels: Sequence[str]) -> dict[str, Tensor]:
-        """Maps (B, H, W, C) of the seen faces (B, H, W), zero on the background."""
+    def shade(self, rays: Rays, faces: Tensor, channels: Sequence[str]) -> dict[str, Tensor]:
+        """Maps (B, H, W, C) without light of the faces (B, H, W) that rays see, zero on the background."""
         seen = faces >= 0
         face = faces[seen]  # (N,)
-        origins, directions = camera.rays()
+        origins, directions = rays.rays()
         depth, weights = intersect(origins[seen], directions[seen], self.mesh.vertices[self.mesh.faces[face]])
         flat = {"depth": depth[:, None], "normal": self._normals(face, weights)}
         albedo = self._albedo(face, weights)
@@ -139,9 +146,6 @@ class RayMesh:
             flat |= self._metallic_roughness(face, weights)
         maps = {name: _scatter(value, seen) for name, value in {**flat, "albedo": albedo}.items()}
         maps["rgb"] = maps["albedo"]
-        if light is not None:
-            lit = linear_from_srgb(maps["albedo"]) * light.irradiance(maps["normal"], camera)
-            maps["rgb"] = srgb_from_linear(lit.clamp(0, 1))
         if "albedo" not in channels:
             maps.pop("albedo")
         return maps

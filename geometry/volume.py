@@ -8,22 +8,13 @@ Values that need gradients are packed: only samples inside the ball, in occupied
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..utils.errors import InputError
 from .fields.base import Field, Snapshot
-from .outputs import ALPHA_VISIBLE, RenderOutput, over_background
-
-
-class Rays(Protocol):
-    """A camera, or anything else that looks along rays."""
-
-    def rays(self) -> tuple[Tensor, Tensor]:
-        """World origins and directions (B, H, W, 3); depth counts in lengths of the directions."""
-        ...
+from .outputs import ALPHA_VISIBLE, Rays, RenderOutput, over_background
 
 
 @dataclass(frozen=True)
@@ -41,41 +32,41 @@ class VolumeConfig:
             raise InputError(f"volume: step={self.step} and radius={self.radius} must be positive")
 
 
-class Occupancy:
+class Occupancy(nn.Module):
     """Which cells of the cube may hold density: largest density over jittered probes, grown by one cell."""
 
     def __init__(self, config: VolumeConfig, half: float) -> None:
-        self.config, self.half = config, half
-        self.mask: Tensor | None = None  # (n^3,) bool, [x, y, z] order; None: everywhere
+        super().__init__()
+        self.config, self.half_side = config, half
+        self.register_buffer("mask", torch.ones(max(config.cells, 1) ** 3, dtype=torch.bool))
+        self.mask: Tensor  # (n^3,) bool, [x, y, z] order; all of them at first
 
     @torch.no_grad()
-    def update(self, field: Field, generator: torch.Generator | None = None) -> None:
+    def update(self, field: Field, generator: torch.Generator) -> None:
         """Probes every cell at its centre and at one random place."""
         n = self.config.cells
         if n == 0:
             return
-        device = next(field.parameters()).device
+        device = self.mask.device
         axis = torch.arange(n, device=device)
         corner = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1).view(-1, 3).float()
         jitter = torch.rand(corner.shape, generator=generator).to(device)
-        snapshot, edge = field.snapshot(), 2 * self.half / n
-        probes = [(corner + offset) * edge - self.half for offset in (0.5, jitter)]
+        snapshot, edge = field.snapshot(), 2 * self.half_side / n
+        probes = [(corner + offset) * edge - self.half_side for offset in (0.5, jitter)]
         density = torch.stack([snapshot.density_color(p)[0] for p in probes]).amax(dim=0)
         full = (density * self.config.step > self.config.occupied).float().view(1, 1, n, n, n)
-        self.mask = nn.functional.max_pool3d(full, 3, stride=1, padding=1).view(-1) > 0
+        self.mask.copy_(nn.functional.max_pool3d(full, 3, stride=1, padding=1).view(-1) > 0)
 
     def at(self, points: Tensor) -> Tensor:
         """Bool (N,) for points (N, 3)."""
-        if self.mask is None:
-            return points.new_ones(len(points), dtype=torch.bool)
-        n = self.config.cells
-        cell = ((points + self.half) * (n / (2 * self.half))).long().clamp_(0, n - 1)
+        n = max(self.config.cells, 1)
+        cell = ((points + self.half_side) * (n / (2 * self.half_side))).long().clamp_(0, n - 1)
         return self.mask[(cell[:, 0] * n + cell[:, 1]) * n + cell[:, 2]]
 
     @property
     def share(self) -> float:
         """Share of occupied cells."""
-        return 1.0 if self.mask is None else float(self.mask.float().mean())
+        return float(self.mask.float().mean())
 
 
 @dataclass(frozen=True)
@@ -99,7 +90,11 @@ class Samples:
 
 
 def place_samples(
-    origins: Tensor, directions: Tensor, config: VolumeConfig, occupancy: Occupancy, generator: torch.Generator | None
+    origins: Tensor,
+    directions: Tensor,
+    config: VolumeConfig,
+    occupancy: Occupancy | None,
+    generator: torch.Generator | None,
 ) -> Samples:
     """Samples of rays with origins and unit directions (R, 3); a generator jitters each ray by up to one step."""
     middle = -(origins * directions).sum(-1)  # distance of the point nearest to the centre
@@ -114,7 +109,7 @@ def place_samples(
     ray, distance = index // steps, along.view(-1)[index]
     points = torch.addcmul(origins[ray], directions[ray], distance[:, None])
     samples = Samples(len(origins), steps, index, points, distance)
-    return samples if occupancy.mask is None else samples.keep(occupancy.at(points))
+    return samples if occupancy is None or bool(occupancy.mask.all()) else samples.keep(occupancy.at(points))
 
 
 def transmittance(optical: Tensor, samples: Samples) -> Tensor:
@@ -128,7 +123,8 @@ def drop_hidden(snapshot: Snapshot, samples: Samples, config: VolumeConfig) -> S
     """Samples with transmittance above `hidden`, by a pass without gradients."""
     with torch.no_grad():
         optical = snapshot.density_color(samples.points)[0] * config.step
-        return samples.keep(transmittance(optical, samples) > config.hidden)
+        seen = transmittance(optical, samples) > config.hidden
+    return samples.keep(seen)  # with gradients: points know their rays
 
 
 def render(
@@ -150,7 +146,6 @@ def render(
 
     Extras: "spread" (B, H, W, 1) metres^2, variance of the weights along the ray; "snapshot".
     """
-    occupancy = occupancy or Occupancy(config, field.half_side)
     origins, directions = camera.rays()
     shape = directions.shape[:3]
     stretch = directions.norm(dim=-1, keepdim=True)  # ray distance per z-depth

@@ -1,27 +1,27 @@
-"""Image to depth and normals, for any head and any picture: prepare, encode, denoise, decode, ensemble, restore."""
+"""Image to maps, for any head and any picture: prepare, encode, denoise, decode, ensemble, restore."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from ..core.sampling.grids import Spacing
 from ..core.sampling.sampler import StepCallback
-from ..tasks.codecs import DepthCodec
-from ..tasks.ensemble import CONSENSUS, Alignment, Ensembled, ensemble_affine, ensemble_directions
+from ..tasks.codecs import DepthOutput, NormalsOutput
+from ..tasks.ensemble import ALIGNMENTS, Alignment
 from ..tasks.geometry_head import GeometryHead
 from ..tasks.heads import load_head
-from ..tasks.outputs import DepthOutput, GeometryOutput, NormalsOutput
+from ..tasks.outputs import GeometryOutput, TaskOutput
 from ..tasks.tiling import tile_boxes
 from ..utils.errors import InputError
 from ..utils.seeds import sample_noise
-from .geometry_maps import Made, at_size, merged, mirrored, resize_map
+from .geometry_maps import Made, at_size, merged
 from .picture_inputs import PictureLike, fitted, pictures, resized
 from .sampling_parts import StepEnd, randomness, step_callback
 
@@ -104,7 +104,7 @@ class _FromImage(ABC, Generic[Out]):
         generator: Generators = None,
         latents: Tensor | None = None,
         batch_size: int = 8,
-        alignment: Alignment = CONSENSUS,
+        alignment: Alignment | None = None,
         output_type: str = "np",
         output_latent: bool = False,
         callback_on_step_end: StepEnd | None = None,
@@ -125,7 +125,8 @@ class _FromImage(ABC, Generic[Out]):
             generator: one for all, one per image, or one per image and member, instead of seeds.
             latents: starting state (N E, C, h, w) instead of drawing it.
             batch_size: rows at once.
-            alignment: how depth members are aligned.
+            alignment: how members of a free scale are aligned; None: as suits the head (a Marigold checkpoint's as
+                published).
             output_type: "np" (N, H, W, C) or "pt" (N, C, H, W).
             output_latent: also return the final latents.
             callback_on_step_end: called with (pipe, call, timestep, {"latents": ...}) after every network call; may
@@ -133,7 +134,12 @@ class _FromImage(ABC, Generic[Out]):
         """
         images = pictures(image).to(self.head.device)
         settings = self._settings(
-            num_inference_steps, spacing, ensemble_size, processing_resolution, batch_size, alignment
+            num_inference_steps,
+            spacing,
+            ensemble_size,
+            processing_resolution,
+            batch_size,
+            alignment or ALIGNMENTS[self.head.config.alignment],
         )
         if callback_on_step_end is not None:
             settings = replace(settings, callback=step_callback(self, callback_on_step_end))
@@ -150,7 +156,7 @@ class _FromImage(ABC, Generic[Out]):
             else self._whole(images, settings, source, latents)
         )
         if match_input_resolution:
-            made = at_size(made, size)
+            made = at_size(made, size, self.head.codec.parts)
         result = self._outputs(made, output_type, output_latent, self.head.nfe - before, seed)
         return self._chosen(result)
 
@@ -187,7 +193,7 @@ class _FromImage(ABC, Generic[Out]):
         """Maps at the processing size of images (N, 3, H, W)."""
         if settings.members > 1 and self.head.config.start == "zeros":
             return self._varied(images, settings)
-        count, members = len(images), settings.members
+        members = settings.members
         padded, inner = fitted(images, settings.resolution, self.head.prior.vae_factor)
         condition = _in_chunks(self.head.encode_image, padded, settings.batch).repeat_interleave(members, 0)
         start = self._start(condition, source, latents, members)
@@ -208,15 +214,7 @@ class _FromImage(ABC, Generic[Out]):
         maps = {name: torch.cat([part[name] for part in decoded])[..., : inner[0], : inner[1]] for name in decoded[0]}
         if members == 1:
             return Made(maps, {}, final)
-        joined = {
-            name: [self._ensemble(name, m, settings) for m in value.split(members)] for name, value in maps.items()
-        }
-        assert all(len(parts) == count for parts in joined.values())
-        return Made(
-            {name: torch.cat([part.prediction for part in parts]) for name, parts in joined.items()},
-            {name: torch.cat([part.uncertainty for part in parts]) for name, parts in joined.items()},
-            final,
-        )
+        return self._reduced({name: value.split(members) for name, value in maps.items()}, settings, final)
 
     def _start(self, condition: Tensor, source: Generators, latents: Tensor | None, members: int) -> Tensor:
         """Starting state (N E, C, h, w)."""
@@ -242,32 +240,28 @@ class _FromImage(ABC, Generic[Out]):
         """An ensemble of a deterministic head: mirrored and rescaled copies of the images."""
         alone = replace(settings, members=1)
         resolution = settings.resolution or max(images.shape[2:])
-        parts: list[dict[str, Tensor]] = []
+        codecs, parts = self.head.codec.parts, list[dict[str, Tensor]]()
         for member in range(settings.members):
             flip, scale = VARIANTS[member % len(VARIANTS)]
             scale *= 1 + 0.02 * (member // len(VARIANTS))
             own = replace(alone, resolution=max(round(resolution * scale), 8))
             made = self._whole(images.flip(3) if flip else images, own, None)
-            maps = {name: mirrored(name, value) if flip else value for name, value in made.maps.items()}
-            size = (
-                tuple(next(iter(parts[0].values())).shape[2:]) if parts else tuple(next(iter(maps.values())).shape[2:])
-            )
-            parts.append({name: resize_map(name, value, size) for name, value in maps.items()})
-        maps, spread = {}, {}
-        for name in parts[0]:
-            stacked = torch.stack([part[name] for part in parts], 1)  # (N, E, C, h, w)
-            found = [self._ensemble(name, group, settings, "mean") for group in stacked]
-            maps[name] = torch.cat([one.prediction for one in found])
-            spread[name] = torch.cat([one.uncertainty for one in found])
-        return Made(maps, spread, None)
+            maps = {name: codecs[name].mirrored(value) if flip else value for name, value in made.maps.items()}
+            size = next(iter((parts or [maps])[0].values())).shape[2:]
+            parts.append({name: codecs[name].resized(value, size) for name, value in maps.items()})
+        stacked = {name: torch.stack([part[name] for part in parts], 1).unbind() for name in parts[0]}
+        return self._reduced(stacked, settings, None)
 
-    def _ensemble(
-        self, name: str, members: Tensor, settings: Settings, directions: Literal["closest", "mean"] = "closest"
-    ) -> Ensembled:
-        """One map out of members (E, C, h, w); samples are not averaged to a direction that none of them took."""
-        if name == "normals":
-            return ensemble_directions(members, directions)
-        return ensemble_affine(members, how=settings.alignment._replace(shift=self.head.config.shift_invariant))
+    def _reduced(self, members: Mapping[str, Sequence[Tensor]], settings: Settings, latent: Tensor | None) -> Made:
+        """Maps and spreads out of members (E, C, h, w) of each image, by target."""
+        made = Made({}, {}, latent)
+        sampled = self.head.config.start == "noise"
+        for name, groups in members.items():
+            codec = self.head.codec.parts[name]
+            found = [codec.reduce(group, settings.alignment, sampled) for group in groups]
+            made.maps[name] = torch.cat([one.prediction for one in found])
+            made.spread[name] = torch.cat([one.uncertainty for one in found])
+        return made
 
     def _tiled(self, images: Tensor, settings: Settings, tiles: int, source: Generators) -> Made:
         """Maps with `tiles` times the detail: overlapping tiles brought to the scale of the whole, then blended."""
@@ -281,7 +275,7 @@ class _FromImage(ABC, Generic[Out]):
         whole = self._whole(images, settings, source)
         native = replace(settings, resolution=0)
         parts = [self._whole(box.of(large), native, source) for box in boxes]
-        return merged(whole, parts, boxes, height, width)
+        return merged(whole, parts, boxes, (height, width), self.head.codec.parts)
 
     def _outputs(self, made: Made, kind: str, latent: bool, nfe: int, seed: int | None) -> GeometryOutput:
         def form(maps: Tensor | None) -> Any:
@@ -296,11 +290,7 @@ class _FromImage(ABC, Generic[Out]):
                 "nfe": nfe,
                 "seed": seed,
             }
-            codec = self.head.codec.parts[name]
-            if isinstance(codec, DepthCodec):
-                result.depth = DepthOutput(**common, invariance=codec.invariance, space=codec.space)
-            else:
-                result.normals = NormalsOutput(**common)
+            result.maps[name] = self.head.codec.parts[name].output(**common)
         return result
 
 
@@ -324,8 +314,7 @@ class ImageToDepth(_FromImage[DepthOutput]):
     needs = ("depth",)
 
     def _chosen(self, result: GeometryOutput) -> DepthOutput:
-        assert result.depth is not None
-        return result.depth
+        return cast(DepthOutput, result.depth)
 
 
 class ImageToNormals(_FromImage[NormalsOutput]):
@@ -334,8 +323,18 @@ class ImageToNormals(_FromImage[NormalsOutput]):
     needs = ("normals",)
 
     def _chosen(self, result: GeometryOutput) -> NormalsOutput:
-        assert result.normals is not None
-        return result.normals
+        return cast(NormalsOutput, result.normals)
+
+
+class ImageToMap(_FromImage[TaskOutput]):
+    """One target of a head, by its codec's name."""
+
+    def __init__(self, head: GeometryHead, target: str) -> None:
+        self.needs = (target,)
+        super().__init__(head)
+
+    def _chosen(self, result: GeometryOutput) -> TaskOutput:
+        return result.maps[self.needs[0]]
 
 
 def _in_chunks(function: Callable[[Tensor], Tensor], rows: Tensor, size: int) -> Tensor:

@@ -16,14 +16,13 @@ from ..core.distillation.score import ScoreConfig
 from ..core.priors import Prior, load_prior, multi_view_sibling
 from ..core.sampling.calibration import fingerprint
 from ..core.training.checkpoints import remove_checkpoints
-from ..generate.finish import MeshConfig, textured_mesh, write_pictures
+from ..generate.finish import textured_mesh, write_pictures
 from ..generate.guides import make_guide
 from ..generate.optimise import Optimisation, OptimiseConfig
-from ..generate.stretch import with_steps
 from ..generate.views import turntable_cameras
-from ..geometry.fields import Field
 from ..geometry.meshes import Mesh
 from ..geometry.report import MeshReport
+from ..geometry.representation import MeshConfig, Representation
 from ..utils.configs import load_config, to_dict
 from ..utils.errors import InputError
 from ..utils.pictures import grid, save_image
@@ -50,15 +49,15 @@ class TextToMeshOutput(BaseOutput):
     """A mesh, and what made it."""
 
     mesh: Mesh  # closed, UV-mapped, base_color texture in sRGB with the shading the prior paints
-    field: Field  # the optimised field
+    shape: Representation  # what was optimised
     report: MeshReport
     prompt: str
     negative_prompt: str | None
     prior: str  # name
     seed: int
-    nfe: int  # network rows spent
+    nfe: int  # network rows spent, before and after a resumption
     started: datetime
-    seconds: dict[str, float]  # "optimise", "mesh"
+    seconds: dict[str, float]  # "optimise" (before and after a resumption), "mesh"
     history: list[dict[str, float]]  # the log of each step
     config: MeshRecipe
 
@@ -137,7 +136,7 @@ class TextToMesh:
             negative_prompt: what to move away from.
             seed: of everything random; the same seed gives the same mesh on the same machine; None: 0.
             generator: the seed is drawn from it (and reported) instead.
-            num_inference_steps: optimisation steps; all schedules of the recipe stretch with them.
+            num_inference_steps: optimisation steps; the schedules of the recipe keep their shares.
             guidance_scale: classifier-free guidance; None: the recipe's.
             faces: triangles at most; None: the recipe's.
             out: folder for checkpoints and preview.png; None: nothing is written.
@@ -149,25 +148,25 @@ class TextToMesh:
             raise InputError("the prompt is empty; say what to make, for example 'a red chair'")
         warn_about(self.prior, prompt, REAL_BACKBONES)
         recipe, seed = self._adjusted(num_inference_steps, guidance_scale, faces), chosen_seed(seed, generator)
-        started, nfe, began = datetime.now(timezone.utc), self.prior.nfe, time.perf_counter()
+        started = datetime.now(timezone.utc)
         folder = None if out is None else Path(out)
         work = self._begun(recipe, seed, prompt, negative_prompt, folder, resume)
-        history = self._optimise(work, recipe, folder, prompt, callback_on_step_end)
+        self._optimise(work, recipe, folder, prompt, callback_on_step_end)
         optimised = time.perf_counter()
-        mesh = textured_mesh(work.field, recipe.mesh, recipe.optimise.volume)
-        seconds = {"optimise": optimised - began, "mesh": time.perf_counter() - optimised}
+        mesh = textured_mesh(work.shape, recipe.mesh)
+        seconds = {"optimise": work.seconds, "mesh": time.perf_counter() - optimised}
         return TextToMeshOutput(
             mesh=mesh,
-            field=work.field,
+            shape=work.shape,
             report=mesh.check(),
             prompt=prompt,
             negative_prompt=negative_prompt,
             prior=self.prior.name,
             seed=seed,
-            nfe=self.prior.nfe - nfe,
+            nfe=work.nfe,
             started=started,
             seconds=seconds,
-            history=history,
+            history=work.history,
             config=recipe,
         )
 
@@ -189,22 +188,23 @@ class TextToMesh:
         return work
 
     def _adjusted(self, steps: int | None, guidance: float | None, faces: int | None) -> MeshRecipe:
-        recipe = self.recipe if steps is None else with_steps(self.recipe, steps)
         changes: dict[str, Any] = {}
+        if steps is not None:
+            if steps < 1:
+                raise InputError(f"num_inference_steps={steps} must be at least 1")
+            changes["optimise.steps"] = steps
         if guidance is not None:
             changes["score.guidance"] = guidance
         if faces is not None:
             changes["mesh.faces"] = faces
-        return load_config(MeshRecipe, to_dict(recipe), **changes) if changes else recipe
+        return load_config(MeshRecipe, to_dict(self.recipe), **changes) if changes else self.recipe
 
     def _optimise(
         self, work: Optimisation, recipe: MeshRecipe, folder: Path | None, prompt: str, callback: StepEnd | None
-    ) -> list[dict[str, float]]:
-        history: list[dict[str, float]] = []
+    ) -> None:
         with Progress(total=recipe.optimise.steps - work.step, label=prompt) as bar:
 
             def on_step(work: Optimisation, step: int, log: dict[str, float]) -> None:
-                history.append({"step": step, **{key: round(value, 6) for key, value in log.items()}})
                 bar.advance(1, t=f"{log.get('t', 0):.2f}", opacity=f"{log['alpha']:.2f}")
                 if folder is not None and recipe.preview_every and step % recipe.preview_every == 0:
                     write_preview(work, folder / "preview.png")
@@ -212,7 +212,6 @@ class TextToMesh:
                     callback(self, step, log, {"optimisation": work})
 
             work.run(folder, on_step)
-        return history
 
 
 def chosen_seed(seed: int | None, generator: torch.Generator | None) -> int:
@@ -233,6 +232,6 @@ def load_recipe(recipe: str | Path | None, prior: Prior) -> MeshRecipe:
 
 
 def write_preview(work: Optimisation, path: Path, views: int = 4, size: int = 96) -> Path:
-    """A strip of views of the field as it is: colours above normals."""
+    """A strip of views of what is there: colours above normals."""
     seen = work.picture(turntable_cameras(views, size))
     return save_image(path, grid([*seen.rgb.cpu(), *(0.5 * seen.normal + 0.5).cpu()], views))

@@ -42,7 +42,7 @@ def average(first: str, second: str, share: float, val: Sequence[str], out: str)
     if head.config != other.config:
         raise InputError(f"{first} and {second} differ in their settings; only heads of one kind have a mean")
     mix_into(head.unet, other.unet, share)
-    held_out = GeometryData([RenderedSet(folder) for folder in val])
+    held_out = GeometryData([RenderedSet(folder) for folder in val], columns=head.codec.columns())
     errors = HeadObjective(LossConfig(), head, held_out).validate()
     head.save(out, validation=errors)
     return errors

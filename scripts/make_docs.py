@@ -2,7 +2,8 @@
 
 A table stands between `<!-- table:NAME -->` and `<!-- /table -->`; NAME is the experiment, optionally with `:COLUMNS`
 (comma-separated keys of its rows). `KEY=VALUE` as the last of them spreads the rows: a column for each KEY, with VALUE
-in its cells. `NAME/LIST` shows another list of rows than "table". No number of a table is typed by hand.
+in its cells. `NAME/LIST` shows another list of rows than "table". No number of a table is typed by hand, and none was
+measured with other weights than those in the tree.
 """
 
 from __future__ import annotations
@@ -10,30 +11,18 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..bench.stale import stale
+from ..bench.tables import cell
 from ..utils.errors import InputError, UnprojectError
 from ..utils.files import read_json, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN = r"<!-- table:([a-z0-9-]+)(?:/([a-z_]+))?(?::([a-z0-9_,=]+))? -->\n"
 BLOCK = re.compile(rf"({BEGIN})(.*?)(<!-- /table -->)", re.DOTALL)
-
-
-def cell(value: Any) -> str:
-    """A value as table text: proportions and ratios with their interval, spreads as mean and deviation."""
-    if isinstance(value, dict) and {"value", "low", "high"} <= value.keys():
-        return f"{100 * value['value']:.1f} % ({100 * value['low']:.0f}-{100 * value['high']:.0f}, n={value['n']})"
-    if isinstance(value, dict) and {"ratio", "low", "high"} <= value.keys():
-        return f"{value['ratio']:.3f} ({value['low']:.3f}-{value['high']:.3f})"
-    if isinstance(value, dict) and {"mean", "std"} <= value.keys():
-        return f"{value['mean']:.4g} ± {value['std']:.2g}"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return "" if value is None else str(value)
 
 
 def table(rows: list[dict[str, Any]], columns: list[str] | None) -> str:
@@ -79,25 +68,39 @@ def fill(text: str, results: Path) -> str:
     return BLOCK.sub(replace, text)
 
 
+def on_pages(pages: Sequence[Path]) -> list[str]:
+    """The experiments whose tables stand on the pages, in order."""
+    return list(dict.fromkeys(match[2] for page in pages for match in BLOCK.finditer(page.read_text())))
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line. Exit code 1 with --check when a page is out of date."""
+    """Runs the command line.
+
+    Exit code 1 with --check when a page is out of date or shows what was measured with other weights; tables whose
+    code has changed since are told.
+    """
     parser = argparse.ArgumentParser(prog="make_docs", description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="only say whether the pages are up to date")
     options = parser.parse_args(arguments)
-    stale = []
+    pages, results = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))], ROOT / "docs" / "results"
+    behind = []
     try:
-        for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]:
+        for page in pages:
             before = page.read_text()
-            after = fill(before, ROOT / "docs" / "results")
+            after = fill(before, results)
             if after != before:
-                stale.append(page.name)
+                behind.append(page.name)
                 if not options.check:
                     write_text(page, after)
     except UnprojectError as error:
         print(f"make_docs: {error}", file=sys.stderr)
         return error.exit_code
-    print(f"{'out of date' if options.check else 'updated'}: {', '.join(stale) or 'nothing'}")
-    return 1 if options.check and stale else 0
+    print(f"{'out of date' if options.check else 'updated'}: {', '.join(behind) or 'nothing'}")
+    wrong = False
+    for name, state in stale(on_pages(pages), results).items():
+        print(f"{name}: {'; '.join(state.reasons)}")
+        wrong |= bool(state.missing or state.weights)
+    return 1 if options.check and (behind or wrong) else 0
 
 
 if __name__ == "__main__":

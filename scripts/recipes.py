@@ -13,6 +13,7 @@ from diffusers import StableDiffusionPipeline
 from ..core.priors import StableDiffusionPrior, load_prior
 from ..core.priors.embedded import write_vocabulary
 from ..core.priors.multiview import MultiViewUNet
+from ..core.training.config import TrainerConfig
 from ..core.training.latents import LatentSet, ViewGroups
 from ..core.training.mixed_sizes import MixedSizes
 from ..core.training.objectives.base import Trainable
@@ -23,7 +24,6 @@ from ..core.training.objectives.tokenizer import MAX_LENGTH, build_tokenizer
 from ..core.training.objectives.vae import VAEConfig, VAEObjective
 from ..core.training.objectives.vae_weights import begin_with_codec, save_vae
 from ..core.training.sampling_order import Data
-from ..core.training.trainer import TrainerConfig
 from ..tasks.data import GeometryData
 from ..tasks.geometry_head import GeometryHead, HeadConfig
 from ..tasks.train import HeadObjective, LossConfig, random_unet_like
@@ -311,8 +311,10 @@ def geometry_job(values: dict[str, Any]) -> Job:
         head = GeometryHead(prior, random_unet_like(head.unet, recipe.trainer.seed), recipe.head)
     elif recipe.start_from != "prior":
         begin_with(head.unet, GeometryHead.load(recipe.start_from).unet, recipe.start_from)
-    train = GeometryData([RenderedSet(folder) for folder in recipe.train], recipe.model.augment)
-    held_out = GeometryData([RenderedSet(folder) for folder in recipe.val], recipe.model.augment)
+    train, held_out = (
+        GeometryData([RenderedSet(folder) for folder in folders], recipe.model.augment, head.codec.columns())
+        for folders in (recipe.train, recipe.val)
+    )
     objective = HeadObjective(recipe.model, head, held_out)
 
     def export(out: Path) -> Path:

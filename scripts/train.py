@@ -16,6 +16,7 @@ import yaml
 
 from ..utils.configs import CONFIGS, read_yaml
 from ..utils.errors import InputError, UnprojectError
+from ..utils.threads import pin
 from .recipes import RECIPES, Job
 
 
@@ -28,8 +29,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--resume", action="store_true", help="continue from the newest checkpoint in --out")
     parser.add_argument("--export", action="store_true", help="only write export/ from the newest checkpoint")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu"))
+    parser.add_argument("--threads", type=int, default=1, help="processor threads of each process (default 1)")
     options = parser.parse_args(arguments)
     try:
+        pin(options.threads)
         make, values = read_recipe(options.recipe, options.set)
         out = options.out or Path("runs") / Path(options.recipe).stem
         run(make(values), out, options.resume, options.export, options.device)
@@ -54,7 +57,10 @@ def read_recipe(name: str, overrides: list[str]) -> tuple[Callable[[dict[str, An
 
 
 def run(job: Job, out: Path, resume: bool, export_only: bool, device: str) -> None:
-    """Trains (unless only the export is wanted) and exports the averaged weights."""
+    """Trains (unless only the export is wanted) and exports the averaged weights.
+
+    Raises UnprojectError, and exports nothing, when the run diverged.
+    """
     from ..core.training.checkpoints import latest_checkpoint
     from ..core.training.trainer import Trainer
 
@@ -64,6 +70,7 @@ def run(job: Job, out: Path, resume: bool, export_only: bool, device: str) -> No
         if found is None:
             raise InputError(f"--export: {out} holds no checkpoint; train first")
         trainer.load(found, goes_on=False)
+        trainer.check_sound()
     else:
         result = trainer.run(resume)
         numbers = "".join(f", {k} {v:.4g}" for k, v in result.validation.items())
@@ -71,7 +78,7 @@ def run(job: Job, out: Path, resume: bool, export_only: bool, device: str) -> No
         if result.reason != "done":
             _tell(f"not finished: continue with --resume --out {out}, or write the weights so far with --export")
             return
-    if trainer.accelerator.is_main_process:
+    if trainer.engine.main:
         with trainer.averaged():
             _tell(str(job.export(out / "export")))
 

@@ -23,12 +23,13 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..core.training.config import TrainerConfig
 from ..core.training.latents import ViewGroups
 from ..core.training.objectives.multiview import MultiViewConfig, MultiViewObjective
 from ..core.training.objectives.vae import VAEConfig, VAEObjective
 from ..core.training.objectives.vae_weights import save_vae
 from ..core.training.packed import PackedLatents, PackedPictures, pack, pack_pictures
-from ..core.training.trainer import Trainer, TrainerConfig
+from ..core.training.trainer import Trainer
 from ..utils.configs import load_config, to_dict
 from ..utils.errors import InputError, UnprojectError
 from ..utils.files import atomic_path, read_json, write_json

@@ -1,4 +1,4 @@
-"""Training batches of images with exact depth and normals."""
+"""Training batches of images with exact maps, by default depth and normals."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import numpy as np
 from PIL import Image
 
 from ..utils.errors import InputError
+from .codecs import Column, DepthCodec, NormalCodec
 
 
 class GeometryPictures(Protocol):
-    """Images (n, H, W, 3) uint8 with the columns depth_m (n, H, W) and normal (n, H, W, 3) int8, OpenCV, x 127."""
+    """Images (n, H, W, 3) uint8 with columns, e.g. depth_m (n, H, W) and normal (n, H, W, 3) int8, OpenCV, x 127."""
 
     def __len__(self) -> int: ...
 
@@ -53,15 +54,21 @@ class AugmentConfig:
 
 
 class GeometryData:
-    """Batches of rendered sets: "images" uint8 (B, H, W, 3), "depth_m" (B, H, W) and "normals" (B, H, W, 3) float32.
+    """Batches of rendered sets: "images" uint8 (B, H, W, 3) and float32 columns under their names in a batch.
 
-    Depth is 0 and normals are zero where nothing is seen; normals are in OpenCV camera axes.
+    By default "depth_m" (B, H, W) and "normals" (B, H, W, 3). Depth is 0 and normals are zero where nothing is seen;
+    normals are in OpenCV camera axes.
     """
 
-    def __init__(self, sets: Sequence[GeometryPictures], augment: AugmentConfig = AugmentConfig()) -> None:
+    def __init__(
+        self,
+        sets: Sequence[GeometryPictures],
+        augment: AugmentConfig = AugmentConfig(),
+        columns: Sequence[Column] = (DepthCodec.column, NormalCodec.column),
+    ) -> None:
         if not sets:
             raise InputError("give at least one rendered set")
-        self.sets, self.augment = list(sets), augment
+        self.sets, self.augment, self.columns = list(sets), augment, tuple(columns)
         self._ends = np.cumsum([len(part) for part in self.sets])
         self.identity = {"lengths": [len(part) for part in self.sets]}
 
@@ -79,19 +86,20 @@ class GeometryData:
         which = int(np.searchsorted(self._ends, index, side="right"))
         part, inner = self.sets[which], np.array([index - (int(self._ends[which - 1]) if which else 0)])
         image = part.images(inner)[0]
-        depth_m = part.column("depth_m", inner)[0].astype(np.float32)
-        normals = part.column("normal", inner)[0].astype(np.float32) / 127
         window = self._window(image.shape[:2], rng)
-        image, depth_m, normals = image[window], depth_m[window], normals[window]
+        image = image[window]
+        maps = [part.column(c.stored, inner)[0].astype(np.float32)[window] / np.float32(c.scale) for c in self.columns]
         if rng is not None:
             share = float(rng.uniform(self.augment.zoom, 1)) if self.augment.zoom < 1 else 1.0
             if share < 1 or shape is not None:
-                image, depth_m, normals = zoomed(image, depth_m, normals, share, shape)
+                image, maps = zoomed(image, maps, share, shape)
             if self.augment.flip and rng.random() < 0.5:
-                image, depth_m = image[:, ::-1], depth_m[:, ::-1]
-                normals = normals[:, ::-1] * np.array([-1, 1, 1], np.float32)
+                image = image[:, ::-1]
+                maps = [
+                    one[:, ::-1] * np.array(c.mirror, np.float32) for one, c in zip(maps, self.columns, strict=True)
+                ]
             image = self._recoloured(image, rng)
-        return {"images": image, "depth_m": depth_m, "normals": normals}
+        return {"images": image, **{c.batch: one for c, one in zip(self.columns, maps, strict=True)}}
 
     def _window(self, size: tuple[int, int], rng: np.random.Generator | None) -> tuple[slice, slice]:
         side = self.augment.crop or min(size)
@@ -118,11 +126,11 @@ class GeometryData:
 
 
 def zoomed(
-    image: np.ndarray, depth_m: np.ndarray, normals: np.ndarray, share: float, size: tuple[int, int] | None = None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    image: np.ndarray, maps: Sequence[np.ndarray], share: float, size: tuple[int, int] | None = None
+) -> tuple[np.ndarray, list[np.ndarray]]:
     """`share` of the largest centred window of the shape of `size` (width, height; None: the image's), at that size.
 
-    Depth and normals come from the nearest pixel. A window around the centre is what a longer lens sees, so normals
+    Maps come from the nearest pixel. A window around the centre is what a longer lens sees, so normals
     in camera axes keep their meaning.
     """
     height, width = image.shape[:2]
@@ -137,7 +145,7 @@ def zoomed(
         for n, part, count in zip((width, height), window, to, strict=True)
     )
     nearest = np.ix_(rows, columns)
-    return np.asarray(picture), depth_m[nearest], normals[nearest]
+    return np.asarray(picture), [one[nearest] for one in maps]
 
 
 def noise_pattern(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:

@@ -20,9 +20,9 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from ..utils.errors import InputError
-from .codecs import unit_length
 
 Reduction = Literal["median", "mean"]
+Solver = Literal["consensus", "published"]
 
 
 class Ensembled(NamedTuple):
@@ -35,7 +35,7 @@ class Ensembled(NamedTuple):
 class Alignment(NamedTuple):
     """How affine members are aligned."""
 
-    solver: Literal["consensus", "published"] = "published"
+    solver: Solver = "published"
     shift: bool = True  # False: scale only
     strength: float = 0.02  # of the pull to the range [0, 1]
     max_iter: int = 2
@@ -45,6 +45,7 @@ class Alignment(NamedTuple):
 
 PUBLISHED = Alignment()
 CONSENSUS = Alignment("consensus")
+ALIGNMENTS: dict[Solver, Alignment] = {how.solver: how for how in (CONSENSUS, PUBLISHED)}
 ROUNDS = 8
 
 
@@ -78,7 +79,7 @@ def ensemble_directions(normals: Tensor, reduction: Literal["closest", "mean"] =
         raise InputError(f"normals have shape {tuple(normals.shape)}, expected (E, 3, H, W)")
     if reduction not in ("closest", "mean"):
         raise InputError(f"reduction {reduction!r} is unknown; have closest, mean")
-    mean = unit_length(normals.mean(0, keepdim=True))  # (1, 3, H, W)
+    mean = F.normalize(normals.mean(0, keepdim=True), dim=1, eps=1e-6)  # (1, 3, H, W)
     cosine = (mean * normals).sum(1, keepdim=True).clamp(-1, 1)  # (E, 1, H, W)
     uncertainty = cosine.arccos().mean(0, keepdim=True) / np.pi
     if reduction == "mean":

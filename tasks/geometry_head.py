@@ -1,4 +1,4 @@
-"""Depth and normals from a text-to-image prior: the target latents are denoised beside the image's latent.
+"""Maps from a text-to-image prior: the target latents are denoised beside the image's latent.
 
 Marigold (Ke et al. 2024): network input [z_image, z_target,t] on channels; one group of latent channels a target.
 E2E-FT (Garcia et al. 2025): the same network asked once at t = T - 1 with z_target = 0 is a regressor.
@@ -7,7 +7,8 @@ E2E-FT (Garcia et al. 2025): the same network asked once at t = T - 1 with z_tar
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,19 +26,24 @@ from ..utils.configs import load_config, to_dict
 from ..utils.errors import InputError
 from ..utils.files import read_json, write_json
 from ..utils.runs import versions
-from .codecs import DepthCodec, NormalCodec, Space, StackCodec, TargetCodec
+from .codecs import CODECS, StackCodec
+from .ensemble import Solver
 
-TARGETS = ("depth", "normals")
 MANIFEST = "head.json"
 PROMPT = "prompt.safetensors"
+EARLIER = {  # keys of head.json before codecs had their own: (codec, argument)
+    "depth_space": ("depth", "space"),
+    "shift_invariant": ("depth", "shift"),
+    "full_z_range": ("normals", "full_z_range"),
+}
 
 
 @dataclass(frozen=True)
 class HeadConfig:
     """How a head is asked; saved with its weights."""
 
-    targets: tuple[str, ...] = TARGETS
-    """in the order of the latent groups"""
+    targets: tuple[str, ...] = ("depth", "normals")
+    """names of codecs, in the order of the latent groups"""
     kind: Kind = "v_prediction"
     """what the network's output means; need not be the prior's"""
     start: Literal["zeros", "noise"] = "zeros"
@@ -53,15 +59,16 @@ class HeadConfig:
     """px of the longest edge; 0 = the input's own"""
     prompt_padding: Literal["max_length", "do_not_pad"] = "max_length"
     """of the empty prompt"""
-    depth_space: Space = "linear"
-    shift_invariant: bool = True
-    """of depth; False: up to scale only"""
-    full_z_range: bool = True
-    """of normals; see NormalCodec"""
+    alignment: Solver = "consensus"
+    """how the members of an ensemble are brought to one scale; published: as diffusers' Marigold does"""
+    codecs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """arguments of the targets' codecs that differ from the defaults, e.g. {depth: {space: log}}"""
 
     def __post_init__(self) -> None:
-        if not self.targets or not set(self.targets) <= set(TARGETS) or len(set(self.targets)) < len(self.targets):
-            raise InputError(f"targets={self.targets} must be distinct names out of {', '.join(TARGETS)}")
+        if not self.targets or not set(self.targets) <= set(CODECS) or len(set(self.targets)) < len(self.targets):
+            raise InputError(f"targets={self.targets} must be distinct names out of {', '.join(CODECS)}")
+        if not set(self.codecs) <= set(self.targets):
+            raise InputError(f"codecs names {', '.join(self.codecs)}, but the targets are {', '.join(self.targets)}")
         if self.steps < 1 or self.processing_resolution < 0:
             raise InputError(f"steps={self.steps} must be >= 1 and processing_resolution >= 0")
         if self.start == "zeros" and self.steps != 1:
@@ -72,10 +79,19 @@ class HeadConfig:
             )
 
     def codec(self) -> StackCodec:
-        """The codecs of the targets."""
-        depth = DepthCodec(self.depth_space, invariance="affine" if self.shift_invariant else "scale")
-        known: dict[str, TargetCodec] = {"depth": depth, "normals": NormalCodec(full_z_range=self.full_z_range)}
-        return StackCodec({name: known[name] for name in self.targets})
+        """The codecs of the targets. Raises InputError for arguments they do not take."""
+        kinds: dict[str, Any] = {name: CODECS[name] for name in self.targets}
+        return StackCodec({name: load_config(kind, self.codecs.get(name, {})) for name, kind in kinds.items()})
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any], **defaults: Any) -> HeadConfig:
+        """The config in a head.json; `defaults` for what it leaves out. Keys of EARLIER go to their codecs."""
+        now = {**defaults, **{key: value for key, value in values.items() if key not in EARLIER}}
+        codecs = {name: dict(arguments) for name, arguments in now.get("codecs", {}).items()}
+        for key, (codec, argument) in EARLIER.items():
+            if key in values and codec in now.get("targets", cls.targets):
+                codecs.setdefault(codec, {})[argument] = values[key]
+        return load_config(cls, {**now, "codecs": codecs})
 
 
 class GeometryHead:
@@ -131,7 +147,7 @@ class GeometryHead:
         manifest = read_json(folder / MANIFEST)
         if not isinstance(manifest, dict) or not {"base", "config"} <= manifest.keys():
             raise InputError(f"{folder / MANIFEST} must name the base prior and hold the head's config")
-        config = load_config(HeadConfig, manifest["config"])
+        config = HeadConfig.read(manifest["config"])
         base = str(manifest["base"])
         beside = folder.resolve().parent / base
         prior = load_prior(beside if beside.is_dir() else base, device, dtype)
@@ -209,7 +225,7 @@ class GeometryHead:
         return pictures.reshape(latents.shape[0], self.groups, *pictures.shape[1:])
 
     def decode(self, latents: Tensor) -> dict[str, Tensor]:
-        """Maps by name: depth (B, 1, H, W) in [0, 1], unit normals (B, 3, H, W) in the viewer frame."""
+        """Maps (B, C, H, W) by name, e.g. depth in [0, 1] and unit normals in the viewer frame."""
         return self.codec.decode(self.decode_pictures(latents))
 
     def denoiser(self, image_latents: Tensor) -> Denoiser:
@@ -228,7 +244,7 @@ class GeometryHead:
         """Train index T - 1; exactly pure noise on schedules with zero terminal signal."""
         last = self.schedule.steps - 1
         if self.prior.scheduler_config.get("rescale_betas_zero_snr"):
-            return Level(0.0, 1.0, -math.inf, float(last), float(last))
+            return replace(self.schedule.at_index(last), alpha=0.0, sigma=1.0, lam=-math.inf)
         return self.schedule.at_index(last)
 
     def shape(self, image_latents: Tensor) -> tuple[int, int, int]:

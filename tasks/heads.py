@@ -1,4 +1,4 @@
-"""Finding and loading a geometry head: embedded, a folder, a known id of configs/tasks/heads.yaml, a hub repository.
+"""Finding and loading a geometry head: embedded, a folder, a known id of configs/heads.yaml, a hub repository.
 
 Marigold repositories and folders load through diffusers' own pipeline classes, whose networks we then run; weights
 are safetensors and no code is downloaded.
@@ -18,10 +18,12 @@ from ..core.priors import StableDiffusionPrior, weights_root
 from ..utils.configs import load_config
 from ..utils.errors import InputError
 from ..utils.files import read_json
+from .codecs import CODECS
 from .geometry_head import MANIFEST, GeometryHead, HeadConfig
+from .table import published_pipelines, published_task, task_table
 
 EMBEDDED = {"toybox": "toybox-geometry", "toybox-geometry": "toybox-geometry"}
-MARIGOLD = {"MarigoldDepthPipeline": "depth", "MarigoldNormalsPipeline": "normals"}
+Start = Literal["zeros", "noise"]
 
 
 @dataclass(frozen=True)
@@ -30,15 +32,20 @@ class HeadEntry:
 
     repo: str
     licence: str
-    target: Literal["depth", "normals"]
-    start: Literal["zeros", "noise"] = "noise"
+    target: str
+    """a task of configs/tasks"""
+    start: Start = "noise"
     steps: int = 0
     """0 = the repository's default"""
+
+    def __post_init__(self) -> None:
+        if self.target not in task_table():
+            raise InputError(f"target={self.target!r} of {self.repo} is no task; have {', '.join(task_table())}")
 
 
 @dataclass(frozen=True)
 class HeadTable:
-    """configs/tasks/heads.yaml."""
+    """configs/heads.yaml."""
 
     heads: dict[str, HeadEntry]
 
@@ -46,7 +53,7 @@ class HeadTable:
 @functools.cache
 def head_table() -> dict[str, HeadEntry]:
     """The known heads by id."""
-    return load_config(HeadTable, "tasks/heads").heads
+    return load_config(HeadTable, "heads").heads
 
 
 def load_head(
@@ -99,21 +106,21 @@ def load_head(
 def _from_folder(folder: Path, device: Any, dtype: torch.dtype, options: dict[str, Any]) -> GeometryHead:
     index = folder / "model_index.json"
     family = read_json(index).get("_class_name") if index.is_file() else None
-    if family not in MARIGOLD and (folder / MANIFEST).is_file():
+    if family not in published_pipelines() and (folder / MANIFEST).is_file():
         return GeometryHead.load(folder, device, dtype)
     beside = folder.resolve().parent / f"{folder.resolve().name}-geometry"
-    if family not in MARIGOLD and (beside / MANIFEST).is_file():
+    if family not in published_pipelines() and (beside / MANIFEST).is_file():
         return GeometryHead.load(beside, device, dtype)
-    if family not in MARIGOLD:
+    if family not in published_pipelines():
         raise InputError(
             f"{folder} holds no geometry head: it needs {MANIFEST} or a Marigold pipeline "
-            f"({', '.join(MARIGOLD)}); train one with `unproject train geometry-head`"
+            f"({', '.join(published_pipelines())}); train one with `unproject train geometry-head`"
         )
     start = options.pop("start", None)
     pipe = _load_pipeline(family, str(folder), dtype, {"local_files_only": True, **options})
-    head = marigold_head(pipe, start or "noise", device)
+    head = marigold_head(pipe, start, device)
     if start is None and (folder / MANIFEST).is_file():  # as `GeometryHead.save` found it
-        config = load_config(HeadConfig, read_json(folder / MANIFEST)["config"])
+        config = HeadConfig.read(read_json(folder / MANIFEST)["config"], alignment=head.config.alignment)
         return GeometryHead(head.prior, head.unet, config)
     return head
 
@@ -128,15 +135,15 @@ def _from_hub(repo: str, device: Any, dtype: torch.dtype, options: dict[str, Any
     """Fetches a repository. Raises InputError naming what failed and the ways out."""
     from huggingface_hub import hf_hub_download
 
-    start = options.pop("start", "noise")
+    start = options.pop("start", None)
     keep = {k: v for k, v in options.items() if k in ("revision", "cache_dir", "local_files_only", "token")}
     try:
         family = read_json(hf_hub_download(repo, "model_index.json", **keep)).get("_class_name")
         target = next((entry.target for entry in head_table().values() if entry.repo == repo), None)
-        if family not in MARIGOLD and target is not None:
-            family = next(kind for kind, predicts in MARIGOLD.items() if predicts == target)
-        if family not in MARIGOLD:
-            raise InputError(f"{repo} is a {family}; supported are {', '.join(MARIGOLD)}")
+        if family not in published_pipelines() and target is not None:
+            family = task_table()[target].pipeline
+        if family not in published_pipelines():
+            raise InputError(f"{repo} is a {family}; supported are {', '.join(published_pipelines())}")
         pipe = _load_pipeline(family, repo, dtype, options)
     except InputError:
         raise
@@ -155,29 +162,31 @@ def _load_pipeline(family: str, source: str, dtype: torch.dtype, options: dict[s
     return getattr(diffusers, family).from_pretrained(source, torch_dtype=dtype, use_safetensors=True, **options)
 
 
-def marigold_head(
-    pipe: Any, start: Literal["zeros", "noise"] = "noise", device: torch.device | str = "cpu"
-) -> GeometryHead:
-    """A head out of a diffusers Marigold depth or normals pipeline; the weights are shared."""
+def marigold_head(pipe: Any, start: Start | None = None, device: torch.device | str = "cpu") -> GeometryHead:
+    """A head out of a diffusers Marigold pipeline of a task; the weights are shared.
+
+    Ensembles of its samples are aligned as published. A regressor (`start` "zeros") has no published ensemble: its
+    members are mirrored and rescaled copies, brought together by consensus.
+    """
     family = type(pipe).__name__
     scheduler = type(pipe.scheduler).__name__
-    if family not in MARIGOLD:
-        raise InputError(f"{family} is no geometry pipeline; have {', '.join(MARIGOLD)}")
+    task = published_task(family)
+    if task is None:
+        raise InputError(f"{family} is no geometry pipeline; have {', '.join(published_pipelines())}")
     if scheduler != "DDIMScheduler":
         raise InputError(f"the scheduler {scheduler} of this head is not supported; use a DDIM checkpoint (-v1-1)")
     settings, prior = pipe.config, StableDiffusionPrior(pipe.to(device), family)
-    depth = MARIGOLD[family] == "depth"
+    start = start or task.schedule.start
     config = HeadConfig(
-        targets=(MARIGOLD[family],),
+        targets=(task.codec,),
         kind=pipe.scheduler.config.prediction_type,
         start=start,
-        steps=1 if start == "zeros" else settings.get("default_denoising_steps") or 4,
+        steps=1 if start == "zeros" else settings.get("default_denoising_steps") or task.schedule.steps,
         spacing="trailing" if start == "zeros" else pipe.scheduler.config.timestep_spacing,
         final="zero" if start == "zeros" or pipe.scheduler.config.set_alpha_to_one else "index0",
         processing_resolution=settings.get("default_processing_resolution") or 0,
         prompt_padding="do_not_pad",
-        depth_space="disparity" if depth and settings.get("prediction_type") == "disparity" else "linear",
-        shift_invariant=bool(settings.get("shift_invariant", True)) if depth else True,
-        full_z_range=bool(settings.get("use_full_z_range", True)),
+        alignment="published" if start == "noise" else "consensus",
+        codecs={task.codec: CODECS[task.codec].published(settings)},
     )
     return GeometryHead(prior, pipe.unet, config)

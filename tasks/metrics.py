@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
+from scipy.stats import spearmanr
 from torch import Tensor
 
 from ..utils.errors import InputError
@@ -34,6 +36,22 @@ def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
     """Mean over the valid pixels (B,); nan where there are none."""
     kept = torch.where(valid, values, torch.zeros_like(values)).flatten(1).sum(1)
     return kept / valid.flatten(1).sum(1)
+
+
+def mean_of_valid(values: Tensor, valid: Tensor) -> Tensor:
+    """Mean over images of the mean over valid pixels; images without any count 0."""
+    return masked_mean(values, valid).nan_to_num(0.0).mean()
+
+
+def edge_error(error: Tensor, valid: Tensor, scales: int = 3) -> Tensor:
+    """Mean absolute difference of the error (B, H, W) between valid neighbours, at strides 1, 2, 4 (MiDaS)."""
+    total = error.new_zeros(())
+    for k in range(scales):
+        values, keep = error[:, :: 2**k, :: 2**k], valid[:, :: 2**k, :: 2**k]
+        for axis in (1, 2):
+            pairs = keep.narrow(axis, 1, keep.shape[axis] - 1) & keep.narrow(axis, 0, keep.shape[axis] - 1)
+            total = total + mean_of_valid(values.diff(dim=axis).abs(), pairs)
+    return total / (2 * scales)
 
 
 def fit_affine(prediction: Tensor, target: Tensor, valid: Tensor, ridge: float = 0.0, positive: bool = False) -> Affine:
@@ -80,20 +98,30 @@ def align(
         how: the fit.
         limits: range of the data set; the result is clipped to it, and to >= 1e-6 in any case.
     """
-    if how == "depth":
-        metres = fit_affine(prediction, depth_m, valid)(prediction.double())
-    elif how == "disparity":
-        disparity = 1 / torch.where(valid, depth_m, torch.ones_like(depth_m)).double()
-        metres = 1 / fit_affine(prediction, disparity, valid)(prediction.double()).clamp(min=MIN_DISPARITY)
-    elif how == "scale":
-        metres = fit_scale(prediction, depth_m, valid)(prediction.double())
-    elif how == "none":
-        metres = prediction.double()
-    else:
-        raise InputError(f"alignment {how!r} is unknown; have none, scale, depth, disparity")
+    fits = {"none": _as_it_is, "scale": _scaled, "depth": _in_depth, "disparity": _in_disparity}
+    if how not in fits:
+        raise InputError(f"alignment {how!r} is unknown; have {', '.join(fits)}")
+    metres = fits[how](prediction, depth_m, valid)
     if limits is not None:
         metres = metres.clamp(*limits)
     return metres.clamp(min=MIN_DEPTH).to(prediction.dtype)
+
+
+def _as_it_is(prediction: Tensor, depth_m: Tensor, valid: Tensor) -> Tensor:
+    return prediction.double()
+
+
+def _scaled(prediction: Tensor, depth_m: Tensor, valid: Tensor) -> Tensor:
+    return fit_scale(prediction, depth_m, valid)(prediction.double())
+
+
+def _in_depth(prediction: Tensor, depth_m: Tensor, valid: Tensor) -> Tensor:
+    return fit_affine(prediction, depth_m, valid)(prediction.double())
+
+
+def _in_disparity(prediction: Tensor, depth_m: Tensor, valid: Tensor) -> Tensor:
+    disparity = 1 / torch.where(valid, depth_m, torch.ones_like(depth_m)).double()
+    return 1 / fit_affine(prediction, disparity, valid)(prediction.double()).clamp(min=MIN_DISPARITY)
 
 
 def depth_errors(metres: Tensor, depth_m: Tensor, valid: Tensor) -> dict[str, Tensor]:
@@ -160,7 +188,8 @@ def _angle_statistics(angles: Tensor) -> dict[str, Tensor]:
 
 
 def spearman(a: Tensor, b: Tensor) -> float:
-    """Rank correlation of two vectors, e.g. uncertainty and error."""
-    ranks = [v.flatten().double().argsort().argsort().double() for v in (a, b)]
-    centred = [r - r.mean() for r in ranks]
-    return float((centred[0] * centred[1]).sum() / (centred[0].norm() * centred[1].norm()).clamp(min=1e-12))
+    """Rank correlation of two vectors, e.g. uncertainty and error; equal values share a rank. 0 for a constant one."""
+    one, other = (v.flatten().double().cpu().numpy() for v in (a, b))
+    if min(np.ptp(one), np.ptp(other)) == 0:
+        return 0.0
+    return float(spearmanr(one, other).statistic)

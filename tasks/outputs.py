@@ -4,22 +4,37 @@ from __future__ import annotations
 
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
-import torch
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
-from ..geometry.cameras import Camera
-from ..geometry.points import PointCloud
-from ..utils.errors import InputError
 from ..utils.files import atomic_path, write_bytes
-from ..utils.pictures import colourise, normals_to_rgb, save_image
+from ..utils.pictures import Picture, colourise, save_image
 
 Maps = np.ndarray | Tensor
+
+
+class WritesFiles(Protocol):
+    """What files need to know of a codec."""
+
+    name: ClassVar[str]
+    channels: ClassVar[int]
+
+    def facts(self) -> dict[str, Any]:
+        """Entries of the NPZ beside the map."""
+        ...
+
+    def levels(self, values: np.ndarray) -> np.ndarray:
+        """The map (H, W, C) as 16-bit levels."""
+        ...
+
+    def picture(self, values: np.ndarray) -> Picture:
+        """The map (H, W, C) for people."""
+        ...
 
 
 @dataclass
@@ -43,72 +58,21 @@ class TaskOutput(BaseOutput):
         """The uncertainty as float32 (N, H, W)."""
         return None if self.uncertainty is None else _channels_last(self.uncertainty)[..., 0]
 
-
-@dataclass
-class DepthOutput(TaskOutput):
-    """Depth in [0, 1] up to an affine map (or scale); larger is farther unless the space is "disparity"."""
-
-    invariance: str = "affine"
-    space: str = "linear"
-
     @property
-    def depth(self) -> np.ndarray:
-        """float32 (N, H, W) in [0, 1]."""
-        return self.maps()[..., 0]
-
-    def metres(self, near_m: float, far_m: float) -> np.ndarray:
-        """float32 (N, H, W): the prediction's range [0, 1] laid on [near_m, far_m], in its own space."""
-        if not 0 < near_m < far_m:
-            raise InputError(f"near_m={near_m}, far_m={far_m}: need 0 < near_m < far_m")
-        unit = self.depth.clip(0, 1)
-        if self.space == "disparity":
-            return 1 / (1 / far_m + unit * (1 / near_m - 1 / far_m))
-        if self.space == "log":
-            return near_m * (far_m / near_m) ** unit
-        return near_m + unit * (far_m - near_m)
-
-    def point_cloud(
-        self, image: np.ndarray, camera: Camera, near_m: float = 1.0, far_m: float = 4.0, index: int = 0
-    ) -> PointCloud:
-        """Pixels of image `index`, sRGB (H, W, 3) in [0, 1], as points; the metres are a choice, not a measurement."""
-        depth_m = torch.from_numpy(self.metres(near_m, far_m)[index : index + 1].astype(np.float32))
-        colours = torch.as_tensor(np.asarray(image, np.float32))[None]
-        return PointCloud.from_depth(depth_m, colours, camera)
+    def codec(self) -> WritesFiles:
+        """What is special about these maps."""
+        raise TypeError(f"{type(self).__name__} names no codec")
 
     def save(self, base: str | Path) -> list[Path]:
-        """Writes BASE.npz (depth, uncertainty), BASE-16bit.png and BASE.png; several images get numbers."""
-        written: list[Path] = []
-        for stem, depth, spread in _numbered(Path(base), self.depth, self.spread()):
-            facts = {"invariance": np.array(self.invariance), "space": np.array(self.space)}
-            written.append(_save_npz(_ending(stem, ".npz"), depth=depth, uncertainty=spread, **facts))
-            levels = np.rint(depth.clip(0, 1) * 65535).astype(np.uint16)
-            written.append(save_image(_ending(stem, "-16bit.png"), levels))
-            written.append(save_image(_ending(stem, ".png"), colourise(depth, low=0.0, high=1.0)))
-            if spread is not None:
-                written.append(save_image(_ending(stem, "-uncertainty.png"), colourise(spread, cmap="viridis")))
-        return written
-
-
-@dataclass
-class NormalsOutput(TaskOutput):
-    """Unit normals in camera space; the frame "viewer" has x right, y up, z toward the viewer."""
-
-    frame: str = "viewer"
-
-    @property
-    def normals(self) -> np.ndarray:
-        """float32 (N, H, W, 3)."""
-        return self.maps()
-
-    def save(self, base: str | Path) -> list[Path]:
-        """Writes BASE.npz (normals, uncertainty), BASE-16bit.png ((n + 1) / 2) and BASE.png."""
-        written: list[Path] = []
-        for stem, normals, spread in _numbered(Path(base), self.normals, self.spread()):
-            facts = {"frame": np.array(self.frame)}
-            written.append(_save_npz(_ending(stem, ".npz"), normals=normals, uncertainty=spread, **facts))
-            levels = np.rint((normals.clip(-1, 1) + 1) / 2 * 65535).astype(np.uint16)
-            written.append(write_bytes(_ending(stem, "-16bit.png"), png16(levels)))
-            written.append(save_image(_ending(stem, ".png"), normals_to_rgb(normals)))
+        """Writes BASE.npz (map, uncertainty, facts), BASE-16bit.png and BASE.png; of an ensemble
+        BASE-uncertainty.png too. Several images get numbers."""
+        codec, written = self.codec, []
+        for stem, one, spread in _numbered(Path(base), self.maps(), self.spread()):
+            array = one[..., 0] if codec.channels == 1 else one
+            facts = {name: np.array(value) for name, value in codec.facts().items()}
+            written.append(_save_npz(_ending(stem, ".npz"), **{codec.name: array}, uncertainty=spread, **facts))
+            written.append(_save_16bit(_ending(stem, "-16bit.png"), codec.levels(one)))
+            written.append(save_image(_ending(stem, ".png"), codec.picture(one)))
             if spread is not None:
                 written.append(save_image(_ending(stem, "-uncertainty.png"), colourise(spread, cmap="viridis")))
         return written
@@ -116,21 +80,29 @@ class NormalsOutput(TaskOutput):
 
 @dataclass
 class GeometryOutput(BaseOutput):
-    """Everything a head predicts for N images; a target it does not predict is None."""
+    """Everything a head predicts for N images, by target; `made.depth` is `made["depth"]`, or None without it."""
 
-    depth: DepthOutput | None = None
-    normals: NormalsOutput | None = None
+    maps: dict[str, TaskOutput] = field(default_factory=dict)
     nfe: int = 0
     seed: int | None = None
 
+    def __getitem__(self, key: Any) -> Any:
+        """The output of a target, or a field."""
+        return self.maps[key] if key in self.maps else super().__getitem__(key)
+
+    @property
+    def depth(self) -> Any:
+        """DepthOutput, None when the head predicts none."""
+        return self.maps.get("depth")
+
+    @property
+    def normals(self) -> Any:
+        """NormalsOutput, None when the head predicts none."""
+        return self.maps.get("normals")
+
     def save(self, base: str | Path) -> list[Path]:
-        """Writes the files of both under BASE-depth and BASE-normals."""
-        base, written = Path(base), []
-        for name in ("depth", "normals"):
-            part = getattr(self, name)
-            if part is not None:
-                written += part.save(_ending(base, f"-{name}"))
-        return written
+        """Writes the files of all under BASE-depth, BASE-normals and so on."""
+        return [path for name, part in self.maps.items() for path in part.save(_ending(Path(base), f"-{name}"))]
 
 
 def png16(levels: np.ndarray) -> bytes:
@@ -144,6 +116,12 @@ def png16(levels: np.ndarray) -> bytes:
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
     )
     return b"\x89PNG\r\n\x1a\n" + body
+
+
+def _save_16bit(path: Path, unit: np.ndarray) -> Path:
+    """A map (H, W) or (H, W, 3) in [0, 1] as 16-bit PNG."""
+    levels = np.rint(unit * 65535).astype(np.uint16)
+    return save_image(path, levels) if levels.ndim == 2 else write_bytes(path, png16(levels))
 
 
 def _channels_last(maps: Maps) -> np.ndarray:

@@ -119,3 +119,14 @@ def stitch_affine(
     solution = np.linalg.lstsq(np.concatenate(rows), np.concatenate(values), rcond=None)[0]
     scales, shifts = solution[::2].tolist(), solution[1::2].tolist()
     return Stitched([tile * scale + shift for tile, scale, shift in zip(tiles, scales, shifts)], scales)
+
+
+def stitch_images(
+    tiles: Sequence[Tensor], boxes: Sequence[Box], reference: Tensor
+) -> tuple[list[Tensor], list[Tensor]]:
+    """`stitch_affine` for N images: (tiles (N, 1, h, w) on one scale, |s| of each (N, 1, 1, 1))."""
+    count = len(reference)
+    rows = [stitch_affine([tile[i : i + 1] for tile in tiles], boxes, reference[i : i + 1]) for i in range(count)]
+    moved = [torch.cat([row.tiles[k] for row in rows]) for k in range(len(boxes))]
+    scales = reference.new_tensor([[abs(scale) for scale in row.scales] for row in rows])
+    return moved, list(scales.T.reshape(len(boxes), count, 1, 1, 1))

@@ -100,6 +100,19 @@ def test_imports_point_down(path: Path) -> None:
         assert target in MAY_IMPORT[own], f"{path}:{line}: {own} must not import {target}"
 
 
+@pytest.mark.parametrize("room", ["utils", "geometry", "toybox", "tasks", "generate", "pipelines"])
+def test_no_import_circles(room: str) -> None:
+    """Not even by imports inside functions or for types: what two modules know of each other stands in a third."""
+    paths = [p for p in sources() if p.name != "__init__.py" and p.is_relative_to(ROOT / room)]
+    modules = {p.relative_to(ROOT).with_suffix("").parts: p for p in paths}
+    imports = {name: {m for _, m in imported_modules(path) if m in modules} for name, path in modules.items()}
+    left = dict(imports)
+    while ends := [name for name, needed in left.items() if not needed & left.keys()]:
+        for name in ends:
+            del left[name]
+    assert not left, f"a circle among {sorted('/'.join(name) for name in left)}"
+
+
 def test_every_folder_of_code_has_a_rule() -> None:
     top = {p.relative_to(ROOT).parts[0] for p in sources() if p.parent != ROOT}
     assert top <= set(MAY_IMPORT)
@@ -112,6 +125,64 @@ def test_declared_packages_are_the_folders() -> None:
     declared = re.findall(r'"([\w.]+)"', block[1])
     assert sorted(declared) == packages()
     assert declared == sorted(declared)
+
+
+MODULES = {  # what a distribution is imported as, where its name does not say
+    "imageio-ffmpeg": "imageio_ffmpeg",
+    "manifold3d": "manifold3d",
+    "open3d-cpu": "open3d",
+    "pillow": "PIL",
+    "pyyaml": "yaml",
+    "scikit-image": "skimage",
+    "types-pyyaml": "yaml",
+}
+TOOLS = {"pytest-timeout", "pytest-xdist", "ruff", "mypy", "types-pyyaml"}  # dev tools that no file imports
+
+
+def requirements() -> tuple[set[str], dict[str, set[str]]]:
+    """Distributions that pyproject asks for: those of the base, and those of each extra."""
+    text = (ROOT / "pyproject.toml").read_text()
+    base = re.search(r"^dependencies = \[(.*?)^\]", text, re.S | re.M)
+    extras = re.search(r"^\[project\.optional-dependencies\]\n(.*?)^\[", text, re.S | re.M)
+    assert base is not None and extras is not None
+
+    def names(block: str) -> set[str]:
+        return {name.lower() for name in re.findall(r'"([A-Za-z0-9_-]+)', block)}
+
+    found = re.findall(r"^([\w-]+) = \[(.*?)\]$", extras[1], re.S | re.M)
+    return names(base[1]), {extra: names(block) for extra, block in found}
+
+
+def foreign(paths: list[Path]) -> set[str]:
+    """Packages of others that the files import, wherever the import stands."""
+    found: set[str] = set()
+    for path in paths:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                found.add((node.module or "").split(".")[0])
+    return found - set(sys.stdlib_module_names) - {"unproject", "_typeshed", ""}
+
+
+def as_imported(distributions: set[str]) -> set[str]:
+    return {MODULES.get(name, name.replace("-", "_")) for name in distributions}
+
+
+def test_what_is_required_is_imported_and_what_is_imported_is_required() -> None:
+    base, extras = requirements()
+    assert as_imported(base) == foreign(sources())
+    tests = foreign(sorted((ROOT / "tests").rglob("*.py")))
+    for extra, names in extras.items():
+        unused = as_imported(names - TOOLS) - foreign(sources()) - tests
+        assert not unused, f"the extra {extra} promises {', '.join(sorted(unused))}, which nothing imports"
+    assert tests <= as_imported(base | extras["dev"])
+
+
+def test_the_doctor_asks_for_what_is_required() -> None:
+    from unproject.cli.info import PACKAGES
+
+    assert set(PACKAGES) == as_imported(requirements()[0])
 
 
 def test_every_folder_of_code_is_a_package() -> None:
@@ -155,14 +226,21 @@ def test_import_is_quick_and_loads_nothing_heavy() -> None:
     )
     runs = [_run(code).split() for _ in range(2)]
     assert min(float(run[0]) for run in runs) < 0.3
-    heavy = {"torch", "numpy", "diffusers", "transformers", "open3d", "gsplat", "gradio", "trimesh", "kornia", "tyro"}
+    heavy = {"torch", "numpy", "diffusers", "transformers", "open3d", "scipy", "trimesh", "tyro"}
     assert not heavy & set(runs[0][1:])
+
+
+@pytest.mark.parametrize("module", ["geometry.cameras", "bench.registry", "bench.stale"])
+def test_modules_of_small_things_load_small_things(module: str) -> None:
+    loaded = set(_run(f"import unproject.{module}; print(*{{m.split('.')[0] for m in sys.modules}})").split())
+    assert not loaded & (foreign(sources()) - {"torch", "numpy"})
+    assert module == "geometry.cameras" or not loaded & {"torch", "numpy"}
 
 
 def test_command_line_module_loads_no_network_library() -> None:
     loaded = set(_run("import unproject.cli.commands; print(*{m.split('.')[0] for m in sys.modules})").split())
     assert "tyro" in loaded
-    assert not loaded & {"torch", "diffusers", "transformers", "open3d", "gsplat", "matplotlib"}
+    assert not loaded & {"torch", "diffusers", "transformers", "open3d", "scipy", "matplotlib"}
 
 
 def test_lazy_names_lead_somewhere() -> None:

@@ -104,15 +104,15 @@ def group_cameras(
     return [o.camera(size) for o in orbits], [asdict(o) for o in orbits]
 
 
-def render_group(job: RenderJob, index: int) -> dict[str, Any]:
-    """Renders one group: arrays (n, ...) and one metadata record a view."""
+def render_group(job: RenderJob, index: int, count: int | None = None) -> dict[str, Any]:
+    """Renders one group or its first `count` views: arrays (n, ...) and one metadata record a view."""
     program = draw(job.split, index, job.kind)
     scene = make_scene(program, index)
     renderer = Renderer(scene)
     cameras, views = group_cameras(job.split, job.kind, index, scene, job.size)
     boxed = isinstance(program, SceneProgram) and bool(program.relation)
     out: list[dict[str, np.ndarray]] = []
-    for camera, record in zip(cameras, views, strict=True):
+    for camera, record in zip(cameras[:count], views[:count], strict=True):
         c2w, K = camera.c2w[0].numpy(), camera.K[0].numpy()
         eye = (c2w.astype(float), K.astype(float), job.size)
         view = renderer.render(*eye, geometry=job.geometry or job.maps or boxed)
@@ -126,7 +126,7 @@ def render_group(job: RenderJob, index: int) -> dict[str, Any]:
         if job.maps:
             columns |= _materials(view, renderer.smooth_albedo(*eye))
         out.append(columns)
-    records = [{"group": index, "program": program_to_json(program), **view} for view in views]
+    records = [{"group": index, "program": program_to_json(program), **view} for view in views[:count]]
     arrays = {name: np.stack([columns[name] for columns in out]) for name in out[0]}
     if job.maps:  # numbered without gaps, so that 16 bits hold the fullest room
         present, numbers = np.unique(arrays["segment"], return_inverse=True)

@@ -7,7 +7,6 @@ objects is judged in one order: "right of" and "behind" are the other object "le
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..utils.errors import InputError
-from ..utils.files import atomic_path, read_json, write_json
+from ..utils.files import atomic_path, read_json, weights_root, write_json
 from .captions import DEFAULTS, Meaning, Phrase
 from .catalogue import NOUNS
 from .judge_net import JudgeNet, JudgeShape, folded, without_norms
@@ -154,8 +153,7 @@ class Judge:
 
         Raises InputError when the folder holds none.
         """
-        root = Path(os.environ.get("UNPROJECT_WEIGHTS") or Path(__file__).resolve().parents[1] / "weights")
-        folder = Path(folder) if folder is not None else root / "judge"
+        folder = Path(folder) if folder is not None else weights_root() / "judge"
         if not (folder / "judge.json").is_file() or not (folder / "judge.safetensors").is_file():
             raise InputError(f"{folder} holds no judge; set UNPROJECT_WEIGHTS, or train one (scripts.train judge)")
         card = read_json(folder / "judge.json")
@@ -197,7 +195,7 @@ class Judge:
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
-        """Feature vectors (B, 192) on the CPU, for `frechet`."""
+        """Feature vectors (B, 192) on the CPU, whose distribution is compared with that of renders."""
         return self.net.features(self._prepared(images)).float().cpu()
 
     @torch.no_grad()
@@ -225,22 +223,6 @@ def save_judge(net: JudgeNet, folder: str | Path, notes: Mapping[str, Any] | Non
     answers = {name: list(words) for name, words in questions().items()}
     write_json(folder / "judge.json", {"shape": shape, "answers": answers, **(notes or {})})
     return folder
-
-
-def frechet(a: Tensor, b: Tensor) -> float:
-    """Frechet distance of the Gaussians fitted to two sets of features (N, D), (M, D), N, M >= 2.
-
-    |mean_a - mean_b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2) with covariances A, B (Dowson and Landau 1982; FID).
-    """
-    if min(len(a), len(b)) < 2 or a.shape[1:] != b.shape[1:]:
-        raise InputError(f"features of shape {tuple(a.shape)} and {tuple(b.shape)}: need (N, D), (M, D), N, M >= 2")
-    a, b = a.double(), b.double()
-    first, second = torch.cov(a.mT).reshape(a.shape[1], -1), torch.cov(b.mT).reshape(b.shape[1], -1)
-    values, vectors = torch.linalg.eigh(first)
-    root = (vectors * values.clamp_min(0).sqrt()) @ vectors.mT
-    mixed = torch.linalg.eigvalsh(root @ second @ root).clamp_min(0).sqrt().sum()
-    distance = (a.mean(0) - b.mean(0)).square().sum() + first.trace() + second.trace() - 2 * mixed
-    return float(distance.clamp_min(0))
 
 
 def object_labels(program: ObjectProgram, azimuth_deg: float) -> dict[str, float]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import open3d as o3d
 
+from .hits import Hits
 from .materials import Look, albedo_at, linear_from_srgb, srgb_from_linear
 from .parts import SLOTS
 from .programs import stable_hash
@@ -269,19 +270,6 @@ class Renderer:
         inside = (pixels >= 0).all(1) & (pixels < [width, height]).all(1) & (camera[:, 2] > 0)
         visible = inside & (reach > 1 - tolerance)
         return {n: (float(u), float(v), bool(s)) for n, (u, v), s in zip(names, pixels, visible, strict=True)}
-
-
-@dataclass(frozen=True)
-class Hits:
-    """Where rays met the scene; N hits out of all rays."""
-
-    where: np.ndarray  # (N,) index of the ray
-    depth: np.ndarray  # (N,) camera z-depth
-    face: np.ndarray  # (N,)
-    normal: np.ndarray  # (N, 3) unit, world, interpolated
-    canonical: np.ndarray  # (N, 3)
-    point: np.ndarray  # (N, 3) world
-    view: np.ndarray  # (N, 3) unit, towards the camera
 
 
 def _split_sum(f0: np.ndarray, rough: np.ndarray, n_v: np.ndarray) -> np.ndarray:

@@ -7,15 +7,13 @@ constant radiance stands for the rest.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 import open3d as o3d
 
+from .hits import Hits
 from .scenes import Light, Panel
-
-if TYPE_CHECKING:
-    from .render import Hits
 
 OFFSET_M = 2e-3  # start of a ray above its surface
 SHARP = 0.3  # roughness below which reflections keep their detail

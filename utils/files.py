@@ -6,14 +6,12 @@ import contextlib
 import json
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from .errors import InputError, UnprojectError
-
-UMASK = os.umask(0)  # can only be read by setting it
-os.umask(UMASK)
 
 
 @contextlib.contextmanager
@@ -43,10 +41,20 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def usual_mode(path: Path) -> None:
-    """Gives a file the permissions of any new file, where the file system has such: some libraries write files that
-    only their owner can read."""
+    """Gives a file the permissions of any new file beside it, where the file system has such: some libraries write
+    files that only their owner can read.
+
+    They are those of a file made there: the process's mask can only be read by setting it for everybody.
+    """
+    probe = path.with_name(f".{secrets.token_hex(8)}.mode")
     with contextlib.suppress(OSError):
-        path.chmod(0o666 & ~UMASK)
+        made = os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        try:
+            mode = stat.S_IMODE(os.fstat(made).st_mode)
+        finally:
+            os.close(made)
+            probe.unlink()
+        path.chmod(mode)
 
 
 def write_bytes(path: str | Path, data: bytes) -> Path:
@@ -74,3 +82,8 @@ def read_json(path: str | Path) -> Any:
         raise InputError(f"{path} does not exist") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not valid JSON: {error}") from error
+
+
+def weights_root() -> Path:
+    """Folder of the embedded weights: UNPROJECT_WEIGHTS or the package's weights/."""
+    return Path(os.environ.get("UNPROJECT_WEIGHTS") or Path(__file__).resolve().parents[1] / "weights")

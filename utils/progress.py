@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sized
 from types import TracebackType
@@ -71,6 +72,27 @@ def progress(iterable: Iterable[T], total: int | None = None, label: str = "") -
         for item in iterable:
             yield item
             bar.advance()
+
+
+@contextlib.contextmanager
+def under_way(label: str, usual_s: float | None = None, interval_s: float = 30.0) -> Iterator[None]:
+    """Says every `interval_s` seconds how long the work inside has taken, and of how many it usually takes."""
+    began, ended = time.monotonic(), threading.Event()
+
+    def tell() -> None:
+        while not ended.wait(interval_s):
+            usual = "" if usual_s is None else f" of about {usual_s:.0f} s"
+            print(f"{label}: under way for {time.monotonic() - began:.0f} s{usual}", file=sys.stderr, flush=True)
+
+    teller = threading.Thread(target=tell, daemon=True)
+    if os.environ.get("UNPROJECT_QUIET") != "1" and sys.stderr is not None:
+        teller.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        if teller.is_alive():
+            teller.join()
 
 
 def _choose_display() -> _Display | None:

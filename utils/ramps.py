@@ -1,36 +1,54 @@
-"""Numbers that change over an optimisation: a constant, or the literal [step0, value0, value1, step1]."""
+"""Numbers that change over a run: a constant, or the literal [start, value, value, end] in shares of the run."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
 
 from .errors import InputError
 
 
+class Moment(NamedTuple):
+    """Where a run is."""
+
+    step: int  # of `steps`, from 0; equal to `steps` at the end
+    steps: int
+
+    @property
+    def share(self) -> float:
+        """Of the run that is done, in [0, 1]."""
+        return self.step / self.steps
+
+    def reached(self, share: float) -> bool:
+        """Whether the step nearest to a share of the run has come."""
+        return self.step >= round(share * self.steps)
+
+
 @dataclass(frozen=True)
 class Ramp:
-    """value0 before step0, value1 after step1, linear between."""
+    """value0 before `start`, value1 from `end` on, linear between; both are shares of the run."""
 
-    step0: float
+    start: float
     value0: float
     value1: float
-    step1: float
+    end: float
 
     @classmethod
     def of(cls, literal: float | Sequence[float]) -> Ramp:
-        """From a number, [number] or [step0, value0, value1, step1]. Raises InputError for anything else."""
+        """From a number, [number] or [start, value, value, end]. Raises InputError for anything else."""
         values = [float(literal)] if isinstance(literal, (int, float)) else [float(v) for v in literal]
         if len(values) == 1:
-            return cls(0.0, values[0], values[0], 0.0)
-        if len(values) != 4 or values[3] < values[0]:
-            raise InputError(f"schedule {literal!r} must be a number or [step0, value0, value1, step1], step0 <= step1")
+            return cls(0.0, values[0], values[0], 1.0)
+        if len(values) != 4 or not 0 <= values[0] <= values[3] <= 1:
+            raise InputError(
+                f"schedule {literal!r} must be a number or [start, value, value, end] with 0 <= start <= end <= 1, "
+                "shares of the run"
+            )
         return cls(*values)
 
-    def at(self, step: float) -> float:
-        """Value at a step."""
-        if step >= self.step1:
-            return self.value1
-        if step <= self.step0:
-            return self.value0
-        return self.value0 + (self.value1 - self.value0) * (step - self.step0) / (self.step1 - self.step0)
+    def at(self, share: float) -> float:
+        """Value at a share of the run in [0, 1]."""
+        return float(np.interp(share, (self.start, self.end), (self.value0, self.value1)))

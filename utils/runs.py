@@ -18,7 +18,7 @@ from typing import Any
 from .configs import to_dict
 from .files import write_json
 
-PACKAGES = ("unproject", "torch", "diffusers", "transformers", "numpy", "trimesh", "open3d", "open3d-cpu", "gsplat")
+PACKAGES = ("unproject", "torch", "diffusers", "transformers", "numpy", "trimesh", "open3d", "open3d-cpu")
 
 
 class RunRecord:

@@ -12,21 +12,23 @@ is exact for these steps, and the optimal mean is m_base - s^2 a_{k+1}. The loss
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...utils.errors import InputError
 from ...utils.seeds import sample_noise
-from ..priors.base import Prior
-from ..sampling import Denoiser, Level, NoiseSchedule, Prediction
+from ..sampling import DDIM, Denoiser, Level, Prediction
 from ..sampling.focus import Cost, cost_gradient
 from ..sampling.sampler import Denoise
 from ..sampling.solvers.ddim import ancestral_std, noised_mean
-from ..training.objectives.base import LossOut, Objective
+from ..training.loss import LossOut
+from ..training.objectives.base import Objective
+from .student import Student
+from .teacher import Teacher, rollout
 
 
 class Trajectory(NamedTuple):
@@ -45,23 +47,6 @@ def data_time(level: Level) -> float:
 def step_mean(prediction: Prediction, level: Level, after: Level) -> Tensor:
     """m(x) of the step between two levels, (B, C, h, w); differentiable in the prediction."""
     return noised_mean(prediction, after, ancestral_std(level, after))
-
-
-@torch.no_grad()
-def simulate(
-    denoiser: Denoise,
-    noise: Tensor,
-    levels: Sequence[Level],
-    generators: torch.Generator | Sequence[torch.Generator],
-) -> list[Tensor]:
-    """States (K + 1 of (B, C, h, w)) of a memoryless run from unit noise."""
-    states = [noise]
-    for level, after in zip(levels, levels[1:]):
-        x = states[-1]
-        mean = step_mean(denoiser(x, level), level, after).to(x.dtype)
-        fresh = sample_noise(x.shape[1:], generators, x.shape[0], x.device, x.dtype)
-        states.append(mean + ancestral_std(level, after) * fresh)
-    return states
 
 
 def lean_adjoint(
@@ -111,30 +96,45 @@ class AdjointConfig:
             raise InputError(f"trajectories={self.trajectories} must be at least 1")
 
 
+@dataclass(frozen=True)
+class AdjointTraining:
+    """What a run of the objective is defined by, beside its cost."""
+
+    matching: AdjointConfig
+    student: dict[str, Any]
+    teacher: str  # hash
+
+
 class AdjointMatching(Objective):
-    """Trains the parameters of `fine` that require gradients (an adapter, say) against its frozen twin `base`.
+    """Trains a student against its teacher, which shares its memory where the student is an adapter.
 
     A batch holds "prompts", a list of texts; every one is sampled `trajectories` times.
     """
 
     def __init__(
         self,
-        fine: Prior,
-        base: Prior,
+        student: Student,
+        teacher: Teacher,
         cost: Callable[[Sequence[str]], Cost],
-        trained: Mapping[str, nn.Module],
-        config: AdjointConfig = AdjointConfig(),
+        matching: AdjointConfig = AdjointConfig(),
     ) -> None:
-        """Priors of one architecture; `cost` makes the running cost for the prompts of all rows (`AttentionCost`)."""
-        self.fine, self.base, self.cost, self.config = fine, base, cost, config
-        self.modules, self.frozen = dict(trained), dict(base.modules())
-        self.schedule = NoiseSchedule.from_config(base.scheduler_config)
+        """`cost` makes the running cost for the prompts of all rows (`AttentionCost`)."""
+        self.student, self.teacher, self.cost, self.matching = student, teacher, cost, matching
+        self.config = AdjointTraining(matching, student.recipe, teacher.hash)
+        self.modules, self.schedule = student.trainable(), teacher.schedule
+        around = {"student": student.prior.modules(), "teacher": teacher.prior.modules()}
+        self.frozen = {
+            f"{owner}.{name}": module
+            for owner, parts in around.items()
+            for name, module in parts.items()
+            if module is not student.network
+        }
 
     def loss(self, batch: dict[str, Any], rng: torch.Generator, step: int) -> LossOut:
         """See Objective.loss."""
-        config = self.config
+        config = self.matching
         prompts = [text for text in batch["prompts"] for _ in range(config.trajectories)]
-        fine, base = (Denoiser(prior, prior.encode_text(prompts)) for prior in (self.fine, self.base))
+        fine, base = (part.denoiser(part.prior.encode_text(prompts)) for part in (self.student, self.teacher))
         cost = self.cost(prompts)
         path = self.trajectory(fine, base, cost, len(prompts), rng)
         chosen = torch.randperm(config.steps - 2, generator=rng)[: config.times] + 1
@@ -152,10 +152,10 @@ class AdjointMatching(Objective):
 
     def trajectory(self, fine: Denoiser, base: Denoiser, cost: Cost, rows: int, rng: torch.Generator) -> Trajectory:
         """A memoryless run of the fine model with the slopes of its own cost and the adjoints of the base model."""
-        channels, height, width = self.base.latent_shape
-        shape = (channels, self.config.height or height, self.config.width or width)
-        noise = sample_noise(shape, rng, rows, self.base.device)
-        levels = self.schedule.grid(self.config.steps, tokens=self.base.tokens(noise))
-        states = simulate(fine, noise, levels, rng)
-        slopes = [self.config.strength * cost_gradient(cost, fine, x, lv) for x, lv in zip(states, levels[:-1])]
+        prior, config = self.teacher.prior, self.matching
+        channels, height, width = prior.latent_shape
+        noise = sample_noise((channels, config.height or height, config.width or width), rng, rows, prior.device)
+        levels = self.schedule.grid(config.steps, tokens=prior.tokens(noise))
+        states = rollout(fine, noise, levels, rng, DDIM(eta=1.0))  # the memoryless process
+        slopes = [config.strength * cost_gradient(cost, fine, x, lv) for x, lv in zip(states, levels[:-1])]
         return Trajectory(states, lean_adjoint(base, states, levels, slopes), levels)

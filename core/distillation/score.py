@@ -48,7 +48,7 @@ class ScoreConfig:
     space: Literal["latent", "image", "both"] = "latent"  # image: compare decoded targets, no encoder gradient
     image_weight: float = 0.1  # of the image term where both are used
     target_steps: int = 1  # of deterministic denoising (DDIM) from pure noise to the target; fewer from lower levels
-    clip: tuple[float, ...] = ()  # largest |g| per element, a number or [step0, v0, v1, step1]; empty: none
+    clip: tuple[float, ...] = ()  # largest |g| per element, a number or [start, v0, v1, end]; empty: none
     window: TimeWindow = field(default_factory=TimeWindow)
 
     def __post_init__(self) -> None:
@@ -88,7 +88,7 @@ class ScoreDistillation:
     def __call__(
         self,
         images: Tensor,
-        step: int,
+        share: float,
         generator: torch.Generator | None = None,
         condition: Condition | None = None,
         noise: Tensor | None = None,
@@ -97,7 +97,7 @@ class ScoreDistillation:
         """Loss of renders (B, 3, H, W) in [0, 1], views of an object contiguous.
 
         Args:
-            step: of the optimisation, for the schedules.
+            share: of the run that is done, for the schedules.
             generator: of levels and noise.
             condition: B rows instead of the objects' own, each repeated: view-dependent text, or cameras. The views of
                 its groups (frames) share attention, level and rescale; without groups images are independent.
@@ -109,7 +109,7 @@ class ScoreDistillation:
             x = self.prior.encode(images)
         groups = batch // condition.frames
         if index is None:
-            per_group = config.window.indices(step, groups, self.schedule.steps, generator)
+            per_group = config.window.indices(share, groups, self.schedule.steps, generator)
             index = per_group.repeat_interleave(condition.frames)
         index = index.cpu()  # levels are float64, which some devices lack
         level = self.schedule.at_index(index)
@@ -119,16 +119,16 @@ class ScoreDistillation:
             guided, plain = self.predict(self.schedule.add_noise(x.detach(), noise, level), level, condition)
             clean = self.walked(guided, plain, index, condition)
             target = self.target(*clean, condition.frames)
-            grad = self.gradient(x.detach(), noise, level, guided, target, step)
+            grad = self.gradient(x.detach(), noise, level, guided, target, share)
             weight = self.recon_weight(level, images)
         self._check(grad, index)
         loss = 0.5 * (x - (x.detach() - grad)).square().sum() / batch if config.space != "image" else x.new_zeros(())
         target_rgb = None
         if config.space != "latent":
-            share = 1.0 if config.space == "image" else config.image_weight
+            pull = 1.0 if config.space == "image" else config.image_weight
             with torch.no_grad():
                 target_rgb = self.prior.decode(target).to(images)
-            loss = loss + share * image_loss(images, target_rgb, weight)
+            loss = loss + pull * image_loss(images, target_rgb, weight)
         norm = float(grad.flatten(1).square().sum(1).mean().sqrt())
         log = {"t": float(index.double().mean()) / self.schedule.steps, "grad": norm, "loss": float(loss.detach())}
         return GuidanceOut(loss, norm, index, target, log, weight, target_rgb)
@@ -171,7 +171,9 @@ class ScoreDistillation:
             return guided_x0
         return rescaled(guided_x0, plain_x0, self.config.rescale, frames)
 
-    def gradient(self, x: Tensor, noise: Tensor, level: Level, guided: Prediction, target: Tensor, step: int) -> Tensor:
+    def gradient(
+        self, x: Tensor, noise: Tensor, level: Level, guided: Prediction, target: Tensor, share: float
+    ) -> Tensor:
         """g (B, C, h, w), which is dL/dx times B, weighed at the level the render was noised to."""
         if self.config.form == "recon" or self.config.weight == "ratio":
             grad = self._recon_weight(level, x) * (x - target)
@@ -179,7 +181,7 @@ class ScoreDistillation:
             alpha, sigma = (torch.as_tensor(c) for c in level.coefficients(x))
             grad = WEIGHTS[self.config.weight](alpha, sigma) * (guided.eps - noise)
         if self.config.clip:
-            limit = Ramp.of(self.config.clip).at(step)
+            limit = Ramp.of(self.config.clip).at(share)
             grad = grad.clamp(-limit, limit)
         return grad
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ...utils.errors import InputError
-from .base import PredictionType, Prior
+from .base import Prior
 from .diffusers import paired
-from .noise import is_flow, path_coefficients
+from .noise import NoisePath, predicts
 from .rows import COND, NULL, Condition, Rows
 
 SD_SCHEDULE: dict[str, Any] = {
@@ -60,10 +60,8 @@ class GaussianMixturePrior(Prior):
         )
         self.names = tuple(names) or tuple(str(k) for k in range(count))
         self.name, self.scheduler_config = "analytic", scheduler_config
-        kind: PredictionType = (
-            "flow_prediction" if is_flow(scheduler_config) else scheduler_config.get("prediction_type", "epsilon")
-        )
-        self.prediction_type = kind
+        self.path = NoisePath.from_config(scheduler_config)
+        self.prediction_type = predicts(scheduler_config)
         self.latent_shape = (means.shape[1], means.shape[2], means.shape[3])
         self.image_size, self.dtype = means.shape[-1], torch.float64
 
@@ -84,9 +82,14 @@ class GaussianMixturePrior(Prior):
             return self.log_weights
         return torch.log_softmax(self.log_weights.masked_fill(~named, -math.inf), 0)
 
+    def _coefficients(self, x: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+        """(alpha, sigma), each (B, 1, 1, 1) float64 on the device of x."""
+        alpha, sigma = self.path.at_time(time).coefficients(x.double())
+        return torch.as_tensor(alpha), torch.as_tensor(sigma)
+
     def _components(self, x: Tensor, time: Tensor, log_weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(log joint density (B, K), residual x - alpha mu (B, K, C, h, w), variance (B, K)) in float64."""
-        alpha, sigma = (c.to(x.device) for c in path_coefficients(self.scheduler_config, time))
+        alpha, sigma = self._coefficients(x, time)
         means, stds = self.means.to(x.device), self.stds.to(x.device)
         residual = x.double()[:, None] - alpha[:, None] * means
         variance = (alpha[:, :, 0, 0] * stds) ** 2 + sigma[:, :, 0, 0] ** 2
@@ -103,7 +106,7 @@ class GaussianMixturePrior(Prior):
         joint, residual, variance = self._components(x, time, rows["text"])
         pull = torch.softmax(joint, 1) / variance  # (B, K)
         minus_score = torch.einsum("bk,bkchw->bchw", pull, residual)
-        alpha, sigma = (c.to(x.device) for c in path_coefficients(self.scheduler_config, time))
+        alpha, sigma = self._coefficients(x, time)
         eps = sigma * minus_score
         if self.prediction_type == "epsilon":
             return eps

@@ -7,7 +7,7 @@ pipeline classes come from the table below, never from the repository that holds
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ...utils.errors import InputError
 from ...utils.seeds import sample_noise
 from .base import PredictionType, Prior, Recommended
-from .noise import is_flow
+from .noise import predicts
 from .rows import COND, NULL, Condition, Rows
 
 DEFAULT_EMBEDDED_GUIDANCE = 3.5  # FLUX.1-dev
@@ -28,6 +28,7 @@ class DiffusersPrior(Prior):
     """What the families share: the pipeline object, the VAE, truncation, saving."""
 
     backbone = "unet"
+    spacing: str | None = None  # of the sigmas that the family's pipeline itself gives to its scheduler
 
     def __init__(self, pipe: Any, name: str = "", frozen: bool = True) -> None:
         """`frozen`: False leaves the networks as trainable as they are."""
@@ -35,8 +36,9 @@ class DiffusersPrior(Prior):
         self.network: nn.Module = getattr(pipe, self.backbone)
         self.vae = pipe.vae
         config = {**pipe.scheduler.config, "_class_name": type(pipe.scheduler).__name__}
-        self.scheduler_config = config
-        self.prediction_type = "flow_prediction" if is_flow(config) else config.get("prediction_type", "epsilon")
+        given = self.spacing is not None and not config.get("use_flow_sigmas")
+        self.scheduler_config = {**config, "spacing": self.spacing} if given else config
+        self.prediction_type = predicts(config)
         settings = self.network.config
         side = settings.get("sample_size") or 64
         channels = settings["in_channels"]
@@ -87,18 +89,15 @@ class DiffusersPrior(Prior):
                 raise InputError("encode(sample=True) draws noise: pass a generator")
             noise = sample_noise(latents.shape[1:], generator, latents.shape[0], latents.device)
             latents = latents + posterior.std * noise.to(latents.dtype)
-        shift, scale = self._latent_affine()
+        shift, scale = latent_affine(self.vae.config, latents)
         return ((latents - shift) * scale).to(torch.promote_types(images.dtype, torch.float32))
 
     def decode(self, latents: Tensor, clamp: bool = True) -> Tensor:
         """See Prior.decode."""
-        shift, scale = self._latent_affine()
+        shift, scale = latent_affine(self.vae.config, latents)
         latents = (latents / scale + shift).to(self.vae.device, self.vae.dtype)
         images = self.vae.decode(latents, return_dict=False)[0].float() / 2 + 0.5
         return images.clamp(0, 1) if clamp else images
-
-    def _latent_affine(self) -> tuple[float, float]:
-        return self.vae.config.get("shift_factor") or 0.0, self.vae.config.scaling_factor
 
     def _tokenizer(self) -> tuple[Any, int]:
         """The tokenizer that sees most of the prompt and its length limit."""
@@ -200,6 +199,7 @@ class FluxPrior(DiffusersPrior):
 
     backbone = "transformer"
     latent_multiple = 2
+    spacing = "trailing"
 
     def __init__(self, pipe: Any, name: str = "", frozen: bool = True) -> None:
         super().__init__(pipe, name, frozen)
@@ -261,6 +261,30 @@ def two_branches(
     """The condition of models with token and pooled embeddings, (B, L, D) and (B, P) in both branches."""
     null = Rows({"text": null_text, "pooled": null_pooled})
     return Condition({COND: Rows({"text": text, "pooled": pooled}), NULL: null}, prompts)
+
+
+def latent_affine(config: Mapping[str, Any], like: Tensor) -> tuple[Tensor | float, Tensor | float]:
+    """(shift, scale) of a VAE config with latents = (posterior - shift) scale: floats, or (1, C, 1, 1) like `like`.
+
+    The scale is scaling_factor, divided by latents_std where there are such statistics; the shift is shift_factor or
+    latents_mean. Raises InputError for one of mean and standard deviation alone, and for both kinds of shift.
+    """
+    scale, shift = float(config.get("scaling_factor") or 1.0), float(config.get("shift_factor") or 0.0)
+    mean, std = config.get("latents_mean"), config.get("latents_std")
+    if mean is None and std is None:
+        return shift, scale
+    if mean is None or std is None:
+        have, lack = ("latents_mean", "latents_std") if std is None else ("latents_std", "latents_mean")
+        raise InputError(f"the VAE config has {have} but no {lack}; give both or neither")
+    if shift:
+        raise InputError(f"the VAE config has shift_factor={shift} and latents_mean; take one of them out")
+    channels = like.shape[1]
+    if len(mean) != channels or len(std) != channels:
+        raise InputError(
+            f"latents_mean and latents_std have {len(mean)} and {len(std)} entries for {channels} channels"
+        )
+    offset, spread = (like.new_tensor(values).reshape(1, -1, 1, 1) for values in (mean, std))
+    return offset, scale / spread
 
 
 def paired(prompts: str | Sequence[str], negative: str | Sequence[str] | None) -> tuple[list[str], list[str]]:

@@ -9,19 +9,18 @@ import contextlib
 import difflib
 import functools
 import inspect
-import os
 import re
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from ...utils.configs import load_config
 from ...utils.errors import InputError
-from ...utils.files import read_json
+from ...utils.files import read_json, weights_root
 from .base import Prior, Recommended
 from .diffusers import FAMILIES, StableDiffusionPrior
 from .embedded import (
@@ -59,6 +58,7 @@ class PriorEntry:
     prediction_type: str
     mirrors: tuple[str, ...] = ()
     variant: str | None = None  # file variant tried first, e.g. fp16
+    half: Literal["float16", "bfloat16"] = "float16"  # the half precision whose range its networks keep within
     recommended: Recommended = field(default_factory=Recommended)
     note: str = ""
 
@@ -74,11 +74,6 @@ class Registry:
 def registry() -> dict[str, PriorEntry]:
     """The known backbones by id."""
     return load_config(Registry, "priors").priors
-
-
-def weights_root() -> Path:
-    """Folder of the embedded weights: UNPROJECT_WEIGHTS or the package's weights/."""
-    return Path(os.environ.get("UNPROJECT_WEIGHTS") or Path(__file__).resolve().parents[2] / "weights")
 
 
 def available() -> dict[str, str]:

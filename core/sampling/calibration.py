@@ -24,7 +24,7 @@ from ...utils.errors import InputError
 from ...utils.files import atomic_path
 from ...utils.seeds import generator
 from ..priors.base import Prior
-from ..priors.noise import is_flow, lambda_table
+from ..priors.noise import NoisePath
 from ..priors.rows import Condition
 from .guidance import Conditional, Guidance, as_guidance
 
@@ -83,8 +83,8 @@ def fingerprint(
     if len(shape) != 3:
         raise InputError(f"latent_shape={shape} must be (channels, height, width) without the batch")
     against = () if prior.guidance_embedded else [negative] if isinstance(negative, str) else negative or ()
-    config = prior.scheduler_config
-    path = "flow" if is_flow(config) else "vp-" + digest({"lambda": lambda_table(config)})
+    lambdas = NoisePath.from_config(prior.scheduler_config).lambdas
+    path = "flow" if lambdas is None else "vp-" + digest({"lambda": lambdas})
     asked = {name: part for name, part in prior.modules().items() if not _part(name).startswith(_NOT_ASKED)}
     texts = {name: part for name, part in asked.items() if _part(name).startswith(_TEXT)}
     network = _weights({name: part for name, part in asked.items() if name not in texts})

@@ -27,7 +27,7 @@ from .calibration import Calibration, Fingerprint, condition_digest, fingerprint
 from .denoiser import Denoiser
 from .dpm_v3_statistics import ModelStatistics
 from .guidance import Guidance
-from .levels import Level, NoiseSchedule
+from .levels import NoiseSchedule
 
 MOMENTS_KIND = "model-moments"
 FIELDS = ("jacobian", "eps", "deps", "x", "eps_eps", "eps_deps", "eps_x", "deps_x", "x_x")
@@ -35,23 +35,6 @@ RIDGE = 1e-9  # of the variance of f's two terms; below it f counts as constant 
 LARGEST_SLOPE = 4.0  # of |s|: a regression on few samples can give anything, and e^{integral of s} would overflow
 Derivative = Literal["exact", "difference"]
 States = Literal["noised", "trajectory"]
-
-
-def levels_at(schedule: NoiseSchedule, lam: Tensor) -> Level:
-    """Levels of lambdas (B,) float64, one per sample; differentiable in lambda."""
-    if schedule.flow:
-        alpha, sigma = torch.sigmoid(lam), torch.sigmoid(-lam)
-        time, index = 1000 * sigma, sigma * schedule.steps - 1
-    else:
-        assert schedule.lambdas is not None
-        table = schedule.lambdas.to(lam.device)
-        alpha, sigma = torch.sigmoid(2 * lam).sqrt(), torch.sigmoid(-2 * lam).sqrt()
-        above = torch.searchsorted(-table, -lam.detach()).clamp(1, schedule.steps - 1)
-        low = above - 1
-        index = (low + (lam - table[low]) / (table[above] - table[low])).clamp(0, schedule.steps - 1)
-        time = index
-    alpha, sigma, column = (value.reshape(-1, 1, 1, 1) for value in (alpha, sigma, lam))
-    return Level(alpha, sigma, column, time, index)
 
 
 def lambda_rows(schedule: NoiseSchedule, count: int) -> Tensor:
@@ -73,7 +56,7 @@ def eps_derivative(
     """
 
     def eps(state: Tensor, at: Tensor) -> Tensor:
-        return denoiser(state, levels_at(denoiser.schedule, at)).eps
+        return denoiser(state, denoiser.schedule.at_lambda(at)).eps
 
     if derivative == "difference":
         size = float(dx.square().mean().sqrt()) + abs(dlam)
@@ -188,8 +171,8 @@ def _moments(
     denoiser: Denoiser, clean: Tensor, noise: Tensor, along: Tensor, lam: float, derivative: Derivative
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sums over states of FIELDS, (fields, C, h, w) float64, at one lambda; and x0 and eps there."""
-    at = torch.full((clean.shape[0],), lam, dtype=torch.float64)  # on the CPU: some devices have no float64
-    level = levels_at(denoiser.schedule, at)
+    at = torch.full((clean.shape[0],), lam, dtype=torch.float64)
+    level = denoiser.schedule.at_lambda(at)
     alpha, sigma = level.coefficients(clean)
     x = denoiser.schedule.add_noise(clean, noise, level)
     eps, pushed = eps_derivative(denoiser, x, at, along, 0.0, derivative)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ...utils.errors import InputError, UnprojectError
 from ..priors.base import Prior
+from ..priors.noise import on_cpu
 from ..priors.rows import COND, Condition, Rows
 from .denoiser import LEVEL_TIME
 from .levels import Level, NoiseSchedule
@@ -89,12 +90,11 @@ class ScheduledPrior(Prior):
         return alpha * found.eps - sigma * found.x0
 
     def _level(self, time: Tensor) -> Level:
-        position = time * self.schedule.steps / 1000 - 1 if self.schedule.flow else time
-        return self.schedule.at_index(position.clamp(0, self.schedule.steps - 1))
+        return self.schedule.at_time(time)
 
     def _forward(self, x: Tensor, time: Tensor, rows: Rows) -> Tensor:
         true = rows.tensors.get(LEVEL_TIME, time).to(time.device)
-        numbers = [self.chosen(t) for t in true.detach().cpu().double().tolist()]
+        numbers = [self.chosen(t) for t in on_cpu(true.detach()).tolist()]
         if len(set(numbers)) == 1:
             return self.predict_rows(numbers[0], x, true, time, rows)
         out: Tensor | None = None

@@ -24,13 +24,12 @@ from ...utils.digests import digest
 from ...utils.errors import InputError
 from ...utils.seeds import sample_noise
 from ..priors.base import Prior
-from ..priors.noise import is_flow
+from ..priors.noise import on_cpu, predicts
 from ..priors.rows import Condition
 from .caches.hooks import network_of
 from .calibration import Calibration, Fingerprint, probe_generator
 from .denoiser import Denoiser
 from .levels import Level, NoiseSchedule
-from .prediction import Prediction
 
 KIND = "time-remap"
 HOOK = "unproject_time_remap"
@@ -46,13 +45,13 @@ class TimeRemap:
             raise InputError(
                 f"times {tuple(times.shape)} and told {tuple(told.shape)} must be tables of n >= 2 entries"
             )
-        self.times, self.told = times.cpu().double(), told.cpu().double()
+        self.times, self.told = on_cpu(times), on_cpu(told)
         if bool((self.times.diff() <= 0).any()) or bool((self.told.diff() < 0).any()):
             raise InputError("times must rise and told must not fall; smooth the table first (`isotonic`)")
 
     def __call__(self, time: Tensor) -> Tensor:
         """Times to tell (B,), in the dtype and on the device given; outside the table its end offsets hold."""
-        place = time.detach().cpu().double().clamp(self.times[0], self.times[-1])
+        place = on_cpu(time.detach()).clamp(self.times[0], self.times[-1])
         right = torch.searchsorted(self.times, place).clamp(1, len(self.times) - 1)
         low, high = self.times[right - 1], self.times[right]
         offsets = self.told - self.times
@@ -120,7 +119,7 @@ def calibrate_time_remap(
     condition = condition.for_batch(rows)
     noise = sample_noise(latents.shape[1:], [probe_generator(seed + i) for i in range(rows)], rows, latents.device)
     schedule = NoiseSchedule.from_config(prior.scheduler_config)
-    top = 1000.0 if schedule.flow else schedule.steps - 1.0
+    top = float(schedule.steps - (not schedule.flow))
     fractions = torch.linspace(0, 1, search.levels, dtype=torch.float64)
     told, plain, best = [], [], []
     offset = 0.0
@@ -168,18 +167,11 @@ def _error(
         part = slice(start, start + batch)
         x0, eps = latents[part], noise[part].to(latents)
         denoiser = Denoiser(prior, condition.index(part), time_remap=lambda time: torch.full_like(time, told))
-        alpha, sigma = level.coefficients(x0)
-        found = denoiser(alpha * x0 + sigma * eps, level)
-        wanted = _coded(x0, eps, level, found)
+        schedule = denoiser.schedule
+        found = denoiser(schedule.add_noise(x0, eps, level), level)
+        wanted = schedule.target(found.kind, x0, eps, level)
         total += float((found.raw - wanted).square().mean(dim=(1, 2, 3)).cpu().double().sum())
     return total / latents.shape[0]
-
-
-def _coded(x0: Tensor, eps: Tensor, level: Level, like: Prediction) -> Tensor:
-    """The true answer in the kind of `like`."""
-    alpha, sigma = level.coefficients(x0)
-    answers = {"epsilon": eps, "sample": x0, "v_prediction": alpha * eps - sigma * x0, "flow_prediction": eps - x0}
-    return answers[like.kind]
 
 
 def isotonic(values: Tensor) -> Tensor:
@@ -201,9 +193,9 @@ def resolution_rule(schedule: NoiseSchedule, pixels: float, trained_pixels: floa
     (Esser et al. 2024, section 5.3.2), applied to what the network is told.
     """
     shift = 0.5 * math.log(trained_pixels / pixels)
-    top = 1000.0 if schedule.flow else schedule.steps - 1.0
+    top = float(schedule.steps - (not schedule.flow))
     times = torch.linspace(0, top, levels, dtype=torch.float64)
-    indices = (times / 1000 * schedule.steps - 1) if schedule.flow else times
+    indices = times - 1 if schedule.flow else times
     told = [float(schedule.at_lambda(float(schedule.at_index(i).lam) - shift).model_time) for i in indices.tolist()]
     return TimeRemap(times, isotonic(torch.tensor(told, dtype=torch.float64).clamp(0, top)))
 
@@ -265,5 +257,4 @@ def _kind_of(target: Any) -> str:
         raise InputError(
             f"a {type(target).__name__} does not say what it predicts; give the pipeline or the prior it belongs to"
         )
-    flow = is_flow({**config, "_class_name": type(target.scheduler).__name__})
-    return "flow_prediction" if flow else str(config.get("prediction_type", "epsilon"))
+    return predicts({**config, "_class_name": type(target.scheduler).__name__})

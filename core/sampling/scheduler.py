@@ -9,8 +9,6 @@ repeated times are fine.
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +21,7 @@ from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, Sch
 from torch import Tensor
 
 from ...utils.errors import InputError
-from ..priors.noise import is_flow
+from ..priors.schedulers import read_scheduler
 from .dpm_v3_statistics import ModelStatistics
 from .levels import Level, NoiseSchedule
 from .prediction import Prediction
@@ -63,6 +61,14 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
         max_shift: float = 1.15,
         base_image_seq_len: int = 256,
         max_image_seq_len: int = 4096,
+        time_shift_type: str = "exponential",
+        shift_terminal: float | None = None,
+        snr_shift_scale: float | None = None,
+        sigma_spacing: str | None = None,
+        sigma_min: float | None = None,
+        sigma_max: float | None = None,
+        original_inference_steps: int = 50,
+        replaces: str | None = None,
         solver: str | None = None,
         solver_schedule: dict[str, Any] | None = None,
         statistics: ModelStatistics | str | Path | None = None,
@@ -73,6 +79,11 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
             num_train_timesteps: train steps N; the betas and what follows them describe a VP path.
             timestep_spacing: "leading", "trailing", "linspace", "logsnr" or "karras" (flows have their own).
             shift: of a flow's sigmas; with use_dynamic_shifting the pipeline's mu replaces it.
+            shift_terminal: last sigma of a flow, to which the others are stretched.
+            sigma_spacing: "karras", "exponential", "lu" or "beta" sigmas as diffusers spaces them, from sigma_max to
+                sigma_min (sigma / alpha, of VP paths) where these are given.
+            original_inference_steps: steps that an LCM or TCD model was distilled on.
+            replaces: class of diffusers whose levels are laid out; None: DDIMScheduler, or FlowMatchEuler.
             solver: name for `make_solver`; None: this class's own.
             solver_schedule: `SolverSchedule.to_dict()` to run instead.
             statistics: model statistics or their file, where the solver needs them.
@@ -105,16 +116,20 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
     ) -> Any:
         """From the config of any diffusers scheduler; our own arguments come as keywords.
 
-        A `solver` given here replaces a solver schedule the config may hold.
+        Its levels stay as they were, class and untouched defaults included. A `solver` given here replaces a solver
+        schedule the config may hold. Raises InputError that names what of the config or the options is not supported.
         """
-        values = dict(config or {})
-        if is_flow(values):
-            values["prediction_type"] = "flow_prediction"
+        theirs = dict(config or {})
+        ours = {name: theirs[name] for name in ("solver", "solver_schedule") if name in theirs}
         if options.get("solver") is not None:
-            values["solver_schedule"] = None
-        known, unused, hidden = cls.extract_init_dict(values, **options)
+            ours["solver_schedule"] = None
+        ours |= {name: options.pop(name) for name in ("solver", "solver_schedule") if name in options}
+        read = read_scheduler(theirs, **options)
+        read.pop("spacing", None)  # a pipeline that wants sigmas of its own hands them over
+        known, unused, hidden = cls.extract_init_dict({**read, **ours})
         made = cls(**known, statistics=statistics)
-        made.register_to_config(**{**hidden, "_class_name": cls.__name__})
+        kept = {name: value for name, value in theirs.items() if name not in made.config and not name.startswith("_")}
+        made.register_to_config(**{**kept, **hidden, "_class_name": cls.__name__})
         return (made, {**unused, **hidden}) if return_unused_kwargs else made
 
     @property
@@ -183,13 +198,14 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
         if timesteps is None and sigmas is None and steps is None:
             raise InputError("set_timesteps needs num_inference_steps, timesteps or sigmas")
         if schedule.flow:
-            chosen = dataclasses.replace(schedule, dynamic=None, shift=schedule.shift if mu is None else math.exp(mu))
+            shift = schedule.rule.shift if mu is None else schedule.rule.shift_of(mu)
             if timesteps is None and sigmas is None:
-                return chosen.grid(int(steps or 0), "trailing" if mu is not None else None)
-            given = [float(s) for s in sigmas] if sigmas is not None else [float(t) / 1000 for t in timesteps or ()]
-            ratio = chosen.shift
-            moved = [min(ratio * s / (1 + (ratio - 1) * s), 1.0) for s in given if s > 0]
-            return [schedule.at_index(s * schedule.steps - 1) for s in moved] + [schedule.clean]
+                return [
+                    *schedule.flow_grid(shift, schedule.checked(int(steps or 0)), moving=mu is not None),
+                    schedule.clean,
+                ]
+            given = sigmas if sigmas is not None else [float(t) / schedule.steps for t in timesteps or ()]
+            return [*schedule.flow_grid(shift, sigmas=[float(s) for s in given if s > 0]), schedule.clean]
         end = schedule.clean if schedule.final == "zero" else schedule.at_index(0)
         if timesteps is not None:
             return [schedule.at_index(float(t)) for t in timesteps] + [end]
@@ -263,15 +279,10 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
             )
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """alpha x0 + sigma eps (B, C, h, w) at model times (B,)."""
-        times = timesteps.detach().cpu().double().flatten()
+        """alpha x0 + sigma eps (B, ...) at model times (B,)."""
         schedule = self.noise_schedule
-        index = times * schedule.steps / 1000 - 1 if schedule.flow else times
-        level = schedule.at_index(index.clamp(min=0).expand(original_samples.shape[0]))
-        shape = (-1, *[1] * (original_samples.ndim - 1))
-        coefficients = level.coefficients(original_samples)
-        alpha, sigma = (torch.as_tensor(c).reshape(shape) for c in coefficients)
-        return alpha * original_samples + sigma * noise
+        level = schedule.at_time(timesteps.flatten().expand(original_samples.shape[0]))
+        return schedule.add_noise(original_samples, noise, level)
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
         """`add_noise` under the name and argument order of flow schedulers."""

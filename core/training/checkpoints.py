@@ -125,7 +125,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer, named: Mapping[str, nn.Par
 def load_optimizer_state(
     optimizer: torch.optim.Optimizer, named: Mapping[str, nn.Parameter], tensors: Tensors, document: Any
 ) -> None:
-    """The inverse of `optimizer_state`; slots get the memory layout of their parameter."""
+    """The inverse of `optimizer_state`; slots get the memory layout and the device that they had."""
     for key, value in {**tensors, **document["plain"]}.items():
         name, slot = key.rsplit(":", 1)
         if name not in named:
@@ -136,6 +136,9 @@ def load_optimizer_state(
         optimizer.state[parameter][slot] = value
     for group, saved in zip(optimizer.param_groups, document["groups"], strict=True):
         group.update({k: tuple(v) if isinstance(v, list) else v for k, v in saved.items() if k != "params"})
+        for parameter in group["params"] if group.get("fused", True) else ():  # whose kernels count on the device
+            state = optimizer.state[parameter]
+            state.update({k: v.to(parameter.device) for k, v in state.items() if isinstance(v, Tensor)})
 
 
 def _flush(path: Path) -> None:

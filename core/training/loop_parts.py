@@ -84,9 +84,15 @@ def stop_signals(stop: Callable[[], None]) -> Iterator[None]:
 
 def check_recipe(saved: Any, now: Any, step: int, checkpoint: Path, goes_on: bool = True) -> None:
     """Raises InputError when the two recipes would train different weights; unless it goes on, only networks count."""
+    if goes_on and saved.get("order") != now["order"]:
+        raise InputError(
+            f"{checkpoint} was written by a version that drew its samples in another order (order="
+            f"{saved.get('order')}, now {now['order']}), so it cannot go on to the bit; begin another --out with its "
+            "weights (start_from), or write them with --export"
+        )
     odd = [k for k in _different(saved, now, "") if k.removeprefix("trainer.") not in MAY_CHANGE]
     if not goes_on:
-        odd = [k for k in odd if not k.startswith("trainer.")]
+        odd = [k for k in odd if k.split(".")[0] not in ("trainer", "players", "order")]
     if odd:
         raise InputError(f"{checkpoint} was written with other settings ({', '.join(odd)}); use them or another --out")
     if now["trainer"]["steps"] < step:

@@ -2,6 +2,10 @@
 
 A convolution (O, I, h, w) is the matrix (O, I h w) of a patch. The update is scaled to the root mean square of AdamW's
 (Liu et al. 2025: 0.2 sqrt(max(rows, columns))), so both kinds share one learning rate.
+
+`torch.optim.Muon` takes matrices only (no convolutions, nothing for the rest), iterates in bfloat16 whatever the
+machine, a matrix at a time, and every process of a run does all of them; here equal shapes go together and processes
+share the work. On a matrix in bfloat16 with match_rms_adamw both take the same step (a test compares them).
 """
 
 from __future__ import annotations
@@ -12,6 +16,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
+
+from .players import Group, trainable
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # quintic whose iteration lifts small singular values fastest
 RMS = 0.2  # of AdamW's updates
@@ -68,15 +75,11 @@ def _from_owner(
 
 
 class Muon(torch.optim.Optimizer):
-    """Matrices and convolutions by Muon, everything else by AdamW.
-
-    Tables of embeddings and first and last layers belong to AdamW: give them in `plain`. `dtype`: see orthogonalise.
-    """
+    """Groups with "matrix": True (`matrix_groups`) by Muon, everything else by AdamW. `dtype`: see orthogonalise."""
 
     def __init__(
         self,
-        matrices: Iterable[nn.Parameter],
-        plain: Iterable[nn.Parameter],
+        groups: Iterable[dict[str, Any]],
         lr: float = 1e-3,
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.999),
@@ -85,9 +88,8 @@ class Muon(torch.optim.Optimizer):
         dtype: torch.dtype | None = None,
     ) -> None:
         self.dtype = dtype
-        groups = [{"params": list(matrices), "matrix": True}, {"params": list(plain), "matrix": False}]
         defaults = {"lr": lr, "momentum": momentum, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        super().__init__([group for group in groups if group["params"]], defaults)
+        super().__init__([group for group in groups if group["params"]], {**defaults, "matrix": False})
         for group in self.param_groups:
             if group["matrix"] and any(p.ndim < 2 for p in group["params"]):
                 raise ValueError("matrices need two dimensions or more")
@@ -98,11 +100,11 @@ class Muon(torch.optim.Optimizer):
         loss = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
             given = [p for p in group["params"] if p.grad is not None]
-            torch._foreach_mul_(given, 1 - group["lr"] * group["weight_decay"])
             (self._matrices if group["matrix"] else self._plain)(group, given)
         return loss
 
     def _matrices(self, group: dict[str, Any], given: list[nn.Parameter]) -> None:
+        torch._foreach_mul_(list[Tensor](given), 1 - group["lr"] * group["weight_decay"])
         ahead = []
         for p in given:
             state, grad = self.state[p], _grad(p)
@@ -113,17 +115,27 @@ class Muon(torch.optim.Optimizer):
             p.sub_(update.view(p.shape), alpha=group["lr"] * RMS * max(update.shape) ** 0.5)
 
     def _plain(self, group: dict[str, Any], given: list[nn.Parameter]) -> None:
-        first, second = group["betas"]
         for p in given:
-            state, grad = self.state[p], _grad(p)
-            if not state:
-                state.update(step=torch.zeros(()), mean=torch.zeros_like(p), square=torch.zeros_like(p))
-            state["step"] += 1
-            state["mean"].lerp_(grad, 1 - first)
-            state["square"].lerp_(grad.square(), 1 - second)
-            count = float(state["step"])
-            root = (state["square"] / (1 - second**count)).sqrt_().add_(group["eps"])
-            p.addcdiv_(state["mean"], root, value=-group["lr"] / (1 - first**count))
+            if not self.state[p]:
+                fresh = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+                self.state[p].update(step=torch.zeros((), device=p.device), **fresh)
+        states = [self.state[p] for p in given]
+        adamw(
+            list[Tensor](given),
+            [_grad(p) for p in given],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [state["step"] for state in states],
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+            fused=True,
+        )
 
 
 def _grad(p: nn.Parameter) -> Tensor:
@@ -131,13 +143,13 @@ def _grad(p: nn.Parameter) -> Tensor:
     return p.grad
 
 
-def split_parameters(module: nn.Module, smallest: int = 16) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """(matrices, plain) of the trainable parameters: tables of embeddings and thin matrices are plain."""
+def matrix_groups(module: nn.Module, smallest: int = 16) -> list[Group]:
+    """Named groups of the trainable parameters, matrices first: tables of embeddings and thin matrices, which first
+    and last layers are, belong to AdamW."""
     tables = {id(p) for part in module.modules() if isinstance(part, nn.Embedding) for p in part.parameters()}
-    matrices: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for p in module.parameters():
-        if p.requires_grad:
-            thin = p.ndim < 2 or min(p.shape[0], p[0].numel()) < smallest
-            (plain if thin or id(p) in tables else matrices).append(p)
-    return matrices, plain
+    matrices: dict[str, nn.Parameter] = {}
+    plain: dict[str, nn.Parameter] = {}
+    for name, p in trainable(module)["params"].items():
+        thin = p.ndim < 2 or min(p.shape[0], p[0].numel()) < smallest
+        (plain if thin or id(p) in tables else matrices)[name] = p
+    return [g for g in ({"params": matrices, "matrix": True}, {"params": plain, "matrix": False}) if g["params"]]

@@ -29,10 +29,11 @@ class ItemData(Protocol):
 
 
 Data = BatchedData | ItemData
+ORDER = 2  # version of SampleOrder: a checkpoint of another one saw other samples than it would go on with
 
 
 class SampleOrder:
-    """Every epoch is a fresh permutation from seed + epoch; batches run across epoch borders without dropping any."""
+    """Every epoch is a fresh permutation from (seed, epoch); batches run across epoch borders without dropping any."""
 
     def __init__(self, length: int, seed: int) -> None:
         if length < 1:
@@ -52,7 +53,7 @@ class SampleOrder:
 
     def _of_epoch(self, epoch: int) -> np.ndarray:
         if epoch != self._epoch:
-            rng = torch.Generator().manual_seed(self.seed + epoch)
+            rng = torch.Generator().manual_seed(seed_of(self.seed, epoch))
             self._epoch, self._permutation = epoch, torch.randperm(self.length, generator=rng).numpy()
         return self._permutation
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...utils.ramps import Moment
 from .heads import Head
 
 Query = Callable[[Tensor], Tensor]  # points (N, 3) -> raw (N, 4): geometry value without its start shape, colour logits
@@ -59,9 +60,9 @@ class Field(nn.Module, ABC):
         """sRGB (N, 3) in [0, 1] at points (N, 3)."""
         return self.snapshot().density_color(points)[1]
 
-    def on_step(self, step: int) -> None:
-        """Called before each optimisation step; moves the head's sharpness and coarse-to-fine schedules."""
-        self.head.on_step(step)
+    def on_step(self, now: Moment) -> None:
+        """Called before each step of a run and at its end; moves the head's sharpness and coarse-to-fine schedules."""
+        self.head.on_step(now)
 
 
 class Snapshot:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ...utils.errors import InputError
+from ...utils.ramps import Moment
 from .base import Field, Query
 from .heads import Head
 from .rows import trilinear, weighted_rows
@@ -23,7 +24,7 @@ class GridConfig:
     """A dense pyramid."""
 
     sides: tuple[int, ...] = (17, 33, 65)  # nodes along an edge, coarse to fine
-    starts: tuple[int, ...] = (0, 0, 0)  # step at which each level begins to learn
+    starts: tuple[float, ...] = (0, 0, 0)  # share of the run at which each level begins to learn
     geometry_lr: float = 0.01  # of the coarsest level, metres a step (sdf) or logits a step (density)
     geometry_decay: float = 0.5  # factor on it from level to level; 0.5 keeps slopes alike, 1 lets fine levels roughen
     color_lr: float = 0.05  # logits a step
@@ -33,6 +34,8 @@ class GridConfig:
             raise InputError(f"grid: sides {self.sides} and starts {self.starts} must be equally long, sides >= 2")
         if list(self.sides) != sorted(self.sides):
             raise InputError(f"grid: sides {self.sides} must grow")
+        if not all(0 <= start <= 1 for start in self.starts):
+            raise InputError(f"grid: starts {self.starts} must be shares of the run, in [0, 1]")
 
 
 class Lookup:
@@ -57,12 +60,18 @@ class GridField(Field):
         self.config = config
         self.geometry = nn.ParameterList([torch.zeros(1, 1, s, s, s) for s in config.sides])
         self.colors = nn.ParameterList([torch.zeros(1, 3, s, s, s) for s in config.sides])
-        self.active = sum(start <= 0 for start in config.starts)
+        self.register_buffer("levels", torch.tensor(sum(start <= 0 for start in config.starts)))
+        self.levels: Tensor
+
+    @property
+    def active(self) -> int:
+        """Levels that are summed."""
+        return max(1, int(self.levels))
 
     @property
     def side(self) -> int:
         """Nodes along an edge of the summed grid."""
-        return self.config.sides[max(self.active, 1) - 1]
+        return self.config.sides[self.active - 1]
 
     @property
     def spacing(self) -> float:
@@ -72,7 +81,7 @@ class GridField(Field):
     def summed(self, channels: slice = slice(None)) -> Tensor:
         """The sum of the active levels (1, C, s, s, s), indexed [x, y, z]."""
         total: Tensor | None = None
-        for geometry, color in list(zip(self.geometry, self.colors, strict=True))[: max(self.active, 1)]:
+        for geometry, color in list(zip(self.geometry, self.colors, strict=True))[: self.active]:
             level = torch.cat([geometry, color], dim=1)[:, channels]
             total = level if total is None else level + _upsample(total, level.shape[-1])
         assert total is not None
@@ -94,10 +103,10 @@ class GridField(Field):
             total = total + (share * torch.linalg.vector_norm(half_bend, dim=2).square()).sum() * 4 / half_bend.shape[2]
         return total
 
-    def on_step(self, step: int) -> None:
+    def on_step(self, now: Moment) -> None:
         """Adds levels whose start has come."""
-        super().on_step(step)
-        self.active = max(1, sum(start <= step for start in self.config.starts))
+        super().on_step(now)
+        self.levels.fill_(sum(now.reached(start) for start in self.config.starts))
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
         """Each geometry level and colour move at their own rates; a learnt beta at 0.01 a step."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ...utils.errors import InputError
-from ...utils.ramps import Ramp
+from ...utils.ramps import Moment, Ramp
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class HeadConfig:
 
     kind: Literal["sdf", "density"] = "sdf"
     radius: float = 0.5  # metres, of the sphere or blob at the start
-    beta: tuple[float, ...] = (0, 0.1, 0.02, 300)  # metres; a number or [step, value, value, step]; scale of Laplace
+    beta: tuple[float, ...] = (0, 0.1, 0.02, 1)  # metres; a number or [start, v0, v1, end]; scale of Laplace
     learn_beta: bool = False  # start at the first beta and let the optimiser choose, never below `beta_min`
     beta_min: float = 0.005  # metres
     scale: float = 25.0  # 1/metre, density of logit ~ 1 (kind "density")
@@ -53,7 +53,7 @@ class Head(nn.Module, ABC):
     def start_shape(self, points: Tensor) -> Tensor:
         """Geometry value (N,) of the start shape at points (N, 3)."""
 
-    def on_step(self, step: int) -> None:
+    def on_step(self, now: Moment) -> None:
         """Moves schedules."""
 
 
@@ -83,11 +83,11 @@ class LaplaceHead(Head):
         """Distance to the sphere."""
         return points.norm(dim=-1) - self.config.radius
 
-    def on_step(self, step: int) -> None:
+    def on_step(self, now: Moment) -> None:
         """Sets the scheduled beta unless it is learnt."""
         if not self.config.learn_beta:
             with torch.no_grad():
-                self.log_beta.fill_(math.log(max(self.ramp.at(step), self.config.beta_min)))
+                self.log_beta.fill_(math.log(max(self.ramp.at(now.share), self.config.beta_min)))
 
 
 class SoftplusHead(Head):

@@ -1,6 +1,6 @@
 """Weighted sums of table rows: the one primitive under dense grids and hash grids, fast on a CPU in plain torch.
 
-out[n] = sum_k weight[n, k] table[index[n, k]]. The gradient reaches the table only; points get theirs by differences.
+out[n] = sum_k weight[n, k] table[index[n, k]], and d out[n] / d weight[n, k] = table[index[n, k]] leads on to points.
 """
 
 from __future__ import annotations
@@ -16,21 +16,24 @@ class _WeightedRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(index, weight)
-        ctx.rows = table.shape[0]
+        ctx.save_for_backward(table, index, weight)
         return torch.nn.functional.embedding_bag(index, table, mode="sum", per_sample_weights=weight)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None]:
-        index, weight = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
+        table, index, weight = ctx.saved_tensors
         grad = grads[0]
-        spread = (grad[:, None] * weight[..., None]).reshape(-1, grad.shape[1])  # (N K, C)
-        table = grad.new_zeros(ctx.rows, grad.shape[1])
-        return table.scatter_add_(0, index.reshape(-1, 1).expand(-1, grad.shape[1]), spread), None, None
+        for_table = for_weight = None
+        if ctx.needs_input_grad[0]:
+            spread = (grad[:, None] * weight[..., None]).reshape(-1, grad.shape[1])  # (N K, C)
+            for_table = torch.zeros_like(table).scatter_add_(0, index.reshape(-1, 1).expand_as(spread), spread)
+        if ctx.needs_input_grad[2]:
+            for_weight = (table[index] * grad[:, None]).sum(-1)
+        return for_table, None, for_weight
 
 
 def weighted_rows(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-    """(N, C) from table (V, C), index (N, K) int64 and weight (N, K); differentiable in the table."""
+    """(N, C) from table (V, C), index (N, K) int64 and weight (N, K); differentiable in table and weight."""
     return _WeightedRows.apply(table, index, weight)
 
 

@@ -1,11 +1,12 @@
-"""The frame of the experiments: intervals, records, prompts, kept pictures, and tables made from JSON."""
+"""The frame of the experiments: records, prompts, kept pictures, and tables made from JSON."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from unproject.bench import runner
+from unproject.bench import intervals, runner, tables
+from unproject.bench.fingerprints import fingerprints
 from unproject.bench.geometry_heads import real_summary
 from unproject.bench.judge import rows_of
 from unproject.bench.text_to_mesh import AZIMUTHS, MeshBench, Wanted, judge_views, kept_views, prompts, true_views
@@ -17,20 +18,6 @@ from unproject.utils.files import read_json, write_json
 from unproject.utils.pictures import grid, save_image
 
 
-def test_wilson_interval_matches_its_published_example_and_stays_inside_one():
-    """Newcombe 1998, table I: 81 of 263 gives 0.2553 to 0.3662, 0 of 20 gives 0 to 0.1611."""
-    assert runner.wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
-    assert runner.wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
-    assert runner.wilson(20, 20) == pytest.approx((0.8389, 1.0), abs=1e-4)
-    with pytest.raises(InputError, match="trials=0"):
-        runner.wilson(0, 0)
-
-
-def test_share_and_spread_keep_their_counts():
-    assert runner.share([True, False, True, True])["value"] == 0.75
-    assert runner.spread([1.0, 2.0, 6.0]) == {"mean": 3.0, "std": 2.16025, "median": 2.0, "n": 3}
-
-
 def test_an_experiment_leaves_a_whole_record(tmp_path, monkeypatch):
     class Module:
         @staticmethod
@@ -38,16 +25,18 @@ def test_an_experiment_leaves_a_whole_record(tmp_path, monkeypatch):
             return {
                 "config": {"quick": context.quick, "on": context.prior},
                 "seeds": [context.seed],
-                "table": [{"setting": "a"}],
+                "table": [{"setting": "test prompts" if context.name == "embedded-prior" else "plain"}],
             }
 
     monkeypatch.setattr(runner.importlib, "import_module", lambda name, package: Module)
-    runner.run_experiment("judge", tmp_path, seed=7, quick=True)
-    record = read_json(tmp_path / "judge.json")
+    runner.run_experiment("embedded-prior", tmp_path, seed=7, quick=True)
+    record = read_json(tmp_path / "embedded-prior.json")
     assert record["seeds"] == [7] and record["config"] == {"quick": True, "on": "toybox"} and record["quick"] is True
     assert runner.run_experiment("regions", tmp_path)["prior"] == "toybox-dit"
     assert runner.run_experiment("regions", tmp_path, "folder")["config"]["on"] == "folder"
     assert record["versions"]["torch"] == torch.__version__ and record["seconds"] >= 0
+    assert record["threads"] == record["machine"]["threads"] == 1
+    assert record["rests_on"] == fingerprints("embedded-prior")
     with pytest.raises(InputError, match=r"unknown experiment 'jugde'; have .*judge"):
         runner.run_experiment("jugde", tmp_path)
 
@@ -111,7 +100,7 @@ def test_true_views_are_read_from_the_same_sides():
 
 
 def test_tables_are_made_from_results(tmp_path):
-    rows = [{"setting": "x", "noun": runner.share([True] * 3 + [False]), "seconds": 1.23456, "ok": True, "no": None}]
+    rows = [{"setting": "x", "noun": intervals.share([True] * 3 + [False]), "seconds": 1.23456, "ok": True, "no": None}]
     write_json(tmp_path / "judge.json", {"table": rows})
     page = "a\n<!-- table:judge:setting,noun,seconds,ok,no -->\nold\n<!-- /table -->\nb\n"
     made = make_docs.fill(page, tmp_path)
@@ -127,6 +116,8 @@ def test_tables_are_made_from_results(tmp_path):
     assert made.split("\n")[3] == "| 2 | x |"
     with pytest.raises(InputError, match=r"the list 'edit' of judge\.json, which holds table, edits"):
         make_docs.fill("<!-- table:judge/edit -->\n<!-- /table -->", tmp_path)
-    assert make_docs.cell({"ratio": 0.5, "low": 0.25, "high": 1}) == "0.500 (0.250-1.000)"
+    assert tables.cell({"fid": 54.045, "floor": 31.24}) == "54.05 (floor 31.2)"
+    assert tables.cell({"kid": 0.0123, "low": -0.4, "high": 1.5}) == "0.0123 (-0.4 to 1.5)"
+    assert tables.cell({"ratio": 0.5, "low": 0.25, "high": 1}) == "0.500 (0.250-1.000)"
     with pytest.raises(InputError, match=r"sampling\.json is missing; run unproject bench sampling"):
         make_docs.fill(page.replace("judge", "sampling"), tmp_path)

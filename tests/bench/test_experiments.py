@@ -17,11 +17,10 @@ from unproject.bench import (
     optimal_boundary,
     overhead,
     q_sched,
-    runner,
     sampling,
-    toy_latents,
     usf_s3,
 )
+from unproject.bench.distances import Features
 from unproject.core.priors import FLOW_SCHEDULE, SD_SCHEDULE, GaussianMixturePrior, load_prior
 from unproject.core.sampling import DDIM, Denoiser, NoiseSchedule, Sampler
 from unproject.core.sampling.dpm_v3_statistics import ModelStatistics
@@ -40,24 +39,6 @@ def prior_of(config=SD_SCHEDULE) -> GaussianMixturePrior:
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=generator(seed), dtype=torch.float64)
-
-
-def test_bootstrap_intervals_hold_the_mean_and_pairs_stay_pairs():
-    values = normal(400).numpy() + 3
-    found = runner.bootstrapped(values)
-    assert found["low"] < found["mean"] < found["high"] and found["n"] == 400
-    assert found["high"] - found["low"] == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.15)
-    same = runner.ratio(2 * values, values)
-    assert (same["ratio"], same["low"], same["high"]) == (2, 2, 2)
-    assert runner.digits(1.23456e-9) == 1.2346e-9
-
-
-def test_frechet_distance_needs_enough_pictures_and_is_compared_in_pairs():
-    seen, reference = normal(200, 3), normal(300, 3, seed=1)
-    row = toy_latents.toy_fid(seen + 1, reference, seen + 1)
-    assert row["toy_fid"] == pytest.approx(3, abs=1) and row["toy_fid_std"] > 0
-    assert row["toy_fid_ratio"] == {"ratio": 1, "low": 1, "high": 1}
-    assert toy_latents.toy_fid(seen[1:], reference) == {}
 
 
 @pytest.mark.parametrize("steps", [5, 10, 20])
@@ -172,12 +153,12 @@ def test_gains_of_a_quantised_network_are_told_apart_from_tuning():
     reference, full = normal(300, 4), normal(220, 4, seed=1)
     seen = {(q_sched.FULL, "plain"): full, (q_sched.FULL, "searched"): full}
     seen |= {("W4A8", "plain"): full + 2, ("W4A8", "searched"): full + 1}
-    gains = q_sched.gains(seen, reference)
+    gains = q_sched.gains(seen, Features.of(reference))
     assert gains[q_sched.FULL]["gain"] == {"value": 0, "std": 0}
     assert gains["W4A8"]["gain"]["value"] == pytest.approx(12, abs=2)
     assert gains["W4A8"]["beyond_full_precision"] == gains["W4A8"]["gain"]
     assert gains["W4A8"]["recovered"] == pytest.approx(0.75, abs=0.05)
-    assert q_sched.gains({key: part[:50] for key, part in seen.items()}, reference) == {}
+    assert q_sched.gains({key: part[:50] for key, part in seen.items()}, Features.of(reference)) == {}
 
 
 def test_all_jobs_of_the_overhead_make_the_same_network_calls():

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from unproject.cli import main
+from unproject.core.sampling.plan import SamplingPlan
 
 
 @pytest.fixture
@@ -39,11 +40,13 @@ def fake_images(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
             asked.append({"prior": name, **options})
             return cls()
 
-        def __call__(self, prompt: str, negative: str | None, **options: object) -> SimpleNamespace:
-            asked.append({"prompt": prompt, **options})
+        def __call__(self, prompt: str, negative: str | None, plan: SamplingPlan, **options: object) -> SimpleNamespace:
+            asked.append({"prompt": prompt, **plan.to_dict(), **options})
             count = int(str(options["num_images_per_prompt"]))
             seeds = [int(str(options["seed"])) + i for i in range(count)]
-            return SimpleNamespace(images=np.full((count, 8, 8, 3), 0.5, np.float32), nfe=40 * count, seeds=seeds)
+            return SimpleNamespace(
+                images=np.full((count, 8, 8, 3), 0.5, np.float32), nfe=40 * count, seeds=seeds, plan=SamplingPlan()
+            )
 
     monkeypatch.setattr(text_to_image, "TextToImage", Fake)
     return asked

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
-from unproject.bench.runner import EXPERIMENTS
+from unproject.bench.registry import EXPERIMENTS
 from unproject.cli.commands import COMMANDS, parse
 from unproject.cli.common import Command, slugify
 from unproject.utils.errors import InputError, UnprojectError
@@ -230,11 +230,13 @@ def test_output_that_cannot_be_written_is_bad_input(run: Run, fake_images: list[
 
 
 def test_folder_of_pictures_skips_what_cannot_be_read(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from unproject.cli.image import Depth
+    from unproject.cli.image import MAP_COMMANDS
 
     done: list[str] = []
-    monkeypatch.setattr(Depth, "load", lambda self: None)
-    monkeypatch.setattr(Depth, "one", lambda self, pipe, path, picture, record, target: done.append(target.stem))
+    monkeypatch.setattr(MAP_COMMANDS["depth"], "load", lambda self: None)
+    monkeypatch.setattr(
+        MAP_COMMANDS["depth"], "one", lambda self, pipe, path, picture, record, target: done.append(target.stem)
+    )
     save_image("photos/b.png", np.zeros((4, 4, 3)))
     save_image("photos/a.png", np.zeros((4, 4, 3)))
     Path("photos/c.jpg").write_text("no picture")

@@ -121,9 +121,8 @@ def test_the_base_of_a_checkpoint_is_not_that_of_a_second_model(in_tmp: Path) ->
 
 @pytest.fixture
 def few_packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A doctor who looks at two packages and imports no optional one."""
+    """A doctor who looks at two packages."""
     monkeypatch.setattr(info, "PACKAGES", ("torch", "numpy"))
-    monkeypatch.setattr(info, "OPTIONAL", {})
     original = importlib.import_module
     found = ("torch", "numpy")
     stand_in = SimpleNamespace(import_module=lambda name: original(name) if name in found else SimpleNamespace())
@@ -137,7 +136,7 @@ def test_a_broken_package_hides_no_other_check(run: Run, few_packages: None, mon
     assert code == 1
     assert "required but broken: torch" in out
     rows = [line.split("\t") for line in out.splitlines()]
-    assert {"numpy", "torch", "priors", "gsplat", "ffmpeg"} <= {row[1] for row in rows if len(row) > 1}
+    assert {"numpy", "torch", "priors", "ffmpeg"} <= {row[1] for row in rows if len(row) > 1}
     assert [row[:3] for row in rows if row[0] == "prior"] == [["prior", "priors", "no"]]
     code, out, _ = run("doctor", "--json")
     assert (code, json.loads(out)["ok"]) == (1, False)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unproject.cli.image import Depth, Normals, Pointcloud, distinct_stems
+from unproject.cli.image import MAP_COMMANDS, Pointcloud, distinct_stems
 from unproject.geometry.points import PointCloud
-from unproject.tasks.outputs import DepthOutput, NormalsOutput
+from unproject.tasks.codecs import DepthOutput, NormalsOutput
 from unproject.utils.pictures import load_image, save_image
 
 Run = Callable[..., tuple[int, str, str]]
@@ -30,8 +30,8 @@ def flat_heads(monkeypatch: pytest.MonkeyPatch) -> None:
     def normals(picture: np.ndarray, **_: Any) -> NormalsOutput:
         return NormalsOutput(np.broadcast_to(np.float32([0, 0, 1]), (1, *picture.shape)), nfe=1)
 
-    monkeypatch.setattr(Depth, "load", lambda self: depth)
-    monkeypatch.setattr(Normals, "load", lambda self: normals)
+    monkeypatch.setattr(MAP_COMMANDS["depth"], "load", lambda self: depth)
+    monkeypatch.setattr(MAP_COMMANDS["normals"], "load", lambda self: normals)
     monkeypatch.setattr(Pointcloud, "load", lambda self: depth)
 
 

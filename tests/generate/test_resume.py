@@ -12,6 +12,8 @@ import torch
 
 from unproject.core.priors import GaussianMixturePrior
 from unproject.core.training.checkpoints import latest_checkpoint
+from unproject.generate.guides import make_guide
+from unproject.generate.optimise import Optimisation
 from unproject.pipelines.text_to_mesh import MeshRecipe, TextToMesh, TextToMeshOutput
 from unproject.utils.configs import load_config
 from unproject.utils.errors import InputError
@@ -25,9 +27,13 @@ RECIPE = {
         "sizes": [[0, SIDE]],
         "guided_px": SIDE,
         "checkpoint_every": 2,
-        "occupancy_from": 10,
-        "field": {"grid": {"sides": [5, 9], "starts": [0, 0]}},
-        "volume": {"step": 0.1, "cells": 8},
+        "shape": {
+            "volume": {
+                "occupancy_from": 1.0,
+                "field": {"grid": {"sides": [5, 9], "starts": [0, 0]}},
+                "rays": {"step": 0.1, "cells": 8},
+            }
+        },
     },
     "mesh": {"resolution": 16, "faces": 200, "texture": 16, "depth_samples": 2, "visibility_views": 0},
     "preview_every": 0,
@@ -64,7 +70,38 @@ def test_what_was_made_otherwise_does_not_go_on(tmp_path: Path, changes: dict[st
     assert steps(tmp_path) == ["ckpt-2", "ckpt-4"]
     with pytest.raises(InputError, match=message):
         make(tmp_path, **changes)
-    assert make(tmp_path).history[0]["step"] == 5
+    assert [row["step"] for row in make(tmp_path).history] == [1, 2, 3, 4, 5]
+
+
+def test_a_resumed_mesh_counts_the_whole_making(tmp_path: Path) -> None:
+    prior = mixture()
+
+    def stop(pipe: Any, step: int, log: dict[str, float], parts: Any) -> None:
+        if step == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path, prior=prior, callback_on_step_end=stop)
+    facts_at = tmp_path / "ckpt-4" / "optimisation.json"
+    facts = json.loads(facts_at.read_text())
+    facts_at.write_text(json.dumps({**facts, "seconds": 1000.0}))
+    before = prior.nfe
+    made = make(tmp_path, prior=prior)
+    assert prior.nfe - before == 4  # one look at four views
+    assert made.nfe == 5 * 4 and [row["step"] for row in made.history] == [1, 2, 3, 4, 5]
+    assert 1000 < made.seconds["optimise"] < 1060
+    made.save(tmp_path / "files", frames=0, size=16)
+    record = json.loads((tmp_path / "files" / "run.json").read_text())
+    assert record["nfe"] == {"denoiser": 20} and len(record["notes"]["history"]) == 5 and record["seconds"] > 1000
+
+
+def test_health_goes_on_where_it_was(tmp_path: Path) -> None:
+    config = load_config(MeshRecipe, RECIPE).optimise
+    guide = make_guide(load_config(MeshRecipe, RECIPE).score, mixture(), "a box")
+    first, second = (Optimisation(config, guide, seed=5) for _ in range(2))
+    first.health.streak = {"empty": 3, "full": 2}
+    first.save(tmp_path)
+    assert second.resume(tmp_path) and second.health.streak == {"empty": 3, "full": 2}
 
 
 def test_without_resume_old_checkpoints_go_and_other_files_stay(tmp_path: Path) -> None:
@@ -99,3 +136,16 @@ def test_a_generator_gives_the_seed() -> None:
     assert make(None, seed=None).seed == 0
     with pytest.raises(InputError, match="either seed or generator"):
         make(None, generator=source)
+
+
+def test_the_same_seed_gives_the_same_mesh_whatever_else_draws() -> None:
+    """Nothing of a mesh comes from the process's own generator, the hidden space of its surface neither."""
+    meshes = []
+    for _ in range(2):
+        before = torch.get_rng_state()
+        meshes.append(make(None, recipe={"mesh.visibility_views": 6}).mesh)
+        assert torch.equal(torch.get_rng_state(), before)
+        torch.rand(7)
+    first, second = meshes
+    assert torch.equal(first.vertices, second.vertices) and torch.equal(first.faces, second.faces)
+    assert (first.textures["base_color"] == second.textures["base_color"]).all()

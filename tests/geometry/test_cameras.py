@@ -48,6 +48,44 @@ def axes_cube() -> Mesh:
     return Mesh(torch.cat(vertices), torch.cat(faces), vertex_colors=torch.cat(colors))
 
 
+@pytest.mark.parametrize("top_row_first", [False, True])
+def test_clip_space_agrees_with_pixels_when_nothing_is_centred(camera: Camera, top_row_first: bool) -> None:
+    """A lens off the middle, skewed, with two focal lengths; u = W (1 + x / w) / 2, v = H (1 - y / w) / 2."""
+    shift = torch.tensor([[3.0, 1.5, 5.0], [0.0, -4.0, -3.5], [0.0, 0.0, 0.0]])
+    lens = replace(camera, K=camera.K + shift, near=0.4, far=7.0)
+    local = torch.tensor([[0.3, -0.2, 2.0], [-0.4, 0.5, 0.4], [0.1, 0.6, 7.0]])
+    world = local @ lens.c2w[:, :3, :3].mT + lens.centres[:, None]
+    pixels, z = lens.project(world)
+    ones = torch.ones_like(world[..., :1])
+    clip = torch.cat([world, ones], dim=-1) @ cams.to_clip(lens, top_row_first).mT
+    x, y, depth = (clip[..., :3] / clip[..., 3:]).unbind(-1)
+    found = torch.stack([0.5 * lens.width * (1 + x), 0.5 * lens.height * (1 + (y if top_row_first else -y))], dim=-1)
+    torch.testing.assert_close(found, pixels, atol=2e-4, rtol=0)
+    torch.testing.assert_close(clip[..., 3], z)
+    torch.testing.assert_close(depth[:, 1:], torch.tensor([-1.0, 1.0]).expand(4, 2), atol=1e-5, rtol=0)
+
+
+def test_joined_cameras_keep_their_planes() -> None:
+    near, far = (Camera.orbit(a, 0.0, 2.0, 40.0, 8, near=n, far=f) for a, n, f in ((0.0, 1.2, 1.45), (90.0, 0.5, 1.9)))
+    joined = Camera.cat([near, far, far])
+    assert [plane.tolist() for plane in joined.planes()] == [
+        pytest.approx([1.2, 0.5, 0.5]),
+        pytest.approx([1.45, 1.9, 1.9]),
+    ]
+    assert [plane.tolist() for plane in joined[[2, 0]].planes()] == [
+        pytest.approx([0.5, 1.2]),
+        pytest.approx([1.9, 1.45]),
+    ]
+    scene = RayMesh(axes_cube())
+    together = scene.render(joined)
+    for index, alone in enumerate((near, far)):  # the first lens cuts the cube's near face off, and all behind it
+        assert torch.equal(together.depth[index], scene.render(alone).depth[0])
+        clip = cams.to_clip(alone)[0]
+        torch.testing.assert_close(cams.to_clip(joined)[index], clip)
+    assert float(together.alpha[0].mean()) == 0 < float(together.alpha[1].mean())
+    assert Camera.cat([near, near]).near == 1.2
+
+
 def test_orbit_matches_the_written_test_vector() -> None:
     pose = Camera.orbit(0.0, 0.0, 3.0, 40.0, 8).c2w[0]
     expected = torch.tensor([[0.0, 0.0, -1.0, 3.0], [1.0, 0.0, 0.0, 0.0], [0.0, -1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]])

@@ -7,10 +7,18 @@ import math
 import pytest
 import torch
 
-from unproject.geometry.fields import FieldConfig, GridConfig, GridField, HeadConfig, make_field, make_head
+from unproject.geometry.fields import (
+    FieldConfig,
+    GridConfig,
+    GridField,
+    HeadConfig,
+    TriplaneConfig,
+    make_field,
+    make_head,
+)
 from unproject.geometry.fields.rows import trilinear, weighted_rows
 from unproject.utils.errors import InputError
-from unproject.utils.ramps import Ramp
+from unproject.utils.ramps import Moment, Ramp
 from unproject.utils.seeds import generator
 
 KINDS = ("grid", "hash", "triplane")
@@ -80,6 +88,31 @@ def test_every_parameter_gets_a_gradient(kind):
     assert grouped == {id(p) for p in field.parameters() if p.requires_grad}
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("head", ["sdf", "density"])
+def test_normals_point_outward(kind, head):
+    field, x = make(kind, head), points(100, 0.4)
+    x = x[x.norm(dim=-1) > 0.15]
+    cosine = (field.snapshot().normal(x) * torch.nn.functional.normalize(x, dim=-1)).sum(-1)
+    assert cosine.min() > 0.9
+
+
+def test_triplanes_read_their_own_axes():
+    """Plane k holds a ramp along each of its two axes; the decoder passes one feature on."""
+    field = make("triplane", triplane=TriplaneConfig(side=5, features=1, width=2))
+    slopes = [(1.0, 10.0), (100.0, 1000.0), (1e4, 1e5)]  # of (x, y), (x, z), (y, z)
+    axis = torch.linspace(-1, 1, 5)
+    pass_on = field.decoder.layers[0].weight, field.decoder.layers[1].weight
+    with torch.no_grad():
+        for plane, (first, second) in zip(field.planes, slopes, strict=True):
+            plane.copy_((first * axis[None, :] + second * axis[:, None])[None])
+        pass_on[0].copy_(torch.tensor([[1.0], [-1.0]]))  # relu(f) - relu(-f) = f
+        pass_on[1].copy_(torch.tensor([[1.0, -1.0]]).expand(4, 2))
+    x = points(50)
+    expected = x @ torch.tensor([101.0, 10010.0, 101000.0])
+    torch.testing.assert_close(field.query()(x)[:, 0], expected, rtol=1e-5, atol=1e-2)
+
+
 def test_laplace_density_closed_form():
     head = make_head(HeadConfig(beta=(0.1,)))
     value = torch.tensor([-1.0, 0.0, 0.1, 1.0])
@@ -88,20 +121,20 @@ def test_laplace_density_closed_form():
 
 
 def test_beta_follows_its_ramp_or_is_learnt():
-    head = make_head(HeadConfig(beta=(0, 0.1, 0.02, 100)))
-    head.on_step(50)
+    head = make_head(HeadConfig(beta=(0, 0.1, 0.02, 0.5)))
+    head.on_step(Moment(50, 200))
     assert float(head.beta) == pytest.approx(0.06)
-    head.on_step(1000)
+    head.on_step(Moment(100, 200))
     assert float(head.beta) == pytest.approx(0.02)
-    learnt = make_head(HeadConfig(beta=(0, 0.1, 0.02, 100), learn_beta=True))
-    learnt.on_step(1000)
+    learnt = make_head(HeadConfig(beta=(0, 0.1, 0.02, 1), learn_beta=True))
+    learnt.on_step(Moment(5, 5))
     assert float(learnt.beta) == pytest.approx(0.1)
     learnt.density(torch.zeros(1)).sum().backward()
     assert learnt.log_beta.grad is not None
 
 
 def test_pyramid_levels_add_up_and_start_late():
-    config = GridConfig(sides=(3, 5), starts=(0, 10))
+    config = GridConfig(sides=(3, 5), starts=(0, 0.1))
     field = GridField(config, make_head(HeadConfig(beta=(0.1,))))
     with torch.no_grad():
         field.geometry[0].fill_(0.25)
@@ -109,7 +142,9 @@ def test_pyramid_levels_add_up_and_start_late():
     x = points(10)
     base = x.norm(dim=-1) - 0.5
     torch.testing.assert_close(field.snapshot().value_color(x)[0], base + 0.25)
-    field.on_step(10)
+    field.on_step(Moment(9, 100))
+    assert field.spacing == 1.0
+    field.on_step(Moment(10, 100))
     torch.testing.assert_close(field.snapshot().value_color(x)[0], base + 0.75)
     assert field.spacing == 0.5
 

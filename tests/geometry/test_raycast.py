@@ -55,6 +55,29 @@ def test_supersampling_gives_fractional_coverage_and_unmixed_depth(camera: Camer
     torch.testing.assert_close(output.normal.norm(dim=-1)[edge[..., 0]], torch.ones(int(edge.sum())))
 
 
+def test_supersampled_channels_are_means_over_what_was_hit(camera: Camera) -> None:
+    """The slow twin: a larger picture, averaged block by block over the samples that hit the mesh."""
+    factor, scene = (
+        3,
+        RayMesh(replace(square(half=0.37), vertices=square(half=0.37).vertices * torch.tensor([1, 1, 0.7]))),
+    )
+    camera = replace(camera, c2w=Camera.orbit(25.0, 10.0, 2.0, 40.0, 16).c2w)
+    channels = ("rgb", "depth", "albedo")
+    small = scene.render(camera, channels, background=0.25, supersample=factor)
+    large = scene.render(camera.resized(16 * factor, 16 * factor), channels, background=0.25)
+
+    def blocks(values: Tensor) -> Tensor:
+        return values.reshape(1, 16, factor, 16, factor, -1).transpose(2, 3).flatten(3, 4)
+
+    hit = blocks(large.alpha)  # (1, 16, 16, 9, 1)
+    torch.testing.assert_close(small.alpha, hit.mean(3), rtol=0, atol=1e-6)
+    for name in ("depth", "albedo"):
+        mean = (blocks(getattr(large, name)) * hit).sum(3) / hit.sum(3).clamp(min=1)
+        torch.testing.assert_close(getattr(small, name), mean, rtol=0, atol=1e-5)
+    torch.testing.assert_close(small.rgb, blocks(large.rgb).mean(3), rtol=0, atol=1e-5)
+    assert bool(((small.alpha > 0) & (small.alpha < 1)).any())
+
+
 def test_near_and_far_planes_cut(camera: Camera) -> None:
     scene = RayMesh(Mesh.from_trimesh(trimesh.creation.box((1, 1, 1))))
     middle = (0, 8, 8, 0)

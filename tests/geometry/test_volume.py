@@ -82,6 +82,23 @@ def test_occupancy_changes_nothing_visible(kind):
     torch.testing.assert_close(skipped.rgb, full.rgb, atol=2e-3, rtol=0)
 
 
+def test_occupied_cells_are_those_with_density():
+    """A bar far from the middle, of another length along each axis."""
+    config, half = VolumeConfig(cells=16, step=0.05), 1.0
+    low, high = torch.tensor([-0.9, 0.1, 0.4]), torch.tensor([-0.6, 0.9, 0.6])
+    field = sphere()
+    distance = lambda p: torch.maximum(low - p, p - high).amax(-1)  # noqa: E731
+    field.head.start_shape = distance  # type: ignore[method-assign]
+    occupancy = Occupancy(config, half)
+    points = 2 * torch.rand(20_000, 3, generator=torch.Generator().manual_seed(1)) - 1
+    assert bool(occupancy.at(points).all()) and occupancy.share == 1
+    occupancy.update(field, torch.Generator().manual_seed(0))
+    occupied, away = occupancy.at(points), distance(points)
+    assert bool(occupied[away < 0].all())
+    assert not bool(occupied[away > 3 * 2 * half / 16].any())
+    assert 0.02 < occupancy.share < 0.12
+
+
 def test_hidden_samples_carry_no_weight():
     kept = render(sphere(0.02), camera(), 1.0, VolumeConfig(hidden=0.0), normals=False)
     dropped = render(sphere(0.02), camera(), 1.0, VolumeConfig(hidden=1e-3), normals=False)

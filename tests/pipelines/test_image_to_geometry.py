@@ -12,14 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import MarigoldDepthPipeline
 from PIL import Image
 
 from unproject.pipelines.image_to_geometry import ImageToDepth, ImageToGeometry, ImageToNormals
 from unproject.pipelines.picture_inputs import fitted, photo_camera, pictures, resized
+from unproject.tasks.codecs import DepthOutput, NormalsOutput
 from unproject.tasks.ensemble import CONSENSUS
 from unproject.tasks.geometry_head import GeometryHead, HeadConfig
 from unproject.tasks.heads import load_head, marigold_head
-from unproject.tasks.outputs import DepthOutput, NormalsOutput, png16
+from unproject.tasks.outputs import png16
 from unproject.utils.errors import InputError
 
 HELPERS = runpy.run_path(str(Path(__file__).parents[1] / "tasks" / "conftest.py"))
@@ -73,6 +75,32 @@ def test_normals_ensemble_equals_diffusers(tiny_marigold) -> None:
     differs = np.abs(found.prediction - expected.prediction).max(-1) > 1e-3
     assert differs.mean() < 1e-2  # where two members are equally close the choice may flip
     np.testing.assert_allclose(found.uncertainty, expected.uncertainty, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [3, 4])
+def test_depth_ensemble_of_a_marigold_checkpoint_is_the_published_one(tiny_marigold, size: int) -> None:
+    """On the same members: those of two runs differ in their last bits, which the published solver magnifies."""
+    head = marigold_head(tiny_marigold("depth"))
+    latents = 2 * torch.randn(size, 4, 6, 8, generator=seeded(4))
+    head.predict = lambda condition, start, *_: latents[: len(start)]  # type: ignore[method-assign]
+    expected, spread = MarigoldDepthPipeline.ensemble_depth(head.decode(latents)["depth"], output_uncertainty=True)
+    options = {"ensemble_size": size, "processing_resolution": 0, "seed": 0, "output_type": "pt"}
+    found = ImageToDepth(head)(image(24, 32), **options)
+    torch.testing.assert_close(found.prediction, expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(found.uncertainty, spread, rtol=0, atol=1e-4)
+    other = ImageToDepth(head)(image(24, 32), alignment=CONSENSUS, **options)
+    assert float((other.prediction - expected).abs().max()) > 1e-2
+
+
+def test_only_samples_of_marigold_are_aligned_as_published(tiny_marigold, pipe, tmp_path) -> None:
+    head = marigold_head(tiny_marigold("depth"))
+    assert (head.config.alignment, pipe.head.config.alignment) == ("published", "consensus")
+    assert marigold_head(tiny_marigold("depth"), "zeros").config.alignment == "consensus"
+    manifest = head.save(tmp_path / "head") / "head.json"
+    values = json.loads(manifest.read_text())
+    del values["config"]["alignment"]  # a file that says nothing of it
+    manifest.write_text(json.dumps(values))
+    assert load_head(tmp_path / "head").config.alignment == "published"
 
 
 def test_depth_ensemble_has_members_of_its_own_and_uncertainty(tiny_marigold) -> None:
@@ -147,6 +175,14 @@ def test_ensemble_of_two_is_mirror_symmetric(pipe) -> None:
     one = pipe(image(32, 32), ensemble_size=2).normals.uncertainty[0, ..., 0]
     other = pipe(image(32, 32).flip(3), ensemble_size=2).normals.uncertainty[0, ..., 0]
     np.testing.assert_allclose(one, other[:, ::-1], atol=1e-3)
+
+
+def test_ensemble_of_two_turns_normals_of_the_mirror_image(pipe) -> None:
+    """A mirrored input gives the mirrored mean, whose normals point the other way along x."""
+    one = pipe(image(32, 32), ensemble_size=2).normals.normals
+    other = pipe(image(32, 32).flip(3), ensemble_size=2).normals.normals
+    np.testing.assert_allclose(other, one[:, :, ::-1] * np.float32([-1, 1, 1]), atol=1e-3)
+    assert np.abs(one[..., 0]).mean() > 0.05
 
 
 def test_tiles_cover_large_pictures(pipe) -> None:

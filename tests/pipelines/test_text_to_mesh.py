@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,13 +18,12 @@ from unproject.generate.guides import ViewTextGuide, make_guide
 from unproject.generate.health import CollapsedError, Health, HealthConfig
 from unproject.generate.held_targets import FitConfig, HeldTargets, RayBatch, exchanged
 from unproject.generate.optimise import Optimisation
-from unproject.generate.stretch import stretched
 from unproject.generate.views import ViewConfig, draw_backgrounds, draw_cameras, view_classes
 from unproject.geometry.cameras import Camera, opencv_from_opengl
 from unproject.geometry.meshes import Mesh
 from unproject.geometry.raycast import RayMesh
 from unproject.pipelines.text_to_mesh import MeshRecipe, TextToMesh, load_recipe
-from unproject.utils.configs import CONFIGS, load_config
+from unproject.utils.configs import load_config
 from unproject.utils.errors import InputError
 from unproject.utils.seeds import generator
 
@@ -37,9 +35,7 @@ RECIPE = {
         "steps": 40,
         "sizes": [[0, SIZE]],
         "guided_px": SIZE,
-        "lr": [0, 2.0, 0.4, 40],
-        "occupancy_every": 5,
-        "occupancy_from": 5,
+        "lr": [0, 2.0, 0.4, 1],
         "checkpoint_every": 4,
         "views": {
             "fov_y_deg": [FOV, FOV],
@@ -48,11 +44,17 @@ RECIPE = {
             "grey": [1.0, 1.0],
             "grey_share": 1.0,
         },
-        "field": {
-            "head": {"beta": [0, 0.1, 0.03, 30]},
-            "grid": {"sides": [9, 17, 33], "starts": [0, 0, 0], "geometry_lr": 0.02},
+        "shape": {
+            "volume": {
+                "occupancy_every": 5,
+                "occupancy_from": 0.125,
+                "rays": {"step": 0.05, "cells": 16},
+                "field": {
+                    "head": {"beta": [0, 0.1, 0.03, 0.75]},
+                    "grid": {"sides": [9, 17, 33], "starts": [0, 0, 0], "geometry_lr": 0.02},
+                },
+            }
         },
-        "volume": {"step": 0.05, "cells": 16},
         "losses": {"smooth": [1.0]},
     },
     "mesh": {"resolution": 40, "faces": 800, "texture": 96, "depth_samples": 4, "visibility_views": 24},
@@ -121,7 +123,9 @@ def made(tmp_path_factory):
 @pytest.fixture(scope="module")
 def followed():
     """The box by held targets: a quarter of the looks."""
-    return TextToMesh(BoxPrior(), recipe(**HELD, **{"optimise.steps": 10}))("a box", seed=3)
+    begun = {"optimise.lr": [0, 2.0, 1.6, 1], "optimise.shape.volume.occupancy_from": 0.5}  # the first quarter
+    begun["optimise.shape.volume.field.head.beta"] = [0, 0.1, 0.1 - 0.07 / 3, 1]
+    return TextToMesh(BoxPrior(), recipe(**HELD, **begun, **{"optimise.steps": 10}))("a box", seed=3)
 
 
 @pytest.mark.parametrize("way", ["pulled", "held"])
@@ -197,7 +201,7 @@ def test_output_folder_holds_everything(made, tmp_path):
 
 @pytest.mark.parametrize("changes", [{}, HELD], ids=["pulled", "held"])
 def test_resumed_run_is_equal_to_the_bit(changes, tmp_path):
-    changed = recipe(**{**changes, "optimise.steps": 7})
+    changed = recipe(**{**changes, "optimise.steps": 7, "optimise.shape.volume.occupancy_every": 3})
     config, guide = changed.optimise, make_guide(changed.score, BoxPrior(), "a box")
     whole = Optimisation(config, guide, seed=5)
     whole.run()
@@ -211,9 +215,11 @@ def test_resumed_run_is_equal_to_the_bit(changes, tmp_path):
         first.run(tmp_path, stop)
     second = Optimisation(config, guide, seed=5)
     assert second.resume(tmp_path) and second.step == 4
+    assert 0 < second.shape.occupancy.share < 1, "cells of step 3 are known at step 4"
     second.run(tmp_path)
-    for name, parameter in whole.field.named_parameters():
-        assert torch.equal(parameter, dict(second.field.named_parameters())[name]), name
+    for name, value in whole.shape.state_dict().items():
+        assert torch.equal(value, second.shape.state_dict()[name]), name
+    assert second.nfe == whole.nfe == 7 * 4 and second.history == whole.history
     with pytest.raises(InputError, match="seed"):
         Optimisation(config, guide, seed=6).resume(tmp_path)
     with pytest.raises(InputError, match="another lr"):
@@ -231,15 +237,15 @@ def test_health_notices_full_volumes_and_wild_numbers():
     health = Health(HealthConfig(full=0.1, patience=2), 0.95)
     camera = draw_cameras(ViewConfig(), 12, generator(0))
     seen = work.picture(camera)
-    health.check(0, work.field, seen, camera, 1.0)
+    health.check(0, work.shape, seen, camera, 1.0)
     with pytest.raises(CollapsedError, match="filled up"):
-        health.check(1, work.field, seen, camera, 1.0)
+        health.check(1, work.shape, seen, camera, 1.0)
     with pytest.raises(DivergedError, match="step 3: the loss is not finite"):
-        Health(HealthConfig(), 0.95).check(3, work.field, seen, camera, float("nan"))
+        Health(HealthConfig(), 0.95).check(3, work.shape, seen, camera, float("nan"))
     with torch.no_grad():
-        work.field.geometry[0].fill_(1e9)
+        work.shape.field.geometry[0].fill_(1e9)
     with pytest.raises(DivergedError, match=r"geometry\.0 reached"):
-        Health(HealthConfig(), 0.95).check(10, work.field, seen, camera, 1.0)
+        Health(HealthConfig(), 0.95).check(10, work.shape, seen, camera, 1.0)
 
 
 def test_unknown_words_warn_and_empty_prompts_raise():
@@ -250,18 +256,13 @@ def test_unknown_words_warn_and_empty_prompts_raise():
         TextToMesh(BoxPrior(), short)("  ")
 
 
-def test_steps_stretch_every_schedule():
+def test_steps_change_nothing_else():
     pipe = TextToMesh(BoxPrior(), recipe())
     changed = pipe._adjusted(steps=80, guidance=2.0, faces=100)
-    assert changed.optimise.steps == 80 and changed.optimise.lr == (0, 2.0, 0.4, 80)
-    assert changed.optimise.field.head.beta == (0, 0.1, 0.03, 60) and changed.optimise.occupancy_from == 10
-    assert changed.score.guidance == 2.0 and changed.mesh.faces == 100 and changed.score.window.low == (0.02,)
-    assert stretched((1.0,), 3) == (1.0,)
-
-
-@pytest.mark.parametrize("path", sorted((CONFIGS / "text-to-mesh").glob("*.yaml")), ids=lambda p: p.stem)
-def test_packaged_recipes_load(path: Path):
-    assert load_config(MeshRecipe, path).optimise.steps > 0
+    assert changed.optimise == replace(pipe.recipe.optimise, steps=80)
+    assert changed.score == replace(pipe.recipe.score, guidance=2.0) and changed.mesh.faces == 100
+    with pytest.raises(InputError, match="num_inference_steps=0"):
+        pipe._adjusted(steps=0, guidance=None, faces=None)
 
 
 def test_recipe_follows_the_prior():
@@ -320,8 +321,13 @@ def test_view_words_follow_the_camera():
     assert view_classes(camera) == ["front", "front", "side", "back", "back", "side", "top"]
 
     class Words(BoxPrior):
-        def predict(self, x, time, condition, **_):
-            self.asked = condition.prompts
+        def encode_text(self, prompts, negative=None):
+            self.texts = list(prompts)
+            numbers = Rows({"text": torch.arange(len(prompts)).float()[:, None, None]})
+            return Condition({"cond": numbers, "null": numbers}, self.texts)
+
+        def predict(self, x, time, rows):
+            self.asked = [self.texts[int(number)] for number in rows["text"].flatten()]
             return torch.zeros_like(x)
 
     model = Words()

@@ -12,6 +12,7 @@ import torch
 from diffusers import AutoencoderKL
 from transformers import CLIPTokenizer
 
+from unproject.cli import main as cli_main
 from unproject.core.training.checkpoints import read_tensors
 from unproject.core.training.objectives.base import fixed_init
 from unproject.core.training.objectives.diffusion import DiffusionConfig, build_text_encoder, build_unet, token_ids
@@ -196,3 +197,15 @@ def test_a_network_begins_with_all_but_what_meets_other_latents():
     same = build_unet(shape)
     beginnings.begin_with(same, given, "there", beginnings.OUTER)
     assert torch.equal(same.conv_in.weight, given.conv_in.weight)
+
+
+@pytest.mark.parametrize("command", ["script", "unproject"])
+def test_a_diverged_run_fails_and_exports_nothing(tiny, tmp_path, capsys, command):
+    """A rate at which one update throws the weights out of the range of float32: the next has no finite loss."""
+    out = tmp_path / "run"
+    call = train.main if command == "script" else lambda words: cli_main(["train", *words])
+    device = ["--device", "cpu"]
+    assert call([tiny, "--out", str(out), *device, "--set", "trainer.lr=1e30"]) == 1
+    assert "diverged at step 2: " in capsys.readouterr().err and (out / "ckpt-2").is_dir()
+    assert call([tiny, "--out", str(out), *device, "--export"]) == 1
+    assert "diverged at step 2: " in capsys.readouterr().err and not (out / "export").exists()

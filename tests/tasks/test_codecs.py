@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from unproject.tasks.codecs import DepthCodec, NormalCodec, StackCodec, convert_normals, unit_length
+from unproject.tasks.codecs.depth import nanquantiles
 from unproject.utils.errors import InputError
 
 
@@ -38,6 +39,22 @@ def test_depth_quantiles_land_on_the_ends() -> None:
     assert pictures[0, 0, 0, 98].item() == pytest.approx(1)
     assert pictures.min() == -1
     assert pictures.max() == 1
+
+
+def test_depth_of_large_pictures_has_quantiles() -> None:
+    """More than 2^24 pixels, which torch.quantile refuses."""
+    depth = (torch.arange(4100.0 * 4100) / 1e6 + 1).reshape(1, 1, 4100, 4100)
+    state = DepthCodec(quantile=0.25).range_of(depth, torch.ones_like(depth, dtype=torch.bool))
+    assert state.low.item() == pytest.approx(1 + 0.25 * 16.81, rel=1e-6)
+    assert state.high.item() == pytest.approx(1 + 0.75 * 16.81, rel=1e-6)
+
+
+def test_quantiles_of_some_equal_those_of_torch() -> None:
+    values = torch.rand(4, 57, generator=torch.Generator().manual_seed(3))
+    values[0, ::3], values[1], values[2, 1:] = torch.nan, torch.nan, torch.nan
+    shares = (0.0, 0.02, 0.5, 0.61, 1.0)
+    wanted = torch.nanquantile(values, torch.tensor(shares), dim=1)
+    torch.testing.assert_close(nanquantiles(values, shares), wanted, rtol=0, atol=1e-6, equal_nan=True)
 
 
 def test_depth_code_ignores_positive_affine_maps() -> None:
@@ -124,3 +141,29 @@ def test_stack_keeps_names_order_and_state() -> None:
 def test_bad_options_are_named(make) -> None:
     with pytest.raises(InputError, match=r"metric|quantile|blender"):
         make()
+
+
+def test_a_mirror_turns_normals_and_leaves_depth() -> None:
+    depth, normals = torch.arange(4.0).reshape(1, 1, 2, 2), unit_maps()
+    assert DepthCodec().mirrored(depth).flatten().tolist() == [1, 0, 3, 2]
+    turned = NormalCodec().mirrored(normals)
+    torch.testing.assert_close(turned[:, 0], -normals[:, 0].flip(2), rtol=0, atol=0)
+    torch.testing.assert_close(turned[:, 1:], normals[:, 1:].flip(3), rtol=0, atol=0)
+
+
+def test_resized_normals_are_unit_vectors_and_resized_depth_keeps_its_values() -> None:
+    normals = NormalCodec().resized(unit_maps(), (5, 11))
+    torch.testing.assert_close(normals.norm(dim=1), torch.ones(2, 5, 11))
+    depth = torch.tensor([[0.0, 3.0]]).reshape(1, 1, 1, 2)  # metres: not brought into [0, 1]
+    assert DepthCodec().resized(depth, (1, 4)).flatten().tolist() == [0.0, 0.75, 2.25, 3.0]
+
+
+def test_pictures_of_prediction_and_truth_share_a_scale() -> None:
+    truth = torch.tensor([[1.0, 2.0], [3.0, 9.0]]).reshape(1, 1, 2, 2)
+    valid = truth < 9
+    one, other = DepthCodec().compared(0.1 * truth + 0.2, truth, valid)  # the same up to an affine map
+    assert (one == other).all() and (one[1, 1] == 255).all()
+    codec = NormalCodec()
+    normals = unit_maps()[:1]
+    one, other = codec.compared(-normals, normals, normals[:, :1] > -2)
+    assert abs(one.astype(int) + other - 255).max() <= 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 
 import pytest
@@ -51,6 +52,25 @@ def test_published_solver_equals_diffusers(size: int, reduction: str) -> None:
     found = ensemble_affine(members, reduction, PUBLISHED)
     torch.testing.assert_close(found.prediction, prediction, rtol=0, atol=1e-5)
     torch.testing.assert_close(found.uncertainty, uncertainty, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("shift", [True, False])
+def test_published_solver_equals_diffusers_on_large_maps(shift: bool) -> None:
+    """Larger than the size of the fit, not square, with and without a free shift; four members."""
+    rng = torch.Generator().manual_seed(7)
+    members = torch.rand(4, 1, 90, 61, generator=rng) * (0.5 + torch.rand(4, 1, 1, 1, generator=rng)) + 0.2
+    prediction, uncertainty = MarigoldDepthPipeline.ensemble_depth(
+        members, shift_invariant=shift, output_uncertainty=True, max_res=40
+    )
+    found = ensemble_affine(members, how=PUBLISHED._replace(shift=shift, max_size=40))
+    torch.testing.assert_close(found.prediction, prediction, rtol=0, atol=1e-4)
+    torch.testing.assert_close(found.uncertainty, uncertainty, rtol=0, atol=1e-4)
+
+
+def test_the_published_settings_are_those_of_diffusers() -> None:
+    theirs = inspect.signature(MarigoldDepthPipeline.ensemble_depth).parameters
+    names = {"strength": "regularizer_strength", "max_iter": "max_iter", "tol": "tol", "max_size": "max_res"}
+    assert {ours: getattr(PUBLISHED, ours) for ours in names} == {o: theirs[t].default for o, t in names.items()}
 
 
 def test_consensus_is_no_worse_than_the_published_solver_and_than_one_member() -> None:
@@ -124,6 +144,27 @@ def test_blending_cut_tiles_returns_the_image() -> None:
     boxes = tile_boxes(45, 37, 16, 5)
     back = blend([box.of(image) for box in boxes], boxes, 45, 37)
     torch.testing.assert_close(back, image, rtol=0, atol=1e-6)
+
+
+def test_blended_tiles_give_way_linearly() -> None:
+    """Two tiles of 8 x 3 px that share 4 columns: weights are distances to the tiles' edges."""
+    boxes = [Box(0, 0, 3, 8), Box(0, 4, 3, 12)]
+    tiles = [torch.zeros(1, 1, 3, 8), torch.ones(1, 1, 3, 8)]
+    expected = torch.tensor([0.0] * 4 + [0.125, 0.375, 0.625, 0.875] + [1.0] * 4).expand(1, 1, 3, 12)
+    torch.testing.assert_close(blend(tiles, boxes, 3, 12), expected, rtol=0, atol=1e-6)
+    upright = blend([tile.mT for tile in tiles], [Box(b.left, b.top, b.right, b.bottom) for b in boxes], 12, 3)
+    torch.testing.assert_close(upright, expected.mT, rtol=0, atol=1e-6)
+
+
+def test_a_corner_counts_by_both_its_distances() -> None:
+    """Four tiles over one place: weights are products; a lone value shows which tile it came from."""
+    boxes = [Box(0, 0, 4, 4), Box(0, 2, 4, 6), Box(2, 0, 6, 4), Box(2, 2, 6, 6)]
+    tiles = [torch.full((1, 1, 4, 4), float(i == 2)) for i in range(4)]
+    blended = blend(tiles, boxes, 6, 6)[0, 0]
+    share = {2: 0.75, 3: 0.25}  # of the earlier tile along one axis, in the shared columns 2 and 3
+    for row in (2, 3):
+        for column in (2, 3):
+            assert blended[row, column].item() == pytest.approx((1 - share[row]) * share[column], abs=1e-6)
 
 
 def test_stitching_undoes_the_scale_of_each_tile() -> None:

@@ -14,7 +14,8 @@ from unproject.tasks.codecs import DepthCodec
 from unproject.tasks.data import AugmentConfig, GeometryData, noise_pattern, zoomed
 from unproject.tasks.geometry_head import GeometryHead, HeadConfig, expanded_unet
 from unproject.tasks.heads import head_table, load_head, marigold_head
-from unproject.tasks.train import HeadObjective, LossConfig, edge_error, head_errors, latent_mask, random_unet_like
+from unproject.tasks.metrics import edge_error
+from unproject.tasks.train import HeadObjective, LossConfig, latent_mask, random_unet_like
 from unproject.utils.errors import InputError
 
 
@@ -159,7 +160,7 @@ def test_loss_reaches_the_unet_and_nothing_else(tiny_prior, planes, loss: str, k
 
 def test_the_relative_part_of_the_loss_is_what_validation_counts(tiny_prior, planes) -> None:
     """Without clipped ends the two differ only by the ridge of the fit, which keeps constant predictions finite."""
-    objective = HeadObjective(LossConfig(relative=1.0), make_head(tiny_prior))
+    objective = HeadObjective(LossConfig(weights={"relative": 1.0}), make_head(tiny_prior))
     for codec in objective.head.codec.parts.values():
         if isinstance(codec, DepthCodec):
             object.__setattr__(codec, "quantile", 0.0)
@@ -168,7 +169,7 @@ def test_the_relative_part_of_the_loss_is_what_validation_counts(tiny_prior, pla
     made = (coded + 0.3 * torch.randn(coded.shape, generator=seeded()))[:, None].expand(-1, 2, -1, -1, -1)
     objective.predict_pictures = lambda condition: made
     found = objective._end_to_end_loss(torch.zeros(2), targets, valid).logs["relative"]
-    errors = head_errors({"depth": made[:, 0].mean(1, keepdim=True)}, targets, valid)
+    errors = objective.head.codec.metrics({"depth": made[:, 0].mean(1, keepdim=True)}, targets, valid)
     assert float(found) == pytest.approx(float(errors["abs_rel"].mean()), rel=0.01)
 
 
@@ -239,15 +240,15 @@ def test_a_longer_lens_keeps_normals_and_flattens_the_slope(planes) -> None:
     """A centred window of half the sides, at the old size, halves the slope of depth and turns no normal."""
     plane = planes(1, 64)
     image, depth, normals = plane.rgb[0], plane.columns["depth_m"][0].astype(np.float32), plane.columns["normal"][0]
-    near, far, turned = zoomed(image, depth, normals, 0.5)
+    near, (far, turned) = zoomed(image, (depth, normals), 0.5)
     assert near.shape == image.shape
     np.testing.assert_array_equal(turned, normals)
     np.testing.assert_array_equal(far[0::2, 0::2], depth[16:48, 16:48])
     np.testing.assert_allclose(np.diff(far[:, 0::2]).mean(), np.diff(depth).mean(), rtol=1e-2)
-    same = zoomed(image, depth, normals, 1.0)
-    for found, wanted in zip(same, (image, depth, normals), strict=True):
+    same, maps = zoomed(image, (depth, normals), 1.0)
+    for found, wanted in zip((same, *maps), (image, depth, normals), strict=True):
         np.testing.assert_array_equal(found, wanted)
-    near, far, turned = zoomed(image, depth, normals, 1.0, (32, 16))
+    near, (far, turned) = zoomed(image, (depth, normals), 1.0, (32, 16))
     assert near.shape == (16, 32, 3) and turned.shape == (16, 32, 3)
     np.testing.assert_array_equal(far, depth[17:49:2, 1::2])  # the middle half of the rows, every second pixel
     with pytest.raises(InputError, match="zoom=0"):

@@ -36,6 +36,16 @@ def test_delta_is_strict() -> None:
     assert (found["delta1"].item(), found["delta2"].item()) == (0.0, 1.0)
 
 
+def test_delta_counts_powers_of_a_quarter_more() -> None:
+    """Ratios either way between 1, 1.25, 1.5625 and 1.953125; each bound itself does not count."""
+    d = torch.ones(1, 1, 10, dtype=torch.float64)
+    p = torch.tensor(
+        [[[1.2, 1 / 1.2, 1.3, 1 / 1.5, 1.5625, 1.6, 1 / 1.9, 1.9, 1.953125, 1 / 2.1]]], dtype=torch.float64
+    )
+    found = depth_errors(p, d, torch.ones(1, 1, 10, dtype=torch.bool))
+    assert [found[f"delta{k}"].item() for k in (1, 2, 3)] == pytest.approx([0.2, 0.4, 0.8])
+
+
 def test_silog_of_two_values() -> None:
     d = torch.ones(1, 1, 2, dtype=torch.float64)
     p = torch.tensor([[[math.e, 1 / math.e]]], dtype=torch.float64)
@@ -125,3 +135,11 @@ def test_spearman_sees_order_only() -> None:
     x = torch.linspace(0.1, 2, 20)
     assert spearman(x, x.exp()) == pytest.approx(1)
     assert spearman(x, -(x**3)) == pytest.approx(-1)
+
+
+def test_spearman_gives_equal_values_one_rank() -> None:
+    """Ranks 2, 2, 2, 4 against 1, 2, 3, 4: 3 / sqrt(3 * 5)."""
+    few, many = torch.tensor([0.0, 0.0, 0.0, 1.0]), torch.tensor([1.0, 2.0, 3.0, 4.0])
+    assert spearman(few, many) == pytest.approx(3 / math.sqrt(15))
+    assert spearman(few.flip(0), many.flip(0)) == pytest.approx(3 / math.sqrt(15))  # order of the pairs
+    assert spearman(torch.zeros(4), many) == 0

@@ -1,4 +1,4 @@
-"""The judge: labels, folding, files, verdicts against meanings, the Frechet distance, and that its training learns."""
+"""The judge: labels, folding, files, verdicts against meanings, and that its training learns."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from unproject.toybox.judge import (
     ABSENT,
     Judge,
     Verdict,
-    frechet,
     head_sizes,
     in_order,
     labels_of,
@@ -131,23 +130,6 @@ def test_missing_weights_and_wrong_pictures_are_named(folder: Path, tmp_path: Pa
         judge(torch.zeros((1, 32, 32, 3)))
     with pytest.raises(InputError, match="expected floats"):
         judge(torch.zeros((1, 3, 32, 32), dtype=torch.uint8))
-
-
-def test_frechet_distance_of_gaussians() -> None:
-    rng = torch.Generator().manual_seed(0)
-    base = torch.randn((400, 6), generator=rng, dtype=torch.float64)
-    base = base - base.mean(0)
-    base = base @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(base.mT))).mT  # exactly white
-    scale = torch.tensor([1.0, 2.0, 3.0, 0.5, 1.5, 0.1], dtype=torch.float64)
-    shift = torch.arange(6, dtype=torch.float64)
-    expected = shift.square().sum() + (scale - 1).square().sum()
-    assert frechet(base, base * scale + shift) == pytest.approx(float(expected), rel=1e-9)
-    assert frechet(base * scale + shift, base) == pytest.approx(float(expected), rel=1e-9)
-    assert frechet(base, base) == pytest.approx(0, abs=1e-9)
-    turned, _ = torch.linalg.qr(torch.randn((6, 6), generator=rng, dtype=torch.float64))
-    assert frechet(base @ turned, (base * scale) @ turned) == pytest.approx(float((scale - 1).square().sum()), rel=1e-9)
-    with pytest.raises(InputError, match="features of shape"):
-        frechet(base, base[:, :3])
 
 
 def test_augment_is_seeded_and_keeps_the_range(views: LabelledViews) -> None:

@@ -84,6 +84,34 @@ def test_mirror_shows_the_environment(ball: Ball, orbit: Camera) -> None:
     np.testing.assert_allclose(shaded, 0.5, rtol=0.03)
 
 
+@pytest.mark.parametrize("rough", [0.3, 0.6])
+def test_metal_in_the_sun_is_a_ggx_microfacet_surface(ball: Ball, orbit: Camera, rough: float) -> None:
+    """Walter et al. 2007, eq. 33, with alpha = roughness^2, Schlick's Smith term and Schlick's Fresnel term.
+
+    D = alpha^2 / (pi cos^4 t (alpha^2 + tan^2 t)^2), t the angle between the normal and the half vector.
+    """
+    albedo, power, size = 0.4, 0.05, 64
+    view = Renderer(lit(ball(0.8, albedo, rough, 1.0), constant_light(0.0, power))).render(
+        *orbit(20, 50, size), size, 1
+    )
+    assert view.foreground_linear is not None and view.normal is not None
+    c2w, K = orbit(20, 50, size)
+    eye = -rays(c2w, K, size)
+    eye /= np.linalg.norm(eye, axis=-1, keepdims=True)
+    half = (UP + eye) / np.linalg.norm(UP + eye, axis=-1, keepdims=True)
+    to_sun, to_eye = view.normal @ UP, (view.normal * eye).sum(-1)
+    theta = np.arccos(np.clip((view.normal * half).sum(-1), -1, 1))
+    alpha = rough**2
+    spread = alpha**2 / (np.pi * np.cos(theta) ** 4 * (alpha**2 + np.tan(theta) ** 2) ** 2)
+    k = (rough + 1) ** 2 / 8
+    shadowed = to_sun / (to_sun * (1 - k) + k) * to_eye / (to_eye * (1 - k) + k)
+    fresnel = albedo + (1 - albedo) * (1 - (eye * half).sum(-1)) ** 5
+    expected = fresnel * spread * shadowed / (4 * to_sun * to_eye) * to_sun * power * 0.5 * np.pi
+    seen = (view.alpha[..., 0] == 1) & (to_sun > 0.15) & (to_eye > 0.15)
+    assert expected[seen].max() > 5 * np.median(expected[seen]) and expected[seen].max() < 1
+    np.testing.assert_allclose(view.foreground_linear[..., 0][seen], expected[seen], rtol=5e-3)
+
+
 def test_harmonics_are_orthonormal_and_their_cosine_lobe_is_lamberts() -> None:
     directions = np.random.default_rng(0).standard_normal((200_000, 3))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
@@ -153,6 +181,22 @@ def test_background_and_coverage_blend_in_linear_light(ball: Ball, orbit: Camera
     blend = view.foreground_linear + (1 - view.alpha) * linear_from_srgb(np.full(3, 0.4))
     np.testing.assert_allclose(view.rgb, srgb_from_linear(blend), atol=1e-5)
     np.testing.assert_allclose(view.rgb[0, 0], 0.4, atol=1e-5)
+
+
+def test_coverage_and_light_are_means_over_the_samples_of_a_pixel(ball: Ball, orbit: Camera) -> None:
+    """The slow twin: a picture of three times the size with one sample a pixel has the same rays."""
+    scene = lit(ball(0.7, 0.5), constant_light(0.4, sun=1.0), background=0.3)
+    c2w, K = orbit(20, 35, 24)
+    view = Renderer(scene).render(c2w, K, (24, 20), samples=3, geometry=False)
+    fine = Renderer(scene).render(c2w, np.diag([3.0, 3.0, 1.0]) @ K, (72, 60), samples=1, geometry=False)
+    assert view.foreground_linear is not None and fine.foreground_linear is not None
+    for small, large in ((view.alpha, fine.alpha), (view.foreground_linear, fine.foreground_linear)):
+        blocks = np.stack([large[i::3, j::3] for i in range(3) for j in range(3)])
+        np.testing.assert_allclose(small, blocks.mean(0), atol=2e-3)
+        assert (np.ptp(blocks, axis=0) > 0.2).sum() > 0
+    np.testing.assert_allclose(
+        view.alpha, np.stack([fine.alpha[i::3, j::3] for i in range(3) for j in range(3)]).mean(0)
+    )
 
 
 def test_srgb_round_trip() -> None:

@@ -8,9 +8,10 @@ import numpy as np
 import open3d as o3d
 import pytest
 
+from unproject.toybox.hits import Hits
 from unproject.toybox.objects import build
 from unproject.toybox.programs import ObjectProgram
-from unproject.toybox.render import Hits, Renderer, render_views
+from unproject.toybox.render import Renderer, render_views
 from unproject.toybox.scenes import Light, Panel, Placed, Scene, Surface
 from unproject.toybox.soft_light import MIDDLE_GREY, _panels, develop, shade, smoothed
 from unproject.toybox.views import Orbit

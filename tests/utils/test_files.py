@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,3 +54,26 @@ def test_json_that_cannot_be_read_is_named(tmp_path, content, message):
         path.write_text(content)
     with pytest.raises(InputError, match=message):
         read_json(path)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+def test_a_written_file_has_the_permissions_of_any_new_file(tmp_path):
+    """Also when the library that wrote it made it private, and whatever the mask is when it is written."""
+    before = os.umask(0o027)
+    try:
+        with atomic_path(tmp_path / "a.bin") as temporary:
+            os.close(os.open(temporary, os.O_CREAT | os.O_WRONLY, 0o600))
+        (tmp_path / "b.bin").touch()
+    finally:
+        os.umask(before)
+    assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("a.bin", "b.bin")] == [0o640, 0o640]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.bin", "b.bin"]
+
+
+def test_importing_never_sets_the_mask_of_the_process():
+    code = (
+        f"import os, sys; sys.path[:0] = {sys.path!r}; asked = []; umask = os.umask; "
+        "os.umask = lambda mask: (asked.append(mask), umask(mask))[1]; import unproject.utils.files; print(asked)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "[]"

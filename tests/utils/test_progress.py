@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import io
 import sys
+import time
 
 import pytest
 
 from unproject.utils import progress as module
-from unproject.utils.progress import PlainLines, Progress, progress
+from unproject.utils.progress import PlainLines, Progress, progress, under_way
 
 
 @pytest.fixture
@@ -69,3 +70,18 @@ def test_bar_on_a_terminal_may_be_nested(loud: None, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sys, "stderr", screen)
     done = [(a, b) for a in progress(range(2), label="outer") for b in progress(range(2), label="inner [x]")]
     assert len(done) == 4 and "outer" in screen.getvalue()
+
+
+def test_long_work_says_how_long_it_has_taken(monkeypatch, capsys):
+    monkeypatch.delenv("UNPROJECT_QUIET", raising=False)
+    with under_way("regions", 250.4, interval_s=0.01):
+        time.sleep(0.1)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) > 2 and set(lines) == {"regions: under way for 0 s of about 250 s"}
+    with under_way("regions", interval_s=0.01):
+        time.sleep(0.05)
+    assert capsys.readouterr().err.splitlines()[0] == "regions: under way for 0 s"
+    monkeypatch.setenv("UNPROJECT_QUIET", "1")
+    with under_way("regions", interval_s=0.001):
+        time.sleep(0.02)
+    assert capsys.readouterr().err == ""

@@ -4,29 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-
-class LossOut(NamedTuple):
-    """A scalar to minimise and named scalars to log."""
-
-    loss: Tensor
-    logs: dict[str, Tensor]
-
-
-class Loss(Protocol):
-    """What a trainer reads of a loss; `LossOut` is one."""
-
-    @property
-    def loss(self) -> Tensor: ...
-
-    @property
-    def logs(self) -> dict[str, Tensor]: ...
+from ..config import TrainerConfig
+from ..loss import Loss, LossOut
+from ..players import Player
 
 
 class Trainable(Protocol):
@@ -41,6 +28,23 @@ class Trainable(Protocol):
     def validate(self) -> dict[str, float]: ...
 
     def preview(self, step: int, out: Path) -> list[Path]: ...
+
+
+BatchLoss = Callable[[dict[str, Any], torch.Generator, int], Loss]  # see Objective.loss
+
+
+@runtime_checkable
+class Playing(Protocol):
+    """An objective that says itself who moves: a discriminator beside its student, say.
+
+    Without it the trainer makes one player of all `modules`, with the optimiser of its config and `loss`.
+    """
+
+    def players(self, config: TrainerConfig) -> Sequence[Player]:
+        """Players on parameters of `modules`; those without a rate of their own follow the trainer's schedule."""
+
+    def losses(self) -> Mapping[str, BatchLoss]:
+        """The loss of each player by its name."""
 
 
 class Objective(ABC):

@@ -14,15 +14,17 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from ....utils.errors import InputError
 from ....utils.files import read_json, write_json
 from ....utils.pictures import grid, save_image
+from ...sampling.levels import Level, NoiseSchedule
 from ..export import folder_path
 from ..latents import LatentSet
-from .base import LossOut, Objective, fixed_init
-from .tokenizer import save_tokenizer
+from ..loss import LossOut
+from .base import Objective, fixed_init
+from .tokenizer import save_tokenizer, text_config
 
 # Stable Diffusion's schedule. Trailing spacing starts few-step sampling at t = 999, where the noise of training ends.
 SCHEDULE = {
@@ -38,11 +40,14 @@ SCHEDULE = {
 }
 
 
+NoisePrediction = Literal["epsilon", "v_prediction"]
+
+
 @dataclass(frozen=True)
 class NoiseLossConfig:
     """What the denoising losses share."""
 
-    prediction: Literal["epsilon", "v_prediction"] = "epsilon"
+    prediction: NoisePrediction = "epsilon"
     """what the network's output means; v is the clean picture where noise dominates, so its error is not divided by the
     little signal that is left"""
     empty_share: float = 0.1
@@ -92,17 +97,18 @@ class DiffusionObjective(Objective):
         with fixed_init(seed):
             self.unet, self.text_encoder = build_unet(config), build_text_encoder(config, tokenizer)
         self.scheduler = DDIMScheduler(**{**SCHEDULE, "prediction_type": config.noise.prediction})
+        self.schedule = NoiseSchedule.from_config({**self.scheduler.config, "_class_name": "DDIMScheduler"})
         self.modules: dict[str, nn.Module] = {"unet": self.unet, "text_encoder": self.text_encoder}
         self.frozen: dict[str, nn.Module] = {} if vae is None else {"vae": vae}
 
     def loss(self, batch: dict[str, Any], rng: torch.Generator, step: int) -> LossOut:
         """Min-SNR-weighted noise error with one t per sample."""
         latents = torch.from_numpy(batch["latents"]).to(self.unet.device, torch.float32)  # (B, C, h, w)
-        t = torch.randint(len(self.scheduler.alphas_cumprod), (len(latents),), generator=rng)
+        t = torch.randint(self.schedule.steps, (len(latents),), generator=rng)
         embeds = self.embed(drop(batch["captions"], self.config.noise.empty_share, rng))
         noise = torch.randn(latents.shape, generator=rng).to(latents)
-        error = self._error(latents, noise, t.to(latents.device), embeds)
-        weight = noise_weight(self.scheduler.alphas_cumprod, t, self.config.noise).to(error)
+        error = self._error(latents, noise, t, embeds)
+        weight = noise_weight(self.schedule.at_index(t), self.config.noise).to(error)
         return LossOut((weight * error).mean(), {"eps_mse": error.detach().mean()})
 
     def embed(self, captions: list[str]) -> Tensor:
@@ -119,7 +125,7 @@ class DiffusionObjective(Objective):
         for indices in np.array_split(np.arange(count), max(1, count // 32)):
             batch = self.held_out.batch(indices, np.random.default_rng(int(indices[0])))
             latents = torch.from_numpy(batch["latents"]).to(self.unet.device, torch.float32)
-            t = torch.from_numpy((indices * 997 + 499) % len(self.scheduler.alphas_cumprod)).to(latents.device)
+            t = torch.from_numpy((indices * 997 + 499) % self.schedule.steps)
             noise = torch.randn(latents.shape, generator=rng).to(latents)
             errors.append(self._error(latents, noise, t, self.embed(batch["captions"])))
         return {"eps_mse": float(torch.cat(errors).mean())}
@@ -166,8 +172,10 @@ class DiffusionObjective(Objective):
 
     def _error(self, latents: Tensor, noise: Tensor, t: Tensor, embeds: Tensor) -> Tensor:
         """Mean squared noise error per sample (B,)."""
-        noisy = self.scheduler.add_noise(latents, noise, t)
-        return noise_error(self.scheduler, self.unet(noisy, t, embeds, return_dict=False)[0], latents, noise, t)
+        level, kind = self.schedule.at_index(t), self.config.noise.prediction
+        noisy, _ = self.schedule.noised(latents, level, noise)
+        raw = self.unet(noisy, t.to(latents.device), embeds, return_dict=False)[0]
+        return noise_error(self.schedule, kind, raw, latents, noise, level)
 
 
 def write_pipeline(pipeline: StableDiffusionPipeline, out: str | Path) -> Path:
@@ -209,20 +217,7 @@ def build_unet(config: DiffusionConfig) -> UNet2DConditionModel:
 
 def build_text_encoder(config: DiffusionConfig, tokenizer: CLIPTokenizer) -> CLIPTextModel:
     """A small CLIP text model for this tokenizer."""
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=config.text_width,
-            intermediate_size=4 * config.text_width,
-            projection_dim=config.text_width,
-            num_hidden_layers=config.text_layers,
-            num_attention_heads=config.text_heads,
-            max_position_embeddings=tokenizer.model_max_length,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
+    return CLIPTextModel(text_config(tokenizer, config.text_width, config.text_layers, config.text_heads))
 
 
 def token_ids(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
@@ -237,21 +232,20 @@ def drop(captions: list[str], share: float, rng: torch.Generator, frames: int = 
     return ["" if empty else text for empty, text in zip(gone, captions, strict=True)]
 
 
-def noise_error(scheduler: DDIMScheduler, raw: Tensor, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+def noise_error(
+    schedule: NoiseSchedule, kind: NoisePrediction, raw: Tensor, latents: Tensor, noise: Tensor, level: Level
+) -> Tensor:
     """Mean squared error (B,) of the noise that a network output stands for; of v it is alpha^2 |v error|^2."""
-    if scheduler.config.prediction_type == "epsilon":
-        return (raw - noise).float().square().mean(dim=(1, 2, 3))
-    error = (raw - scheduler.get_velocity(latents, noise, t)).float().square().mean(dim=(1, 2, 3))
-    return scheduler.alphas_cumprod.to(t.device)[t].to(error) * error
+    error = (raw - schedule.target(kind, latents, noise, level)).float().square().mean(dim=(1, 2, 3))
+    return error if kind == "epsilon" else level.coefficients(error)[0] ** 2 * error
 
 
-def noise_weight(alphas_cumprod: Tensor, t: Tensor, config: NoiseLossConfig) -> Tensor:
+def noise_weight(level: Level, config: NoiseLossConfig) -> Tensor:
     """Weight (B,) of the noise error: clamp(SNR, floor, gamma) / SNR with SNR = alpha^2 / sigma^2.
 
     The weight of the clean estimate's error is SNR times that (Hang et al. 2023 without the floor). A gamma of 0
     has no cap.
     """
-    abar = alphas_cumprod[t]
-    snr = abar / (1.0 - abar)
+    snr = torch.as_tensor(2 * level.lam).exp()
     cap = config.snr_gamma if config.snr_gamma > 0 else float("inf")
     return snr.clamp(min(config.snr_floor, cap), cap) / snr

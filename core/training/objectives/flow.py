@@ -21,14 +21,17 @@ from transformers import CLIPTokenizer
 from ....utils.errors import InputError
 from ....utils.files import read_json, write_json
 from ....utils.pictures import grid, save_image
+from ...sampling.levels import NoiseSchedule
 from ..export import folder_path
 from ..latents import LatentSet
-from .base import LossOut, Objective, fixed_init
+from ..loss import LossOut
+from .base import Objective, fixed_init
 from .diffusion import drop, token_ids
 from .flow_networks import FlowNetworks, HeavyLastKey, build_text_encoder, build_transformer
 from .tokenizer import save_tokenizer
 
 TRAIN_STEPS = 1000  # model time of pure noise
+PATH = NoiseSchedule.from_config({"prediction_type": "flow_prediction", "num_train_timesteps": TRAIN_STEPS})
 STOCK_PADDING = 256  # zero tokens that stock SD3 pipelines append when there is no T5 encoder
 LARGEST_PADDING = 512
 
@@ -218,10 +221,11 @@ class FlowObjective(Objective):
 
     def _error(self, latents: Tensor, noise: Tensor, t: Tensor, captions: list[str], padding: Tensor | None) -> Tensor:
         """Mean squared velocity error per sample (B,)."""
-        noise, t = noise.to(latents), t.to(latents)
-        x = torch.lerp(latents, noise, t[:, None, None, None])
-        answer = self.velocity(x, t, captions, padding)
-        return (answer - (noise - latents)).float().square().mean(dim=(1, 2, 3))
+        level = PATH.path.at_sigma(t)
+        x, noise = PATH.noised(latents, level, noise)
+        answer = self.velocity(x, t.to(latents), captions, padding)
+        target = PATH.target("flow_prediction", latents, noise, level)
+        return (answer - target).float().square().mean(dim=(1, 2, 3))
 
 
 def draw_times(count: int, config: FlowLossConfig, rng: torch.Generator) -> Tensor:

@@ -17,7 +17,9 @@ from diffusers.models.embeddings import get_2d_sincos_pos_embed
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+
+from .tokenizer import text_config
 
 
 @dataclass(frozen=True)
@@ -85,20 +87,7 @@ def _initialise(transformer: SD3Transformer2DModel) -> None:
 
 def build_text_encoder(config: FlowNetworks, tokenizer: CLIPTokenizer, layers: int) -> CLIPTextModelWithProjection:
     """A small CLIP text model with its pooled projection, for this tokenizer."""
-    return CLIPTextModelWithProjection(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=config.text_width,
-            intermediate_size=4 * config.text_width,
-            projection_dim=config.text_width,
-            num_hidden_layers=layers,
-            num_attention_heads=config.text_heads,
-            max_position_embeddings=tokenizer.model_max_length,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
+    return CLIPTextModelWithProjection(text_config(tokenizer, config.text_width, layers, config.text_heads))
 
 
 class HeavyLastKey(TorchFunctionMode):

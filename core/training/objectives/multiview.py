@@ -20,10 +20,11 @@ from ....geometry.cameras import Camera, to_mvdream
 from ....utils.pictures import grid, save_image
 from ...priors.embedded import MultiViewPrior
 from ...priors.multiview import FRAMES, inflate
-from ...sampling import DDIM, Denoiser, Sampler
+from ...sampling import DDIM, Denoiser, NoiseSchedule, Sampler
 from ..export import folder_path
 from ..latents import ViewGroups
-from .base import LossOut, Objective, fixed_init
+from ..loss import LossOut
+from .base import Objective, fixed_init
 from .diffusion import NoiseLossConfig, drop, noise_error, noise_weight, token_ids, write_pipeline
 
 
@@ -50,6 +51,7 @@ class MultiViewObjective(Objective):
         self.config, self.held_out = config, held_out
         self.tokenizer, self.text_encoder, self.vae = base.tokenizer, base.text_encoder, base.vae
         self.scheduler = DDIMScheduler.from_config(base.scheduler.config, prediction_type=config.noise.prediction)
+        self.schedule = NoiseSchedule.from_config({**self.scheduler.config, "_class_name": "DDIMScheduler"})
         with fixed_init(seed):
             self.unet = inflate(base.unet)
         self.base = base
@@ -60,12 +62,12 @@ class MultiViewObjective(Objective):
     def loss(self, batch: dict[str, Any], rng: torch.Generator, step: int) -> LossOut:
         """Min-SNR-weighted noise error, one t and one prompt decision per group."""
         frames, rows = batch["frames"], len(batch["latents"])
-        t = torch.randint(len(self.scheduler.alphas_cumprod), (rows // frames,), generator=rng)
+        t = torch.randint(self.schedule.steps, (rows // frames,), generator=rng)
         t = t.repeat_interleave(frames)
         captions = drop(batch["captions"], self.config.noise.empty_share, rng, frames)
         noise = torch.randn(batch["latents"].shape, generator=rng)
         error = self._error(batch, captions, t, noise)
-        weight = noise_weight(self.scheduler.alphas_cumprod, t, self.config.noise).to(error)
+        weight = noise_weight(self.schedule.at_index(t), self.config.noise).to(error)
         name = "eps_mse_views" if frames > 1 else "eps_mse_single"
         return LossOut((weight * error).mean(), {name: error.detach().mean()})
 
@@ -78,7 +80,7 @@ class MultiViewObjective(Objective):
         errors: dict[str, list[Tensor]] = {"views": [], "single": []}
         for indices in np.array_split(np.arange(count), max(1, count // 8)):
             batch = self.held_out.batch(indices, None)
-            t = torch.from_numpy((indices * 997 + 499) % len(self.scheduler.alphas_cumprod)).repeat_interleave(FRAMES)
+            t = torch.from_numpy((indices * 997 + 499) % self.schedule.steps).repeat_interleave(FRAMES)
             noise = torch.randn(batch["latents"].shape, generator=rng)
             alone = {**batch, "frames": 1, "c2w": None}
             errors["views"].append(self._error(batch, batch["captions"], t, noise))
@@ -135,7 +137,7 @@ class MultiViewObjective(Objective):
         device = self.unet.device
         latents = torch.from_numpy(batch["latents"]).to(device, torch.float32)
         cameras = None if batch["c2w"] is None else to_mvdream(torch.from_numpy(batch["c2w"]).to(device))
-        noise, t = noise.to(device), t.to(device)
-        noisy = self.scheduler.add_noise(latents, noise, t)
-        predicted = self.unet(noisy, t, self._embed(captions), cameras, batch["frames"])
-        return noise_error(self.scheduler, predicted, latents, noise, t)
+        level = self.schedule.at_index(t)
+        noisy, noise = self.schedule.noised(latents, level, noise)
+        predicted = self.unet(noisy, t.to(device), self._embed(captions), cameras, batch["frames"])
+        return noise_error(self.schedule, self.config.noise.prediction, predicted, latents, noise, level)

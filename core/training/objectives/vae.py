@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from ....utils.errors import InputError
 from ....utils.pictures import grid, save_image
-from .base import LossOut, Objective, fixed_init
+from ..loss import LossOut
+from .base import Objective, fixed_init
 
 
 class Pictures(Protocol):

@@ -14,7 +14,6 @@ from unproject.core.sampling.dpm_v3_estimation import (
     eps_derivative,
     estimate_statistics,
     lambda_rows,
-    levels_at,
 )
 from unproject.core.sampling.dpm_v3_statistics import ModelStatistics, unfold_patches
 from unproject.core.sampling.solvers import DPMSolverV3
@@ -67,7 +66,7 @@ def test_integrals_add_up_and_turn_round():
 def test_levels_of_lambdas_agree_with_the_schedule(config):
     schedule = NoiseSchedule.from_config(config)
     for lam in (-2.1, 0.0, 1.4, schedule.at_index(0).lam):
-        one, many = schedule.at_lambda(lam), levels_at(schedule, torch.tensor([lam], dtype=torch.float64))
+        one, many = schedule.at_lambda(lam), schedule.at_lambda(torch.tensor([lam], dtype=torch.float64))
         for name in ("alpha", "sigma", "lam", "model_time", "index"):
             assert float(getattr(many, name)) == pytest.approx(getattr(one, name), rel=1e-9, abs=1e-9)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from unproject.core.priors import FLOW_SCHEDULE, SD_SCHEDULE, GaussianMixturePrior, load_prior
-from unproject.core.priors.noise import path_coefficients
+from unproject.core.priors.noise import NoisePath
 from unproject.core.sampling import SOLVERS, ClassifierFree, Denoiser, NoiseSchedule, Sampler, make_solver
 from unproject.core.sampling.model_schedule import ScheduledPrior, switched
 from unproject.core.sampling.noiseshift import TimeRemap
@@ -32,7 +32,7 @@ class Oracle(GaussianMixturePrior):
     """A network that knows the noise and the picture, as it is told the time."""
 
     def _forward(self, x, time, rows):
-        alpha, sigma = path_coefficients(self.scheduler_config, time)
+        alpha, sigma = NoisePath.from_config(self.scheduler_config).at_time(time).coefficients(x)
         answers = {"epsilon": noise(), "sample": X0, "v_prediction": alpha * noise() - sigma * X0}
         return answers[self.prediction_type]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from unproject.core.priors import FLOW_SCHEDULE, SD_SCHEDULE, GaussianMixturePrior, load_prior
-from unproject.core.priors.noise import path_coefficients
+from unproject.core.priors.noise import NoisePath
 from unproject.core.sampling import DDIM, Denoiser, NoiseSchedule, Sampler
 from unproject.core.sampling.calibration import fingerprint
 from unproject.core.sampling.noiseshift import (
@@ -97,7 +97,7 @@ def test_an_answer_means_what_it_means_at_the_time_told(kind, guidance):
 
     class Oracle(GaussianMixturePrior):
         def _forward(self, x, time, rows):
-            alpha, sigma = path_coefficients(config, time)
+            alpha, sigma = NoisePath.from_config(config).at_time(time).coefficients(x)
             copies = (len(x) // 3, 1, 1, 1)
             answers = {"epsilon": eps, "v_prediction": alpha[:3] * eps - sigma[:3] * x0, "flow_prediction": eps - x0}
             return answers[kind].repeat(copies)

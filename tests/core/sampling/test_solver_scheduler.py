@@ -198,7 +198,7 @@ EVERY = ("ddim", "euler", "heun", "dpm++", "unipc", "ghvb", "hb:unipc,0.9", "edi
 
 def stepped(scheduler, prior, x, begin=0, changes=None):
     """The last sample of a pipeline that changes what it was given before some calls."""
-    condition = prior.encode_text("")
+    condition = prior.encode_text("")["cond"]
     for call, time in enumerate(scheduler.timesteps[begin:]):
         x = x if changes is None or call not in changes else x + changes[call]
         x = scheduler.step(prior.predict(x, time, condition), time, x).prev_sample
@@ -235,7 +235,7 @@ def test_a_copy_of_a_scheduler_begins_anew():
     prior = GaussianMixturePrior(torch.full((1, 2, 3, 3), 0.4), torch.tensor([0.5]))
     scheduler, x = SolverScheduler.from_config(SD_SCHEDULE, solver="ghvb"), torch.ones(1, 2, 3, 3)
     scheduler.set_timesteps(4)
-    wanted, condition, state = stepped(copy.deepcopy(scheduler), prior, x), prior.encode_text(""), x
+    wanted, condition, state = stepped(copy.deepcopy(scheduler), prior, x), prior.encode_text("")["cond"], x
     for call, time in enumerate(scheduler.timesteps):
         if call == 2:
             copied = copy.deepcopy(scheduler)

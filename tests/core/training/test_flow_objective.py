@@ -14,6 +14,7 @@ from diffusers import StableDiffusion3Pipeline
 
 from unproject.core.priors import load_prior
 from unproject.core.sampling import DDIM, Denoiser, NoiseSchedule, Sampler
+from unproject.core.training.config import TrainerConfig
 from unproject.core.training.latents import LatentSet, encode_latents
 from unproject.core.training.mixed_sizes import MixedSizes
 from unproject.core.training.objectives.flow import (
@@ -27,7 +28,7 @@ from unproject.core.training.objectives.flow import (
 from unproject.core.training.objectives.flow_networks import FlowNetworks, HeavyLastKey, build_transformer
 from unproject.core.training.objectives.tokenizer import build_tokenizer
 from unproject.core.training.objectives.vae import VAEConfig, build_vae
-from unproject.core.training.trainer import Trainer, TrainerConfig
+from unproject.core.training.trainer import Trainer
 from unproject.utils.errors import InputError
 
 WORDS = ["a", "red", "chair", "blue", "car"]
@@ -329,9 +330,10 @@ def test_a_stopped_and_resumed_training_equals_an_uninterrupted_one(tokenizer, s
     assert (stopped.step, stopped.reason) == (1, "time")
     resumed, ended = run(tmp_path / "parts", resume=True)
     assert ended.reason == "done"
-    for name, value in whole.named.items():
-        assert torch.equal(value, resumed.named[name]), name
-    assert all(torch.equal(*pair) for pair in zip(whole.ema.shadow_params, resumed.ema.shadow_params, strict=True))
+    (first, _), (second, _) = whole.loop.state(), resumed.loop.state()
+    for part in ("parameters", "ema"):
+        assert first[part].keys() == second[part].keys()
+        assert all(torch.equal(value, second[part][name]) for name, value in first[part].items())
 
 
 STOCK = """

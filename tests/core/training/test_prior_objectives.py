@@ -11,7 +11,9 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from transformers import CLIPTokenizer
 
+from unproject.core.priors import SD_SCHEDULE
 from unproject.core.priors.multiview import MultiViewUNet
+from unproject.core.sampling import NoiseSchedule
 from unproject.core.training.latents import LatentSet, ViewGroups, encode_latents
 from unproject.core.training.objectives.diffusion import (
     SCHEDULE,
@@ -180,25 +182,23 @@ def test_groups_stay_together_and_mix_with_single_pictures(latents):
 
 
 def test_the_noise_weight_has_its_closed_form():
-    abar = torch.tensor([0.99, 0.9, 0.5, 0.1])  # SNR 99, 9, 1, 1/9
-    t = torch.arange(4)
-    torch.testing.assert_close(
-        noise_weight(abar, t, replace(NOISE, snr_gamma=5.0)), torch.tensor([5 / 99, 5 / 9, 1.0, 1.0])
-    )
-    floored = noise_weight(abar, t, replace(NOISE, snr_gamma=5.0, snr_floor=0.5))
-    torch.testing.assert_close(floored, torch.tensor([5 / 99, 5 / 9, 1.0, 4.5]))
-    assert noise_weight(abar, t, replace(NOISE, snr_gamma=0.0)).tolist() == [1.0] * 4
+    snr = torch.tensor([99.0, 9.0, 1.0, 1 / 9], dtype=torch.float64)
+    level = NoiseSchedule.from_config(SD_SCHEDULE).at_lambda(0.5 * snr.log())
+    weights = [noise_weight(level, replace(NOISE, snr_gamma=5.0, snr_floor=floor)) for floor in (0.0, 0.5)]
+    torch.testing.assert_close(weights[0], torch.tensor([5 / 99, 5 / 9, 1.0, 1.0], dtype=torch.float64))
+    torch.testing.assert_close(weights[1], torch.tensor([5 / 99, 5 / 9, 1.0, 4.5], dtype=torch.float64))
+    assert noise_weight(level, replace(NOISE, snr_gamma=0.0)).tolist() == [1.0] * 4
 
 
 def test_the_error_of_v_is_read_as_that_of_the_noise():
-    scheduler = DDIMScheduler(**{**SCHEDULE, "prediction_type": "v_prediction"})
+    scheduler, schedule = DDIMScheduler(**SCHEDULE), NoiseSchedule.from_config(SD_SCHEDULE)
     latents, noise, raw = torch.randn((3, 3, 4, 4, 4), generator=rng()).unbind(0)
     t = torch.tensor([10, 500, 990])
     abar = scheduler.alphas_cumprod[t].reshape(3, 1, 1, 1)
-    noisy = scheduler.add_noise(latents, noise, t)
-    eps = abar.sqrt() * raw + (1 - abar).sqrt() * noisy
+    eps = abar.sqrt() * raw + (1 - abar).sqrt() * scheduler.add_noise(latents, noise, t)
     want = (eps - noise).square().mean((1, 2, 3))
-    torch.testing.assert_close(noise_error(scheduler, raw, latents, noise, t), want, rtol=1e-4, atol=1e-6)
+    found = noise_error(schedule, "v_prediction", raw, latents, noise, schedule.at_index(t))
+    torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])

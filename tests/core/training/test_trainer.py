@@ -11,16 +11,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from torch import nn
 
 from unproject.core.training import checkpoints
-from unproject.core.training.objectives.base import LossOut, Objective, fixed_init
+from unproject.core.training.config import TrainerConfig
+from unproject.core.training.loss import LossOut
+from unproject.core.training.objectives.base import Objective, fixed_init
+from unproject.core.training.players import Player
 from unproject.core.training.sampling_order import SampleOrder, fetch, seed_of
-from unproject.core.training.trainer import Trainer, TrainerConfig
+from unproject.core.training.trainer import Trainer
 from unproject.utils.errors import InputError, UnprojectError
 
-CONFIG = TrainerConfig(steps=9, batch=4, lr=0.05, warmup=2, log_every=1, save_every=3, ema=0.9)
+CONFIG = TrainerConfig(steps=9, batch=4, lr=0.05, warmup=2, log_every=1, save_every=3, ema=0.3)
 
 
 @dataclass(frozen=True)
@@ -66,9 +68,13 @@ class Fit(Objective):
 
 
 def weights(trainer: Trainer) -> torch.Tensor:
-    states = [trainer._optimizer.state[p] for p in trainer.named.values()]
-    slots = [state[slot] for state in states for slot in ("exp_avg", "exp_avg_sq")]
-    return torch.cat([t.detach().flatten() for t in (*trainer.named.values(), *trainer.ema.shadow_params, *slots)])
+    tensors, _ = trainer.loop.state()
+    return torch.cat([part[name].detach().flatten() for part in tensors.values() for name in sorted(part)])
+
+
+def only(trainer: Trainer) -> Player:
+    (player,) = trainer.loop.players.values()
+    return player
 
 
 def rows(out) -> list[dict]:
@@ -148,7 +154,7 @@ def test_steps_may_grow_and_nothing_else_may_change(tmp_path):
 
 def test_a_step_without_a_finite_loss_is_skipped(tmp_path):
     trainer, _ = run(tmp_path / "a", at={3: lambda: math.nan, 5: lambda: math.inf})
-    assert trainer.skips_total == 2 and trainer.ema.optimization_step == 7
+    assert only(trainer).skips_total == 2 and only(trainer).ema.optimization_step == 7
     assert torch.isfinite(weights(trainer)).all()
     with pytest.raises(UnprojectError, match="2 updates in a row, last at step 4"):
         run(tmp_path / "b", replace(CONFIG, max_skips=2), at={3: lambda: math.nan, 4: lambda: math.nan})
@@ -163,20 +169,20 @@ def test_accumulated_batches_equal_one_large_batch(tmp_path):
 def test_the_average_follows_its_recursion_and_serves_validation(tmp_path):
     seen = []
     trainer = Trainer(CONFIG, Fit(), Pairs(), tmp_path, "cpu")
-    step = trainer.ema.step
-    trainer.ema.step = lambda p: (seen.append(trainer.named["net.0.bias"].detach().clone()), step(p))
-    start = trainer.named["net.0.bias"].detach().clone()
+    player = only(trainer)
+    player.after_step = lambda turn: seen.append(player.named["net.0.bias"].detach().clone())
+    start = player.named["net.0.bias"].detach().clone()
     result = trainer.run()
     average = start
     for n, value in enumerate(seen):
-        decay = 0.0 if n == 0 else min((1 + n) / (10 + n), 0.9)
+        decay = 0.0 if n == 0 else min((1 + n) / (10 + n), 0.3)
         average = decay * average + (1 - decay) * value
-    torch.testing.assert_close(trainer.ema.shadow_params[1], average)
-    now = trainer.named["net.0.weight"].detach().clone()
+    torch.testing.assert_close(player.average["net.0.bias"], average)
+    now = player.named["net.0.weight"].detach().clone()
     with trainer.averaged():
         assert result.validation["weight"] == trainer.objective.validate()["weight"]
-        assert not torch.equal(now, trainer.named["net.0.weight"])
-    assert torch.equal(now, trainer.named["net.0.weight"])
+        assert not torch.equal(now, player.named["net.0.weight"])
+    assert torch.equal(now, player.named["net.0.weight"])
 
 
 def test_the_learning_rate_warms_up_and_falls_to_nothing(tmp_path):
@@ -233,19 +239,11 @@ def test_convolutions_resume_in_channels_last(tmp_path):
     parts = Trainer(config, Conv(), Pictures(), tmp_path / "parts", "cpu")
     parts.run(resume=True)
     assert torch.equal(weights(whole), weights(parts))
-    for weight in (parts.named["net.weight"], parts.objective.frozen["eye"].weight):
+    for weight in (only(parts).named["net.weight"], parts.objective.frozen["eye"].weight):
         assert weight.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.fixture
-def fresh_accelerate():
-    """accelerate keeps one precision a process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-def test_half_precision_on_the_cpu_attends_in_float32(tmp_path, fresh_accelerate):
+def test_half_precision_on_the_cpu_attends_in_float32(tmp_path):
     seen = []
 
     class Attends(Fit):

@@ -1,0 +1,179 @@
+"""The experiments by name: where they live, what they rest on, and which rows the others are compared with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..utils.errors import InputError
+
+DIT = "toybox-dit"
+HEAD = "toybox-geometry"
+JUDGE = "judge"
+SOLVERS = "core/sampling/solvers"
+CACHES = "core/sampling/caches"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A named experiment; `module` holds its `run`."""
+
+    title: str
+    module: str
+    baseline: tuple[str, Any]
+    """key and value of the rows that the others are compared with; ("", None) when the table compares nothing"""
+    prior: str = "toybox"
+    """measured unless another one is asked for; empty: none is used"""
+    entry: str = "run"
+    """the function of the module"""
+    weights: tuple[str, ...] | None = (JUDGE,)
+    """folders of weights besides the prior's; None: its numbers are the same with any weights"""
+    method: tuple[str, ...] = ()
+    """files and folders of the package that its method is made of, besides those that its modules import from"""
+
+    def rests_on(self, prior: str) -> tuple[str, ...]:
+        """Names or folders of all weights its numbers depend on."""
+        own = (prior,) if self.prior else ()
+        return () if self.weights is None else tuple(dict.fromkeys((*own, *self.weights)))
+
+
+EXPERIMENTS: dict[str, Experiment] = {
+    "embedded-prior": Experiment(
+        "What the embedded prior draws: accuracy, toy-FID, sweeps",
+        "embedded_prior",
+        ("setting", "test prompts"),
+        method=(SOLVERS,),
+    ),
+    "text-to-mesh": Experiment(
+        "Text to mesh by score distillation: judged views, mesh health, cost",
+        "text_to_mesh",
+        ("prompts", "the toybox's own"),
+        weights=(JUDGE, "toybox-mv"),
+        method=("generate", "core/distillation", "geometry/fields"),
+    ),
+    "geometry-heads": Experiment(
+        "Depth and normals against simple baselines",
+        "geometry_heads",
+        ("method", "constant"),
+        weights=(HEAD,),
+        method=("tasks",),
+    ),
+    "sampling": Experiment(
+        "Every solver on the U-Net: quality against calls and seconds",
+        "sampling",
+        ("solver", "ddim"),
+        method=(SOLVERS,),
+    ),
+    "overhead": Experiment(
+        "What the sampling loop costs beyond its network calls",
+        "overhead",
+        ("what", "bare network calls"),
+        weights=None,
+        method=(SOLVERS, "pipelines/text_to_image.py"),
+    ),
+    "codec": Experiment(
+        "What the codec loses of pictures and maps, and what limits drawings",
+        "codec",
+        ("kind", "picture"),
+        method=("toybox",),
+    ),
+    "judge": Experiment("The judge's own accuracy on test renders", "judge", ("", None), "", method=("toybox",)),
+    "toy-fid-floor": Experiment(
+        "What the toy-FID and the toy-KID say of true renders", "toy_fid_floor", ("views", 1), "", method=("toybox",)
+    ),
+    "dpm-solver-v3": Experiment(
+        "DPM-Solver-v3 against DDIM, DPM-Solver++ and UniPC at few calls",
+        "dpm_solver_v3",
+        ("solver", "ddim"),
+        weights=(),
+        method=(SOLVERS,),
+    ),
+    "usf-s3": Experiment(
+        "Searched solver schedules against fixed solvers, on held-out noise and prompts",
+        "usf_s3",
+        ("schedule", "ddim 1"),
+        weights=(),
+        method=(SOLVERS,),
+    ),
+    "ghvb-momentum": Experiment(
+        "Momentum at high guidance and few steps: divergence, toy-FID", "ghvb_momentum", ("solver", "plms 4")
+    ),
+    "painters-gaussian": Experiment(
+        "First steps in closed form: what skipping them costs", "painters_gaussian", ("fit", "none")
+    ),
+    "optimal-boundary": Experiment(
+        "A starting noise chosen on references, on other images", "optimal_boundary", ("noise", "random")
+    ),
+    "noiseshift": Experiment(
+        "Recalibrated times at sizes the prior was not trained at", "noiseshift", ("table", "plain")
+    ),
+    "edict": Experiment(
+        "Exact inversion against DDIM: round trips and edits of one word",
+        "edict",
+        ("method", "ddim"),
+        method=(SOLVERS,),
+    ),
+    "deepcache": Experiment(
+        "DeepCache: quality and cost against interval, branch and fewer steps",
+        "deepcache",
+        ("setting", "plain"),
+        method=(CACHES,),
+    ),
+    "feature-inheritance": Experiment(
+        "Inherited features and switched networks at equal cost",
+        "feature_inheritance",
+        ("setting", "plain"),
+        method=(CACHES,),
+    ),
+    "regions": Experiment(
+        "Region-adaptive sampling of a transformer at equal cost",
+        "regions",
+        ("setting", "plain"),
+        DIT,
+        method=(CACHES,),
+    ),
+    "q-sched": Experiment("Two factors per step for a quantised few-step run", "q_sched", ("factors", "plain")),
+    "focus": Experiment("Sentences with two objects under control of the attention", "focus", ("cost", "none")),
+    "flair": Experiment(
+        "Inpainting, super-resolution and deblurring with a frozen prior", "flair", ("method", "start")
+    ),
+    "embedded-dit": Experiment(
+        "What the embedded transformer draws: accuracy, toy-FID, sweeps",
+        "embedded_prior",
+        ("setting", "test prompts"),
+        DIT,
+        method=(SOLVERS,),
+    ),
+    "noiseshift-dit": Experiment(
+        "Recalibrated times of the transformer at its three sizes", "noiseshift", ("table", "plain"), DIT
+    ),
+    "sampling-dit": Experiment(
+        "Every solver on the transformer: quality against calls and seconds",
+        "sampling",
+        ("solver", "euler"),
+        DIT,
+        method=(SOLVERS,),
+    ),
+    "sampling-judged": Experiment(
+        "What solvers draw in 3 to 20 calls: accuracy, toy-FID",
+        "sampling_judged",
+        ("solver", "ddim"),
+        method=(SOLVERS,),
+    ),
+    "sampling-judged-dit": Experiment(
+        "The same of the transformer", "sampling_judged", ("solver", "euler"), DIT, method=(SOLVERS,)
+    ),
+    "sampling-judged-50": Experiment(
+        "The same in 50 calls", "sampling_judged", ("solver", "ddim"), entry="run_long", method=(SOLVERS,)
+    ),
+    "sampling-judged-50-dit": Experiment(
+        "In 50 calls of the transformer", "sampling_judged", ("solver", "euler"), DIT, "run_long", method=(SOLVERS,)
+    ),
+}
+
+
+def experiment(name: str) -> Experiment:
+    """The experiment of this name. Raises InputError for unknown names."""
+    if name not in EXPERIMENTS:
+        raise InputError(f"unknown experiment {name!r}; have {', '.join(EXPERIMENTS)}")
+    return EXPERIMENTS[name]

@@ -1,0 +1,130 @@
+"""`unproject bench`: experiments by name, what of them is stale, and a queue of those."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import tyro
+
+from ..bench.registry import EXPERIMENTS, experiment
+from ..utils.errors import InputError
+from ..utils.runs import RunRecord
+from .common import Command, Shown, Table, Target
+
+RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench(Command):
+    """Run experiments that measure a method against its baseline; without a name, list them."""
+
+    name: ClassVar[str] = "bench"
+
+    experiments: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Names of experiments."""
+    all: bool = False
+    """Every experiment."""
+    quick: bool = False
+    """Few samples and one seed: shows that it runs, measures nothing."""
+    prior: str | None = None
+    """The prior to measure on (default: each experiment's own)."""
+    stale: bool = False
+    """Only say which results in --out (default: docs/results of the checkout) no longer hold, and why."""
+    resume: bool = False
+    """Run what is stale there, each in a process of its own; called again, it goes on where it was stopped."""
+    jobs: int = 1
+    """With --resume, how many at a time, as far as memory allows."""
+
+    def target(self) -> Target:
+        """One folder for the JSON of all experiments."""
+        published = self.looks_at_out and RESULTS.is_dir()
+        return Target(self.out or (RESULTS if published else Path("outputs") / "bench"), "bench")
+
+    @property
+    def leaves_files(self) -> bool:
+        """Lists are only told, and the results of a queue are files of their own."""
+        return bool(self._names()) and not self.looks_at_out
+
+    @property
+    def looks_at_out(self) -> bool:
+        """Where the results are that may be stale."""
+        return self.stale or self.resume
+
+    def check(self) -> None:
+        """The names have to exist, and the options to go together."""
+        if self.device not in ("auto", "cpu"):
+            raise InputError(f"--device {self.device}: experiments run on the cpu; leave it out")
+        for name in self.experiments:
+            experiment(name)
+        if self.all and self.experiments:
+            raise InputError("give names of experiments or --all, not both")
+        if self.stale and self.resume:
+            raise InputError("give --stale to see what is stale or --resume to run it, not both")
+        if self.looks_at_out and not self._names():
+            raise InputError(f"--{'stale' if self.stale else 'resume'} needs names of experiments, or --all")
+        if self.quick and self.looks_at_out:
+            raise InputError("--quick measures nothing that could be stale; leave it out")
+        if self.jobs < 1 or (self.jobs > 1 and not self.resume):
+            raise InputError(f"--jobs {self.jobs}: 1 or more, and more than one with --resume")
+
+    def plan(self) -> list[str]:
+        """What a dry run says."""
+        if self.looks_at_out:
+            return [f"would {'run' if self.resume else 'tell'} what is stale of {', '.join(self._names())}"]
+        return [f"would run {name}" for name in self._names()]
+
+    def _names(self) -> list[str]:
+        return list(EXPERIMENTS) if self.all else list(self.experiments)
+
+    def run(self, record: RunRecord, target: Target) -> Shown:
+        """Runs the experiments one after another and shows their tables."""
+        if self.looks_at_out:
+            return self._stale(target) if self.stale else self._queue(target)
+        if not self._names():
+            rows = [(name, made.title) for name, made in EXPERIMENTS.items()]
+            return Shown(tables=[Table(("experiment", "measures"), rows)], data={"experiments": list(EXPERIMENTS)})
+        from ..bench.runner import run_experiment
+
+        shown = Shown()
+        for name in self._names():
+            with record.stage(name):
+                made = run_experiment(name, target.folder, self.prior, self.seed, self.quick, self.threads or 1)
+            record.output(target.folder / f"{name}.json")
+            shown.tables.append(_table(made))
+        return shown
+
+    def _stale(self, target: Target) -> Shown:
+        from ..bench.stale import stale
+
+        states = stale(self._names(), target.folder, self.prior)
+        rows = [(name, reason) for name, state in states.items() for reason in state.reasons]
+        data = {"stale": {name: state.reasons for name, state in states.items()}}
+        if not states:
+            return Shown([f"nothing in {target.folder} is stale"], data=data)
+        return Shown(tables=[Table(("experiment", "why it is stale"), rows)], data=data)
+
+    def _queue(self, target: Target) -> Shown:
+        """Every result is whole when its process ends, so what is stale is what is left to do."""
+        from ..bench.queue import command, needed_mb, run_queue
+        from ..bench.stale import stale
+
+        names = list(stale(self._names(), target.folder, self.prior))
+        commands = {n: command(n, target.folder, self.threads or 1, self.prior, self.seed) for n in names}
+        needs = {name: needed_mb(target.folder / f"{name}.json") for name in names}
+        codes = run_queue(commands, self.jobs, needs)
+        failed = [name for name, code in codes.items() if code]
+        lines = [f"{len(codes) - len(failed)} of {len(names)} measured in {target.folder}"]
+        if failed:
+            lines.append(f"failed: {', '.join(failed)}; unproject bench NAME shows why")
+        return Shown(lines, data={"measured": codes}, exit_code=int(bool(failed)))
+
+
+def _table(record: dict[str, Any]) -> Table:
+    """The table of a result, what is the same in all rows in its title."""
+    from ..bench.tables import on_screen
+
+    headings, rows, same = on_screen(record["table"])
+    common = ", ".join(f"{name} {value}" for name, value in same.items() if value)
+    return Table(headings, rows, record["title"] + (f" ({common})" if common else ""))

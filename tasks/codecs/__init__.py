@@ -1,0 +1,27 @@
+"""Target codecs, one file a target: all that is special about a kind of map. `CODECS` is their list."""
+
+from __future__ import annotations
+
+from .base import CodedOutput, Column, Invariance, TargetCodec
+from .depth import DepthCodec, DepthOutput, DepthRange
+from .normals import FRAME_SIGNS, NormalCodec, NormalsOutput, convert_normals, unit_length
+from .stack import StackCodec
+
+CODECS: dict[str, type[TargetCodec]] = {kind.name: kind for kind in (DepthCodec, NormalCodec)}
+
+__all__ = [
+    "CODECS",
+    "FRAME_SIGNS",
+    "CodedOutput",
+    "Column",
+    "DepthCodec",
+    "DepthOutput",
+    "DepthRange",
+    "Invariance",
+    "NormalCodec",
+    "NormalsOutput",
+    "StackCodec",
+    "TargetCodec",
+    "convert_normals",
+    "unit_length",
+]

@@ -34,7 +34,7 @@ def judge() -> Judge:
 
 @pytest.fixture(scope="module")
 def views(tmp_path_factory: pytest.TempPathFactory) -> PairViews:
-    folder = render_set(RenderJob("pair", "val", 3, 32), tmp_path_factory.mktemp("pairs"), workers=1)
+    folder = render_set(RenderJob("pair", "val", 4, 32), tmp_path_factory.mktemp("pairs"), workers=1)
     return PairViews(RenderedSet(folder, ("rgb",)))
 
 
@@ -110,6 +110,7 @@ def test_labels_are_in_the_order_of_the_relation(views: PairViews) -> None:
         assert batch["noun"][0].tolist() == [said["noun"], said["second_noun"]]
         turned = program.relation in ("right of", "behind")
         assert batch["boxes"][0].tolist() == (record["boxes"][::-1] if turned else record["boxes"])
+    assert {"behind", "in front of"} <= {views.pictures.program(i).relation for i in range(len(views))}
     lefts = views.labels["boxes"][views.labels["relation"] == LEFT]
     assert (lefts[:, 0, 0] < lefts[:, 1, 0]).all()
 

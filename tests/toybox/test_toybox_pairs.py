@@ -14,6 +14,7 @@ from unproject.toybox.captions import meaning_of
 from unproject.toybox.dataset import RenderedSet, RenderJob, group_cameras, object_boxes, render_group, render_set
 from unproject.toybox.judge import ORDERED_RELATIONS, Judge, head_sizes, labels_of, questions, save_judge
 from unproject.toybox.judge_augment import Augment
+from unproject.toybox.judge_eval import evaluate_judge
 from unproject.toybox.judge_net import JudgeShape, build_net, folded
 from unproject.toybox.judge_pairs import MARGIN, PairReader, PairShape, enlarged, load_pairs, overlap, save_pairs
 from unproject.toybox.judge_pairs_train import PairConfig, PairObjective, PairViews, mirrored
@@ -153,6 +154,17 @@ def test_the_reader_travels_beside_its_judge_and_changes_no_other_answer(judge: 
     assert torch.equal(two.probs["count"], before.probs["count"])
     program = SceneProgram((ObjectProgram("chair", "red"), ObjectProgram("car", "blue")), "behind")
     assert two.agrees([meaning_of(program)] * 3)["all"].shape == (3,)
+
+
+def test_both_objects_are_right_when_all_that_is_said_of_them_is(judge: Judge) -> None:
+    reading = Judge(judge.net, judge.answers, reader_of(judge))
+    result = evaluate_judge(reading, "test", groups=3, kinds=("pair",))
+    wrong = {(e["group"], e["view"]) for e in result["errors"] if e["question"] in ("noun", "second_noun")}
+    assert result["counts"]["both_nouns"] == result["counts"]["both"] == 6
+    assert result["accuracy"]["both_nouns"] == pytest.approx(1 - len(wrong) / 6, abs=1e-5)
+    assert result["accuracy"]["both"] <= result["accuracy"]["both_nouns"]
+    plain = evaluate_judge(judge, "test", groups=4, kinds=("scene",))
+    assert plain["counts"]["both"] == plain["counts"]["second_noun"] < plain["counts"]["noun"]
 
 
 def test_the_loss_trains_the_reader_alone(judge: Judge, views: PairViews) -> None:

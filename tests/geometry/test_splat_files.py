@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import struct
 from pathlib import Path
 
@@ -23,7 +24,8 @@ from unproject.geometry.splats.ply import names_of, read_table
 from unproject.utils.errors import InputError, MissingExtraError
 from unproject.utils.seeds import generator
 
-REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "real" / "gaussians"
+BESIDE = Path(__file__).resolve().parents[3] / "shared" / "data" / "real"
+REAL = Path(os.environ.get("UNPROJECT_REAL") or BESIDE) / "gaussians"
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="the sample files are not there")
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+import types
 from typing import Any
 
 import pytest
@@ -10,8 +12,9 @@ import torch
 from torch import Tensor
 
 from unproject.geometry.cameras import Camera
-from unproject.geometry.splats import GaussianCloud, rasterization, rasterization_reference
+from unproject.geometry.splats import GaussianCloud, raster, rasterization, rasterization_reference
 from unproject.geometry.splats.harmonics import C0
+from unproject.geometry.splats.plan import Plan
 from unproject.utils.errors import InputError
 from unproject.utils.seeds import generator
 
@@ -238,6 +241,47 @@ def test_gradients_of_places_in_the_picture_can_be_kept() -> None:
     meta["means2d"].retain_grad()
     image.square().sum().backward()
     assert meta["means2d"].grad.shape == (2, 20, 2) and bool(meta["means2d"].grad.any())
+
+
+def test_gsplat_is_asked_for_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for gsplat that is our own rasteriser: channels, settings and order of the maps come back right."""
+
+    def stand_in(packed: bool, **settings: Any) -> Any:
+        assert not packed
+        return rasterization(**settings)
+
+    monkeypatch.setitem(sys.modules, "gsplat", types.SimpleNamespace(rasterization=stand_in))
+    arrays = {**scene(40), **views(30, 20)}
+    settings: dict[str, Any] = {"sh_degree": 2, "render_mode": "RGB+ED", "normals": True, "eps2d": 0.6}
+    settings["backgrounds"] = torch.rand(2, 3, generator=generator(3), dtype=torch.float64)
+    wanted, _ = drawn(rasterization, arrays, **settings)
+    plan = Plan(arrays["width"], arrays["height"], **{k: v for k, v in settings.items() if k != "backgrounds"})
+    tensors = {name: arrays[name] for name in ("means", "quats", "scales", "opacities", "viewmats", "Ks")}
+    centres = torch.linalg.inv(arrays["viewmats"])[:, :3, 3]
+    image, alpha, meta = raster._gsplat(plan, tensors, arrays["colors"], centres, settings["backgrounds"])
+    for found, expected in zip((image, alpha, meta["normals"]), wanted, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", ["plain", "all channels", "antialiased"])
+def test_gsplat_draws_the_same(name: str) -> None:
+    pytest.importorskip("gsplat")
+    arrays = {**scene(300, torch.float32), **views(80, 60, torch.float32)}
+    settings = {**SETTINGS[name], "sh_degree": 3}
+    (maps, gradients), (wanted, slopes) = (
+        drawn(
+            rasterization,
+            {k: v.detach().to(d).requires_grad_() if isinstance(v, Tensor) else v for k, v in arrays.items()},
+            **settings,
+        )
+        for d in ("cuda", "cpu")
+    )
+    for found, expected in zip(maps, wanted, strict=True):
+        assert float(((found.cpu() - expected).abs() > 1e-4).float().mean()) < 1e-3
+    for found, expected in zip(gradients[:5], slopes[:5], strict=True):
+        assert float((found.cpu() - expected).abs().max()) < 1e-2 * float(expected.abs().max())
 
 
 @pytest.mark.parametrize(

@@ -46,10 +46,9 @@ class Sampler:
         while level is not None:
             asked = level
             x, level = advanced(run, denoiser(x, asked))
-            call += 1
             if callback is not None:
-                shown = x.clone()  # a solver compares its own state with the one it is sent
-                changed = callback(call - 1, asked, shown)
-                changed = shown if changed is None else changed
-                x = x if changed.dtype == x.dtype and torch.equal(changed, x) else changed
+                shown = x.clone()  # a run compares its own state with the one that was asked at
+                changed = callback(call, asked, shown)
+                x = shown if changed is None else changed
+            call += 1
         return x

@@ -104,7 +104,8 @@ class Denoiser:
         if told is time or self.prior.prediction_type != "v_prediction":
             return raw
         other = self.schedule.at_index(told.clamp(0, self.schedule.steps - 1))
-        return torch.where((told == time).reshape(-1, 1, 1, 1), raw, reread_v(x.to(raw.dtype), raw, level, other))
+        same = (told == time).reshape(-1, *[1] * (x.ndim - 1))
+        return torch.where(same, raw, reread_v(x.to(raw.dtype), raw, level, other))
 
 
 def _in_order(names: Sequence[str]) -> tuple[str, ...]:

@@ -153,3 +153,26 @@ def test_a_condition_loads_no_diffusion_library():
         "heavy = {'diffusers', 'transformers', 'kornia', 'open3d'} & set(sys.modules); assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Rows({"guidance": torch.tensor(3.0)}), "same number of rows"),
+        (lambda: bag().with_tensors(guidance=torch.tensor(3.0)), "same number of rows"),
+        (lambda: bag().repeat(-1), "repeated -1 times"),
+        (lambda: bag().repeat(1.5), "repeated 1.5 times"),
+        (lambda: Condition({"cond": bag()}, ["one", "two"]), "one text for each of the 3 rows"),
+        (lambda: Condition({"cond": bag()}, "abc"), "one text for each of the 3 rows"),
+    ],
+)
+def test_what_is_no_row_is_refused(make, message):
+    with pytest.raises(InputError, match=message):
+        make()
+
+
+def test_limits_of_choosing_rows():
+    check(condition().index(slice(None, None, -1)), condition(), [2, 1, 0])
+    assert condition(4, 2).index([]).rows == 0 == condition(4, 2).index([]).repeat(2).rows
+    nameless = Condition({"cond": bag(rows=4, frames=2)})
+    assert nameless.repeat(3).rows == 12 and not nameless.repeat(3).prompts

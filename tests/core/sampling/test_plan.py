@@ -128,3 +128,45 @@ def test_a_flow_gets_solvers_for_flows() -> None:
     draw = drawing(SamplingPlan("dpm++", 4), flow, defaults=SamplingPlan(guidance=1.0))
     assert draw.levels[0].sigma == 1.0 and isinstance(draw.solver, WrappedSolver)
     assert draw.solver.flow
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"steps": "5"}, "steps='5' must be a whole number"),
+        ({"steps": 2.5}, "steps=2.5 must be a whole number"),
+        ({"steps": True}, "steps=True must be a whole number"),
+        ({"guidance": "7"}, "guidance='7' must be a finite number"),
+        ({"guidance_rescale": 2.0}, r"guidance_rescale=2.0 must lie in \[0, 1\]"),
+        ({"eta": float("nan")}, r"eta=nan must lie in \[0, 1\]"),
+        ({"eta": "0.5"}, r"eta='0.5' must lie in \[0, 1\]"),
+        ({"teleport": "a", "gaussian": "g"}, r"teleport='a' must lie in \[0, 1\)"),
+        ({"spacing": "odd"}, "spacing='odd' is unknown; have trailing"),
+        ({"solver": 5}, "solver=5 is no name of a solver"),
+        ({"cache": 3}, "cache=3 is no text"),
+        ({"control": [1, 2]}, r"control=\[1, 2\] is no text"),
+        ({"control": 5}, "control=5 is no text"),
+        ({"control": "focus", "subjects": "chair"}, "subjects='chair' is no list of words"),
+        ({"init": 3}, "init=3 is no start"),
+        ({"time_remap": 3}, "time_remap=3 is no file"),
+        ({"boundary": 3}, "boundary=3 is no file"),
+        ({"model_schedule": ("a",)}, "must be NAME:SHARE"),
+        ({"model_schedule": ("a", 2.0)}, "must be NAME:SHARE"),
+    ],
+)
+def test_a_value_that_is_none_is_told_before_anything_is_loaded(settings: dict[str, object], told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        SamplingPlan(**settings).check()
+
+
+def test_objects_within_lists_are_not_brought_back_either() -> None:
+    plan = SamplingPlan(control=[VelocityControl(AttentionCost([[1], [2]]))], model_schedule=(mixture(), 0.5))
+    told = json.loads(json.dumps(plan.to_dict()))
+    for name in ("control", "model_schedule"):
+        with pytest.raises(InputError, match=f"{name} was an object in memory"):
+            SamplingPlan.from_dict({name: told[name]})
+
+
+def test_the_same_setting_twice_is_told_by_both_names() -> None:
+    with pytest.raises(InputError, match="num_inference_steps= and steps= are the same"):
+        SamplingPlan().changed(num_inference_steps=3, steps=4)

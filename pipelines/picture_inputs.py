@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from ..geometry.cameras import Camera
+from ..utils.decoding import layers_of
 from ..utils.errors import InputError
 from ..utils.files import read_json
-from ..utils.pictures import load_image, to_srgb
+from ..utils.pictures import load_image
 
 PictureLike = str | Path | Image.Image | np.ndarray | Tensor
 DEFAULT_FOV_DEG = 55.0  # of the longer side, an ordinary phone or kit lens
@@ -43,7 +44,7 @@ def _batch(image: object) -> Tensor:
     if isinstance(image, (str, Path)):
         return _from_array(load_image(image))
     if isinstance(image, Image.Image):
-        return _from_array(to_srgb(ImageOps.exif_transpose(image), Path("the PIL image")))
+        return _from_array(layers_of(image, "the PIL image").over_white())
     if isinstance(image, np.ndarray):
         return _from_array(image)
     if not isinstance(image, Tensor):

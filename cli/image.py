@@ -161,7 +161,8 @@ class Pointcloud(ImageCommand):
     """Field of view of the picture's longer side in degrees (default: by the focal length in the photo's EXIF, else
     55)."""
     K: Path | None = None
-    """JSON file with the camera matrix in px, 3 x 3, as a list or under "K"; takes the place of --fov."""
+    """JSON file with the camera matrix in px, 3 x 3, as a list or under "K" (pixel centres at +0.5), or under
+    "camera_matrix" as OpenCV writes it (pixel centres at whole numbers); takes the place of --fov."""
     near: float = 1.0
     """Distance given to the nearest depth, in metres; the scale of a single picture is not known."""
     far: float = 4.0
@@ -178,13 +179,13 @@ class Pointcloud(ImageCommand):
         super().check()
 
     def _check_matrix(self, path: Path) -> None:
-        from ..pipelines.picture_inputs import photo_camera
+        from ..pipelines.picture_inputs import check_intrinsics
 
         if self.fov is not None:
             raise InputError(f"give --fov {self.fov:g} or --K {path}, not both")
         if not path.is_file():
             raise InputError(f"--K {path} does not exist; give a JSON file with a 3 x 3 camera matrix in px")
-        photo_camera(1, 1, K=path)
+        check_intrinsics(path)
 
     def load(self) -> Any:
         """The pipeline."""

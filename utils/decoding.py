@@ -18,6 +18,7 @@ from .errors import InputError
 
 Floats = npt.NDArray[np.float32]
 PROFILED = {"RGB", "RGBA", "L", "LA", "CMYK", "LAB"}  # modes that a colour profile can be applied to
+ORIENTATION = 0x0112  # EXIF: 5 to 8 are turned by a quarter
 INTENT = ImageCms.Intent.RELATIVE_COLORIMETRIC
 SRGB_GAMMA = 1 / 2.2  # what PNG's gAMA holds for sRGB
 
@@ -54,6 +55,15 @@ def read_layers(path: str | Path, max_pixels: int = 100_000_000, min_side: int =
 def decode_layers(data: bytes, name: str) -> Layers:
     """An image in memory, whose colour profile is ignored as glTF says of textures. Raises InputError as above."""
     return _decoded(io.BytesIO(data), name, 1 << 28, 1, profile=False)
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """(width, height) of an image file, upright, from its header. Raises InputError for what is no picture."""
+    with _decoding(str(path)), warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with Image.open(path) as image:
+            turned = image.getexif().get(ORIENTATION, 1) >= 5
+            return (image.height, image.width) if turned else image.size
 
 
 def layers_of(image: Image.Image, name: str, profile: bool = True) -> Layers:

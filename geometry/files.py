@@ -120,14 +120,9 @@ def save_points(cloud: StoredPoints, path: str | Path) -> Path:
     if not bool(torch.isfinite(cloud.points).all()):
         raise InputError(f"the point cloud for {path.name} has NaN or infinite positions; drop them first")
     with atomic_path(path) as temporary:
-        data = ply_bytes(_positions(cloud.points, cloud.origin), _array(cloud.normals), _bytes(cloud.colors))
-        temporary.write_bytes(data)
-        back, _, _, origin = read_points(temporary)
-        if origin != cloud.origin and origin != NO_ORIGIN:  # the same places around another origin
-            same = np.allclose(world_positions(back, origin), _positions(cloud.points, cloud.origin), rtol=1e-12)
-        else:
-            same = torch.equal(back, cloud.points.detach().cpu().float())
-        if not same:
+        positions = _positions(cloud.points, cloud.origin)
+        temporary.write_bytes(ply_bytes(positions, _array(cloud.normals), _bytes(cloud.colors)))
+        if not np.array_equal(read_points_ply(temporary.read_bytes(), Notes(path))[0], positions):
             raise UnprojectError(f"{path} read back differently from what was written; the disk may be failing")
     return path
 

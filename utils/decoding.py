@@ -127,11 +127,11 @@ def _profiled(image: Image.Image, name: str) -> Image.Image:
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(data))
         space = source.profile.xcolor_space.strip()
-        if (source.profile.profile_description or "").startswith("sRGB"):
+        if (source.profile.profile_description or "").startswith("sRGB") and image.mode not in ("CMYK", "LAB"):
             return image
         wanted = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK", "Lab": "LAB"}.get(space, "")
         alpha = image.getchannel("A") if "A" in image.getbands() and image.mode != "LAB" else None
-        base = image.convert(wanted) if wanted and (alpha is not None or image.mode in ("P", "1")) else image
+        base = image.convert(wanted) if wanted and (alpha is not None or image.mode in ("P", "1", "L")) else image
         if base.mode not in PROFILED or base.mode != wanted:
             raise ImageCms.PyCMSError(f"it is for {space}, the picture is {image.mode}")
         made = ImageCms.profileToProfile(base, source, ImageCms.createProfile("sRGB"), INTENT, "RGB")

@@ -107,6 +107,10 @@ class ImageCommand(PriorCommand):
             skipped.append(f"{maps} maps of an earlier run in {self.image}")
         return Shown([f"skipped: {text}" for text in skipped], data={"skipped": skipped})
 
+    def settings(self) -> dict[str, Any]:
+        """How the pipeline is called."""
+        return {"ensemble_size": self.ensemble, "num_inference_steps": self.steps, "seed": self.seed}
+
     def load(self) -> Any:
         """The pipeline."""
         raise TypeError(f"{type(self).__name__} defines no load")
@@ -134,7 +138,9 @@ class MapCommand(ImageCommand):
 
     def one(self, pipe: Any, path: Path, picture: np.ndarray, record: RunRecord, target: Target) -> None:
         """Writes NAME.npz, NAME-16bit.png and NAME.png; of an ensemble NAME-uncertainty.png too."""
-        made = pipe(picture, ensemble_size=self.ensemble, num_inference_steps=self.steps, seed=self.seed)
+        from ..pipelines.validity import file_valid
+
+        made = pipe(picture, valid=file_valid(path, picture), **self.settings())
         record.count("denoiser", made.nfe)
         for written in made.save(target.file("")):
             record.output(written)
@@ -196,8 +202,9 @@ class Pointcloud(ImageCommand):
     def one(self, pipe: Any, path: Path, picture: np.ndarray, record: RunRecord, target: Target) -> None:
         """Writes NAME.ply."""
         from ..pipelines.picture_inputs import photo_camera
+        from ..pipelines.validity import file_valid
 
-        made = pipe(picture, ensemble_size=self.ensemble, num_inference_steps=self.steps, seed=self.seed)
+        made = pipe(picture, valid=file_valid(path, picture), **self.settings())
         record.count("denoiser", made.nfe)
         height, width, _ = picture.shape
         camera = photo_camera(width, height, fov_deg=self.fov, K=self.K, photo=path)

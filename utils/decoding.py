@@ -66,6 +66,14 @@ def image_size(path: str | Path) -> tuple[int, int]:
             return (image.height, image.width) if turned else image.size
 
 
+def has_transparency(path: str | Path) -> bool:
+    """Whether an image file says that it has any, from its header. Raises InputError for what is no picture."""
+    with _decoding(str(path)), warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with Image.open(path) as image:
+            return "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info
+
+
 def layers_of(image: Image.Image, name: str, profile: bool = True) -> Layers:
     """An opened picture, as it stands.
 

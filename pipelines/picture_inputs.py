@@ -115,7 +115,7 @@ def _layers(mask: PictureLike) -> Layers | None:
     if isinstance(mask, Image.Image):
         return layers_of(mask, "the PIL mask")
     if isinstance(mask, np.ndarray) and mask.ndim == 3 and mask.shape[-1] == 4:
-        rgba = mask.astype(np.float32) / (255 if mask.dtype == np.uint8 else 1)
+        rgba = mask.astype(np.float32) / np.float32(255 if mask.dtype == np.uint8 else 1)
         return Layers(rgba[..., :3], rgba[..., 3])
     return None
 
@@ -227,7 +227,7 @@ def _matrix_of(source: str | Path | np.ndarray) -> tuple[Any, float, tuple[int, 
     if np.any(np.asarray(lens, dtype=np.float64)):
         raise InputError(f"{source} has lens distortion; undistort the picture first (cv2.undistort) and leave it out")
     sides = [found.get(a, found.get(b)) for a, b in (("width", "image_width"), ("height", "image_height"))]
-    size = None if None in sides else (int(sides[0]), int(sides[1]))
+    size = None if None in sides else (int(str(sides[0])), int(str(sides[1])))
     if "K" in found:
         return found["K"], 0.0, size
     values = found.get("camera_matrix")

@@ -116,7 +116,8 @@ class Restore(PictureCommand):
     task: str
     """super-resolution:FACTOR, inpaint (with --mask) or deblur:STD (pixels of the picture)."""
     mask: Path | None = None
-    """For inpaint: a picture of the same size, white where something is to be filled in."""
+    """For inpaint: a picture of the same size that marks what is to be filled in: white on black, drawn on
+    transparency, or the picture itself with parts erased."""
     prompt: str = ""
     """What the picture shows, where it is known."""
     noise: float = 0.005

@@ -131,10 +131,13 @@ def is_point_cloud(path: Path) -> bool:
     """Whether a PLY file declares no faces; reads only its header."""
     if path.suffix.lower() != ".ply":
         return False
-    with open(path, "rb") as file:
-        header = file.read(8192).split(b"end_header")[0]
-    words = [line.split() for line in header.splitlines()]
-    return not any(line[:2] == [b"element", b"face"] and line[2:] != [b"0"] for line in words)
+    from ..geometry.formats.ply_data import read_header
+
+    try:
+        elements = {element.name: element.length for element in read_header(path).elements}
+    except InputError as error:
+        raise InputError(f"{path}: {error}; it is no PLY file") from error
+    return not any(elements.get(name) for name in ("face", "tristrips"))
 
 
 def inspect_path(path: Path) -> dict[str, Any]:
@@ -162,12 +165,13 @@ def _inspect_mesh(path: Path) -> dict[str, Any]:
     from ..geometry.meshes import Mesh
 
     mesh = Mesh.load(path)
-    low, high = mesh.bounds
+    low, high = mesh.world_bounds
     return {
         "kind": "mesh",
         **mesh.check().to_dict(),
         "bounds_low": low.tolist(),
         "bounds_high": high.tolist(),
+        **({"origin": list(mesh.origin)} if any(mesh.origin) else {}),
         "textures": {name: list(image.shape) for name, image in mesh.textures.items()},
         "vertex_colors": mesh.vertex_colors is not None,
         **_validated(path),
@@ -182,15 +186,26 @@ def _validated(path: Path) -> dict[str, Any]:
     return {} if found is None else {"gltf_errors": found["errors"], "gltf_warnings": found["warnings"]}
 
 
+def _splats(path: Path) -> bool:
+    from ..geometry.formats.ply import is_splat
+    from ..geometry.formats.ply_data import read_header
+
+    return any(element.name == "vertex" and is_splat(element) for element in read_header(path).elements)
+
+
 def _inspect_points(path: Path) -> dict[str, Any]:
+    import torch
+
     from ..geometry.points import PointCloud
 
-    cloud = PointCloud.load(path)
+    cloud, splats = PointCloud.load(path), _splats(path)
+    origin = torch.tensor(cloud.origin, dtype=torch.float64)
     return {
-        "kind": "point cloud",
+        "kind": "Gaussian splats" if splats else "point cloud",
         "points": len(cloud),
-        "bounds_low": cloud.points.amin(0).tolist(),
-        "bounds_high": cloud.points.amax(0).tolist(),
+        "bounds_low": (cloud.points.amin(0).double() + origin).tolist(),
+        "bounds_high": (cloud.points.amax(0).double() + origin).tolist(),
+        **({"origin": list(cloud.origin)} if any(cloud.origin) else {}),
         "colors": cloud.colors is not None,
         "normals": cloud.normals is not None,
     }

@@ -107,6 +107,10 @@ class ImageCommand(PriorCommand):
             skipped.append(f"{maps} maps of an earlier run in {self.image}")
         return Shown([f"skipped: {text}" for text in skipped], data={"skipped": skipped})
 
+    def settings(self) -> dict[str, Any]:
+        """How the pipeline is called."""
+        return {"ensemble_size": self.ensemble, "num_inference_steps": self.steps, "seed": self.seed}
+
     def load(self) -> Any:
         """The pipeline."""
         raise TypeError(f"{type(self).__name__} defines no load")
@@ -134,7 +138,9 @@ class MapCommand(ImageCommand):
 
     def one(self, pipe: Any, path: Path, picture: np.ndarray, record: RunRecord, target: Target) -> None:
         """Writes NAME.npz, NAME-16bit.png and NAME.png; of an ensemble NAME-uncertainty.png too."""
-        made = pipe(picture, ensemble_size=self.ensemble, num_inference_steps=self.steps, seed=self.seed)
+        from ..pipelines.validity import file_valid
+
+        made = pipe(picture, valid=file_valid(path, picture), **self.settings())
         record.count("denoiser", made.nfe)
         for written in made.save(target.file("")):
             record.output(written)
@@ -161,7 +167,8 @@ class Pointcloud(ImageCommand):
     """Field of view of the picture's longer side in degrees (default: by the focal length in the photo's EXIF, else
     55)."""
     K: Path | None = None
-    """JSON file with the camera matrix in px, 3 x 3, as a list or under "K"; takes the place of --fov."""
+    """JSON file with the camera matrix in px, 3 x 3, as a list or under "K" (pixel centres at +0.5), or under
+    "camera_matrix" as OpenCV writes it (pixel centres at whole numbers); takes the place of --fov."""
     near: float = 1.0
     """Distance given to the nearest depth, in metres; the scale of a single picture is not known."""
     far: float = 4.0
@@ -178,13 +185,13 @@ class Pointcloud(ImageCommand):
         super().check()
 
     def _check_matrix(self, path: Path) -> None:
-        from ..pipelines.picture_inputs import photo_camera
+        from ..pipelines.picture_inputs import check_intrinsics
 
         if self.fov is not None:
             raise InputError(f"give --fov {self.fov:g} or --K {path}, not both")
         if not path.is_file():
             raise InputError(f"--K {path} does not exist; give a JSON file with a 3 x 3 camera matrix in px")
-        photo_camera(1, 1, K=path)
+        check_intrinsics(path)
 
     def load(self) -> Any:
         """The pipeline."""
@@ -195,8 +202,9 @@ class Pointcloud(ImageCommand):
     def one(self, pipe: Any, path: Path, picture: np.ndarray, record: RunRecord, target: Target) -> None:
         """Writes NAME.ply."""
         from ..pipelines.picture_inputs import photo_camera
+        from ..pipelines.validity import file_valid
 
-        made = pipe(picture, ensemble_size=self.ensemble, num_inference_steps=self.steps, seed=self.seed)
+        made = pipe(picture, valid=file_valid(path, picture), **self.settings())
         record.count("denoiser", made.nfe)
         height, width, _ = picture.shape
         camera = photo_camera(width, height, fov_deg=self.fov, K=self.K, photo=path)

@@ -24,6 +24,7 @@ from ..utils.seeds import sample_noise
 from .geometry_maps import Made, at_size, merged
 from .picture_inputs import PictureLike, fitted, pictures, resized
 from .sampling_parts import StepEnd, randomness, step_callback
+from .validity import at_map_size, seen_pixels
 
 Out = TypeVar("Out")
 P = TypeVar("P", bound="_FromImage[Any]")
@@ -98,6 +99,7 @@ class _FromImage(ABC, Generic[Out]):
         processing_resolution: int | None = None,
         match_input_resolution: bool = True,
         *,
+        valid: Any = None,
         tiles: int = 1,
         spacing: Spacing | None = None,
         seed: int | None = None,
@@ -118,6 +120,8 @@ class _FromImage(ABC, Generic[Out]):
                 mirrored and rescaled copies. Uncertainty comes with 2 or more and is useful from 3 on.
             processing_resolution: px of the longest edge inside the network; 0: the image's own; None: the head's.
             match_input_resolution: return maps of the image's size.
+            valid: (H, W) or (N, H, W) bool of what the picture shows; None: where a file or a PIL image is not
+                transparent, and no black bar runs along an edge. What is not valid is marked in the output.
             tiles: tiles along the longest edge, each at the processing resolution; for detail in large pictures.
             spacing: of the time steps; None: the head's.
             seed: of a sampler's starting noise; image i uses seed + i for all its members and tiles, so a list equals
@@ -157,7 +161,13 @@ class _FromImage(ABC, Generic[Out]):
         )
         if match_input_resolution:
             made = at_size(made, size, self.head.codec.parts)
+        seen = seen_pixels(image, images, valid)
         result = self._outputs(made, output_type, output_latent, self.head.nfe - before, seed)
+        if not bool(seen.all()):
+            for output in result.maps.values():
+                height, width = output.prediction.shape[2:] if output_type == "pt" else output.prediction.shape[1:3]
+                own = at_map_size(seen, (height, width))
+                output.valid = own if output_type == "pt" else own.permute(0, 2, 3, 1).cpu().numpy()
         return self._chosen(result)
 
     @abstractmethod

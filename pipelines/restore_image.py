@@ -22,7 +22,7 @@ from ..core.sampling.operators import Inpainting, Operator, gaussian_blur, super
 from ..utils.errors import InputError, UnprojectError
 from ..utils.progress import Progress
 from .base import SamplingPipeline
-from .picture_inputs import PictureLike, fitted, pictures, resized
+from .picture_inputs import PictureLike, fitted, hidden_pixels, pictures, resized
 from .prompts import warn_about
 from .quality import own_steps
 from .sampling_parts import StepEnd, check_output_type, delivered, latent_shape, mark, randomness, watched
@@ -94,7 +94,7 @@ class RestoreImage(SamplingPipeline):
             image: the damaged picture, a path, PIL image, array (H, W, 3) or tensor (3, H, W), or a list of one size.
             task: "super-resolution:4", "inpaint" or "deblur:2.0" (standard deviation in px of the given picture).
             prompt: what the pictures show, one or one each; empty is fine.
-            mask: for inpaint, a picture of the same size, white where something is to be filled in.
+            mask: for inpaint, a picture of the same size that marks what is filled in; `hidden_pixels` has the rule.
             curve: `ErrorCurve` or its file, measured at `size` and the guidance of `config`; None: equal weights.
             noise_std: standard deviation of the noise in the picture, image units.
             config: settings of `core.sampling.flair`; None: its defaults, with the steps of the pipeline's quality.
@@ -165,12 +165,8 @@ def measured(
 
 def _known(mask: PictureLike, given: Tensor, kept: tuple[int, int]) -> Tensor:
     """(1, 1, H, W) of pixels at the processing size that no masked pixel touches."""
-    hidden = pictures(mask).mean(1, keepdim=True)
-    if hidden.shape[2:] != given.shape[2:]:
-        sides = [f"{part.shape[3]} x {part.shape[2]}" for part in (hidden, given)]
-        raise InputError(f"the mask has {sides[0]} px, the picture {sides[1]}; they must agree")
-    masked = (hidden[:1] >= 0.5).float()
-    known = F.interpolate(masked, kept, mode="bilinear", antialias=True) < 1e-3
+    marked = hidden_pixels(mask, given)
+    known = F.interpolate(marked[:1], kept, mode="bilinear", antialias=True) < 1e-3
     if not bool(known.any()):
         raise InputError("the mask covers the whole picture: nothing is known; white is what is filled in")
     return known

@@ -212,10 +212,11 @@ class DepthOutput(TaskOutput):
         return DepthCodec(self.space, shift=self.invariance == "affine")
 
     def metres(self, near_m: float, far_m: float) -> np.ndarray:
-        """float32 (N, H, W): the prediction's range [0, 1] laid on [near_m, far_m], in its own space."""
+        """float32 (N, H, W): the prediction's range [0, 1] laid on [near_m, far_m], in its own space; nan where the
+        picture shows nothing."""
         if not 0 < near_m < far_m:
             raise InputError(f"near_m={near_m}, far_m={far_m}: need 0 < near_m < far_m")
-        unit = self.depth.clip(0, 1)
+        unit = np.where(self.seen(), self.depth.clip(0, 1), np.float32(np.nan))
         if self.space == "disparity":
             return 1 / (1 / far_m + unit * (1 / near_m - 1 / far_m))
         if self.space == "log":

@@ -1,14 +1,19 @@
-"""The command line: `unproject COMMAND --help`. Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted."""
+"""The command line: `unproject COMMAND --help`.
+
+Exit codes: 0 done, 1 failed, 2 bad input, 3 some of several failed, 130 and 143 stopped by Ctrl-C and SIGTERM.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Sequence
 
-from ..utils.errors import UnprojectError
+from ..utils.errors import Stopped, UnprojectError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     for library in ("DIFFUSERS", "TRANSFORMERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
+    with contextlib.suppress(AttributeError, ValueError):  # names of files may be no text
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         from .commands import parse
         from .common import execute
@@ -31,6 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return execute(parse(words or ["--help"]))
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2 if stop.code else 0
+    except Stopped as stop:
+        print(f"{stop}; this goes on: unproject {shlex.join(words)}", file=sys.stderr)
+        return 128 + stop.signal
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -44,13 +54,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _failed(error: Exception, as_json: bool) -> int:
     if os.environ.get("UNPROJECT_DEBUG") == "1":
         traceback.print_exc()
-    text = " ".join(str(error).split())
-    if isinstance(error, MemoryError):
-        text = f"out of memory {text}".strip()
-    elif not isinstance(error, UnprojectError):
-        text = f"{type(error).__name__}: {text} (UNPROJECT_DEBUG=1 shows where)"
+    text = " ".join(_told(error).split())
     code = error.exit_code if isinstance(error, UnprojectError) else 1
     if as_json:
         print(json.dumps({"status": "failed", "error": text, "exit_code": code}, ensure_ascii=False))
     print(f"error: {text}", file=sys.stderr)
     return code
+
+
+def _told(error: Exception) -> str:
+    """What happened, for people: the machine's own errors as what they are, the unexpected by its type."""
+    if isinstance(error, UnprojectError):
+        return str(error)
+    if out_of_memory(error):
+        way_out = "; draw fewer at once (--batch), smaller (--size), or on another --device" if str(error) else ""
+        return f"out of memory {error}".strip() + way_out
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
+    return f"{type(error).__name__}: {error} (UNPROJECT_DEBUG=1 shows where)"
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether the machine had too little memory: Python's, numpy's, and torch's error on any device."""
+    if isinstance(error, MemoryError):
+        return True
+    told = str(error).lower()
+    return isinstance(error, RuntimeError) and ("out of memory" in told or "can't allocate memory" in told)

@@ -11,6 +11,7 @@ import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -149,10 +150,9 @@ class SamplingPlan:
 
     def check(self, tell: Tell = keyword) -> None:
         """Raises InputError for values out of range and settings that do not go together, before anything is loaded."""
+        self._check_types(tell)
         if self.steps is not None and self.steps < 1:
             raise InputError(f"{tell('steps', self.steps)} must be at least 1")
-        if self.guidance is not None and not math.isfinite(self.guidance):
-            raise InputError(f"{tell('guidance', self.guidance)} must be a finite number")
         self._check_solver(tell)
         self._check_start(tell)
         self._check_control(tell)
@@ -160,6 +160,17 @@ class SamplingPlan:
             parse_cache(self.cache)
         if self.model_schedule is not None:
             self._check_models(tell)
+
+    def _check_types(self, tell: Tell) -> None:
+        if self.steps is not None and (isinstance(self.steps, bool) or not isinstance(self.steps, Integral)):
+            raise InputError(f"{tell('steps', repr(self.steps))} must be a whole number")
+        for name in ("guidance", "guidance_rescale", "eta", "teleport"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+                shown = value if isinstance(value, Real) else repr(value)
+                raise InputError(f"{tell(name, shown)} must be a finite number")
 
     def _check_solver(self, tell: Tell) -> None:
         if self.family == "dpm-v3" and self.statistics is None:

@@ -14,7 +14,8 @@ import yaml
 
 from unproject.bench.registry import EXPERIMENTS
 from unproject.cli.commands import COMMANDS, parse
-from unproject.cli.common import Command, slugify
+from unproject.cli.common import Command
+from unproject.cli.outputs import slugify
 from unproject.utils.errors import InputError, UnprojectError
 from unproject.utils.pictures import load_image, save_image
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unproject.cli.image import MAP_COMMANDS, Pointcloud, distinct_stems
+from unproject.cli.folders import distinct_stems
+from unproject.cli.image import MAP_COMMANDS, Pointcloud
 from unproject.geometry.points import PointCloud
 from unproject.tasks.codecs import DepthOutput, NormalsOutput
 from unproject.utils.pictures import load_image, save_image

@@ -6,11 +6,14 @@ import contextlib
 import io
 import math
 from collections.abc import Sequence
+from dataclasses import fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Union, cast
 
 import tyro
 
+from ..utils.errors import InputError
 from .bench import Bench
 from .calibrate import CalibrateSolver, SearchSolver
 from .common import Command
@@ -50,6 +53,7 @@ HELP = (
     "`unproject --config FILE` runs what a run.json or --print-config says; options behind it replace its own."
 )
 FLAGS = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
+EMPTY_NAME = "an empty name of a file or folder; give one, or . for the working folder"
 VALUES = tyro.constructors.ConstructorRegistry()
 
 
@@ -61,7 +65,7 @@ def _paths(info: Any) -> Any:
 
     def read(words: list[str]) -> Path:
         if not words[0]:
-            raise ValueError("an empty name of a file or folder; give one, or . for the working folder")
+            raise ValueError(EMPTY_NAME)
         return Path(words[0])
 
     return tyro.constructors.PrimitiveConstructorSpec(
@@ -88,11 +92,22 @@ def _finite(info: Any) -> Any:
 
 def parse(words: Sequence[str]) -> Command:
     """The command with its options. Exits with 2 on a wrong line, with 0 after --help."""
+    _check_names(words)
     command, rest = replayed(words, COMMANDS)
     if command is None:
         return cast(Command, tyro.cli(_union(), prog="unproject", description=HELP, args=rest, **_how()))
     prog = f"unproject {command.name}"
     return tyro.cli(type(command), prog=prog, default=command, args=rest, **_how())
+
+
+def _check_names(words: Sequence[str]) -> None:
+    """Raises InputError for an empty word where a command takes files: in a list of them the parser cannot say why."""
+    takes_files = {
+        c.name for c in COMMANDS for f in fields(c) if "Positional[" in str(f.type) and "Path" in str(f.type)
+    }
+    alone = [before for before, word in pairwise(words) if not word and not before.startswith("-")]
+    if alone and words[0] in takes_files:
+        raise InputError(EMPTY_NAME)
 
 
 def completion_script(shell: str) -> str:

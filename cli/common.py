@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json as json_module
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -88,7 +89,7 @@ class Command:
         if self.out is None:
             return Target(Path("outputs") / self.name / self.slug(), self.slug())
         suffix = self.out.suffix.lower()
-        if self.out.is_dir() or not suffix:
+        if os.path.isdir(self.out) or not suffix:
             return Target(self.out, self.slug())
         if suffix not in self.kinds:
             writes = f"a folder or {', '.join(self.kinds)}" if self.kinds else "a folder"

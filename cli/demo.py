@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from ..utils.configs import to_dict
 from ..utils.runs import RunRecord
 from .common import Seeded, check_picture
+from .folders import PICTURES_OF_MAPS
 from .image import MAP_COMMANDS, ImageCommand, Pointcloud
 from .jobs import sort_out
 from .outputs import Target, check_apart, size_text, slugify
@@ -17,6 +18,8 @@ from .priors import PriorCommand, head_of
 from .showing import Shown, Table
 from .text import TextToImage, TextToMesh
 from .world import room_photo
+
+ENDS = (".ply", ".npz", *PICTURES_OF_MAPS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +41,14 @@ class Demo(PriorCommand, Seeded):
 
     def check(self) -> None:
         """All parts are checked before the first one runs; a room that is still to be rendered is taken as there."""
+        from ..utils.pictures import load_image
+
         if self.photo is not None:
             check_picture("--photo", self.photo)
-            pictures = ("images.png", f"{self.stem}-sheet.png", f"{self.stem}-turntable.gif")
-            check_apart(self.target().folder, map(self.target().folder.joinpath, pictures), [self.photo])
+            names = ("images.png", f"{self.stem}-sheet.png", f"{self.stem}-turntable.gif")
+            maps = (part.target().file(end) for part in self.parts() if isinstance(part, ImageCommand) for end in ENDS)
+            check_apart(self.target().folder, [*map(self.target().folder.joinpath, names), *maps], [self.photo])
+            load_image(self.photo)
         super().check()
         for part in self.parts():
             if self.photo is None and isinstance(part, ImageCommand):
@@ -92,11 +99,7 @@ class Demo(PriorCommand, Seeded):
 
     def run(self, record: RunRecord, target: Target) -> Shown:
         """Runs the commands one after another into one folder."""
-        from ..utils.pictures import load_image
-
-        if self.photo is not None:
-            load_image(self.photo)  # one that cannot be read fails before the minute that the mesh takes
-        elif not self.room.exists():
+        if self.photo is None and not self.room.exists():
             record.output(room_photo(self.room))
         rows: list[tuple[str, str, str, str]] = []
         for part in self.parts():

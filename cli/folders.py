@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..utils.errors import InputError
-from ..utils.pictures import IMAGE_SUFFIXES
 
 PICTURES_OF_MAPS = ("-16bit.png", "-uncertainty.png", ".png")  # endings, the longer ones first
 OTHER_PICTURES = {  # that are not read, and the way out
@@ -38,6 +37,8 @@ def find(folder: Path, recursive: bool, map_names: Collection[str], out: Path) -
 
     map_names: commands whose maps (NAME-depth.png beside NAME-depth.npz) are no pictures. `out` is not entered.
     """
+    from ..utils.pictures import IMAGE_SUFFIXES
+
     found = Found()
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(f for f in folders if not f.startswith(".") and not _same(Path(place, f), out))

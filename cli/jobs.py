@@ -7,6 +7,7 @@ was made; the same command typed again does what is left.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,7 +57,7 @@ def sort_out(command: Command, jobs: Sequence[Job], target: Target, overwrite: b
     sources = dict(earlier.get("notes", {}).get("sources", {}))
     found = Sorted(sources=sources)
     for job in jobs:
-        there = [path for path in job.files if path.exists()]
+        there = [path for path in job.files if os.path.exists(path)]
         name = _name(job, target)
         if overwrite or not there:
             found.left.append(job)

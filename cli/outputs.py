@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ def distinct_slug(text: str) -> str:
 def check_apart(out: Path, written: Iterable[Path], given: Iterable[Path]) -> None:
     """Raises InputError when a file to be written is a given picture, under another spelling or by a link too."""
     pictures = {_identity(path): path for path in given if path.exists()}
-    for path in filter(Path.exists, written):
+    for path in filter(os.path.exists, written):
         if _identity(path) in pictures:
             raise InputError(
                 f"--out {out} would overwrite {pictures[_identity(path)]}, the picture itself; choose another name"
@@ -61,7 +62,7 @@ def check_apart(out: Path, written: Iterable[Path], given: Iterable[Path]) -> No
 
 def check_new(written: Iterable[Path]) -> None:
     """Raises InputError when a file to be written is already there."""
-    there = [str(path) for path in written if path.is_file()]
+    there = [str(path) for path in written if os.path.isfile(path)]
     if there:
         more = f" and {len(there) - 1} more" if len(there) > 1 else ""
         raise InputError(f"{there[0]}{more} is already there; choose another --out, or --overwrite it")
@@ -69,11 +70,13 @@ def check_new(written: Iterable[Path]) -> None:
 
 def check_places(written: Iterable[Path], needs_bytes: int = 0) -> None:
     """Raises NotWrittenError (exit code 1 or 2) when one of the folders of these files cannot take them."""
-    for path in {path.parent: path for path in written}.values():
-        check_writable(path, needs_bytes)
+    first: dict[Path, Path] = {}
     for path in written:
-        if path.is_dir():
+        if os.path.isdir(path):
             check_writable(path)
+        first.setdefault(path.parent, path)
+    for path in first.values():
+        check_writable(path, needs_bytes)
 
 
 def size_text(path: Path) -> str:

@@ -70,7 +70,7 @@ def randomness(
         return None, list(generator)
     if seed is not None and not (is_whole(seed) and 0 <= seed < 2**63 - rows):
         raise InputError(f"seed={seed!r} must be a whole number between 0 and 2^63 - 1")
-    first = secrets.randbelow(2**32) if seed is None else seed
+    first = secrets.randbelow(2**32) if seed is None else int(seed)
     seeds = [first + i for i in range(rows)]
     return seeds, [seeded(s) for s in seeds]
 

@@ -71,7 +71,7 @@ def check_writable(path: str | Path, needs_bytes: int = 0) -> None:
     Raises NotWritableError for a place that cannot be written, NotWrittenError where fewer than `needs_bytes` are free.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         raise NotWritableError(f"cannot write {path}: it is a folder; choose another --out")
     try:
         if not Path.cwd().is_dir():

@@ -21,12 +21,11 @@ from .rows import Condition, Rows
 
 VOCABULARY_FILE = "vocabulary.json"
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*|[^\w\s.,;:!?'\"()/_-]+")  # words, or runs of symbols such as emoji
-_GRAMMAR = """a about above across after against all along also am among an and another any are around as at be been
-before behind being below beneath beside between both but by can could did do does down each either every few for from
-has have having he her here him his i if in inside into is it its just like made many me more most much my near next no
-nor not of off on one only onto or other our out outside over own quite she should so some such than that the their them
-then there these they this those through to too toward towards two under until up upon us very via was we were what when
-where which while who whose will with within without would you your"""
+_GRAMMAR = """a about across again all along also am among an and another any are as at be been being both but by can
+could did do does each either every for from has have having he her here him his i if in into is it its just like made
+make me much my of off on onto or other our own quite she should so some such than that the their them then there these
+they this those through to too toward towards until upon us very via was we were what when where which while who whose
+will with would you your"""
 _COMMON = frozenset(_GRAMMAR.split())  # nobody misses these words in a picture
 TOYBOX = Recommended(guidance=3.0, steps=20)
 TOYBOX_MULTIVIEW = Recommended(guidance=5.0, steps=30)

@@ -77,7 +77,7 @@ def test_pictures_of_one_stem_keep_their_own_maps(run: Run) -> None:
     for name in ("a.jpg", "a.png", "b.png"):
         save_image(f"photos/{name}", BLACK)
     assert run("pointcloud", "photos", "-o", "out")[0] == 0
-    assert names("out") == ["a-jpg-pointcloud.ply", "a-png-pointcloud.ply", "b-pointcloud.ply", "run.json"]
+    assert names("out") == ["a-jpg-pointcloud.ply", "a-png-pointcloud.ply", "b-pointcloud.ply", "pointcloud.run.json"]
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_maps_of_an_earlier_run_are_no_pictures(run: Run) -> None:
     assert "skipped: 6 maps of an earlier run in photos" in out
     assert run("normals", "photos", "-o", "photos")[0] == 0
     assert [name for name in names("photos") if "depth-normals" in name] == []
-    code, out, _ = run("depth", "photos", "-o", "photos", "--json")
+    code, out, _ = run("depth", "photos", "-o", "photos", "--json", "--overwrite")
     assert json.loads(out)["skipped"] == ["12 maps of an earlier run in photos"]
     assert json.loads(out)["nfe"] == {"denoiser": 3}
 
@@ -112,7 +112,7 @@ def test_a_folder_of_one_picture_names_its_maps_after_the_picture(run: Run) -> N
     save_image("photos/a.png", BLACK)
     for _ in range(2):
         assert run("depth", "photos", "-o", "photos")[0] == 0
-    assert names("photos") == ["a-depth-16bit.png", "a-depth.npz", "a-depth.png", "a.png", "run.json"]
+    assert names("photos") == ["a-depth-16bit.png", "a-depth.npz", "a-depth.png", "a.png", "depth.run.json"]
 
 
 def test_a_point_cloud_stands_upright(run: Run) -> None:
@@ -150,7 +150,7 @@ def test_the_camera_comes_from_a_matrix_or_the_photo(run: Run) -> None:
     assert run("pointcloud", "photo.jpg", "-o", "p.ply")[0] == 0
     assert half_width("p.ply") == pytest.approx(2.5 / (50 / 36 * 6), rel=1e-4)
     Path("K.json").write_text("[[10, 0, 3], [0, 10, 2], [0, 0, 1]]")
-    assert run("pointcloud", "photo.jpg", "--K", "K.json", "-o", "p.ply")[0] == 0
+    assert run("pointcloud", "photo.jpg", "--K", "K.json", "-o", "p.ply", "--overwrite")[0] == 0
     assert half_width("p.ply") == pytest.approx(0.25, rel=1e-5)
 
 

@@ -227,9 +227,9 @@ class Pointcloud(ImageCommand):
     K: Path | None = None
     """JSON file with the camera matrix in px, 3 x 3, as a list or under "K"; takes the place of --fov."""
     near: float = 1.0
-    """Distance given to the nearest depth, in metres; the scale of a single picture is not known."""
+    """Depth of the nearest point of the cloud, in metres; the scale of a single picture is not known."""
     far: float = 4.0
-    """Distance given to the farthest depth, in metres."""
+    """Depth of the farthest point of the cloud, in metres."""
 
     def check(self) -> None:
         """The camera has to make sense."""
@@ -264,5 +264,16 @@ class Pointcloud(ImageCommand):
         record.count("denoiser", made.nfe)
         height, width, _ = picture.shape
         camera = photo_camera(width, height, fov_deg=self.fov, K=self.K, photo=path)
+        focal = {"px": float(camera.K[0, 0, 0]), "from": self._focal_from(path, width, height)}
+        record.notes.setdefault("focal", {})[str(path)] = focal
         cloud = made.point_cloud(picture, camera, self.near, self.far)
         record.keep(cloud.save, target.file(".ply"))
+
+    def _focal_from(self, path: Path, width: int, height: int) -> str:
+        """Where the focal length of a picture comes from."""
+        from ..pipelines.picture_inputs import DEFAULT_FOV_DEG, exif_focal_px
+
+        if self.K is not None or self.fov is not None:
+            return f"--K {self.K}" if self.K is not None else f"--fov {self.fov:g}"
+        known = exif_focal_px(path, width, height) is not None
+        return "EXIF of the photo" if known else f"{DEFAULT_FOV_DEG:g} degrees, a usual lens"

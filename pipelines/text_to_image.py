@@ -215,7 +215,8 @@ def check_counts(images: int, batch_size: int | None) -> None:
 def warn_about_size(prior: Prior, shape: Sequence[int]) -> None:
     """Warns of images of latent shape (C, h, w) far from the prior's own size, and of what they cost."""
     own, (height, width) = prior.latent_shape[1] * prior.vae_factor, (side * prior.vae_factor for side in shape[1:])
-    larger, smaller = max(height, width) / own, own / min(height, width)
+    low, high = prior.known_px or (own, own)
+    larger, smaller = max(height, width) / high, low / min(height, width)
     if max(larger, smaller) <= FAR:
         return
     costs = height * width / own**2

@@ -79,6 +79,7 @@ class EmbeddedFlowPrior(KnowsWords, StableDiffusion3Prior):
     """
 
     recommended = TOYBOX_DIT
+    known_px = (32, 96)
 
     def __init__(
         self, pipe: Any, name: str = "toybox-dit", vocabulary: tuple[str, ...] = (), frozen: bool = True

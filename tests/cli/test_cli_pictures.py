@@ -149,9 +149,13 @@ def test_the_camera_comes_from_a_matrix_or_the_photo(run: Run) -> None:
     Image.new("RGB", (6, 4)).save("photo.jpg", exif=exif)
     assert run("pointcloud", "photo.jpg", "-o", "p.ply")[0] == 0
     assert half_width("p.ply") == pytest.approx(2.5 / (50 / 36 * 6), rel=1e-4)
+    focal = json.loads(Path("p.run.json").read_text())["notes"]["focal"]["photo.jpg"]
+    assert focal == {"px": pytest.approx(50 / 36 * 6, rel=1e-4), "from": "EXIF of the photo"}
     Path("K.json").write_text("[[10, 0, 3], [0, 10, 2], [0, 0, 1]]")
     assert run("pointcloud", "photo.jpg", "--K", "K.json", "-o", "p.ply", "--overwrite")[0] == 0
     assert half_width("p.ply") == pytest.approx(0.25, rel=1e-5)
+    told = json.loads(Path("p.run.json").read_text())["notes"]["focal"]["photo.jpg"]
+    assert told == {"px": 10, "from": "--K K.json"}
 
 
 @pytest.mark.parametrize(

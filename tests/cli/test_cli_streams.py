@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -215,6 +217,22 @@ def test_errors_of_the_machine_are_told_as_such(
     assert out_of_memory(error) == ("out of memory" in message)
 
 
+def test_sigterm_unwinds_like_an_interrupt(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from unproject.cli.info import Methods
+    from unproject.utils.files import atomic_path
+
+    before = signal.getsignal(signal.SIGTERM)
+
+    def ended(self: Methods, *_: object) -> None:
+        with atomic_path("half.bin") as temporary:
+            temporary.write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Methods, "run", ended)
+    assert run("methods") == (143, "", "terminated\n")
+    assert list(Path().iterdir()) == [] and signal.getsignal(signal.SIGTERM) is before
+
+
 def test_outputs_are_tried_before_a_network_is_loaded(
     run: Run, fake_images: list[dict[str, object]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,8 +249,6 @@ def test_outputs_are_tried_before_a_network_is_loaded(
 def test_a_result_that_cannot_be_written_is_kept_elsewhere(
     run: Run, fake_images: list[dict[str, object]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import os
-
     replace = os.replace
 
     def full(source: str, target: str) -> None:

@@ -94,6 +94,12 @@ def test_sizes_far_from_the_own_one_are_told_before_they_run(size: dict[str, int
     assert told(height=12, width=8) == []
 
 
+def test_a_prior_of_several_sizes_draws_them_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Wordy, "known_px", (4, 32), raising=False)
+    assert told(height=4, width=4) == [] and told(height=32, width=32) == []
+    assert len(told(height=64, width=32)) == 1
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -11,6 +11,8 @@ from ..utils.files import read_json
 from .fingerprints import Sources, fingerprints
 from .registry import EXPERIMENTS
 
+NAMED = 4  # files that are told by name
+
 
 @dataclass(frozen=True)
 class State:
@@ -26,7 +28,8 @@ class State:
     @property
     def reasons(self) -> list[str]:
         """Everything, the gravest first."""
-        code = [f"code changed: {', '.join(self.code)}"] if self.code else []
+        more = f" and {len(self.code) - NAMED} more" if len(self.code) > NAMED else ""
+        code = [f"code changed: {', '.join(self.code[:NAMED])}{more}"] if self.code else []
         return [*self.missing, *self.weights, *code]
 
 
@@ -36,10 +39,11 @@ def state_of(name: str, results: Path, prior: str | None = None, sources: Source
     if not path.is_file():
         return State(missing=("never measured",))
     record = read_json(path)
-    wanted = prior or EXPERIMENTS[name].prior
+    own = EXPERIMENTS[name].prior
+    wanted = prior or own
     if record.get("quick"):
         return State(missing=("a quick run",))
-    if record.get("prior") != wanted:
+    if own and record.get("prior") != wanted:
         return State(missing=(f"measured on {record.get('prior')}",))
     return compared(record.get("rests_on") or {}, fingerprints(name, wanted, sources))
 

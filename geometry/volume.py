@@ -98,9 +98,7 @@ def place_samples(
 ) -> Samples:
     """Samples of rays with origins and unit directions (R, 3); a generator jitters each ray by up to one step."""
     middle = -(origins * directions).sum(-1)  # distance of the point nearest to the centre
-    square = config.radius**2 - (origins + middle[:, None] * directions).square().sum(-1)
-    meets = square > 0
-    chord = torch.where(meets, torch.where(meets, square, 1).sqrt(), 0)  # the root at 0 would make gradients NaN
+    chord = (config.radius**2 - (origins + middle[:, None] * directions).square().sum(-1)).clamp_min(0).sqrt()
     near, far = (middle - chord).clamp_min(0), middle + chord
     steps = max(1, int(2 * config.radius / config.step) + 1)
     shift = torch.full_like(near, 0.5)

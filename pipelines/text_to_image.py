@@ -21,7 +21,7 @@ from ..core.sampling.plan import SamplingPlan, keyword
 from ..utils.errors import InputError, UnprojectError
 from ..utils.progress import Progress
 from ..utils.seeds import sample_noise
-from .base import PriorPipeline
+from .base import SamplingPipeline
 from .prompts import check_guidance, check_texts, embedded, warn_about, warn_about_negatives
 from .sampling_parts import (
     TENSORS,
@@ -51,7 +51,7 @@ class TextToImageOutput(BaseOutput):
     plan: SamplingPlan  # as it was carried out
 
 
-class TextToImage(PriorPipeline):
+class TextToImage(SamplingPipeline):
     """Images from prompts with any prior and solver.
 
     >>> pipe = TextToImage.from_pretrained("toybox")

@@ -28,7 +28,7 @@ from ..utils.errors import InputError
 from ..utils.pictures import grid, save_image
 from ..utils.progress import Progress, under_way
 from ..utils.runs import RunRecord
-from .base import placed
+from .base import PriorPipeline
 from .prompts import check_guidance, warn_about, warn_about_negatives
 from .sampling_parts import whole_number
 
@@ -79,7 +79,7 @@ class TextToMeshOutput(BaseOutput):
         return [*paths, record.write(folder / "run.json")]
 
 
-class TextToMesh:
+class TextToMesh(PriorPipeline):
     """Textured meshes from prompts with any prior.
 
     >>> pipe = TextToMesh.from_pretrained("toybox")
@@ -88,7 +88,7 @@ class TextToMesh:
 
     def __init__(self, prior: Prior, recipe: MeshRecipe | str | Path | None = None) -> None:
         """`recipe`: None or "default" is what suits the prior; else a packaged name, a YAML file or a MeshRecipe."""
-        self.prior = prior
+        super().__init__(prior)
         self.recipe = recipe if isinstance(recipe, MeshRecipe) else load_recipe(recipe, prior)
 
     @classmethod
@@ -107,15 +107,6 @@ class TextToMesh:
         """
         chosen = multi_view_sibling(str(name)) or str(name)
         return cls(load_prior(chosen, device, torch_dtype or dtype, **options), recipe)
-
-    def save_pretrained(self, folder: str | Path) -> Path:
-        """Writes the prior as a folder `from_pretrained` reads."""
-        return self.prior.save(folder)
-
-    def to(self, *where: torch.device | str | int | torch.dtype | None, **named: Any) -> TextToMesh:
-        """Moves and casts the prior, as diffusers' pipelines take it (`base.placed`)."""
-        self.prior.to(*placed(*where, **named))
-        return self
 
     def __call__(
         self,

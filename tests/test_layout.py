@@ -100,9 +100,11 @@ def test_imports_point_down(path: Path) -> None:
         assert target in MAY_IMPORT[own], f"{path}:{line}: {own} must not import {target}"
 
 
-def test_no_import_circles() -> None:
-    """Not even by imports inside functions: what two modules know of each other stands in a third."""
-    modules = {p.relative_to(ROOT).with_suffix("").parts: p for p in sources() if p.name != "__init__.py"}
+@pytest.mark.parametrize("room", ["utils", "geometry", "toybox", "tasks", "generate", "pipelines"])
+def test_no_import_circles(room: str) -> None:
+    """Not even by imports inside functions or for types: what two modules know of each other stands in a third."""
+    paths = [p for p in sources() if p.name != "__init__.py" and p.is_relative_to(ROOT / room)]
+    modules = {p.relative_to(ROOT).with_suffix("").parts: p for p in paths}
     imports = {name: {m for _, m in imported_modules(path) if m in modules} for name, path in modules.items()}
     left = dict(imports)
     while ends := [name for name, needed in left.items() if not needed & left.keys()]:

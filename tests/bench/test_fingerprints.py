@@ -116,6 +116,7 @@ NOW = {"weights": {"toybox": "a", "judge": "b"}, "code": {"x.py": "1", "y.py": "
     [
         (NOW, []),
         ({**NOW, "code": {"x.py": "1", "z.py": "2"}}, ["code changed: y.py, z.py"]),
+        ({**NOW, "code": dict.fromkeys("abcdef", "1")}, ["code changed: a, b, c, d and 4 more"]),
         ({**NOW, "code": None}, ["code changed: unknown"]),
         ({**NOW, "weights": {"toybox": "c", "judge": "b"}}, ["weights of toybox changed"]),
         ({**NOW, "weights": {"toybox": "a"}}, ["weights of judge unknown"]),
@@ -134,6 +135,8 @@ def test_weights_that_are_not_there_cannot_be_those_of_a_result() -> None:
 
 def test_results_are_stale_until_they_are_measured_again(tmp_path: Path) -> None:
     assert state_of("regions", tmp_path) == State(missing=("never measured",))
+    write_json(tmp_path / "judge.json", {"prior": "toybox", "quick": False, "rests_on": fingerprints("judge")})
+    assert state_of("judge", tmp_path) == State()  # it draws nothing, whatever prior its record names
     record = {"prior": "toybox-dit", "quick": False, "rests_on": fingerprints("regions")}
     write_json(tmp_path / "regions.json", record)
     assert state_of("regions", tmp_path) == State()

@@ -149,7 +149,7 @@ def is_point_cloud(path: Path) -> bool:
 
 def inspect_path(path: Path) -> dict[str, Any]:
     """Facts about a file or a folder. Raises InputError for a kind nobody knows."""
-    from ..utils.pictures import IMAGE_SUFFIXES
+    from ..utils.pictures import READ_SUFFIXES
 
     suffix = path.suffix.lower()
     if path.is_dir():
@@ -157,14 +157,14 @@ def inspect_path(path: Path) -> dict[str, Any]:
     size = {"file": str(path), "size": size_text(path)}
     if suffix in MESHES:
         return {**size, **(_inspect_points(path) if is_point_cloud(path) else _inspect_mesh(path))}
-    if suffix in IMAGE_SUFFIXES:
+    if suffix in READ_SUFFIXES:
         return {**size, **_inspect_image(path)}
     if suffix in (".npz", ".npy"):
         return {**size, **_inspect_arrays(path)}
     if suffix == ".json":
         value = read_json(path)
         return {**size, **(value if isinstance(value, dict) else {"entries": len(value)})}
-    known = ", ".join((*MESHES, *IMAGE_SUFFIXES, ".npz", ".npy", ".json"))
+    known = ", ".join((*MESHES, *READ_SUFFIXES, ".npz", ".npy", ".json"))
     raise InputError(f"cannot inspect {path}: known are {known} and model folders")
 
 

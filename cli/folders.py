@@ -12,7 +12,7 @@ from ..utils.errors import InputError
 
 PICTURES_OF_MAPS = ("-16bit.png", "-uncertainty.png", ".png")  # endings, the longer ones first
 OTHER_PICTURES = {  # that are not read, and the way out
-    **dict.fromkeys((".heic", ".heif", ".avif"), "save it as JPEG or PNG, or pip install pillow-heif"),
+    **dict.fromkeys((".heic", ".heif", ".avif"), "save it as JPEG or PNG, or pip install 'unproject[heic]'"),
     **dict.fromkeys(
         (".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2"), "raw; develop it to TIFF or JPEG"
     ),
@@ -37,7 +37,7 @@ def find(folder: Path, recursive: bool, map_names: Collection[str], out: Path) -
 
     map_names: commands whose maps (NAME-depth.png beside NAME-depth.npz) are no pictures. `out` is not entered.
     """
-    from ..utils.pictures import IMAGE_SUFFIXES
+    from ..utils.pictures import READ_SUFFIXES
 
     found = Found()
     for place, folders, names in os.walk(folder):
@@ -46,7 +46,7 @@ def find(folder: Path, recursive: bool, map_names: Collection[str], out: Path) -
             found.skipped += [f"{Path(place, f)} is a folder; --recursive enters it" for f in folders if not _ours(f)]
             folders[:] = []
         visible = sorted(Path(place, name) for name in names if not name.startswith("."))
-        pictures = [path for path in visible if path.suffix.lower() in IMAGE_SUFFIXES]
+        pictures = [path for path in visible if path.suffix.lower() in READ_SUFFIXES]
         kept = without_maps(pictures, map_names)
         found.maps += len(pictures) - len(kept)
         found.pictures += [(path, Path(place).relative_to(folder)) for path in kept]
@@ -54,7 +54,7 @@ def find(folder: Path, recursive: bool, map_names: Collection[str], out: Path) -
         found.skipped += [reason(path) for path in others]
     if not found.pictures and not found.maps:
         more = f": {found.skipped[0]}" if found.skipped else ""
-        raise InputError(f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)}){more}")
+        raise InputError(f"{folder} holds no images ({', '.join(READ_SUFFIXES)}){more}")
     return found
 
 

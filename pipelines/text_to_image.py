@@ -17,7 +17,7 @@ from ..core.priors import Condition, Prior
 from ..core.sampling.caches import caching
 from ..core.sampling.drawing import Drawing, drawing
 from ..core.sampling.init import Start
-from ..core.sampling.plan import SamplingPlan, keyword
+from ..core.sampling.plan import SamplingPlan
 from ..utils.errors import InputError, UnprojectError
 from ..utils.progress import Progress
 from ..utils.seeds import sample_noise
@@ -116,7 +116,7 @@ class TextToImage(SamplingPipeline):
         asked = (plan or SamplingPlan()).changed(
             num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, **settings
         )
-        asked.check(keyword)
+        asked.check_types()
         shape = latent_shape(self.prior, height, width)
         embeds = (prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds)
         prompts, condition = self._described(prompt, negative_prompt, *embeds)

@@ -16,9 +16,11 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
 from .errors import InputError
 from .files import atomic_path
+from .more_formats import register
 
 Picture: TypeAlias = npt.NDArray[np.uint8]
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+READ_SUFFIXES = (*IMAGE_SUFFIXES, *register())
 
 
 def load_image(path: str | Path, max_pixels: int = 100_000_000, min_side: int = 2) -> npt.NDArray[np.float32]:
@@ -48,17 +50,6 @@ def load_image(path: str | Path, max_pixels: int = 100_000_000, min_side: int = 
             image.load()
             upright = ImageOps.exif_transpose(image) or image
             return to_srgb(upright, path)
-
-
-def list_images(path: str | Path) -> list[Path]:
-    """The image itself, or the images directly inside a folder by name. Raises InputError when there are none."""
-    path = Path(path)
-    if not path.is_dir():
-        return [path]
-    found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
-    if not found:
-        raise InputError(f"{path} holds no images ({', '.join(IMAGE_SUFFIXES)})")
-    return found
 
 
 def to_uint8(image: Any) -> Picture:

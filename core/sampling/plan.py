@@ -150,7 +150,7 @@ class SamplingPlan:
 
     def check(self, tell: Tell = keyword) -> None:
         """Raises InputError for values out of range and settings that do not go together, before anything is loaded."""
-        self._check_types(tell)
+        self.check_types(tell)
         if self.steps is not None and self.steps < 1:
             raise InputError(f"{tell('steps', self.steps)} must be at least 1")
         self._check_solver(tell)
@@ -161,7 +161,8 @@ class SamplingPlan:
         if self.model_schedule is not None:
             self._check_models(tell)
 
-    def _check_types(self, tell: Tell) -> None:
+    def check_types(self, tell: Tell = keyword) -> None:
+        """Raises InputError for numbers that are none."""
         if self.steps is not None and (isinstance(self.steps, bool) or not isinstance(self.steps, Integral)):
             raise InputError(f"{tell('steps', repr(self.steps))} must be a whole number")
         for name in ("guidance", "guidance_rescale", "eta", "teleport"):

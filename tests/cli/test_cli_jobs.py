@@ -134,6 +134,9 @@ def test_every_file_that_is_left_out_is_told(run: Run, drawn: list[str]) -> None
     assert code == 0
     for text in ("p/b.heic: HEIC is not read", "p/c.CR2: CR2 is not read", "p/d.psd: PSD", "p/notes.txt is no picture"):
         assert f"skipped: {text}" in out
+    photos("q/b.png", "q/a.png", "q/.hidden.png")
+    save_image("q/c.jpg", BLACK).rename("q/c.JPG")
+    assert [path.name for path, _ in find(Path("q"), False, (), Path("out")).pictures] == ["a.png", "b.png", "c.JPG"]
     with pytest.raises(InputError, match=r"holds no images .*HEIC is not read"):
         Path("p/a.png").unlink()
         find(Path("p"), False, (), Path("out"))

@@ -110,9 +110,9 @@ def test_without_resume_old_checkpoints_go_and_other_files_stay(tmp_path: Path) 
     (tmp_path / "ckpt-6.tmp").mkdir()
     again = make(tmp_path, "a ball", resume=False)
     assert len(again.history) == 5
-    assert steps(tmp_path) == ["ckpt-2", "ckpt-4", "ckpt-of-mine"]
+    assert steps(tmp_path) == ["ckpt-4", "ckpt-5", "ckpt-of-mine"]
     newest = latest_checkpoint(tmp_path)
-    assert newest is not None and newest.name == "ckpt-4"
+    assert newest is not None and newest.name == "ckpt-5"
     assert json.loads((newest / "optimisation.json").read_text())["guided_by"]["prompt"] == "a ball"
 
 

@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -103,7 +104,7 @@ def test_steps_that_are_done_are_not_lost_when_the_mesh_fails(tmp_path: Path, mo
     whole = make(None)
     assert again.nfe == whole.nfe and torch.equal(again.mesh.vertices, whole.mesh.vertices)
     colors = [made.mesh.textures["base_color"] for made in (again, whole)]
-    assert torch.equal(*colors)
+    assert np.array_equal(*colors)
 
 
 def test_a_full_disk_stops_no_mesh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

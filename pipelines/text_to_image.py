@@ -186,6 +186,10 @@ class TextToImage(SamplingPipeline):
         if any(other is not None for other in others):
             raise InputError("negative and pooled embeddings go with prompt_embeds; give it too, or leave them out")
         prompts = check_texts("prompt", prompt)
+        if not (negative is None or isinstance(negative, str)) and len(negative) not in (1, len(prompts)):
+            raise InputError(
+                f"got {len(negative)} negative prompts for {len(prompts)} prompts; give one or one per prompt"
+            )
         for text in dict.fromkeys(prompts):
             warn_about(self.prior, text, REAL_BACKBONES)
         return prompts, self.prior.encode_text(prompts, negative)

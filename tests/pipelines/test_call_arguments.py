@@ -115,6 +115,7 @@ def test_a_prior_of_several_sizes_draws_them_all(monkeypatch: pytest.MonkeyPatch
         ({"batch_size": "2"}, "batch_size='2' must be a whole number"),
         ({"negative_prompt": 5}, "negative_prompt=5 must be text"),
         ({"negative_prompt": []}, "negative_prompt=[] must be text or a non-empty list"),
+        ({"prompt": ["a", "b"], "negative_prompt": ["c"] * 3}, "got 3 negative prompts for 2 prompts"),
         ({"prompt": None}, "prompt=None must be text"),
         ({"prompt": ["a", 3]}, "must be text or a non-empty list of texts"),
         ({"generator": [1, 2], "seed": None}, "generator=[1, 2] must be a torch.Generator"),

@@ -11,14 +11,16 @@ import tyro
 from ..utils.errors import InputError
 from ..utils.files import read_json
 from ..utils.runs import RunRecord
-from .common import Command, Shown, Table, Target, check_range, size_text
+from .common import Writer, check_range
+from .outputs import Target, size_text
+from .showing import Shown, Table
 
 MESHES = (".glb", ".gltf", ".obj", ".stl", ".ply", ".off")
 WRITES = (".glb", ".obj", ".stl", ".ply")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Convert(Command):
+class Convert(Writer):
     """Turn a mesh, a point cloud or a set of cameras into another format; the suffixes decide which."""
 
     name: ClassVar[str] = "convert"
@@ -28,13 +30,13 @@ class Convert(Command):
     destination: tyro.conf.Positional[Path]
     """.glb, .obj, .stl or .ply for meshes; .ply for points; .json or a folder (COLMAP text) for cameras."""
     faces: int = 0
-    """Simplify a mesh to about this many triangles; its colours are carried over (0 = leave it)."""
+    """Simplify a mesh to this many triangles at most; its colours are carried over (0 = leave it)."""
 
     def check(self) -> None:
         """Paths and suffixes."""
         check_range("--faces", self.faces, 0, 10**9)
         if self.out is not None:
-            raise InputError("convert takes the output as its second argument, not as --out")
+            raise InputError(f"--out {self.out}: convert takes the output as its second argument; leave --out away")
         if not self.source.exists():
             raise InputError(f"{self.source} does not exist")
         if self.source.resolve() == self.destination.resolve():
@@ -54,6 +56,12 @@ class Convert(Command):
     def _cameras(self) -> bool:
         return self.source.is_dir() or self.source.suffix.lower() == ".json"
 
+    def written(self, target: Target) -> list[Path]:
+        """See Command.written; a folder of cameras holds files of fixed names."""
+        if self.destination.suffix:
+            return [self.destination]
+        return [self.destination / name for name in ("cameras.txt", "images.txt")]
+
     def target(self) -> Target:
         """The destination decides."""
         if self.destination.suffix:
@@ -71,13 +79,15 @@ class Convert(Command):
         if is_point_cloud(self.source):
             return self._convert_points(record)
         from ..geometry.bake import carry_colors
-        from ..geometry.extract import decimate
+        from ..geometry.budget import at_most, check_written
         from ..geometry.meshes import Mesh
 
         mesh = Mesh.load(self.source)
         if 0 < self.faces < len(mesh.faces):
-            mesh = carry_colors(mesh, decimate(mesh, self.faces))
-        record.output(mesh.save(self.destination))
+            mesh = carry_colors(mesh, at_most(mesh, self.faces))
+        record.keep(mesh.save, self.destination)
+        if self.faces and not record.rescued:
+            check_written(self.destination, self.faces)
         counts = {"vertices": len(mesh.vertices), "faces": len(mesh.faces)}
         return Shown([f"{counts['vertices']} vertices, {counts['faces']} triangles"], data=counts)
 
@@ -87,7 +97,7 @@ class Convert(Command):
         if self.destination.suffix.lower() != ".ply":
             raise InputError(f"{self.source} holds points without triangles; they can only become .ply")
         cloud = PointCloud.load(self.source)
-        record.output(cloud.save(self.destination))
+        record.keep(cloud.save, self.destination)
         return Shown([f"{len(cloud)} points"], data={"points": len(cloud)})
 
     def _convert_cameras(self, record: RunRecord) -> Shown:
@@ -96,12 +106,12 @@ class Convert(Command):
         load = camera_files.load_colmap if self.source.is_dir() else camera_files.load_nerfstudio
         save = camera_files.save_nerfstudio if self.destination.suffix else camera_files.save_colmap
         cameras, names = load(self.source)
-        record.output(save(self.destination, cameras, names))
+        record.keep(lambda to: save(to, cameras, names), self.destination)
         return Shown([f"{len(names)} views"], data={"views": len(names)})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inspect(Command):
+class Inspect(Writer):
     """Tell what is in a mesh, point cloud, picture, array file, JSON record or model folder."""
 
     name: ClassVar[str] = "inspect"
@@ -142,7 +152,7 @@ def is_point_cloud(path: Path) -> bool:
 
 def inspect_path(path: Path) -> dict[str, Any]:
     """Facts about a file or a folder. Raises InputError for a kind nobody knows."""
-    from ..utils.pictures import IMAGE_SUFFIXES
+    from ..utils.pictures import READ_SUFFIXES
 
     suffix = path.suffix.lower()
     if path.is_dir():
@@ -150,14 +160,14 @@ def inspect_path(path: Path) -> dict[str, Any]:
     size = {"file": str(path), "size": size_text(path)}
     if suffix in MESHES:
         return {**size, **(_inspect_points(path) if is_point_cloud(path) else _inspect_mesh(path))}
-    if suffix in IMAGE_SUFFIXES:
+    if suffix in READ_SUFFIXES:
         return {**size, **_inspect_image(path)}
     if suffix in (".npz", ".npy"):
         return {**size, **_inspect_arrays(path)}
     if suffix == ".json":
         value = read_json(path)
         return {**size, **(value if isinstance(value, dict) else {"entries": len(value)})}
-    known = ", ".join((*MESHES, *IMAGE_SUFFIXES, ".npz", ".npy", ".json"))
+    known = ", ".join((*MESHES, *READ_SUFFIXES, ".npz", ".npy", ".json"))
     raise InputError(f"cannot inspect {path}: known are {known} and model folders")
 
 
@@ -239,12 +249,13 @@ def _inspect_arrays(path: Path) -> dict[str, Any]:
 
 def _inspect_folder(path: Path) -> dict[str, Any]:
     names = ("model_index.json", "mv.json", "run.json")
-    found = next((path / name for name in names if (path / name).is_file()), None)
+    records = (path / name for name in names if (path / name).is_file())
+    found = next(records, next(iter(sorted(path.glob("*.run.json"))), None))
     if found is None:
         raise InputError(f"{path} is neither a model folder nor the folder of a run ({', '.join(names)} are missing)")
     files = [file for file in path.rglob("*") if file.is_file()]
     return {
-        "kind": "run" if found.name == "run.json" else "model",
+        "kind": "run" if found.name.endswith("run.json") else "model",
         "files": len(files),
         "bytes": sum(file.stat().st_size for file in files),
         **read_json(found),

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from ..core.distillation.score import DivergedError
 from ..geometry.bake import bake
-from ..geometry.extract import EmptySurfaceError, decimate, keep_largest
+from ..geometry.budget import at_most
+from ..geometry.extract import EmptySurfaceError, keep_largest
 from ..geometry.meshes import Mesh
 from ..geometry.representation import MeshConfig, Representation
 from ..geometry.turntable import contact_sheet, render_turntable
@@ -26,7 +27,7 @@ def surface_of(shape: Representation, config: MeshConfig) -> Mesh:
         raise DivergedError(f"what was optimised has no surface ({error}); try more steps or another seed") from error
     except InputError as error:
         raise DivergedError(str(error)) from error
-    return decimate(keep_largest(mesh, config.keep), config.faces).with_smooth_normals()
+    return at_most(keep_largest(mesh, config.keep), config.faces).with_smooth_normals()
 
 
 def textured_mesh(shape: Representation, config: MeshConfig) -> Mesh:

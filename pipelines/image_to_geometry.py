@@ -21,9 +21,10 @@ from ..tasks.outputs import GeometryOutput, TaskOutput
 from ..tasks.tiling import tile_boxes
 from ..utils.errors import InputError
 from ..utils.seeds import sample_noise
+from .base import placed
 from .geometry_maps import Made, at_size, merged
 from .picture_inputs import PictureLike, fitted, pictures, resized
-from .sampling_parts import StepEnd, randomness, step_callback
+from .sampling_parts import TENSORS, StepEnd, check_tensors, randomness, step_callback, whole_number
 from .validity import at_map_size, seen_pixels
 
 Out = TypeVar("Out")
@@ -85,9 +86,9 @@ class _FromImage(ABC, Generic[Out]):
         """Writes a folder `from_pretrained` reads; `base` names the prior of a head that was not loaded from files."""
         return self.head.save(folder, base)
 
-    def to(self: P, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> P:
-        """Moves and casts the head and its prior."""
-        self.head.to(device, dtype)
+    def to(self: P, *where: torch.device | str | int | torch.dtype | None, **named: Any) -> P:
+        """Moves and casts the head and its prior, as diffusers' pipelines take it (`base.placed`)."""
+        self.head.to(*placed(*where, **named))
         return self
 
     @torch.no_grad()
@@ -110,6 +111,7 @@ class _FromImage(ABC, Generic[Out]):
         output_type: str = "np",
         output_latent: bool = False,
         callback_on_step_end: StepEnd | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = TENSORS,
     ) -> Out:
         """Predicts maps.
 
@@ -135,7 +137,9 @@ class _FromImage(ABC, Generic[Out]):
             output_latent: also return the final latents.
             callback_on_step_end: called with (pipe, call, timestep, {"latents": ...}) after every network call; may
                 return {"latents": ...}. The calls of each `batch_size` rows count from 0.
+            callback_on_step_end_tensor_inputs: what it is handed; there is "latents".
         """
+        check_tensors(callback_on_step_end_tensor_inputs)
         images = pictures(image).to(self.head.device)
         settings = self._settings(
             num_inference_steps,
@@ -180,11 +184,13 @@ class _FromImage(ABC, Generic[Out]):
         config = self.head.config
         steps = config.steps if steps is None else steps
         resolution = config.processing_resolution if resolution is None else resolution
-        if steps < 1 or members < 1 or batch < 1 or resolution < 0:
-            raise InputError(
-                f"num_inference_steps={steps}, ensemble_size={members}, batch_size={batch} must be at least 1 and "
-                f"processing_resolution={resolution} at least 0"
-            )
+        for name, value, least in (
+            ("num_inference_steps", steps, 1),
+            ("ensemble_size", members, 1),
+            ("batch_size", batch, 1),
+            ("processing_resolution", resolution, 0),
+        ):
+            whole_number(name, value, least)
         if config.start == "zeros" and steps != 1:
             raise InputError(f"num_inference_steps={steps}: this head is a one-step regressor; use 1 or leave it out")
         return Settings(steps, spacing, members, resolution, batch, alignment)

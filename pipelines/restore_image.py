@@ -23,9 +23,19 @@ from ..utils.errors import InputError, UnprojectError
 from ..utils.progress import Progress
 from .base import SamplingPipeline
 from .picture_inputs import PictureLike, fitted, hidden_pixels, pictures, resized
-from .prompts import warn_about
+from .prompts import check_guidance, check_texts, warn_about
 from .quality import own_steps
-from .sampling_parts import StepEnd, check_output_type, delivered, latent_shape, mark, randomness, watched
+from .sampling_parts import (
+    TENSORS,
+    StepEnd,
+    check_output_type,
+    check_tensors,
+    delivered,
+    latent_shape,
+    mark,
+    randomness,
+    watched,
+)
 from .text_to_image import REAL_BACKBONES
 
 TASKS = "super-resolution:FACTOR, inpaint, deblur:STD"
@@ -87,6 +97,7 @@ class RestoreImage(SamplingPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: StepEnd | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = TENSORS,
     ) -> RestoreImageOutput | tuple[Any, ...]:
         """Restores pictures.
 
@@ -105,10 +116,13 @@ class RestoreImage(SamplingPipeline):
             return_dict: False returns (images,).
             callback_on_step_end: called with (pipe, step, timestep, {"latents": ...}) after the data term of every
                 step; may return {"latents": ...}.
+            callback_on_step_end_tensor_inputs: what it is handed; there is "latents".
         """
         check_output_type(output_type)
+        check_tensors(callback_on_step_end_tensor_inputs)
         chosen, settings = parse_task(task), config or RestoreConfig(steps=own_steps(self.quality))
-        for text in dict.fromkeys([prompt] if isinstance(prompt, str) else prompt):
+        check_guidance(self.prior, settings.guidance)
+        for text in dict.fromkeys(check_texts("prompt", prompt)):
             if text:
                 warn_about(self.prior, text, REAL_BACKBONES)
         given = pictures(image)

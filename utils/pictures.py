@@ -15,9 +15,11 @@ from PIL import Image, ImageDraw, ImageFont
 from .decoding import read_layers
 from .errors import InputError
 from .files import atomic_path
+from .more_formats import register
 
 Picture: TypeAlias = npt.NDArray[np.uint8]
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+READ_SUFFIXES = (*IMAGE_SUFFIXES, *register())
 
 
 def load_image(path: str | Path, max_pixels: int = 100_000_000, min_side: int = 2) -> npt.NDArray[np.float32]:
@@ -28,17 +30,6 @@ def load_image(path: str | Path, max_pixels: int = 100_000_000, min_side: int = 
     pixel is decoded. Raises InputError for missing, unreadable, truncated, too small or too large files.
     """
     return read_layers(path, max_pixels, min_side).over_white()
-
-
-def list_images(path: str | Path) -> list[Path]:
-    """The image itself, or the images directly inside a folder by name. Raises InputError when there are none."""
-    path = Path(path)
-    if not path.is_dir():
-        return [path]
-    found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
-    if not found:
-        raise InputError(f"{path} holds no images ({', '.join(IMAGE_SUFFIXES)})")
-    return found
 
 
 def to_uint8(image: Any) -> Picture:

@@ -43,6 +43,7 @@ class Prior(ABC):
     latent_shape: tuple[int, int, int]
     image_size: int
     vae_factor: int = 1
+    known_px: tuple[int, int] | None = None  # smallest and largest side it learnt to draw; None: `latent_shape` alone
     latent_multiple: int = 1  # latent sides must be multiples of this
     network: nn.Module | None = None  # the denoising network; None for priors without one
     frames: int = 1  # views of one object that it draws at once; 1: single images

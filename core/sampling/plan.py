@@ -166,6 +166,7 @@ class SamplingPlan:
 
     def check(self, tell: Tell = keyword) -> None:
         """Raises InputError for values out of range and settings that do not go together, before anything is loaded."""
+        self.check_types(tell)
         self._check_values(tell)
         self._check_objects(tell)
         self._check_solver(tell)
@@ -176,20 +177,26 @@ class SamplingPlan:
         if self.model_schedule is not None:
             self._check_models(tell)
 
-    def _check_values(self, tell: Tell) -> None:
-        if self.steps is not None and (not isinstance(self.steps, Integral) or not _is_number(self.steps)):
+    def check_types(self, tell: Tell = keyword) -> None:
+        """Raises InputError for numbers that are none."""
+        if self.steps is not None and (isinstance(self.steps, bool) or not isinstance(self.steps, Integral)):
             raise InputError(f"{tell('steps', repr(self.steps))} must be a whole number")
+        for name in ("guidance", "guidance_rescale", "eta", "teleport"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if not _is_number(value) or not math.isfinite(value):
+                shown = value if isinstance(value, Real) else repr(value)
+                raise InputError(f"{tell(name, shown)} must be a finite number")
+
+    def _check_values(self, tell: Tell) -> None:
         if self.steps is not None and self.steps < 1:
             raise InputError(f"{tell('steps', self.steps)} must be at least 1")
-        if self.guidance is not None and not (_is_number(self.guidance) and math.isfinite(self.guidance)):
-            raise InputError(f"{tell('guidance', repr(self.guidance))} must be a finite number")
         for name in ("guidance_rescale", "eta"):
-            value = getattr(self, name)
-            if not (_is_number(value) and 0 <= value <= 1):
+            if not 0 <= (value := getattr(self, name)) <= 1:
                 raise InputError(f"{tell(name, repr(value))} must lie in [0, 1]")
-        if self.teleport is not None and not (_is_number(self.teleport) and 0 <= self.teleport < 1):
-            told = f"{self.teleport:g}" if _is_number(self.teleport) else repr(self.teleport)
-            raise InputError(f"{tell('teleport', told)} must lie in [0, 1): the share of steps to skip")
+        if self.teleport is not None and not 0 <= self.teleport < 1:
+            raise InputError(f"{tell('teleport', f'{self.teleport:g}')} must lie in [0, 1): the share of steps to skip")
         if self.spacing is not None and self.spacing not in SPACINGS:
             raise InputError(f"{tell('spacing', repr(self.spacing))} is unknown; have {', '.join(SPACINGS)}")
 

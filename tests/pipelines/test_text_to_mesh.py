@@ -250,7 +250,7 @@ def test_health_notices_full_volumes_and_wild_numbers():
 
 def test_unknown_words_warn_and_empty_prompts_raise():
     short = recipe(**{"optimise.steps": 1, "mesh.texture": 16})
-    with pytest.warns(UserWarning, match=r"'wombat' \(nearest: cat\).*sd15"):
+    with pytest.warns(UserWarning, match=r"'wombat' \(did you mean cat\?\).*sd15"):
         TextToMesh(BoxPrior(), short)("a wombat")
     with pytest.raises(InputError, match="empty"):
         TextToMesh(BoxPrior(), short)("  ")

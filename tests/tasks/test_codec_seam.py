@@ -16,8 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 import unproject.tasks.heads
-from unproject.cli.common import Target
 from unproject.cli.image import map_command
+from unproject.cli.outputs import Target
 from unproject.pipelines.image_to_geometry import ImageToGeometry, ImageToMap
 from unproject.tasks.codecs import CODECS, Column, Invariance, TargetCodec
 from unproject.tasks.data import AugmentConfig, GeometryData

@@ -144,6 +144,7 @@ class TextToMesh(PriorCommand):
     def run(self, record: RunRecord, target: Target) -> Shown:
         """Makes the mesh and its pictures."""
         from ..generate.finish import write_pictures
+        from ..geometry.inspection import write_report
         from ..pipelines.text_to_mesh import TextToMesh as Pipeline
 
         with record.stage("load"):
@@ -162,6 +163,7 @@ class TextToMesh(PriorCommand):
         record.notes.update(prior=pipe.prior.name, recipe=made.config, history=made.history)
         with record.stage("write"):
             record.output(made.mesh.save(target.file(target.suffix or ".glb")))
+            record.output(write_report(made.mesh, record.outputs[-1], made.scale_from))
             for path in write_pictures(made.mesh, lambda name: target.file(f"-{name}"), self.frames, self.view_size):
                 record.output(path)
         report = made.report.to_dict()

@@ -59,7 +59,9 @@ class Convert(Writer):
     def written(self, target: Target) -> list[Path]:
         """See Command.written; a folder of cameras holds files of fixed names."""
         if self.destination.suffix:
-            return [self.destination]
+            meshes = not self._cameras and not is_point_cloud(self.source)
+            reports = [self.destination.with_suffix(".report.json")] if meshes else []
+            return [self.destination, *reports]
         return [self.destination / name for name in ("cameras.txt", "images.txt")]
 
     def target(self) -> Target:
@@ -80,12 +82,14 @@ class Convert(Writer):
             return self._convert_points(record)
         from ..geometry.bake import carry_colors
         from ..geometry.budget import at_most, check_written
+        from ..geometry.inspection import write_report
         from ..geometry.meshes import Mesh
 
         mesh = Mesh.load(self.source)
         if 0 < self.faces < len(mesh.faces):
             mesh = carry_colors(mesh, at_most(mesh, self.faces))
         record.keep(mesh.save, self.destination)
+        record.keep(lambda path: write_report(mesh, path), self.destination)
         if self.faces and not record.rescued:
             check_written(self.destination, self.faces)
         counts = {"vertices": len(mesh.vertices), "faces": len(mesh.faces)}
@@ -119,6 +123,10 @@ class Inspect(Writer):
 
     path: tyro.conf.Positional[Path]
     """The file or folder."""
+    strict: bool = False
+    """Exit code 1 for a mesh that is not a solid."""
+    repair: Path | None = None
+    """Write a solid of the same shape and colours to this mesh file; exit code 2, and why, where none can be made."""
 
     @property
     def leaves_files(self) -> bool:
@@ -129,12 +137,25 @@ class Inspect(Writer):
         """It has to be there."""
         if not self.path.exists():
             raise InputError(f"{self.path} does not exist")
+        if self.repair is not None and self.repair.suffix.lower() not in WRITES:
+            raise InputError(f"--repair {self.repair}: cannot write that; use {', '.join(WRITES)}")
+        if self.repair is not None and self.repair.resolve() == self.path.resolve():
+            raise InputError(f"--repair {self.repair} is the file itself; name another one")
 
     def run(self, record: RunRecord, target: Target) -> Shown:
         """Chooses by suffix."""
         facts = inspect_path(self.path)
-        rows = [(key, _short(value)) for key, value in facts.items()]
-        return Shown(tables=[Table(("property", "value"), rows, str(self.path))], data=facts)
+        if (self.strict or self.repair) and facts.get("kind") != "mesh":
+            raise InputError(f"--strict and --repair ask about meshes and {self.path} is none; leave them out")
+        lines, solid = [], bool(facts.get("solid"))
+        if self.repair is not None:
+            steps = repair_file(self.path, self.repair)
+            record.output(self.repair)
+            lines = [f"{self.repair}: {', '.join(steps) or 'a solid already, written as it is'}"]
+            facts, solid = {**facts, "repaired": str(self.repair), "steps": steps}, True
+        rows = [(key, _short(value)) for key, value in flat(facts)]
+        table = Table(("property", "value"), rows, str(self.path))
+        return Shown(lines, [table], facts, exit_code=1 if self.strict and not solid else 0)
 
 
 def is_point_cloud(path: Path) -> bool:
@@ -171,18 +192,41 @@ def inspect_path(path: Path) -> dict[str, Any]:
     raise InputError(f"cannot inspect {path}: known are {known} and model folders")
 
 
+def repair_file(source: Path, destination: Path) -> list[str]:
+    """Writes a solid of the mesh in `source`; what was done to it. Raises InputError where none can be made."""
+    from ..geometry.bake import carry_colors
+    from ..geometry.inspection import write_report
+    from ..geometry.meshes import Mesh
+    from ..geometry.solid import make_solid
+
+    mesh = Mesh.load(source)
+    try:
+        solid, steps = make_solid(mesh)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from error
+    solid = carry_colors(mesh, solid.with_smooth_normals()) if steps else solid
+    write_report(solid, solid.save(destination))
+    return steps
+
+
+def flat(facts: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Rows of nested facts: "bounds.size" for what stands under size in bounds."""
+    rows: list[tuple[str, Any]] = []
+    for key, value in facts.items():
+        inner = flat(value) if isinstance(value, dict) else [("", value)]
+        rows += [(f"{key}.{name}" if name else key, item) for name, item in inner]
+    return rows
+
+
 def _inspect_mesh(path: Path) -> dict[str, Any]:
+    from ..geometry.inspection import inspect_mesh
     from ..geometry.meshes import Mesh
 
     mesh = Mesh.load(path)
-    low, high = mesh.world_bounds
     return {
         "kind": "mesh",
-        **mesh.check().to_dict(),
-        "bounds_low": low.tolist(),
-        "bounds_high": high.tolist(),
+        **inspect_mesh(mesh, path.suffix),
         **({"origin": list(mesh.origin)} if any(mesh.origin) else {}),
-        "textures": {name: list(image.shape) for name, image in mesh.textures.items()},
         "vertex_colors": mesh.vertex_colors is not None,
         **_validated(path),
     }

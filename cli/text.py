@@ -258,7 +258,7 @@ class TextToMesh(TextCommand):
     def files(self, target: Target) -> list[Path]:
         """The mesh and its pictures."""
         films = ("-turntable.gif", "-turntable.mp4") if self.frames else ()
-        return [target.file(ending) for ending in (target.suffix or ".glb", *films, "-sheet.png")]
+        return [target.file(ending) for ending in (target.suffix or ".glb", ".report.json", *films, "-sheet.png")]
 
     def size_bytes(self) -> int:
         """Of a mesh, its texture and films; twice, for the checkpoints."""
@@ -301,6 +301,7 @@ class TextToMesh(TextCommand):
     def _write(self, made: Any, job: Job, record: RunRecord) -> None:
         from ..generate.finish import write_pictures
         from ..geometry.budget import check_written
+        from ..geometry.inspection import write_report
 
         def pictures(mesh: Path) -> list[Path]:
             stem = job.target.stem
@@ -308,6 +309,7 @@ class TextToMesh(TextCommand):
 
         with record.stage("write"):
             record.keep(made.mesh.save, job.files[0])
+            record.keep(lambda mesh: write_report(made.mesh, mesh, made.scale_from), job.files[0])
             record.keep(pictures, job.files[0])
         if not record.rescued:
             check_written(job.files[0], made.config.mesh.faces)

@@ -20,6 +20,7 @@ from ..generate.finish import textured_mesh, write_pictures
 from ..generate.guides import make_guide
 from ..generate.optimise import Optimisation, OptimiseConfig
 from ..generate.views import turntable_cameras
+from ..geometry.inspection import write_report
 from ..geometry.meshes import Mesh
 from ..geometry.report import MeshReport
 from ..geometry.representation import MeshConfig, Representation
@@ -63,8 +64,13 @@ class TextToMeshOutput(BaseOutput):
     history: list[dict[str, float]]  # the log of each step
     config: MeshRecipe
 
+    @property
+    def scale_from(self) -> str:
+        """Where the size of the mesh comes from."""
+        return f"prompts name no size; the shape was made in a ball of radius {self.shape.bounds:g} m"
+
     def save(self, folder: str | Path, name: str = "mesh.glb", frames: int = 36, size: int = 256) -> list[Path]:
-        """Writes the mesh, turntable.gif, turntable.mp4, sheet.png and run.json; returns their paths."""
+        """Writes the mesh, its .report.json, turntable.gif and .mp4, sheet.png and run.json; returns their paths."""
         folder = Path(folder)
         record = RunRecord("text-to-mesh", self.config, self.seed, sum(self.seconds.values()))
         record.started = self.started
@@ -73,7 +79,9 @@ class TextToMeshOutput(BaseOutput):
         record.notes.update(prompt=self.prompt, negative_prompt=self.negative_prompt, prior=self.prior)
         record.notes.update(mesh=self.report.to_dict(), history=self.history)
         with record.stage("write"):
-            paths = [self.mesh.save(folder / name), *write_pictures(self.mesh, folder.joinpath, frames, size)]
+            paths = [self.mesh.save(folder / name)]
+            paths.append(write_report(self.mesh, paths[0], self.scale_from))
+            paths += write_pictures(self.mesh, folder.joinpath, frames, size)
         for path in paths:
             record.output(path)
         return [*paths, record.write(folder / "run.json")]

@@ -67,7 +67,7 @@ def _shells(mesh: Mesh) -> dict[str, Any]:
             "share": shells[i].area / total,
             "area": shells[i].area,
             "volume": shells[i].volume,
-            "inside": None if shells[i].inside is None else place[shells[i].inside],
+            "inside": None if (outer := shells[i].inside) is None else place[outer],
         }
         for i in order[:LISTED]
     ]

@@ -258,7 +258,8 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
         self._asked = self._begin_index or 0
         first = self._asks[min(self._asked, len(self._asks) - 1)]
         self._run = self.solver(state, self._grid[first:], generator)
-        self._x, self._level = advanced(self._run)
+        x, self._level = advanced(self._run)
+        self._x: Tensor = x
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy takes along: all but a run under way, which belongs to the original."""

@@ -163,7 +163,7 @@ def _execute(command: Command) -> int:
                 pin(threads)
             shown = command.run(record, target)
     except BaseException:
-        if command.leaves_files and record.outputs:
+        if command.leaves_files and (record.outputs or record.place):
             with contextlib.suppress(UnprojectError):  # the first failure is the one to tell
                 record.write(record.place or target.record)
         raise

@@ -151,7 +151,7 @@ def test_the_command_of_the_third_target(head: GeometryHead, tmp_path: Path, mon
     command = map_command("look", TaskConfig("Estimate where pixels look.", "rays"))
     assert (command.name, command.__doc__) == ("look", "Estimate where pixels look.")
     photo = save_image(tmp_path / "photo.png", pictures()[0])
-    made = command(image=photo)
+    made = command(image=(photo,))
     pipe = made.load()
     assert isinstance(pipe, ImageToMap)
     made.one(pipe, photo, load_image(photo), RunRecord("look"), Target(tmp_path, "photo-look"))

@@ -40,6 +40,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
     config_name = "scheduler_config.json"
     ignore_for_config = ["statistics"]
     default_solver = "ddim"
+    _x: Tensor  # the state that the run under way asks at
     _compatibles = [e.name for e in KarrasDiffusionSchedulers] + ["FlowMatchEulerDiscreteScheduler"]
 
     @register_to_config
@@ -258,8 +259,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
         self._asked = self._begin_index or 0
         first = self._asks[min(self._asked, len(self._asks) - 1)]
         self._run = self.solver(state, self._grid[first:], generator)
-        x, self._level = advanced(self._run)
-        self._x: Tensor = x
+        self._x, self._level = advanced(self._run)
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy takes along: all but a run under way, which belongs to the original."""

@@ -18,8 +18,9 @@ class Toybox(Command):
     name: ClassVar[str] = "toybox"
     kinds: ClassVar[tuple[str, ...]] = (".png",)
 
-    kind: Literal["object", "scene", "room", "street", "table", "interior"] = "object"
-    """One object, two or three objects, a furnished room, a street, things close by, or a lived-in room."""
+    kind: Literal["object", "scene", "pair", "room", "street", "table", "interior"] = "object"
+    """One object, two or three objects, two objects in a relation, a furnished room, a street, things close by, or a
+    lived-in room."""
     split: Literal["train", "val", "test", "heldout"] = "train"
     """Which part of the world; heldout holds combinations the other parts never contain."""
     index: int = 0
@@ -35,9 +36,11 @@ class Toybox(Command):
     render: bool = False
     """Render shards of a data set into --out instead of a sheet; an interrupted run goes on where it was."""
     groups: int = 1024
-    """With --render: number of groups (two views of a scene, four of anything else)."""
+    """With --render: number of groups (two views of a scene or pair, four of anything else)."""
     geometry: bool = False
     """With --render: depth and normals too."""
+    maps: bool = False
+    """With --render: depth, normals, albedo, roughness, metallic and parts too."""
     workers: int = 0
     """With --render: processes (0 = one per processor)."""
 
@@ -85,7 +88,7 @@ class Toybox(Command):
     def _render_set(self, record: RunRecord, target: Target) -> Shown:
         from ..toybox.dataset import RenderJob, render_set
 
-        job = RenderJob(self.kind, self.split, self.groups, self.pixels, self.geometry, self.index)
+        job = RenderJob(self.kind, self.split, self.groups, self.pixels, self.geometry, self.index, self.maps)
         folder = render_set(job, target.folder, self.workers or None)
         shards = sorted(folder.glob("shard-*.npz"))
         for path in shards:

@@ -321,7 +321,7 @@ def collapse(vertices: Floats, faces: Ints, target: int, keep_apart: bool = True
             faces, Q = np.ascontiguousarray(faces.reshape(-1, 3)), Q[used]
             P = np.concatenate([points[used], np.zeros((1, 3))])
             edges = np.unique(np.sort(faces[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2), axis=1), axis=0)
-            low, cell, sides = cell_grid(P[:-1], faces, 2 * mean_side(P, faces))
+            low, cell, sides = cell_grid(P[:-1], 2 * mean_side(P, faces))
             cells = np.full(int(np.prod(sides)) if keep_apart else 1, -1, dtype=np.int64)
             entries = np.zeros((room + 1 if keep_apart else 2, 2), dtype=np.int64)
             before = len(faces)

@@ -17,6 +17,7 @@ from ..utils.compiled import compiled
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 LARGEST_SIDE = 160  # cells
+ROUNDING = 1e-9  # of the diagonal: far above the rounding of the determinants, far below that of float32 positions
 
 
 @compiled
@@ -47,11 +48,12 @@ def _turn(P: Floats, a: int, b: int, c: int, x: int, y: int) -> float:
 
 
 @compiled
-def _cross_flat(P: Floats, a: int, b: int, c: int, d: int, x: int, y: int) -> bool:
+def _cross_flat(P: Floats, a: int, b: int, c: int, d: int, x: int, y: int, clear: float) -> bool:
     """Whether segments ab and cd of one plane cross or touch; not for parallel ones that only share their line."""
     s, t = _turn(P, a, b, c, x, y), _turn(P, a, b, d, x, y)
     u, v = _turn(P, c, d, a, x, y), _turn(P, c, d, b, x, y)
-    if s == 0.0 and t == 0.0:
+    width = clear * math.hypot(P[b, x] - P[a, x], P[b, y] - P[a, y])
+    if abs(s) <= width and abs(t) <= width:
         return False
     return s * t <= 0.0 and u * v <= 0.0
 
@@ -74,7 +76,11 @@ def pierces(P: Floats, a: int, b: int, i: int, j: int, k: int, clear: float) -> 
         x, y = (1, 2) if nx >= ny and nx >= nz else ((0, 2) if ny >= nz else (0, 1))
         if _inside_flat(P, a, i, j, k, x, y) or _inside_flat(P, b, i, j, k, x, y):
             return True
-        return _cross_flat(P, a, b, i, j, x, y) or _cross_flat(P, a, b, j, k, x, y) or _cross_flat(P, a, b, k, i, x, y)
+        return (
+            _cross_flat(P, a, b, i, j, x, y, clear)
+            or _cross_flat(P, a, b, j, k, x, y, clear)
+            or _cross_flat(P, a, b, k, i, x, y, clear)
+        )
     if (s > clear and t > clear) or (s < -clear and t < -clear):
         return False
     u, v, w = _volume(P, a, b, i, j), _volume(P, a, b, j, k), _volume(P, a, b, k, i)
@@ -202,7 +208,7 @@ def apart(P: Floats, a: int, b: int, c: int, i: int, j: int, k: int, clear: floa
     return False
 
 
-def cell_grid(P: Floats, faces: Ints, wanted: float) -> tuple[Floats, float, Ints]:
+def cell_grid(P: Floats, wanted: float) -> tuple[Floats, float, Ints]:
     """(corner, cell size in metres, cells along each axis) of a grid around the points with cells of about `wanted`."""
     low, high = P.min(axis=0), P.max(axis=0)
     extent = float((high - low).max())
@@ -215,17 +221,19 @@ def mean_side(P: Floats, faces: Ints) -> float:
     return float(np.linalg.norm(P[faces] - P[np.roll(faces, 1, axis=1)], axis=-1).mean()) if len(faces) else 0.0
 
 
-def meeting_faces(vertices: Floats, faces: Ints, clear: float = 0.0) -> NDArray[np.bool_]:
+def meeting_faces(vertices: Floats, faces: Ints) -> NDArray[np.bool_]:
     """(F,) of the faces (F, 3) over vertices (V, 3) that cut, touch or fold onto another one.
 
-    Faces with the same corner twice meet nothing. clear: metres within which a point counts as on a plane.
+    Faces with the same corner twice meet nothing.
     """
     found = np.zeros(len(faces), dtype=np.bool_)
     proper = np.flatnonzero((faces != np.roll(faces, 1, axis=1)).all(axis=1))
     if not len(proper):
         return found
-    P, index = np.ascontiguousarray(vertices, dtype=np.float64), np.ascontiguousarray(faces[proper], dtype=np.int64)
-    low, cell, sides = cell_grid(P[np.unique(index)], index, 1.5 * mean_side(P, index))
+    used, index = np.unique(faces[proper], return_inverse=True)
+    P, index = vertices[used] - vertices[used].mean(axis=0), np.ascontiguousarray(index.reshape(-1, 3), dtype=np.int64)
+    low, cell, sides = cell_grid(P, 1.5 * mean_side(P, index))
+    clear = ROUNDING * float(np.linalg.norm(np.ptp(P, axis=0)))
     room = 8 * len(index) + 1024
     while True:
         links = np.zeros((room + 1, 2), dtype=np.int64)

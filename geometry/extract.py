@@ -144,10 +144,10 @@ def _decimate_loosely(mesh: Mesh, faces: int) -> Mesh:
         reduced = fast_simplification.simplify(
             positions.astype(np.float32), index.astype(np.int32), target_count=faces, agg=patience
         )
-        if len(reduced[1]) <= faces:
+        if 0 < len(reduced[1]) <= faces:
             return mesh_from(np.asarray(reduced[0]), np.asarray(reduced[1]))
         positions, index = np.asarray(reduced[0]), np.asarray(reduced[1])
-    raise InputError(f"faces={faces}; this open surface cannot go below {len(index)} triangles without losing pieces")
+    raise InputError(f"faces={faces}; this open surface cannot go below {len(index)} triangles")
 
 
 def remesh(mesh: Mesh, resolution: int = 128) -> Mesh:
@@ -160,9 +160,15 @@ def remesh(mesh: Mesh, resolution: int = 128) -> Mesh:
     bounds = torch.stack([low - margin, high + margin])
     positions, faces = mesh_arrays(mesh)
     caster = Caster(positions, faces)
-    points = grid_points(resolution, bounds)
-    distance = caster.scene.compute_distance(open3d.core.Tensor(points.float().numpy())).numpy()
-    inside = caster.columns(points.numpy()) > 0
+    points = grid_points(resolution, bounds).numpy()
+    inside = caster.columns(points) > 0
+    near = np.zeros_like(inside)  # only distances beside the surface matter
+    for axis in range(3):
+        change = np.diff(inside, axis=axis)
+        for side in ((0, 1), (1, 0)):
+            near |= np.pad(change, [side if i == axis else (0, 0) for i in range(3)])
+    distance = np.full(inside.shape, margin, dtype=np.float32)
+    distance[near] = caster.scene.compute_distance(open3d.core.Tensor(points[near].astype(np.float32))).numpy()
     return extract_surface(np.where(inside, -distance, distance), 0.0, bounds, sign=-1, keep="parts")
 
 

@@ -212,6 +212,8 @@ class RenderedSet:
 
     def column(self, name: str, indices: np.ndarray) -> np.ndarray:
         """Any stored channel: rgb, depth_m (float16 metres), normal (int8, camera axes x 127), c2w, K."""
+        if name not in self._columns:
+            raise InputError(f"these renders hold no {name!r}; have {', '.join(self._columns)}")
         return self._columns[name][indices]
 
     def program(self, index: int) -> Program:

@@ -49,6 +49,7 @@ class Sampler:
             if callback is not None:
                 shown = x.clone()  # a run compares its own state with the one that was asked at
                 changed = callback(call, asked, shown)
-                x = shown if changed is None else changed
+                left = shown if changed is None else changed
+                x = x if left.dtype == x.dtype and torch.equal(left, x) else left
             call += 1
         return x

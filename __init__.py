@@ -12,6 +12,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .utils.lazy import loader
 from .utils.threads import wait_passively
 
 if TYPE_CHECKING:
@@ -72,14 +73,11 @@ _HOMES = {
 _SUBPACKAGES = ("core", "geometry", "pipelines", "tasks", "toybox", "utils")
 
 
+_load = loader(__name__, _HOMES)
+
+
 def __getattr__(name: str) -> Any:
-    if name in _SUBPACKAGES:
-        return import_module(f".{name}", __name__)
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name], __name__), name)
-    globals()[name] = value
-    return value
+    return import_module(f".{name}", __name__) if name in _SUBPACKAGES else _load(name)
 
 
 def __dir__() -> list[str]:

@@ -18,7 +18,7 @@ from ..core.sampling.guidance import guided
 from ..core.sampling.inversion import Inversion, regenerate, truncated
 from ..utils.errors import UnprojectError
 from ..utils.progress import Progress
-from .base import PriorPipeline
+from .base import SamplingPipeline
 from .picture_inputs import PictureLike, fitted, pictures
 from .prompts import warn_about
 from .quality import own_steps
@@ -35,7 +35,7 @@ class EditImageOutput(BaseOutput):
     nfe: int  # network rows spent
 
 
-class EditImage(PriorPipeline):
+class EditImage(SamplingPipeline):
     """Changes what the words change and leaves the rest, with any prior (EDICT).
 
     >>> pipe = EditImage.from_pretrained("toybox")

@@ -21,7 +21,7 @@ from ..core.sampling.flair import ErrorCurve
 from ..core.sampling.operators import Inpainting, Operator, gaussian_blur, super_resolution
 from ..utils.errors import InputError, UnprojectError
 from ..utils.progress import Progress
-from .base import PriorPipeline
+from .base import SamplingPipeline
 from .picture_inputs import PictureLike, fitted, pictures, resized
 from .prompts import warn_about
 from .quality import own_steps
@@ -64,7 +64,7 @@ def parse_task(text: str) -> Task:
     raise InputError(f"task {text!r} is unknown; write {TASKS}")
 
 
-class RestoreImage(PriorPipeline):
+class RestoreImage(SamplingPipeline):
     """Pictures that explain a damaged one and that the prior finds plausible, without training.
 
     >>> pipe = RestoreImage.from_pretrained("toybox")

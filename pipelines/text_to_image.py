@@ -19,7 +19,7 @@ from ..core.sampling.plan import SamplingPlan
 from ..utils.errors import InputError, UnprojectError
 from ..utils.progress import Progress
 from ..utils.seeds import sample_noise
-from .base import PriorPipeline
+from .base import SamplingPipeline
 from .prompts import warn_about
 from .sampling_parts import Generators, StepEnd, check_output_type, delivered, latent_shape, randomness, watched
 
@@ -37,7 +37,7 @@ class TextToImageOutput(BaseOutput):
     plan: SamplingPlan  # as it was carried out
 
 
-class TextToImage(PriorPipeline):
+class TextToImage(SamplingPipeline):
     """Images from prompts with any prior and solver.
 
     >>> pipe = TextToImage.from_pretrained("toybox")

@@ -28,6 +28,7 @@ from ..utils.errors import InputError
 from ..utils.pictures import grid, save_image
 from ..utils.progress import Progress
 from ..utils.runs import RunRecord
+from .base import PriorPipeline
 from .prompts import warn_about
 
 REAL_BACKBONES = "sd15, sd21-base or an MVDream checkpoint"
@@ -77,7 +78,7 @@ class TextToMeshOutput(BaseOutput):
         return [*paths, record.write(folder / "run.json")]
 
 
-class TextToMesh:
+class TextToMesh(PriorPipeline):
     """Textured meshes from prompts with any prior.
 
     >>> pipe = TextToMesh.from_pretrained("toybox")
@@ -86,7 +87,7 @@ class TextToMesh:
 
     def __init__(self, prior: Prior, recipe: MeshRecipe | str | Path | None = None) -> None:
         """`recipe`: None or "default" is what suits the prior; else a packaged name, a YAML file or a MeshRecipe."""
-        self.prior = prior
+        super().__init__(prior)
         self.recipe = recipe if isinstance(recipe, MeshRecipe) else load_recipe(recipe, prior)
 
     @classmethod
@@ -105,15 +106,6 @@ class TextToMesh:
         """
         chosen = multi_view_sibling(str(name)) or str(name)
         return cls(load_prior(chosen, device, torch_dtype or dtype, **options), recipe)
-
-    def save_pretrained(self, folder: str | Path) -> Path:
-        """Writes the prior as a folder `from_pretrained` reads."""
-        return self.prior.save(folder)
-
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> TextToMesh:
-        """Moves and casts the prior."""
-        self.prior.to(device, dtype)
-        return self
 
     def __call__(
         self,

@@ -7,8 +7,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..utils.lazy import loader
 
 if TYPE_CHECKING:
     from .captions import Meaning, caption, parse, say, vocabulary
@@ -47,36 +48,30 @@ __all__ = [
 ]
 
 _HOMES = {
-    "NOUNS": "catalogue",
-    "Judge": "judge",
-    "Meaning": "captions",
-    "RenderJob": "dataset",
-    "RenderedSet": "dataset",
-    "Renderer": "render",
-    "Rendering": "render",
-    "Sample": "samples",
-    "SensorModel": "sensor",
-    "caption": "captions",
-    "draw": "programs",
-    "make_scene": "places",
-    "parse": "captions",
-    "render_set": "dataset",
-    "render_views": "render",
-    "sample": "samples",
-    "say": "captions",
-    "sense": "sensor",
-    "vocabulary": "captions",
-    "write_noun_sheet": "sheet",
-    "write_sheet": "sheet",
+    "NOUNS": ".catalogue",
+    "Judge": ".judge",
+    "Meaning": ".captions",
+    "RenderJob": ".dataset",
+    "RenderedSet": ".dataset",
+    "Renderer": ".render",
+    "Rendering": ".render",
+    "Sample": ".samples",
+    "SensorModel": ".sensor",
+    "caption": ".captions",
+    "draw": ".programs",
+    "make_scene": ".places",
+    "parse": ".captions",
+    "render_set": ".dataset",
+    "render_views": ".render",
+    "sample": ".samples",
+    "say": ".captions",
+    "sense": ".sensor",
+    "vocabulary": ".captions",
+    "write_noun_sheet": ".sheet",
+    "write_sheet": ".sheet",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
-    globals()[name] = value
-    return value
+__getattr__ = loader(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

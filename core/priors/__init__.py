@@ -5,9 +5,9 @@ Every name is loaded when it is first used: a condition needs no diffusion libra
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ...utils.lazy import loader
 from .base import Prior, Recommended
 from .rows import Condition, Rows
 
@@ -43,22 +43,16 @@ __all__ = [
     "weights_root",
 ]
 _HOMES = {
-    **dict.fromkeys(("FLOW_SCHEDULE", "SD_SCHEDULE", "GaussianMixturePrior"), "analytic"),
+    **dict.fromkeys(("FLOW_SCHEDULE", "SD_SCHEDULE", "GaussianMixturePrior"), ".analytic"),
     **dict.fromkeys(
-        ("FluxPrior", "StableDiffusion3Prior", "StableDiffusionPrior", "StableDiffusionXLPrior"), "diffusers"
+        ("FluxPrior", "StableDiffusion3Prior", "StableDiffusionPrior", "StableDiffusionXLPrior"), ".diffusers"
     ),
-    **dict.fromkeys(("EmbeddedFlowPrior", "EmbeddedPrior", "MultiViewPrior"), "embedded"),
-    **dict.fromkeys(("CameraEmbedding", "MultiViewUNet", "inflate"), "multiview"),
-    **dict.fromkeys(("PriorEntry", "available", "load_prior", "multi_view_sibling", "weights_root"), "registry"),
+    **dict.fromkeys(("EmbeddedFlowPrior", "EmbeddedPrior", "MultiViewPrior"), ".embedded"),
+    **dict.fromkeys(("CameraEmbedding", "MultiViewUNet", "inflate"), ".multiview"),
+    **dict.fromkeys(("PriorEntry", "available", "load_prior", "multi_view_sibling", "weights_root"), ".registry"),
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
-    globals()[name] = value
-    return value
+__getattr__ = loader(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

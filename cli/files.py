@@ -81,13 +81,14 @@ class Convert(Writer):
         if is_point_cloud(self.source):
             return self._convert_points(record)
         from ..geometry.bake import carry_colors
-        from ..geometry.budget import at_most, check_written
+        from ..geometry.budget import check_written
+        from ..geometry.extract import decimate
         from ..geometry.inspection import write_report
         from ..geometry.meshes import Mesh
 
         mesh = Mesh.load(self.source)
         if 0 < self.faces < len(mesh.faces):
-            mesh = carry_colors(mesh, at_most(mesh, self.faces))
+            mesh = carry_colors(mesh, decimate(mesh, self.faces))
         record.keep(mesh.save, self.destination)
         record.keep(lambda path: write_report(mesh, path), self.destination)
         if self.faces and not record.rescued:

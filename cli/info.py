@@ -20,7 +20,7 @@ from .showing import Shown, Table
 PACKAGES = (
     *("torch", "diffusers", "transformers", "accelerate", "peft", "huggingface_hub", "safetensors", "tokenizers"),
     *("numpy", "scipy", "PIL", "trimesh", "open3d", "skimage", "xatlas", "fast_simplification"),
-    *("manifold3d", "tyro", "rich", "yaml", "imageio_ffmpeg", "matplotlib"),
+    *("manifold3d", "numba", "tyro", "rich", "yaml", "imageio_ffmpeg", "matplotlib"),
 )
 
 

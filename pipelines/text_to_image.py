@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..core.priors import Condition, Prior
+from ..core.priors.rows import COND
 from ..core.sampling.caches import caching
 from ..core.sampling.drawing import Drawing, drawing
 from ..core.sampling.init import Start
@@ -77,6 +78,7 @@ class TextToImage(SamplingPipeline):
         negative_prompt_embeds: Tensor | None = None,
         pooled_prompt_embeds: Tensor | None = None,
         negative_pooled_prompt_embeds: Tensor | None = None,
+        branches: Mapping[str, str | Sequence[str]] | None = None,
         cameras: Tensor | None = None,
         batch_size: int | None = None,
         output_type: str = "pil",
@@ -101,6 +103,7 @@ class TextToImage(SamplingPipeline):
             latents: starting noise (B, C, h, w) instead of drawing it.
             prompt_embeds: (B, L, D) in the place of `prompt`, as an encoder gave them; pooled_prompt_embeds (B, P) too
                 where the prior has such. Likewise negative_prompt_embeds, negative_pooled_prompt_embeds.
+            branches: prompts of further branches by name, one each or one for all, for a guidance that asks them.
             cameras: (F, 16) for multi-view priors: F views per image, adjacent in the output.
             batch_size: images drawn and decoded at once; None: all.
             output_type: "pil", "np", "pt" or "latent".
@@ -120,6 +123,8 @@ class TextToImage(SamplingPipeline):
         shape = latent_shape(self.prior, height, width)
         embeds = (prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds)
         prompts, condition = self._described(prompt, negative_prompt, *embeds)
+        for name, texts in (branches or {}).items():
+            condition = condition.branch(name, self.prior.encode_text(texts)[COND].for_batch(condition.rows))
         condition = condition.repeat(num_images_per_prompt)
         if cameras is not None:
             condition = condition.with_views(cameras, cameras.shape[0])
@@ -128,7 +133,8 @@ class TextToImage(SamplingPipeline):
             generators = [one for one in generators for _ in range(condition.frames)]
         noise = self._noise(latents, shape, generators, condition.rows)
         draw = self.drawing(asked, noise.shape[1:], negative_prompt)
-        check_guidance(self.prior, draw.plan.guidance)
+        if not callable(draw.plan.guidance):
+            check_guidance(self.prior, draw.plan.guidance)
         warn_about_size(self.prior, shape)
         remap, controls, start = draw.remap(), draw.controls(prompts), draw.started(noise)
         left = len(start.levels) - 1

@@ -22,6 +22,7 @@ from .denoiser import Control, Remap
 from .dpm_v3_statistics import ModelStatistics
 from .focus import AttentionCost, parse_control
 from .grids import SPACINGS, Spacing
+from .guidance import Guidance
 from .init import Init
 from .optimal_boundary import BoundaryNoise
 from .solvers import CALIBRATED, Solver
@@ -65,10 +66,10 @@ class SamplingPlan:
     """solver steps"""
     spacing: Spacing | None = None
     """trailing, leading, linspace, logsnr or karras"""
-    guidance: float | None = None
-    """classifier-free scale; 1 switches it off"""
+    guidance: float | Guidance | None = None
+    """classifier-free scale, 1 switches it off; or a `Guidance`, such as `ClassifierFree(5, interval=(0.2, 0.8))`"""
     guidance_rescale: float = 0.0
-    """[0, 1], against over-saturation at high guidance"""
+    """[0, 1], against over-saturation at high classifier-free scales"""
     eta: float = 0.0
     """randomness of ddim, [0, 1]"""
     statistics: ModelStatistics | str | Path | None = None
@@ -183,7 +184,7 @@ class SamplingPlan:
             raise InputError(f"{tell('steps', repr(self.steps))} must be a whole number")
         for name in ("guidance", "guidance_rescale", "eta", "teleport"):
             value = getattr(self, name)
-            if value is None:
+            if value is None or (name == "guidance" and callable(value)):
                 continue
             if not _is_number(value) or not math.isfinite(value):
                 shown = value if isinstance(value, Real) else repr(value)
@@ -197,6 +198,9 @@ class SamplingPlan:
                 raise InputError(f"{tell(name, repr(value))} must lie in [0, 1]")
         if self.teleport is not None and not 0 <= self.teleport < 1:
             raise InputError(f"{tell('teleport', f'{self.teleport:g}')} must lie in [0, 1): the share of steps to skip")
+        if callable(self.guidance) and self.guidance_rescale:
+            told = tell("guidance_rescale", self.guidance_rescale)
+            raise InputError(f"{told} belongs to a guidance scale; give it to the Guidance itself")
         if self.spacing is not None and self.spacing not in SPACINGS:
             raise InputError(f"{tell('spacing', repr(self.spacing))} is unknown; have {', '.join(SPACINGS)}")
 

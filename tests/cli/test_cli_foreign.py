@@ -38,7 +38,7 @@ def test_far_bounds_splats_and_losses_are_told(run: Run) -> None:
     code, out, _ = run("inspect", "a.obj", "--json")
     found = json.loads(out)
     assert code == 0 and found["origin"] == [500000.0, 0.0, 0.0]
-    assert found["bounds_high"] == pytest.approx([500000.2, 0.1, 0.0])
+    assert found["bounds"]["high"] == pytest.approx([500000.2, 0.1, 0.0])
     code, _, err = run("convert", "a.obj", "b.stl")
     assert code == 0 and "relative to (500000, 0, 0)" in err
     assert json.loads(Path("b.run.json").read_text())["warnings"] == [

@@ -129,23 +129,3 @@ def test_a_broken_checkpoint_write_leaves_nothing(tmp_path: Path, monkeypatch: p
     with pytest.raises(NotWrittenError, match=r"writing checkpoint .*ckpt-3 failed: No space left on device"):
         checkpoints.save_checkpoint(tmp_path, 3, {"a": {"x": torch.zeros(1)}}, {})
     assert list(tmp_path.iterdir()) == []
-
-
-def test_faces_are_a_hard_upper_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also when what follows decimation adds some."""
-    from unproject.geometry import budget
-    from unproject.utils.errors import InputError
-
-    asked: list[int] = []
-    ball = make(None).mesh
-
-    def generous(mesh: Any, faces: int) -> Any:
-        asked.append(faces)
-        return decimate(mesh, int(1.1 * faces))
-
-    decimate = budget.decimate
-    monkeypatch.setattr(budget, "decimate", generous)
-    assert len(budget.at_most(ball, 40).faces) <= 40 and len(asked) > 1
-    monkeypatch.setattr(budget, "decimate", lambda mesh, faces: mesh)
-    with pytest.raises(InputError, match=r"faces=40: this shape needs more"):
-        budget.at_most(ball, 40)

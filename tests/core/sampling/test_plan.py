@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 
 import pytest
 import torch
@@ -12,9 +13,12 @@ from unproject.cli.sampling import PLANNED, option
 from unproject.core.priors import FLOW_SCHEDULE, GaussianMixturePrior
 from unproject.core.sampling.drawing import drawing
 from unproject.core.sampling.focus import AttentionCost, VelocityControl
+from unproject.core.sampling.guidance import ClassifierFree
 from unproject.core.sampling.init import FixedNoiseInit
+from unproject.core.sampling.levels import Level
 from unproject.core.sampling.noiseshift import TimeRemap
 from unproject.core.sampling.plan import ALIASES, SamplingPlan
+from unproject.core.sampling.prediction import Prediction
 from unproject.core.sampling.solvers import DDIM, WrappedSolver
 from unproject.pipelines.text_to_image import TextToImage
 from unproject.utils.errors import InputError
@@ -170,3 +174,33 @@ def test_objects_within_lists_are_not_brought_back_either() -> None:
 def test_the_same_setting_twice_is_told_by_both_names() -> None:
     with pytest.raises(InputError, match="num_inference_steps= and steps= are the same"):
         SamplingPlan().changed(num_inference_steps=3, steps=4)
+
+
+@dataclass(frozen=True)
+class TowardsStyle:
+    """null + scale (cond - null) + style (style - null): a guidance with a branch of its own."""
+
+    scale: float = 3.0
+    style: float = 0.0
+
+    def needs(self, level: Level) -> tuple[str, ...]:
+        return ("cond", "null", "style")
+
+    def __call__(self, p: Mapping[str, Prediction]) -> Prediction:
+        return p["null"] + self.scale * (p["cond"] - p["null"]) + self.style * (p["style"] - p["null"])
+
+
+def test_a_plan_takes_any_guidance_and_a_call_its_branches() -> None:
+    pipe, draw = TextToImage(mixture()), {"seed": 2, "num_inference_steps": 3, "output_type": "latent"}
+    plain = pipe("dark", guidance_scale=3.0, **draw)
+    same = pipe("dark", guidance=TowardsStyle(3.0), branches={"style": "light"}, **draw)
+    torch.testing.assert_close(same.latents, plain.latents, rtol=1e-9, atol=1e-9)
+    assert (same.nfe, plain.nfe) == (9, 6)
+    styled = pipe(["dark", "dark"], guidance=TowardsStyle(1.0, 4.0), branches={"style": ["light", "dark"]}, **draw)
+    assert styled.latents[0].mean() > styled.latents[1].mean()
+    with pytest.raises(InputError, match="needs the branch 'style'"):
+        pipe("dark", guidance=TowardsStyle(), **draw)
+    narrow = ClassifierFree(3.0, interval=(0.0, 0.5))
+    assert plain.nfe > pipe("dark", guidance=narrow, **draw).nfe > pipe("dark", guidance_scale=1.0, **draw).nfe
+    with pytest.raises(InputError, match=r"guidance_rescale=0\.5 belongs to a guidance scale"):
+        pipe("dark", guidance=narrow, guidance_rescale=0.5, **draw)

@@ -18,7 +18,7 @@ from .common import Command, Shown, Table, Target
 PACKAGES = (
     *("torch", "diffusers", "transformers", "accelerate", "peft", "huggingface_hub", "safetensors", "tokenizers"),
     *("numpy", "scipy", "PIL", "trimesh", "open3d", "skimage", "xatlas", "fast_simplification"),
-    *("manifold3d", "tyro", "rich", "yaml", "imageio_ffmpeg", "matplotlib"),
+    *("manifold3d", "numba", "tyro", "rich", "yaml", "imageio_ffmpeg", "matplotlib"),
 )
 
 

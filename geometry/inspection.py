@@ -60,14 +60,14 @@ def _shells(mesh: Mesh) -> dict[str, Any]:
     shells = shells_of(*mesh_arrays(mesh))[1]
     total = max(sum(shell.area for shell in shells), 1e-30)
     order = sorted(range(len(shells)), key=lambda i: -shells[i].area)
-    place = {shell: rank for rank, shell in enumerate(order)}
+    place: dict[int | None, int] = {shell: rank for rank, shell in enumerate(order)}
     listed = [
         {
             "faces": shells[i].faces,
             "share": shells[i].area / total,
             "area": shells[i].area,
             "volume": shells[i].volume,
-            "inside": None if shells[i].inside is None else place[shells[i].inside],
+            "inside": place.get(shells[i].inside),
         }
         for i in order[:LISTED]
     ]

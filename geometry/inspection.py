@@ -60,7 +60,7 @@ def _shells(mesh: Mesh) -> dict[str, Any]:
     shells = shells_of(*mesh_arrays(mesh))[1]
     total = max(sum(shell.area for shell in shells), 1e-30)
     order = sorted(range(len(shells)), key=lambda i: -shells[i].area)
-    place = {shell: rank for rank, shell in enumerate(order)}
+    place: dict[int | None, int] = {shell: rank for rank, shell in enumerate(order)}
     listed = [
         {
             "faces": shells[i].faces,

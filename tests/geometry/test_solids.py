@@ -122,15 +122,14 @@ def test_a_budget_below_every_handle_takes_a_simpler_surface() -> None:
     assert len(light.faces) <= 60 and light.check().sound
 
 
-def test_open_surfaces_keep_to_the_budget_or_are_refused() -> None:
+def test_open_surfaces_keep_to_the_budget() -> None:
     sheet = Mesh.from_trimesh(trimesh.creation.icosphere(3))
     sheet = replace(sheet, faces=sheet.faces[sheet.vertices[sheet.faces].amin(dim=1)[:, 2] > -0.3])
     assert len(decimate(sheet, 100).faces) <= 100
     fine = Mesh.from_trimesh(trimesh.creation.icosphere(1))
     crowd = join_meshes([replace(fine, vertices=fine.vertices + 3.0 * i, faces=fine.faces[:60]) for i in range(9)])
     assert len(decimate(crowd, 300).faces) <= 300
-    with pytest.raises(InputError, match="faces=4;"):
-        decimate(crowd, 4)
+    assert 0 < len(decimate(crowd, 4).faces) <= 4
 
 
 def test_pieces_that_shrink_below_the_share_go_after_decimation() -> None:

@@ -102,6 +102,7 @@ class MultiViewPrior(EmbeddedPrior):
     """A prior whose U-Net sees several views of an object at once and is told their cameras."""
 
     recommended = TOYBOX_MULTIVIEW
+    reads = frozenset({"text", "concat", "cameras"})
 
     def __init__(
         self,

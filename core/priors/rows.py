@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...utils.errors import InputError
 
+LEVEL_TIME = "level_time"  # rows (B,): model times of the states, where the network is told others
 COND, NULL = "cond", "null"  # the conditional branch, and the one of the negative or empty prompt
 Index = slice | Tensor | Sequence[int] | Sequence[bool]
 

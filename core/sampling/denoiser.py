@@ -13,14 +13,13 @@ from torch import Tensor
 
 from ...utils.errors import InputError
 from ..priors.base import Prior
-from ..priors.rows import NULL, Condition, Rows
+from ..priors.rows import LEVEL_TIME, NULL, Condition, Rows
 from .guidance import Guidance, as_guidance
 from .levels import Level, NoiseSchedule
 from .prediction import Prediction, reread_v
 
 Control = Callable[["Denoiser", Prediction], Prediction]
 Remap = Callable[[Tensor], Tensor]
-LEVEL_TIME = "level_time"  # rows (B,): model times of the states, where the network is told others
 
 
 class Denoiser:

@@ -46,7 +46,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
                 raise Stopped(18, 45, str(options["out"]), 15)
             most = SimpleNamespace(mesh=SimpleNamespace(faces=options["faces"] or 4))
             made = {"mesh": TETRAHEDRON, "nfe": 3, "seconds": {}, "history": [], "config": most}
-            return SimpleNamespace(**made, report=TETRAHEDRON.check())
+            return SimpleNamespace(**made, report=TETRAHEDRON.check(), scale_from="the ball it was made in")
 
     def pictures(mesh: Mesh, place: Callable[[str], Path], frames: int, size: int) -> list[Path]:
         ends = ("sheet.png", "turntable.mp4", "turntable.gif")
@@ -64,7 +64,7 @@ def names(folder: str) -> set[str]:
 def test_checkpoints_lie_beside_the_mesh_until_it_is_written(run: Run, asked: list[dict[str, Any]]) -> None:
     assert run("text-to-mesh", "a red chair", "-o", "out/chair.glb")[0] == 0
     assert asked[0]["out"] == Path("out/.chair.work") and asked[0]["resume"] is True
-    ends = (".glb", "-sheet.png", "-turntable.mp4", "-turntable.gif", ".run.json")
+    ends = (".glb", ".report.json", "-sheet.png", "-turntable.mp4", "-turntable.gif", ".run.json")
     assert names("out") == {f"chair{end}" for end in ends}
     assert run("text-to-mesh", "a red chair", "-o", "out/chair.glb")[0] == 2
     assert run("text-to-mesh", "a red chair", "-o", "out/chair.glb", "--overwrite")[0] == 0

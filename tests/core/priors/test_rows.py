@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from unproject.core.priors import Condition, Rows
+from unproject.core.priors import Condition, Rows, load_prior
 from unproject.utils.errors import InputError
 
 
@@ -176,3 +176,12 @@ def test_limits_of_choosing_rows():
     assert condition(4, 2).index([]).rows == 0 == condition(4, 2).index([]).repeat(2).rows
     nameless = Condition({"cond": bag(rows=4, frames=2)})
     assert nameless.repeat(3).rows == 12 and not nameless.repeat(3).prompts
+
+
+def test_rows_that_a_network_does_not_read_are_refused(tiny_folders) -> None:
+    prior = load_prior(tiny_folders["sd3"])
+    rows, x = prior.encode_text("a cup")["cond"], torch.zeros(1, *prior.latent_shape)
+    assert prior.predict(x, 500.0, rows).shape == x.shape
+    with pytest.raises(InputError, match="takes no rows called concat, control; it reads pooled, text"):
+        prior.predict(x, 500.0, rows.with_tensors(concat=x, control=x))
+    assert prior.nfe == 1

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..utils.errors import InputError
-from .common import Command, pick_device
+from .common import Threaded, pick_device
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +18,7 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PriorCommand(Command):
+class PriorCommand(Threaded):
     """Options of commands that use a prior."""
 
     takes_file: ClassVar[bool] = True
@@ -29,6 +29,8 @@ class PriorCommand(Command):
     owner/name."""
     base: str | None = None
     """The Stable Diffusion prior that an MVDream checkpoint in --prior builds on (default: sd21-base)."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """Precision of the networks; auto is half precision for large backbones on CUDA, float32 elsewhere."""
 

@@ -118,6 +118,8 @@ class DiffusersPrior(Prior):
 class StableDiffusionPrior(DiffusersPrior):
     """Stable Diffusion 1.x and 2.x: one CLIP text encoder, a U-Net."""
 
+    reads = frozenset({"text", "concat"})
+
     def encode_text(self, prompts: str | Sequence[str], negative: str | Sequence[str] | None = None) -> Condition:
         """See Prior.encode_text."""
         texts, against = paired(prompts, negative)
@@ -139,6 +141,8 @@ class StableDiffusionPrior(DiffusersPrior):
 
 class StableDiffusionXLPrior(DiffusersPrior):
     """SDXL: two text encoders, pooled embedding and size ids."""
+
+    reads = frozenset({"text", "pooled", "time_ids", "concat"})
 
     def encode_text(self, prompts: str | Sequence[str], negative: str | Sequence[str] | None = None) -> Condition:
         """See Prior.encode_text; without a negative prompt the unconditional branch follows the model's own rule."""
@@ -163,6 +167,7 @@ class StableDiffusion3Prior(DiffusersPrior):
     """SD3 and SD3.5: a diffusion transformer on a rectified flow, CLIP and optional T5 text."""
 
     backbone = "transformer"
+    reads = frozenset({"text", "pooled"})
 
     def __init__(self, pipe: Any, name: str = "", frozen: bool = True) -> None:
         super().__init__(pipe, name, frozen)
@@ -198,6 +203,7 @@ class FluxPrior(DiffusersPrior):
     """FLUX.1: latents packed in 2x2 patches, network time in [0, 1], guidance scale as an input where distilled."""
 
     backbone = "transformer"
+    reads = frozenset({"text", "pooled", "guidance"})
     latent_multiple = 2
     spacing = "trailing"
 

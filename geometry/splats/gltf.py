@@ -5,22 +5,26 @@ Rotations are unit (x, y, z, w), scales linear, opacities in [0, 1]; COLOR_0 is 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ...utils.errors import InputError
-from ..cameras import GLTF_FROM_WORLD, rotation_from_quaternion
+from ..cameras import GLTF_FROM_WORLD
 from ..colors import linear_from_srgb
-from ..glb import Builder, accessor_values, container, split_chunks
+from ..formats.gltf import placed_meshes
+from ..formats.gltf_data import Accessors, split_chunks
+from ..formats.piece import Notes
+from ..glb import Builder, container
 from .cloud import GaussianCloud
 from .harmonics import MAX_DEGREE
 
 NAME = "KHR_gaussian_splatting"
 SPACE = "srgb_rec709_display"
 POINTS = 0
-NODES_MAX = 10_000
 
 
 def gltf_axes(cloud: GaussianCloud, back: bool = False) -> GaussianCloud:
@@ -63,15 +67,15 @@ def write_glb(cloud: GaussianCloud) -> bytes:
 def read_glb(data: bytes, where: str) -> GaussianCloud:
     """All splats of a GLB in our world, moved by their nodes. Raises InputError when there are none."""
     document, blob = split_chunks(data)
-    clouds = []
+    accessors, clouds = Accessors(document, blob, Path(where).parent), []
     try:
-        for mesh, matrix in _placed(document):
+        for mesh, matrix in placed_meshes(document, Notes(Path(where))):
             for primitive in document["meshes"][mesh]["primitives"]:
                 if NAME in primitive.get("extensions", {}):
-                    clouds.append(_cloud(document, blob, primitive).transformed(matrix))
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, InputError):
-            raise
+                    clouds.append(_cloud(accessors, primitive).transformed(torch.from_numpy(matrix)))
+    except InputError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError, MemoryError) as error:
         raise InputError(f"{where}: the glTF splats are damaged: {error!r}") from error
     if not clouds:
         raise InputError(f"{where} holds no {NAME}; meshes are read with Mesh.load")
@@ -84,7 +88,7 @@ def _coefficient(degree: int, index: int) -> str:
     return f"{NAME}:SH_DEGREE_{degree}_COEF_{index}"
 
 
-def _cloud(document: dict[str, Any], blob: bytes, primitive: dict[str, Any]) -> GaussianCloud:
+def _cloud(accessors: Accessors, primitive: dict[str, Any]) -> GaussianCloud:
     """One primitive in its own axes."""
     attributes, own = primitive["attributes"], primitive["extensions"][NAME]
     if own.get("kernel", "ellipse") != "ellipse" or own.get("colorSpace", SPACE) != SPACE:
@@ -93,38 +97,9 @@ def _cloud(document: dict[str, Any], blob: bytes, primitive: dict[str, Any]) -> 
         raise InputError(f"splats with {', '.join(own['extensions'])} are not supported; save them uncompressed")
 
     def values(name: str) -> Tensor:
-        return accessor_values(document, blob, attributes[name])
+        return torch.from_numpy(np.array(accessors.array(attributes[name]), dtype=np.float32))
 
     degree = max(d for d in range(MAX_DEGREE + 1) if _coefficient(d, 0) in attributes)
     sh = [values(_coefficient(d, i)) for d in range(degree + 1) for i in range(2 * d + 1)]
     rotation, opacity = values(f"{NAME}:ROTATION").roll(1, dims=1), values(f"{NAME}:OPACITY")[:, 0]
     return GaussianCloud.from_values(values("POSITION"), values(f"{NAME}:SCALE"), rotation, opacity, torch.stack(sh, 1))
-
-
-def _placed(document: dict[str, Any]) -> list[tuple[int, Tensor]]:
-    """(mesh, world matrix (4, 4)) of every node that shows one."""
-    nodes, found = document.get("nodes", []), []
-    children = {child for node in nodes for child in node.get("children", [])}
-    left = [(index, torch.eye(4, dtype=torch.float64)) for index in range(len(nodes)) if index not in children]
-    seen = 0
-    while left:
-        index, above = left.pop()
-        node, seen = nodes[index], seen + 1
-        if seen > NODES_MAX:
-            raise InputError(f"the glTF has more than {NODES_MAX} nodes, or a circle among them")
-        matrix = above @ _matrix(node)
-        if "mesh" in node:
-            found.append((node["mesh"], matrix))
-        left += [(child, matrix) for child in node.get("children", [])]
-    return found
-
-
-def _matrix(node: dict[str, Any]) -> Tensor:
-    """The transform (4, 4) of a node."""
-    if "matrix" in node:
-        return torch.tensor(node["matrix"], dtype=torch.float64).view(4, 4).mT
-    matrix = torch.eye(4, dtype=torch.float64)
-    turn = torch.tensor(node.get("rotation", [0.0, 0, 0, 1]), dtype=torch.float64)
-    matrix[:3, :3] = rotation_from_quaternion(turn.roll(1)) * torch.tensor(node.get("scale", [1.0, 1, 1])).double()
-    matrix[:3, 3] = torch.tensor(node.get("translation", [0.0, 0, 0]), dtype=torch.float64)
-    return matrix

@@ -127,6 +127,8 @@ def test_columns_of_a_set(small: RenderJob, tmp_path: Path) -> None:
     np.testing.assert_allclose(np.linalg.norm(normal[inside] / 127.0, axis=-1), 1, atol=0.02)
     assert (normal[~inside] == 0).all()
     assert (normal[inside][:, 2] < 25).all(), "visible surfaces face the camera, which looks along +z"
+    with pytest.raises(InputError, match="holds no albedo; render it with --maps"):
+        rendered.column("albedo", every)
     c2w, K = rendered.cameras(every)
     assert c2w.shape == (12, 4, 4) and K.shape == (12, 3, 3)
     assert rendered.groups().tolist() == np.arange(12).reshape(3, 4).tolist()

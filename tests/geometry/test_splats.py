@@ -90,6 +90,22 @@ def test_values_and_gradients_are_those_of_the_twin(name: str) -> None:
         assert float((found - expected).abs().max()) < 1e-8 * float(expected.abs().max())
 
 
+def test_gaussians_beside_the_picture_reach_into_it() -> None:
+    """Beyond 1.3 of the view the slant is held; those Gaussians are wide enough to be seen."""
+    arrays, view = scene(120, size=0.25), views(40, 30, count=1)
+    arrays = {name: (1.8 * v if name == "means" else v).detach().requires_grad_() for name, v in arrays.items()}
+    meta = rasterization(**arrays, **view, sh_degree=3)[2]
+    x = meta["means2d"][0, :, 0]
+    outside = ((x < -0.15 * 40) | (x > 1.15 * 40)) & (meta["radii"][0] > 0).all(-1)
+    assert int(outside.sum()) > 3
+    (maps, gradients), (wanted, slopes) = (
+        drawn(f, {**arrays, **view}, sh_degree=3) for f in (rasterization, rasterization_reference)
+    )
+    torch.testing.assert_close(maps, wanted, rtol=1e-9, atol=1e-10)
+    for found, expected in zip(gradients, slopes, strict=True):
+        assert float((found - expected).abs().max()) < 1e-8 * float(expected.abs().max())
+
+
 def test_single_precision_is_close_too() -> None:
     arrays = {**scene(150, torch.float32), **views(50, 37, torch.float32)}
     settings = {"sh_degree": 3, "render_mode": "RGB+D", "normals": True}

@@ -194,6 +194,7 @@ def test_cost_and_history_are_reported(made):
 def test_output_folder_holds_everything(made, tmp_path):
     names = {path.name for path in made[0].save(tmp_path, frames=2, size=32)}
     assert names == {"mesh.glb", "mesh.report.json", "turntable.gif", "turntable.mp4", "sheet.png", "run.json"}
+    assert json.loads((tmp_path / "mesh.report.json").read_text())["solid"] is True
     record = json.loads((tmp_path / "run.json").read_text())
     assert record["nfe"] == {"denoiser": 160} and record["notes"]["mesh"]["watertight"] is True
     assert Mesh.load(tmp_path / "mesh.glb").textures["base_color"].shape == (96, 96, 3)

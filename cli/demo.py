@@ -47,7 +47,8 @@ class Demo(PriorCommand):
         """The commands, each with the file it writes; a prior without geometry heads gets the embedded ones."""
         folder, photo = self.target().folder, self.photo or self.room
         common: dict[str, Any] = {"seed": self.seed, "device": self.device, "dtype": self.dtype}
-        text = {"prior": self.prior, "base": self.base, "prompt": self.prompt, **common}
+        files = {"base": self.base, "variant": self.variant, "revision": self.revision, "lora": self.lora}
+        text = {"prior": self.prior, "prompt": self.prompt, **files, **common}
         image = {"prior": head_of(self.prior), "image": photo, **common}
         return [
             TextToImage(grid=16, out=folder / "images.png", **text),

@@ -272,6 +272,14 @@ def test_recipe_follows_the_prior():
         load_recipe("toybix", BoxPrior())
 
 
+@pytest.mark.parametrize("side", [512, 768, 1024])
+def test_a_prior_of_single_images_is_shown_its_own_size(side):
+    prior = BoxPrior()
+    prior.frames, prior.recipe, prior.image_size = 1, "stable-diffusion", side
+    assert load_recipe("default", prior).optimise.guided_px == load_recipe(None, prior).optimise.guided_px == side
+    assert load_recipe("stable-diffusion-single-view", prior).optimise.guided_px == 512
+
+
 def test_the_backdrop_is_what_the_border_shows():
     camera = draw_cameras(ViewConfig(views=2), 8, generator(0))
     target = torch.full((2, 3, 8, 8), 0.3)

@@ -215,7 +215,7 @@ class FluxPrior(DiffusersPrior):
     """FLUX.1: latents packed in 2x2 patches, network time in [0, 1], guidance scale as an input where distilled."""
 
     backbone = "transformer"
-    reads = frozenset({"text", "pooled", "guidance"})
+    reads = frozenset({"text", "pooled"})
     latent_multiple = 2
     spacing = "trailing"
     recommended = Recommended(3.5, 28, solver="euler")

@@ -75,7 +75,7 @@ class BoxPrior(Prior):
     """Pixels as latents; the posterior mean is the box from the row's camera, whatever the noise."""
 
     name, scheduler_config, image_size, latent_shape = "box", SD_SCHEDULE, SIZE, (3, SIZE, SIZE)
-    frames, recipe = 4, "toybox"
+    frames, recipe, reads = 4, "toybox", frozenset({"text", "cameras"})
 
     def __init__(self) -> None:
         self.scene, self.schedule = RayMesh(box()), NoiseSchedule.from_config(SD_SCHEDULE)

@@ -25,7 +25,6 @@ from .harmonics import MAX_DEGREE
 NAME = "KHR_gaussian_splatting"
 SPACE = "srgb_rec709_display"
 POINTS = 0
-NODES_MAX = 10_000
 
 
 def gltf_axes(cloud: GaussianCloud, back: bool = False) -> GaussianCloud:
@@ -68,20 +67,18 @@ def write_glb(cloud: GaussianCloud) -> bytes:
 def read_glb(data: bytes, where: str) -> GaussianCloud:
     """All splats of a GLB in our world, moved by their nodes. Raises InputError when there are none."""
     document, blob = split_chunks(data)
-    notes = Notes(Path(where))
-    clouds, stored = [], Accessors(document, blob, Path(where).parent)
+    accessors, clouds = Accessors(document, blob, Path(where).parent), []
     try:
-        for mesh, matrix in placed_meshes(document, notes):
+        for mesh, matrix in placed_meshes(document, Notes(Path(where))):
             for primitive in document["meshes"][mesh]["primitives"]:
                 if NAME in primitive.get("extensions", {}):
-                    clouds.append(_cloud(stored, primitive).transformed(torch.from_numpy(matrix)))
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, InputError):
-            raise
+                    clouds.append(_cloud(accessors, primitive).transformed(torch.from_numpy(matrix)))
+    except InputError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError, MemoryError) as error:
         raise InputError(f"{where}: the glTF splats are damaged: {error!r}") from error
     if not clouds:
         raise InputError(f"{where} holds no {NAME}; meshes are read with Mesh.load")
-    notes.say()
     degree = max(cloud.degree for cloud in clouds)
     filled = [cloud.with_degree(degree) for cloud in clouds]
     return gltf_axes(GaussianCloud.cat(filled), back=True)
@@ -91,7 +88,7 @@ def _coefficient(degree: int, index: int) -> str:
     return f"{NAME}:SH_DEGREE_{degree}_COEF_{index}"
 
 
-def _cloud(stored: Accessors, primitive: dict[str, Any]) -> GaussianCloud:
+def _cloud(accessors: Accessors, primitive: dict[str, Any]) -> GaussianCloud:
     """One primitive in its own axes."""
     attributes, own = primitive["attributes"], primitive["extensions"][NAME]
     if own.get("kernel", "ellipse") != "ellipse" or own.get("colorSpace", SPACE) != SPACE:
@@ -100,7 +97,7 @@ def _cloud(stored: Accessors, primitive: dict[str, Any]) -> GaussianCloud:
         raise InputError(f"splats with {', '.join(own['extensions'])} are not supported; save them uncompressed")
 
     def values(name: str) -> Tensor:
-        return torch.from_numpy(np.asarray(stored.array(attributes[name], colors=True), np.float32))
+        return torch.from_numpy(np.array(accessors.array(attributes[name]), dtype=np.float32))
 
     degree = max(d for d in range(MAX_DEGREE + 1) if _coefficient(d, 0) in attributes)
     sh = [values(_coefficient(d, i)) for d in range(degree + 1) for i in range(2 * d + 1)]

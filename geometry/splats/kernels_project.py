@@ -14,7 +14,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
-ALPHA_MIN = 1.0 / 255.0
+ALPHA_MIN = 1.0 / 255.0  # numba keeps compiled loops by file: after a change here, save kernels_tiles.py anew too
 REACH = 3.33  # standard deviations; exp(-REACH^2 / 2) is just below ALPHA_MIN
 OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": {"contract"}}
 

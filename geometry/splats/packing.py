@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from ...utils.errors import InputError
+from ..formats.ply_data import Element
 from .cloud import GaussianCloud
 from .harmonics import C0
 
@@ -26,24 +27,24 @@ BITS = (11, 10, 11)
 STEP = 1 / 32  # of a harmonic
 
 
-def unpack(elements: dict[str, Array], where: str) -> GaussianCloud:
+def unpack(elements: dict[str, Element], where: str) -> GaussianCloud:
     """The cloud of a packed PLY; files without ranges of colours have colours in [0, 1]."""
     vertices, chunks = elements["vertex"], elements.get("chunk")
-    count = len(vertices)
-    if chunks is None or len(chunks) < -(-count // CHUNK) or not set(RANGES[:12]) <= set(chunks.dtype.names or ()):
+    count = vertices.length
+    if chunks is None or chunks.length < -(-count // CHUNK) or not set(RANGES[:12]) <= set(chunks.names):
         raise InputError(f"{where} is packed but does not have the ranges of {-(-count // CHUNK)} chunks")
     index = np.arange(count) // CHUNK
 
     def spread(unit: Array, names: tuple[str, ...]) -> Array:
-        if f"min_{names[0]}" not in (chunks.dtype.names or ()):
+        if f"min_{names[0]}" not in chunks.columns:
             return unit
-        low, high = (np.stack([chunks[f"{end}_{n}"] for n in names], 1)[index] for end in ("min", "max"))
+        low, high = (np.stack([chunks.columns[f"{end}_{n}"] for n in names], 1)[index] for end in ("min", "max"))
         return low * (1 - unit) + high * unit
 
-    means, scales = (spread(_split(vertices[PACKED[i]], BITS), SPANS[j]) for i, j in ((0, 0), (2, 1)))
-    rgba = _split(vertices["packed_color"], (8, 8, 8, 8))
+    means, scales = (spread(_split(vertices.columns[PACKED[i]], BITS), SPANS[j]) for i, j in ((0, 0), (2, 1)))
+    rgba = _split(vertices.columns["packed_color"], (8, 8, 8, 8))
     colors = spread(rgba[:, :3], SPANS[2])
-    word = vertices["packed_rotation"].astype(np.uint32)
+    word = vertices.columns["packed_rotation"].astype(np.uint32)
     small = (_split(word, (10, 10, 10)) - 0.5) * math.sqrt(2)
     quaternions = _with_largest(small, (word >> 30).astype(np.int64))
     sh = np.zeros((count, 1, 3), np.float32)
@@ -128,10 +129,14 @@ def _rotation_words(turn: Array) -> Array:
     return _joined(others / math.sqrt(2) + 0.5, (10, 10, 10)) | (largest.astype(np.uint32) << np.uint32(30))
 
 
-def _rest(table: Array, count: int, where: str) -> Array:
+def _rest(table: Element, count: int, where: str) -> Array:
     """Harmonics (N, K - 1, 3) beyond the first."""
-    names = table.dtype.names or ()
-    if len(table) != count or len(names) not in (9, 24, 45) or set(names) != {f"f_rest_{i}" for i in range(len(names))}:
-        raise InputError(f"{where}: element sh has {len(names)} properties for {len(table)} splats")
-    steps = np.stack([table[f"f_rest_{i}"] for i in range(len(names))], 1).astype(np.float32)
+    names = table.names
+    if (
+        table.length != count
+        or len(names) not in (9, 24, 45)
+        or set(names) != {f"f_rest_{i}" for i in range(len(names))}
+    ):
+        raise InputError(f"{where}: element sh has {len(names)} properties for {table.length} splats")
+    steps = np.stack([table.columns[f"f_rest_{i}"] for i in range(len(names))], 1).astype(np.float32)
     return ((steps - 127.5) * STEP).reshape(count, 3, -1).transpose(0, 2, 1)

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from unproject.geometry.formats.gltf_data import split_chunks
+from unproject.geometry.formats.ply_data import read_elements
 from unproject.geometry.splats import GaussianCloud, load_splats, rasterization, save_splats
 from unproject.geometry.splats.cloud import rotation_matrices
 from unproject.geometry.splats.files import SUFFIXES
 from unproject.geometry.splats.gltf import gltf_axes
 from unproject.geometry.splats.harmonics import basis, rotated
 from unproject.geometry.splats.packing import z_order
-from unproject.geometry.splats.ply import names_of, read_table
+from unproject.geometry.splats.ply import names_of
 from unproject.utils.errors import InputError, MissingExtraError
 from unproject.utils.seeds import generator
 
@@ -80,9 +81,9 @@ def test_the_ply_has_the_properties_of_3dgs_in_order(tmp_path: Path) -> None:
     wanted += ["scale_0", "scale_1", "scale_2", "rot_0", "rot_1", "rot_2", "rot_3"]
     assert header[:3] == ["ply", "format binary_little_endian 1.0", "element vertex 2"]
     assert header[3:-1] == [f"property float {name}" for name in wanted]
-    table = read_table((tmp_path / "a.ply").read_bytes(), "a")
+    _, elements = read_elements((tmp_path / "a.ply").read_bytes())
     made = cloud(2)
-    assert table.elements["vertex"]["f_rest_16"].tolist() == made.sh[:, 2, 1].tolist()  # 15 c + k
+    assert elements["vertex"].columns["f_rest_16"].tolist() == made.sh[:, 2, 1].tolist()  # 15 c + k
 
 
 def test_flat_gaussians_have_no_third_scale(tmp_path: Path) -> None:
@@ -240,14 +241,14 @@ def ply(vertex: str = "element vertex 3", **changes: str) -> bytes:
 
 SPZ4 = struct.pack("<IIIBBBBI12x", 0x5053474E, 4, 1 << 31, 0, 12, 0, 5, 32) + bytes(80)
 HOSTILE = {
-    "four billion.ply": (ply("element vertex 4000000000"), "promises 4000000000 of vertex"),
-    "negative.ply": (ply("element vertex -3"), "header line 'element vertex -3' is damaged"),
-    "list.ply": (ply().replace(b"property float x", b"property list uchar int x"), "plain properties only"),
-    "twice.ply": (ply(x="y"), "names a property twice"),
+    "four billion.ply": (ply("element vertex 4000000000"), "before its 4000000000 rows of vertex"),
+    "negative.ply": (ply("element vertex -3"), "its header holds the line 'element vertex -3'"),
+    "list.ply": (ply().replace(b"property float x", b"property list uchar int x"), "no plain rows of vertex"),
+    "twice.ply": (ply(x="y"), "cannot be read: .*x|y"),
     "no rotation.ply": (ply(rot_2="rot_9"), "property rot_2 is missing"),
     "rest.ply": (ply(nx="f_rest_0"), "has 1 properties f_rest"),
-    "text.ply": (ply().replace(b"binary_little_endian", b"ascii"), "no binary PLY"),
-    "endless.ply": (b"ply\n" + b"comment x\n" * 9000, "no header"),
+    "text.ply": (ply().replace(b"binary_little_endian", b"ascii"), "cannot be read: its text holds"),
+    "endless.ply": (b"ply\n" + b"comment x\n" * 9000, "no PLY header"),
     "packed.ply": (
         b"ply\nformat binary_little_endian 1.0\nelement vertex 1\nproperty uint packed_position\n"
         b"property uint packed_rotation\nproperty uint packed_scale\nproperty uint packed_color\nend_header\n"
@@ -267,7 +268,7 @@ HOSTILE = {
     "other.spz": (b"hello there" * 9, "is no SPZ file"),
     "cut.spz": (gzip.compress(b"x" * 2000)[:12], "ends within its header"),
     "odd.splat": (bytes(33), "33 bytes"),
-    "empty.ply": (b"", "no PLY"),
+    "empty.ply": (b"", "no PLY header"),
     "mesh.glb": (b"glTF", "at least 20 bytes"),
 }
 

@@ -74,7 +74,8 @@ class Demo(PriorCommand, Seeded):
         folder, photo = self.target().folder, self.photo or self.room
         common: dict[str, Any] = {"seed": self.seed, "device": self.device, "dtype": self.dtype}
         common["overwrite"] = self.overwrite
-        text = {"prior": self.prior, "base": self.base, "prompt": self.prompt, **common}
+        files = {"base": self.base, "variant": self.variant, "revision": self.revision, "lora": self.lora}
+        text = {"prior": self.prior, "prompt": self.prompt, **files, **common}
         image = {"prior": head_of(self.prior), "image": (photo,), **common}
         return [
             TextToImage(grid=16, out=folder / "images.png", **text),

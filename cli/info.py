@@ -99,16 +99,16 @@ def prior_rows() -> list[dict[str, str]]:
             state = "ready" if here else f"missing: no weights in {weights_root() / name}"
         else:
             entry = registry()[name]
-            cached = [repo for repo in (entry.repo, *entry.mirrors) if _in_hub_cache(repo)]
+            cached = [repo for repo in entry.repos if _in_hub_cache(repo, entry.file or "model_index.json")]
             state = "ready" if cached else "downloaded on first use"
         rows.append({"name": name, "state": state, "about": about})
     return rows
 
 
-def _in_hub_cache(repo: str) -> bool:
+def _in_hub_cache(repo: str, file: str) -> bool:
     home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
     hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
-    return any((hub / f"models--{repo.replace('/', '--')}").glob("snapshots/*/model_index.json"))
+    return any((hub / f"models--{repo.replace('/', '--')}").glob(f"snapshots/*/{file}"))
 
 
 def _check(group: str, name: str, ok: bool, detail: str, required: bool = False) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,11 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..utils.errors import InputError
+from ..utils.files import split_scale
 from .common import Threaded, pick_device
 
 if TYPE_CHECKING:
     import torch
 
+EMBEDDED = ("toybox", "toybox-mv", "toybox-dit")
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
@@ -25,10 +28,16 @@ class PriorCommand(Threaded):
     """whether --prior may be a checkpoint file"""
 
     prior: str = "toybox"
-    """A name from `unproject priors`, a folder in diffusers' layout, an MVDream checkpoint (.safetensors), or a hub id
-    owner/name."""
+    """A name from `unproject priors`, a folder in diffusers' layout, a checkpoint file (Stable Diffusion, SDXL, FLUX,
+    MVDream), or a hub id owner/name."""
     base: str | None = None
-    """The Stable Diffusion prior that an MVDream checkpoint in --prior builds on (default: sd21-base)."""
+    """The prior that gives a checkpoint file in --prior its settings and the parts it lacks (default: by its kind)."""
+    variant: str | None = None
+    """Which of several sets of weights to load, such as fp16 (default: what the prior has)."""
+    revision: str | None = None
+    """Branch, tag or commit of a prior on the hub."""
+    lora: tuple[str, ...] = ()
+    """Adapters added to the weights of the prior, each FILE or FILE:SCALE."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
@@ -44,6 +53,14 @@ class PriorCommand(Threaded):
             if not is_file:
                 raise InputError(f"--base {self.base} serves a checkpoint file, not --prior {self.prior}; leave it out")
             _check_known("--base", self.base, prior_names())
+        if self.revision is not None and (is_file or self.prior in EMBEDDED or Path(self.prior).is_dir()):
+            raise InputError(f"--revision {self.revision} serves priors on the hub, not --prior {self.prior}")
+        if self.lora and not self.takes_file:
+            raise InputError(
+                f"--lora {self.lora[0]} serves priors that draw, not the heads of {self.name}; leave it out"
+            )
+        for text in self.lora:
+            split_scale(text, "--lora")
 
     def known(self) -> list[str]:
         """Names --prior accepts."""
@@ -54,10 +71,10 @@ class PriorCommand(Threaded):
         return [f"would load prior {self.prior} on {pick_device(self.device)}"]
 
     def placement(self) -> dict[str, Any]:
-        """The arguments device, dtype and, where it is given, base of `from_pretrained`."""
+        """The arguments device, dtype and what else is given of `from_pretrained`."""
         device = pick_device(self.device)
-        base = {} if self.base is None else {"base": self.base}
-        return {"device": device, "dtype": self._dtype(device), **base}
+        given = {name: value for name in ("base", "variant", "revision", "lora") if (value := getattr(self, name))}
+        return {"device": device, "dtype": self._dtype(device), **given}
 
     def _dtype(self, device: str) -> torch.dtype:
         import torch
@@ -65,10 +82,10 @@ class PriorCommand(Threaded):
         if self.dtype == "auto":
             if not device.startswith("cuda") or self.prior.startswith("toybox"):
                 return torch.float32
-            from ..core.priors.registry import registry  # heavy
+            from ..core.priors.registry import entry_of  # heavy
 
-            entry = registry().get(self.prior)
-            return torch.bfloat16 if entry is not None and entry.half == "bfloat16" else torch.float16
+            found = entry_of(self.prior)
+            return torch.bfloat16 if found is not None and found[1].half == "bfloat16" else torch.float16
         return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[self.dtype]
 
 
@@ -89,11 +106,13 @@ def _check_known(option: str, name: str, known: Sequence[str]) -> None:
     if name in known or Path(name).is_dir():
         return
     state = "is unknown"
-    if name.endswith(".safetensors"):
+    if name.endswith((".safetensors", ".pt", ".ckpt")):
         state = "is a file, which this cannot use" if Path(name).is_file() else "does not exist"
     elif _HUB_ID.fullmatch(name):
         return
-    raise InputError(f"{option} {name!r} {state}; have {', '.join(known)}, a folder, or owner/name")
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) if state == "is unknown" else []
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    raise InputError(f"{option} {name!r} {state}; have {', '.join(known)}, a folder, or owner/name{hint}")
 
 
 def head_of(prior: str) -> str:
@@ -114,4 +133,4 @@ def prior_names() -> list[str]:
     """The embedded priors and those of the registry, read without loading any network library."""
     from ..utils.configs import config_path, read_yaml
 
-    return ["toybox", "toybox-mv", "toybox-dit", *read_yaml(config_path("priors"))["priors"]]
+    return [*EMBEDDED, *read_yaml(config_path("priors"))["priors"]]

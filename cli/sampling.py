@@ -91,8 +91,10 @@ class SamplingCommand(QualityCommand, Seeded):
             ) from error
 
     def at(self, prior: str) -> SamplingCommand:
-        """The same options on another prior; --base goes along to a checkpoint file only."""
-        return replace(self, prior=prior, base=self.base if Path(prior).is_file() else None)
+        """The same options on another prior; --base goes along to a checkpoint file only, what names files of --prior
+        to no other prior."""
+        other = replace(self, prior=prior, base=self.base if Path(prior).is_file() else None)
+        return other if prior == self.prior else replace(other, variant=None, revision=None, lora=())
 
     def sampling_plan(self) -> SamplingPlan:
         """What the options say about the way to draw."""

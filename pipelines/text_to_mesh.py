@@ -232,9 +232,12 @@ def chosen_seed(seed: int | None, generator: torch.Generator | None) -> int:
 
 
 def load_recipe(recipe: str | Path | None, prior: Prior) -> MeshRecipe:
-    """A recipe by packaged name or file; None and "default" choose by the prior."""
+    """A recipe by packaged name or file; None and "default" choose by the prior, which is shown its own size."""
     if recipe is None or recipe == "default":
-        recipe = prior.recipe if prior.multiview else f"{prior.recipe}-single-view"
+        if not prior.multiview:
+            own = {"optimise.guided_px": prior.image_size}
+            return load_config(MeshRecipe, f"text-to-mesh/{prior.recipe}-single-view", **own)
+        recipe = prior.recipe
     known = isinstance(recipe, str) and not recipe.endswith((".yaml", ".yml"))
     return load_config(MeshRecipe, f"text-to-mesh/{recipe}" if known else recipe)
 

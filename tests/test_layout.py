@@ -37,7 +37,7 @@ FORBIDDEN = {
     r"\btorch\.manual_seed\(": "seeds the world; pass a generator",
     r"\.cuda\(\)": "devices follow the data",
     r"\bimport pickle\b|\bpickle\.load": "pickles run code",
-    r"\btorch\.load\(": "pickles run code; weights are safetensors",
+    r"\btorch\.load\((?!.*\bweights_only=True\))": "pickles run code; weights are safetensors",
     r"\bimport torchvision\b|\bfrom torchvision\b": "does not import beside the CPU build of torch",
     r"(?<![\w.])(eval|exec)\(": "runs text as code",
     r"\bNotImplementedError\b": "no stubs",

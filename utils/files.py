@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
 import secrets
 import shutil
@@ -155,3 +156,30 @@ def read_json(path: str | Path) -> Any:
 def weights_root() -> Path:
     """Folder of the embedded weights: UNPROJECT_WEIGHTS or the package's weights/."""
     return Path(os.environ.get("UNPROJECT_WEIGHTS") or Path(__file__).resolve().parents[1] / "weights")
+
+
+def cache_root() -> Path:
+    """Folder of what can be made again: UNPROJECT_CACHE, or `unproject` in the user's cache folder."""
+    given, home = os.environ.get("UNPROJECT_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    return Path(given) if given else Path(home or Path.home() / ".cache") / "unproject"
+
+
+def split_scale(text: str | Path, argument: str) -> tuple[Path, float]:
+    """File and scale of "FILE.safetensors" or "FILE.safetensors:SCALE", scale 1 unless it is said.
+
+    Raises InputError for a file that is not there or of another kind, and for a scale that is no finite number.
+    """
+    name, colon, scale = str(text).rpartition(":")
+    if not colon or Path(text).is_file():
+        name, scale = str(text), "1"
+    try:
+        value = float(scale)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise InputError(f"{argument} {text}: the scale {scale!r} is no number; write FILE or FILE:SCALE")
+    if not Path(name).is_file():
+        raise InputError(f"{argument} {text}: {name} does not exist")
+    if Path(name).suffix != ".safetensors":
+        raise InputError(f"{argument} {text}: {name} is not a safetensors file; convert it first")
+    return Path(name), value

@@ -21,6 +21,7 @@ from .noise import predicts
 from .rows import COND, NULL, Condition, Rows
 
 DEFAULT_EMBEDDED_GUIDANCE = 3.5  # FLUX.1-dev
+FEW_STEPS = ("LCMScheduler", "TCDScheduler", "FlowMatchLCMScheduler")  # schedulers that only distilled models come with
 P = TypeVar("P", bound="DiffusersPrior")
 
 
@@ -49,8 +50,15 @@ class DiffusersPrior(Prior):
         self.device, self.dtype = weight.device, weight.dtype
         if (precise := self._dtype_for(self.vae, self.vae.dtype)) != self.vae.dtype:
             self.vae.to(dtype=precise)
+        if self.few_steps:  # their teacher's guidance is in the weights
+            self.recommended = Recommended(guidance=1.0, steps=4, solver=self.recommended.solver, distilled=True)
         if frozen:
             self.freeze()
+
+    @property
+    def few_steps(self) -> bool:
+        """Whether the model was distilled to a few steps, as its files tell."""
+        return self.scheduler_config["_class_name"] in FEW_STEPS
 
     def modules(self) -> dict[str, nn.Module]:
         """See Prior.modules."""
@@ -118,6 +126,7 @@ class DiffusersPrior(Prior):
 class StableDiffusionPrior(DiffusersPrior):
     """Stable Diffusion 1.x and 2.x: one CLIP text encoder, a U-Net."""
 
+    recommended = Recommended(7.5, 50)
     reads = frozenset({"text", "concat"})
 
     def encode_text(self, prompts: str | Sequence[str], negative: str | Sequence[str] | None = None) -> Condition:
@@ -142,6 +151,7 @@ class StableDiffusionPrior(DiffusersPrior):
 class StableDiffusionXLPrior(DiffusersPrior):
     """SDXL: two text encoders, pooled embedding and size ids."""
 
+    recommended = Recommended(5.0, 50)
     reads = frozenset({"text", "pooled", "time_ids", "concat"})
 
     def encode_text(self, prompts: str | Sequence[str], negative: str | Sequence[str] | None = None) -> Condition:
@@ -165,6 +175,8 @@ class StableDiffusionXLPrior(DiffusersPrior):
 
 class StableDiffusion3Prior(DiffusersPrior):
     """SD3 and SD3.5: a diffusion transformer on a rectified flow, CLIP and optional T5 text."""
+
+    recommended = Recommended(7.0, 28, solver="euler")
 
     backbone = "transformer"
     reads = frozenset({"text", "pooled"})
@@ -203,9 +215,10 @@ class FluxPrior(DiffusersPrior):
     """FLUX.1: latents packed in 2x2 patches, network time in [0, 1], guidance scale as an input where distilled."""
 
     backbone = "transformer"
-    reads = frozenset({"text", "pooled", "guidance"})
+    reads = frozenset({"text", "pooled"})
     latent_multiple = 2
     spacing = "trailing"
+    recommended = Recommended(3.5, 28, solver="euler")
 
     def __init__(self, pipe: Any, name: str = "", frozen: bool = True) -> None:
         super().__init__(pipe, name, frozen)
@@ -225,6 +238,11 @@ class FluxPrior(DiffusersPrior):
                 return Condition({COND: Rows({"text": embeds, "pooled": pooled})}, texts)
             null, null_pooled, _ = self.pipe.encode_prompt(against, None, device=self.device, max_sequence_length=limit)
         return two_branches(embeds, pooled, null, null_pooled, texts)
+
+    @property
+    def few_steps(self) -> bool:
+        """See DiffusersPrior.few_steps; the model that takes no guidance scale (schnell) is one too."""
+        return super().few_steps or not self.pipe.transformer.config["guidance_embeds"]
 
     def _tokenizer(self) -> tuple[Any, int]:
         return self.pipe.tokenizer_2, 512 if self.guidance_embedded else 256
@@ -307,9 +325,9 @@ def paired(prompts: str | Sequence[str], negative: str | Sequence[str] | None) -
     return texts, against
 
 
-FAMILIES: dict[str, tuple[type[DiffusersPrior], Recommended]] = {
-    "StableDiffusionPipeline": (StableDiffusionPrior, Recommended(7.5, 50)),
-    "StableDiffusionXLPipeline": (StableDiffusionXLPrior, Recommended(5.0, 50)),
-    "StableDiffusion3Pipeline": (StableDiffusion3Prior, Recommended(7.0, 28, solver="euler")),
-    "FluxPipeline": (FluxPrior, Recommended(3.5, 28, solver="euler")),
+FAMILIES: dict[str, type[DiffusersPrior]] = {
+    "StableDiffusionPipeline": StableDiffusionPrior,
+    "StableDiffusionXLPipeline": StableDiffusionXLPrior,
+    "StableDiffusion3Pipeline": StableDiffusion3Prior,
+    "FluxPipeline": FluxPrior,
 }

@@ -135,7 +135,13 @@ class MultiViewPrior(EmbeddedPrior):
         """See Prior.save: the multi-view files, and everything else in base/."""
         folder = Path(folder)
         super().save(folder / "base")
-        return self.views.save(folder, base="base", shared=True, frames=self.frames)
+        return self.views.save(folder, base="base", shared=True, frames=self.frames, image_size=self.image_size)
+
+    def learnt_at(self, side: int) -> MultiViewPrior:
+        """This prior, which draws views of `side` px: not those that its 2-D base learnt."""
+        rows = side // self.vae_factor
+        self.latent_shape, self.image_size = (self.latent_shape[0], rows, rows), rows * self.vae_factor
+        return self
 
 
 def read_vocabulary(folder: Path) -> tuple[str, ...]:

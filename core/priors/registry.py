@@ -5,13 +5,10 @@ The network is used only when such an id or repository is asked for; weights are
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import functools
-import inspect
 import re
-import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -21,46 +18,55 @@ import torch
 from ...utils.configs import load_config
 from ...utils.errors import InputError
 from ...utils.files import read_json, weights_root
-from .base import Prior, Recommended
-from .diffusers import FAMILIES, StableDiffusionPrior
-from .embedded import (
-    VOCABULARY_FILE,
-    EmbeddedFlowPrior,
-    EmbeddedPrior,
-    MultiViewPrior,
-    read_vocabulary,
-)
+from . import hub
+from .base import Recommended
+from .build import build, family_of, missing_parts, pipeline_class, quiet, told
+from .diffusers import DiffusersPrior, StableDiffusionPrior
+from .embedded import EmbeddedPrior, MultiViewPrior
+from .lora import add_loras
 from .multiview import FRAMES, MultiViewUNet, base_of, read_manifest
-from .mvdream import load_mvdream
+from .mvdream import PICKLED, as_safetensors, load_mvdream
+from .single_file import MULTI_VIEW, kind_of, load_single_file, shapes_of
+from .variants import pick_variant
 
 EMBEDDED = {
     "toybox": "embedded, 64 px, single images",
     "toybox-mv": "embedded, 64 px, four views",
     "toybox-dit": "embedded, 64 px and other sizes, single images, flow transformer",
 }
-WITH_VOCABULARY: dict[str, type[EmbeddedPrior] | type[EmbeddedFlowPrior]] = {
-    "StableDiffusionPipeline": EmbeddedPrior,
-    "StableDiffusion3Pipeline": EmbeddedFlowPrior,
-}
-UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder")
-OPTIONAL_PARTS = ("text_encoder_3", "tokenizer_3", *UNUSED_PARTS)
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+_CACHED = re.compile(r"models--([\w.-]+?)--([\w.-]+)")  # folders of the hub's cache
 
 
 @dataclass(frozen=True)
 class PriorEntry:
-    """One backbone of the registry."""
+    """One backbone of the registry: where it is and what its files do not say."""
 
     repo: str
     licence: str
+    family: str  # pipeline class of diffusers
     size_gb: float
     image_size: int  # px
     prediction_type: str
     mirrors: tuple[str, ...] = ()
     variant: str | None = None  # file variant tried first, e.g. fp16
+    revision: str | None = None  # branch, tag or commit; None: the newest
+    gated: bool = False  # the licence has to be accepted on the repository's page
+    file: str | None = None  # a checkpoint that is loaded instead of a pipeline folder
+    base: str | None = None  # the id whose other parts such a checkpoint needs
     half: Literal["float16", "bfloat16"] = "float16"  # the half precision whose range its networks keep within
     recommended: Recommended = field(default_factory=Recommended)
     note: str = ""
+
+    @property
+    def repos(self) -> tuple[str, ...]:
+        """Where it may be had, in the order in which they are tried."""
+        return (self.repo, *self.mirrors)
+
+    @property
+    def page(self) -> str:
+        """The page where the licence stands and is accepted."""
+        return f"{hub.PAGE}/{self.repo}"
 
 
 @dataclass(frozen=True)
@@ -80,8 +86,40 @@ def available() -> dict[str, str]:
     """Every name `load_prior` knows with one line about it."""
     rows = dict(EMBEDDED)
     for name, entry in registry().items():
-        rows[name] = f"{entry.note}, {entry.image_size} px, {entry.size_gb:g} GB, {entry.licence}"
+        gate = f" (accept it at {entry.page}, then log in)" if entry.gated else ""
+        rows[name] = f"{entry.note}, {entry.image_size} px, {entry.size_gb:g} GB, {entry.licence}{gate}"
     return rows
+
+
+def entry_of(name_or_path: str | Path) -> tuple[str, PriorEntry] | None:
+    """The id and entry of what `load_prior` is given: an id, a full hub id, or a folder that holds such a repository.
+
+    A folder is known by where the hub's cache put it, by the repository that its files name, or by bearing the
+    repository's own name; and it has to be of the entry's family.
+    """
+    name = str(name_or_path)
+    if isinstance(name_or_path, str) and name in registry():
+        return name, registry()[name]
+    owners = {repo.lower(): known for known, entry in registry().items() for repo in entry.repos}
+    if isinstance(name_or_path, str) and name.lower() in owners:
+        known = owners[name.lower()]
+        return known, registry()[known]
+    index = Path(name) / "model_index.json"
+    values = read_json(index) if index.is_file() else None
+    if not isinstance(values, dict):
+        return None
+    place = Path(name)
+    cached = next(
+        (found for part in (*place.absolute().parts, *place.resolve().parts) if (found := _CACHED.fullmatch(part))),
+        None,
+    )
+    names = [f"{cached[1]}/{cached[2]}" if cached else "", str(values.get("_name_or_path") or "")]
+    bare = {repo.split("/")[1]: known for repo, known in owners.items()}
+    chosen = next((owners[repo.lower()] for repo in names if repo.lower() in owners), None)
+    chosen = chosen or bare.get(place.resolve().name.lower())
+    if chosen is None or registry()[chosen].family != values.get("_class_name"):
+        return None
+    return chosen, registry()[chosen]
 
 
 def multi_view_sibling(name: str) -> str | None:
@@ -97,20 +135,32 @@ def load_prior(
     name_or_path: str | Path,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    lora: str | Path | Sequence[str | Path] = (),
     **options: Any,
-) -> Prior:
+) -> DiffusersPrior:
     """A frozen prior.
 
     Args:
-        name_or_path: "toybox", "toybox-mv", "toybox-dit", a folder in diffusers' layout, a multi-view checkpoint in
-            MVDream's layout (.safetensors, with the option `base`), an id of the registry ("sd15", ...), or a hub
-            repository "owner/name".
+        name_or_path: "toybox", "toybox-mv", "toybox-dit", an id of the registry ("sd15", ...), a folder in diffusers'
+            layout, a checkpoint file (Stable Diffusion 1.x, 2.x, SDXL or FLUX in safetensors; MVDream's, also as the
+            published .pt), or a hub repository "owner/name". Names and ids of the registry win over a folder of that
+            name; write "./sd15" for the folder.
         device: where the networks live.
-        dtype: their dtype.
-        options: passed to diffusers' loading (e.g. revision, variant, cache_dir, local_files_only).
+        dtype: their dtype; files in another are cast.
+        lora: adapters added to the weights, each "FILE" or "FILE:SCALE" (`lora.add_loras`).
+        options: `base`, the prior that gives a checkpoint file its settings and the parts it lacks; others are passed
+            to diffusers' loading (e.g. revision, variant, cache_dir, local_files_only).
 
     Raises InputError when it is unknown, unreachable, gated or of a family that is not supported.
     """
+    prior = _load(name_or_path, device, dtype, options)
+    loras = [lora] if isinstance(lora, (str, Path)) else list(lora)
+    if loras:
+        add_loras(prior, loras)
+    return prior
+
+
+def _load(name_or_path: str | Path, device: Any, dtype: torch.dtype, options: dict[str, Any]) -> DiffusersPrior:
     name = str(name_or_path)
     options.pop("trust_remote_code", None)
     if name in EMBEDDED:
@@ -120,143 +170,134 @@ def load_prior(
             instead = f", or use the prior {others}" if others else ""
             raise InputError(f"the weights of {name!r} are not in {folder}; reinstall, set UNPROJECT_WEIGHTS{instead}")
         return _load_folder(folder, name, device, dtype, options)
+    found = entry_of(name_or_path)
+    entry = found[1] if found else None
+    if entry is not None and isinstance(name_or_path, str) and (name in registry() or name in entry.repos):
+        return _load_entry(name, _repos(name, entry), entry, device, dtype, options)
     if Path(name).is_dir():
-        return _load_folder(Path(name), Path(name).resolve().name, device, dtype, options)
+        return _load_folder(Path(name), Path(name).resolve().name, device, dtype, options, entry)
     if Path(name).is_file():
         return _load_checkpoint(Path(name), device, dtype, options)
-    if name in registry():
-        return _load_entry(name, registry()[name], device, dtype, options)
-    if _HUB_ID.fullmatch(name) and not name.startswith("."):
-        return _load_hub(name, [name], device, dtype, options)
+    if _HUB_ID.fullmatch(name):
+        return _load_entry(name, [name], entry, device, dtype, options)
     raise InputError(f"prior {name!r} is neither a name nor a folder; {_suggest(name)}")
+
+
+def _repos(name: str, entry: PriorEntry) -> list[str]:
+    """The repositories of an entry; of a full id that one alone."""
+    return [name] if name in entry.repos else list(entry.repos)
 
 
 def _suggest(name: str) -> str:
     known = [*EMBEDDED, *registry()]
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
     return f"{hint}have {', '.join(known)}, a folder with model_index.json, or a hub id owner/name"
 
 
-def _load_folder(folder: Path, name: str, device: Any, dtype: torch.dtype, options: dict[str, Any]) -> Prior:
+def _load_folder(
+    folder: Path, name: str, device: Any, dtype: torch.dtype, options: dict[str, Any], entry: PriorEntry | None = None
+) -> DiffusersPrior:
     if (folder / "mv.json").is_file():
         return _load_multiview(folder, name, device, dtype, options)
-    index = folder / "model_index.json"
-    if not index.is_file():
+    if not (folder / "model_index.json").is_file():
         raise InputError(f"{folder} holds no model_index.json; a prior is a folder in diffusers' layout")
-    try:
-        prior = _build(read_json(index), str(folder), name, device, dtype, options, folder)
-    except InputError:
-        raise
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"the prior in {folder} cannot be loaded: {_first_line(error)}") from error
+    half = dtype in (torch.float16, torch.bfloat16)
+    prior = build(folder, name, device, dtype, options, entry.variant if entry and half else None)
+    if entry is not None:
+        prior.recommended = entry.recommended
     return prior
 
 
-def _load_multiview(folder: Path, name: str, device: Any, dtype: torch.dtype, options: dict[str, Any]) -> Prior:
+def _load_multiview(
+    folder: Path, name: str, device: Any, dtype: torch.dtype, options: dict[str, Any]
+) -> DiffusersPrior:
     source = base_of(folder)
-    with _quiet():
-        views = MultiViewUNet.load(folder, dtype)
-    parts = {"unet": views.unet, **options} if isinstance(source, Path) else options
-    base = load_prior(source, device, dtype, **parts)
+    with told(f"the multi-view prior in {folder}", device), quiet():
+        views = MultiViewUNet.load(folder, dtype).to(device)
+    base = load_prior(source, device, dtype, **{"unet": views.unet, **options})
     if not isinstance(base, StableDiffusionPrior):
         raise InputError(f"the base {source} of the multi-view prior {folder} is not a Stable Diffusion prior")
     vocabulary = base.vocabulary if isinstance(base, EmbeddedPrior) else ()
-    frames = int(str(read_manifest(folder).get("frames", FRAMES)))
-    return MultiViewPrior(base.pipe, views.to(device), name, vocabulary, frames)
+    manifest = read_manifest(folder)
+    prior = MultiViewPrior(base.pipe, views, name, vocabulary, int(str(manifest.get("frames", FRAMES))))
+    return prior.learnt_at(int(str(manifest.get("image_size", prior.image_size))))
 
 
-def _load_checkpoint(path: Path, device: Any, dtype: torch.dtype, options: dict[str, Any]) -> Prior:
-    """A multi-view checkpoint in LDM layout, on the Stable Diffusion prior named by the option `base`."""
-    if path.suffix != ".safetensors":
-        raise InputError(f"{path} is not a safetensors file; convert it first, pickled weights are never loaded")
-    base = load_prior(options.pop("base", "sd21-base"), device, dtype, **options)
-    if not isinstance(base, StableDiffusionPrior):
-        raise InputError(f"base={base.name!r} is not a Stable Diffusion prior")
-    return load_mvdream(path, base, device, dtype)
+def _load_checkpoint(path: Path, device: Any, dtype: torch.dtype, options: dict[str, Any]) -> DiffusersPrior:
+    """A checkpoint in one file: MVDream's, on the prior named by the option `base`, or a whole pipeline."""
+    base = options.pop("base", None)
+    path = as_safetensors(path) if path.suffix in PICKLED else path
+    if kind_of(shapes_of(path)) != MULTI_VIEW:
+        return load_single_file(path, device, dtype, base, lambda prior, whole: _folder_of(prior, whole, options))
+    prior = load_prior(base or "sd21-base", device, dtype, **options)
+    if not isinstance(prior, StableDiffusionPrior):
+        raise InputError(f"base={prior.name!r} is not a Stable Diffusion prior")
+    return load_mvdream(path, prior, device, dtype)
 
 
-def _build(
-    index: Any, source: str, name: str, device: Any, dtype: torch.dtype, options: dict[str, Any], folder: Path | None
-) -> Prior:
-    """Loads the pipeline that a model_index.json describes, from a folder or a repository."""
-    family = index.get("_class_name") if isinstance(index, dict) else None
-    if family not in FAMILIES:
-        raise InputError(f"{source} is a {family}; supported are {', '.join(FAMILIES)}")
-    kind, recommended = FAMILIES[family]
-    with _quiet():
-        import diffusers
-
-        pipeline = getattr(diffusers, family)
-        accepted = inspect.signature(pipeline.__init__).parameters
-        missing = {part: None for part in OPTIONAL_PARTS if part in accepted and _absent(part, index)}
-        local = {"local_files_only": True} if folder is not None else {}
-        pipe = pipeline.from_pretrained(
-            source, torch_dtype=dtype, use_safetensors=True, **{**local, **missing, **options}
-        )
-    pipe.to(device)
-    if folder is not None and (folder / VOCABULARY_FILE).is_file() and family in WITH_VOCABULARY:
-        return WITH_VOCABULARY[family](pipe, name, read_vocabulary(folder))
-    prior = kind(pipe, name)
-    prior.recommended = recommended
-    return prior
+def _load_entry(
+    name: str, repos: Iterable[str], entry: PriorEntry | None, device: Any, dtype: torch.dtype, options: dict[str, Any]
+) -> DiffusersPrior:
+    """A prior on the hub, of the first repository that can be had."""
+    if entry is not None and entry.revision is not None:
+        options = {"revision": entry.revision, **options}
+    if entry is not None and entry.file is not None:
+        where, file = _where(options), entry.file
+        path = _first(name, repos, lambda repo: hub.fetch_file(repo, file, where))
+        others = {key: value for key, value in options.items() if key != "revision"}
+        prior = _load_checkpoint(path, device, dtype, {"base": entry.base, **others})
+        prior.name = name
+        return prior
+    preferred = entry.variant if entry and dtype in (torch.float16, torch.bfloat16) else None
+    where = _where(options)
+    folder = _first(name, repos, lambda repo: _fetch(repo, options, where, preferred))
+    return _load_folder(folder, name, device, dtype, {**options, **where}, entry)
 
 
-def _absent(part: str, index: dict[str, Any]) -> bool:
-    """Parts that we never use, and parts the model comes without."""
-    return part in UNUSED_PARTS or not any(index.get(part) or [None])
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences the libraries' notes and bars while a model loads; errors still raise."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    libraries = (diffusers_logging, transformers_logging)
-    before = [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
-    try:
-        for library in libraries:
-            library.set_verbosity_error()
-            library.disable_progress_bar()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            yield
-    finally:
-        for library, (verbosity, bars) in zip(libraries, before, strict=True):
-            library.set_verbosity(verbosity)
-            if bars:
-                library.enable_progress_bar()
-
-
-def _load_entry(name: str, entry: PriorEntry, device: Any, dtype: torch.dtype, options: dict[str, Any]) -> Prior:
-    if entry.variant and dtype in (torch.float16, torch.bfloat16):
-        options = {"variant": entry.variant, **options}
-    prior = _load_hub(name, [entry.repo, *entry.mirrors], device, dtype, options)
-    prior.recommended = entry.recommended
-    return prior
-
-
-def _load_hub(name: str, repos: Iterable[str], device: Any, dtype: torch.dtype, options: dict[str, Any]) -> Prior:
-    """Tries the repositories in order. Raises InputError naming what failed and the ways out."""
-    from huggingface_hub import hf_hub_download
-
-    failures = []
-    keep = {k: v for k, v in options.items() if k in ("revision", "cache_dir", "local_files_only", "token")}
-    for repo in repos:
-        try:
-            index = read_json(hf_hub_download(repo, "model_index.json", **keep))
-            return _build(index, repo, name, device, dtype, options, None)
-        except InputError:
-            raise
-        except Exception as error:  # the hub client raises many kinds: offline, gated, vanished, time-out
-            failures.append(f"{repo}: {type(error).__name__}: {_first_line(error)}")
-    raise InputError(
-        f"prior {name!r} could not be fetched ({'; '.join(failures)}). Check the network and HF_TOKEN, give a local "
-        f"folder instead, or use the embedded prior: --prior toybox"
+def _folder_of(name: str | Path, whole: bool, options: dict[str, Any]) -> Path:
+    """The folder of a prior's files, in diffusers' layout; with its weights or with its settings only."""
+    if str(name) in EMBEDDED or Path(name).is_dir():
+        return weights_root() / str(name) if str(name) in EMBEDDED else Path(name)
+    found, where = entry_of(name), _where(options)
+    repos = _repos(str(name), found[1]) if found else [str(name)]
+    if not found and not _HUB_ID.fullmatch(str(name)):
+        raise InputError(f"{str(name)!r} is neither a name nor a folder; {_suggest(str(name))}")
+    return _first(
+        str(name), repos, lambda repo: _fetch(repo, options, where, None) if whole else hub.fetch_settings(repo, where)
     )
 
 
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return (text[0] if text else type(error).__name__)[:200]
+def _where(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that say where files come from; the cache alone where the hub is not there."""
+    where = {key: value for key, value in options.items() if key in hub.WHERE}
+    return {**where, "local_files_only": where.get("local_files_only") or not hub.reachable()}
+
+
+def _first(name: str, repos: Iterable[str], fetch: Callable[[str], Path]) -> Path:
+    """What the first repository that can be had gives. Raises InputError naming what failed and the ways out."""
+    failures = []
+    for repo in repos:
+        try:
+            return fetch(repo)
+        except hub.Unfetched as error:
+            failures.append(str(error))
+    raise hub.unfetched(name, failures)
+
+
+def _fetch(repo: str, options: Mapping[str, Any], where: dict[str, Any], preferred: str | None) -> Path:
+    """The folder of a repository's pipeline in the hub's cache, downloaded where it is not there. Raises Unfetched."""
+    known = [each for entry in registry().values() for each in entry.repos]
+    index = hub.fetch_file(repo, "model_index.json", where, known)
+    if where["local_files_only"]:
+        return index.parent
+    values = read_json(index)
+    family = family_of(values, repo)
+    missing = missing_parts(family, values)
+    variant = pick_variant(hub.list_files(repo, where), options.get("variant"), preferred, missing)
+    parts = {**missing, **{key: value for key, value in options.items() if key not in hub.WHERE}, "variant": variant}
+    try:
+        with quiet():
+            return Path(pipeline_class(family).download(repo, **where, **parts, use_safetensors=True))
+    except Exception as error:
+        raise hub.Unfetched(hub.reason(error, repo, "weights in safetensors files")) from error

@@ -119,6 +119,44 @@ def test_the_base_of_a_checkpoint_is_not_that_of_a_second_model(in_tmp: Path) ->
     assert "base" not in command.at("toybox").placement()
 
 
+def test_files_of_a_prior_go_along_to_it_alone(run: Run, fake_images: list[dict[str, object]]) -> None:
+    for name in ("a.safetensors", "b.safetensors"):
+        Path(name).write_bytes(b"")
+    words = ("--prior", "sd15", "--variant", "fp16", "--revision", "v2", "--lora", "a.safetensors:0.5", "b.safetensors")
+    assert run("text-to-image", "a cup", *words)[0] == 0
+    asked = fake_images[0]
+    assert (asked["variant"], asked["revision"]) == ("fp16", "v2")
+    assert asked["lora"] == ("a.safetensors:0.5", "b.safetensors")
+    command = TextToImage(prompt="a cup", prior="sd15", variant="fp16", lora=("a.safetensors",))
+    assert command.at("toybox").placement().keys() == {"device", "dtype", "quality"}
+    assert command.at("sd15").placement()["lora"] == ("a.safetensors",)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--lora", "a.safetensors:x"), "--lora a.safetensors:x: the scale 'x' is no number"),
+        (("--lora", "b.safetensors:1"), "b.safetensors does not exist"),
+        (("--lora", "a.pt"), "is not a safetensors file"),
+        (("--revision", "v2"), "--revision v2 serves priors on the hub, not --prior toybox"),
+        (("--prior", "sd51"), "owner/name; did you mean sd21 or sd15"),
+        (("--prior", "no.pt"), "--prior 'no.pt' does not exist"),
+    ],
+)
+def test_options_that_a_prior_cannot_take(run: Run, words: tuple[str, ...], message: str) -> None:
+    for name in ("a.safetensors", "a.pt"):
+        Path(name).write_bytes(b"")
+    code, _, err = run("text-to-image", "a cup", *words)
+    assert (code, message in " ".join(err.split())) == (2, True)
+
+
+def test_heads_take_no_adapters(run: Run) -> None:
+    save_image("photo.png", np.zeros((4, 4, 3)))
+    Path("a.safetensors").write_bytes(b"")
+    code, _, err = run("depth", "photo.png", "--lora", "a.safetensors")
+    assert (code, "serves priors that draw, not the heads of depth" in " ".join(err.split())) == (2, True)
+
+
 @pytest.fixture
 def few_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     """A doctor who looks at two packages."""

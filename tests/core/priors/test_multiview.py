@@ -180,56 +180,11 @@ def test_another_network_of_a_multi_view_prior_sees_single_images(tiny_folders, 
     assert other.modules()["unet"] is plain and prior.modules()["unet"] is not plain
 
 
-def ldm_name(key: str) -> str:
-    """The LDM name of a parameter of the tiny two-level, one-layer U-Net."""
-    top = {
-        "time_embedding.linear_1": "time_embed.0",
-        "time_embedding.linear_2": "time_embed.2",
-        "conv_in": "input_blocks.0.0",
-        "conv_norm_out": "out.0",
-        "conv_out": "out.2",
-    }
-    down = {
-        (0, "r"): "input_blocks.1.0",
-        (0, "a"): "input_blocks.1.1",
-        (0, "d"): "input_blocks.2.0.op",
-        (1, "r"): "input_blocks.3.0",
-        (1, "a"): "input_blocks.3.1",
-    }
-    layer = {
-        "norm1": "in_layers.0",
-        "conv1": "in_layers.2",
-        "norm2": "out_layers.0",
-        "conv2": "out_layers.3",
-        "time_emb_proj": "emb_layers.1",
-        "conv_shortcut": "skip_connection",
-    }
-    stem, kind = key.rsplit(".", 1)
-    if stem in top:
-        return f"{PREFIX}{top[stem]}.{kind}"
-    parts = stem.split(".")
-    if parts[0] == "mid_block":
-        place = f"middle_block.{2 * int(parts[2]) if parts[1] == 'resnets' else 1}"
-        rest = parts[3:]
-    else:
-        block, what, number, rest = int(parts[1]), parts[2][0], int(parts[3]), parts[4:]
-        if parts[0] == "down_blocks":
-            place = down[block, what]
-        elif what == "u":
-            place = "output_blocks.1.2"
-        else:
-            place = f"output_blocks.{2 * block + number}.{'0' if what == 'r' else '1'}"
-        rest = [] if what == "d" else rest
-    if "resnets" in parts:
-        rest = [layer[rest[0]]]
-    return PREFIX + ".".join([place, *rest, kind])
-
-
-def test_mvdream_checkpoint_layout(make_unet, tiny_folders, tmp_path):
+def test_mvdream_checkpoint_layout(ldm, make_unet, tiny_folders, tmp_path):
     x, time, embeds, cameras = inputs()
     views = lively(make_unet())
     config = dict(views.unet.config)
-    checkpoint = {ldm_name(key): value.clone() for key, value in views.unet.state_dict().items()}
+    checkpoint = {ldm.unet(key): value.clone() for key, value in views.unet.state_dict().items()}
     checkpoint |= {f"{CAMERA}{key}": value.clone() for key, value in views.camera_embedding.state_dict().items()}
     assert f"{PREFIX}input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight" in checkpoint
     expected = views(x, time, embeds, cameras, 4)

@@ -277,7 +277,7 @@ def test_broken_folders_are_input_errors(tmp_path, monkeypatch, tiny_folders):
     with pytest.raises(InputError, match="UNPROJECT_WEIGHTS"):
         load_prior("toybox")
     (tmp_path / "model.pt").write_bytes(b"0")
-    with pytest.raises(InputError, match="pickled weights are never loaded"):
+    with pytest.raises(InputError, match="other pickled weights are never loaded"):
         load_prior(tmp_path / "model.pt")
 
 

@@ -1,0 +1,135 @@
+"""A prior from a folder in diffusers' layout: which class, which weights, and a line about what went wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...utils.errors import InputError, UnprojectError
+from ...utils.files import read_json
+from .diffusers import FAMILIES, DiffusersPrior
+from .embedded import EmbeddedFlowPrior, EmbeddedPrior, read_vocabulary
+from .hub import first_line
+from .variants import pick_variant, weight_files
+
+WITH_VOCABULARY: dict[str, type[EmbeddedPrior] | type[EmbeddedFlowPrior]] = {
+    "StableDiffusionPipeline": EmbeddedPrior,
+    "StableDiffusion3Pipeline": EmbeddedFlowPrior,
+}
+UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder")
+OPTIONAL_PARTS = ("text_encoder_3", "tokenizer_3", *UNUSED_PARTS)
+
+
+def build(
+    folder: Path,
+    name: str,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    options: dict[str, Any],
+    preferred: str | None = None,
+) -> DiffusersPrior:
+    """Loads the pipeline that a folder's model_index.json describes.
+
+    Args:
+        folder: in diffusers' layout.
+        name: of the prior.
+        device: where the networks live.
+        dtype: their dtype; weights stored in another are cast.
+        options: passed to diffusers' loading; `variant` names files, else those that are there are found.
+        preferred: a variant to take where the folder has it.
+
+    Raises InputError when it is of a family that is not supported or cannot be loaded, UnprojectError when it does
+    not fit the memory.
+    """
+    index = read_json(folder / "model_index.json")
+    family = family_of(index, str(folder))
+    missing = missing_parts(family, index)
+    given = options.get("variant")
+    variant = pick_variant(weight_files(folder), given, preferred, missing)
+    with told(f"the prior in {folder}", device), quiet():
+        pipe = pipeline_class(family).from_pretrained(
+            str(folder),
+            **{"local_files_only": True, **missing, **options, "variant": variant},
+            torch_dtype=dtype,
+            use_safetensors=True,
+        )
+        pipe.to(device)
+    return as_prior(pipe, family, name, read_vocabulary(folder))
+
+
+def as_prior(pipe: Any, family: str, name: str, vocabulary: tuple[str, ...] = ()) -> DiffusersPrior:
+    """The prior of a pipeline; with a vocabulary that of a closed world, where its family has one."""
+    if vocabulary and family in WITH_VOCABULARY:
+        return WITH_VOCABULARY[family](pipe, name, vocabulary)
+    return FAMILIES[family](pipe, name)
+
+
+def family_of(index: Any, source: str) -> str:
+    """The pipeline class of a model_index.json. Raises InputError for one that is not supported."""
+    family = index.get("_class_name") if isinstance(index, dict) else None
+    if not isinstance(family, str) or family not in FAMILIES:
+        raise InputError(f"{source} is a {family}; supported are {', '.join(FAMILIES)}")
+    return family
+
+
+def pipeline_class(family: str) -> Any:
+    """The class of diffusers."""
+    import diffusers
+
+    return getattr(diffusers, family)
+
+
+def missing_parts(family: str, index: dict[str, Any]) -> dict[str, None]:
+    """Parts that we never use, and parts the model comes without, as arguments of the loading."""
+    accepted = inspect.signature(pipeline_class(family).__init__).parameters
+    absent = {part for part in OPTIONAL_PARTS if part in UNUSED_PARTS or not any(index.get(part) or [None])}
+    return {part: None for part in OPTIONAL_PARTS if part in accepted and part in absent}
+
+
+@contextlib.contextmanager
+def told(what: str, device: torch.device | str) -> Iterator[None]:
+    """Errors of loading `what` as those of a user: InputError, or UnprojectError where memory ran out."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, MemoryError) as error:
+        if out_of_memory(error):
+            raise UnprojectError(
+                f"{what} does not fit the memory of {device}: {first_line(error)}. Use a half precision (--dtype "
+                "float16 or bfloat16), a smaller prior, or another device"
+            ) from error
+        raise InputError(f"{what} cannot be loaded: {first_line(error)}") from error
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of the device or of the machine."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silences the libraries' notes and bars while a model loads; errors still raise."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    libraries = (diffusers_logging, transformers_logging)
+    before = [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
+    try:
+        for library in libraries:
+            library.set_verbosity_error()
+            library.disable_progress_bar()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        for library, (verbosity, bars) in zip(libraries, before, strict=True):
+            library.set_verbosity(verbosity)
+            if bars:
+                library.enable_progress_bar()

@@ -158,10 +158,11 @@ def beside_floor(found: np.ndarray, floor: np.ndarray) -> dict[str, float]:
 def excess_ratio(excess: np.ndarray, plain: np.ndarray) -> Mapping[str, dict[str, float]]:
     """Ratio of two excesses, each the value first and then its paired resamplings, with its 95 % interval.
 
+    The interval is the delta method's, of excess - ratio * plain: single resamplings may have a plain excess near 0.
     Nothing when the plain excess is within two of its deviations: its floor then hides what a ratio would say.
     """
     if plain[0] <= 2 * plain[1:].std(ddof=1):
         return {}
     middle = excess[0] / plain[0]
-    reach = 1.96 * (excess[1:] / plain[1:]).std(ddof=1)
+    reach = 1.96 * (excess - middle * plain)[1:].std(ddof=1) / plain[0]
     return {"excess_ratio": {"ratio": digits(middle), "low": digits(middle - reach), "high": digits(middle + reach)}}

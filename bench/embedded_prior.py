@@ -93,7 +93,7 @@ def run(context: Context) -> dict[str, Any]:
     """Accuracy with confidence intervals, ancestral sampling, held-out pairs, two sweeps of accuracy and distances."""
     config = QUICK if context.quick else PriorBench()
     pipe, judge = TextToImage.from_pretrained(context.prior), Judge.from_pretrained()
-    own = float(pipe.settings.guidance or 0.0) if config.guidance is None else config.guidance
+    own = pipe.prior.recommended.guidance if config.guidance is None else config.guidance
     programs = test_programs(config.images)
     wanted = [(p.noun, p.colour) for p in programs]
     prompts = [plain_prompt(*pair) for pair in wanted]

@@ -14,6 +14,7 @@ from .intervals import share
 from .runner import Context
 
 KINDS = ("object", "scene")
+PAIR = "pair"  # read from near, by a judge that can
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ def run(context: Context) -> dict[str, Any]:
     table: list[dict[str, Any]] = []
     details: dict[str, Any] = {}
     for split in ("test", "heldout"):
-        results = {kind: evaluate_judge(judge, split, config.groups, kinds=(kind,)) for kind in KINDS}
+        kinds = KINDS if judge.pairs is None else (*KINDS, PAIR)
+        results = {kind: evaluate_judge(judge, split, config.groups, kinds=(kind,)) for kind in kinds}
         table += rows_of(split, results)
         details[split] = {
             kind: {k: result[k] for k in ("views", "confusions", "errors")} for kind, result in results.items()
@@ -40,7 +42,8 @@ def run(context: Context) -> dict[str, Any]:
 
 
 def rows_of(split: str, results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row for each question: the share of right answers on objects, on scenes and on both together."""
+    """One row for each question: the share of right answers on objects, on scenes and on both together, and on pairs
+    read from near."""
     rows: list[dict[str, Any]] = []
     for question in dict.fromkeys(q for result in results.values() for q in result["accuracy"]):
         row: dict[str, Any] = {"split": split, "question": question}
@@ -50,7 +53,7 @@ def rows_of(split: str, results: dict[str, dict[str, Any]]) -> list[dict[str, An
             if count:
                 hits = round(result["accuracy"][question] * count)
                 row[f"{kind}s"] = share([True] * hits + [False] * (count - hits))
-                right, asked = right + hits, asked + count
+                right, asked = (right + hits, asked + count) if kind != PAIR else (right, asked)
         rows.append({**row, "together": share([True] * right + [False] * (asked - right))})
     error = results["object"]["azimuth_median_deg"]
     return [*rows, {"split": split, "question": "azimuth", "median_error_deg": error}]

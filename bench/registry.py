@@ -71,6 +71,12 @@ EXPERIMENTS: dict[str, Experiment] = {
         weights=None,
         method=(SOLVERS, "pipelines/text_to_image.py"),
     ),
+    "codec": Experiment(
+        "What the codec loses of pictures and maps, and what limits drawings",
+        "codec",
+        ("kind", "picture"),
+        method=("toybox",),
+    ),
     "judge": Experiment("The judge's own accuracy on test renders", "judge", ("", None), "", method=("toybox",)),
     "toy-fid-floor": Experiment(
         "What the toy-FID and the toy-KID say of true renders", "toy_fid_floor", ("views", 1), "", method=("toybox",)

@@ -1,14 +1,42 @@
-"""The command line: `unproject COMMAND --help`. Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted."""
+"""The command line: `unproject COMMAND --help`.
+
+Exit codes: 0 done, 1 failed, 2 bad input, 3 some of several failed, 130 and 143 stopped by Ctrl-C and SIGTERM.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shlex
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from ..utils.errors import UnprojectError
+from ..utils.errors import Stopped, UnprojectError
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM came."""
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM unwinds like Ctrl-C inside, so that half-written files are removed and the record is written."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(*_: object) -> None:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,16 +52,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     for library in ("DIFFUSERS", "TRANSFORMERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
+    with contextlib.suppress(AttributeError, ValueError):  # names of files may be no text
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
-        from .commands import parse
-        from .common import execute
+        with _terminable():
+            from .commands import parse
+            from .common import execute
 
-        return execute(parse(words or ["--help"]))
+            return execute(parse(words or ["--help"]))
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2 if stop.code else 0
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    except Stopped as stop:
+        print(f"{stop}; this goes on: unproject {shlex.join(words)}", file=sys.stderr)
+        return 128 + stop.signal
+    except KeyboardInterrupt as stop:
+        print("terminated" if isinstance(stop, _Terminated) else "interrupted", file=sys.stderr)
+        return 143 if isinstance(stop, _Terminated) else 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -44,13 +78,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _failed(error: Exception, as_json: bool) -> int:
     if os.environ.get("UNPROJECT_DEBUG") == "1":
         traceback.print_exc()
-    text = " ".join(str(error).split())
-    if isinstance(error, MemoryError):
-        text = f"out of memory {text}".strip()
-    elif not isinstance(error, UnprojectError):
-        text = f"{type(error).__name__}: {text} (UNPROJECT_DEBUG=1 shows where)"
+    text = " ".join(_told(error).split())
     code = error.exit_code if isinstance(error, UnprojectError) else 1
     if as_json:
         print(json.dumps({"status": "failed", "error": text, "exit_code": code}, ensure_ascii=False))
     print(f"error: {text}", file=sys.stderr)
     return code
+
+
+def _told(error: Exception) -> str:
+    """What happened, for people: the machine's own errors as what they are, the unexpected by its type."""
+    if isinstance(error, UnprojectError):
+        return str(error)
+    if out_of_memory(error):
+        way_out = "; draw fewer at once (--batch), smaller (--size), or on another --device" if str(error) else ""
+        return f"out of memory {error}".strip() + way_out
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
+    return f"{type(error).__name__}: {error} (UNPROJECT_DEBUG=1 shows where)"
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether the machine had too little memory: Python's, numpy's, and torch's error on any device."""
+    if isinstance(error, MemoryError):
+        return True
+    told = str(error).lower()
+    return isinstance(error, RuntimeError) and ("out of memory" in told or "can't allocate memory" in told)

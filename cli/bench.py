@@ -11,13 +11,15 @@ import tyro
 from ..bench.registry import EXPERIMENTS, experiment
 from ..utils.errors import InputError
 from ..utils.runs import RunRecord
-from .common import Command, Shown, Table, Target
+from .common import Seeded, Threaded
+from .outputs import Target
+from .showing import Shown, Table
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bench(Command):
+class Bench(Threaded, Seeded):
     """Run experiments that measure a method against its baseline; without a name, list them."""
 
     name: ClassVar[str] = "bench"
@@ -28,6 +30,8 @@ class Bench(Command):
     """Every experiment."""
     quick: bool = False
     """Few samples and one seed: shows that it runs, measures nothing."""
+    device: str = "auto"
+    """auto or cpu: experiments run on the processor."""
     prior: str | None = None
     """The prior to measure on (default: each experiment's own)."""
     stale: bool = False
@@ -86,10 +90,11 @@ class Bench(Command):
             rows = [(name, made.title) for name, made in EXPERIMENTS.items()]
             return Shown(tables=[Table(("experiment", "measures"), rows)], data={"experiments": list(EXPERIMENTS)})
         from ..bench.runner import run_experiment
+        from ..utils.progress import under_way
 
         shown = Shown()
         for name in self._names():
-            with record.stage(name):
+            with record.stage(name), under_way(name):
                 made = run_experiment(name, target.folder, self.prior, self.seed, self.quick, self.threads or 1)
             record.output(target.folder / f"{name}.json")
             shown.tables.append(_table(made))

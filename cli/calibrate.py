@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..utils.errors import InputError
 from ..utils.runs import RunRecord
-from .common import Shown, Table, Target, check_range
+from .common import Seeded, Writer, check_range
+from .outputs import Target
 from .priors import PriorCommand
+from .prompts import read_prompts
+from .showing import Shown, Table
 
 if TYPE_CHECKING:
     from ..pipelines.calibrations import Sizes
@@ -29,7 +32,7 @@ USE = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasureCommand(PriorCommand):
+class MeasureCommand(PriorCommand, Seeded, Writer):
     """Options of the commands that measure a prior on its own samples."""
 
     kinds: ClassVar[tuple[str, ...]] = (".safetensors",)
@@ -64,9 +67,7 @@ class MeasureCommand(PriorCommand):
             from ..toybox.samples import object_prompts
 
             return object_prompts("train", count)
-        lines = [line.strip() for line in self.prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
-        if not lines:
-            raise InputError(f"--prompts {self.prompts} holds no prompt; write one on each line")
+        lines = read_prompts(self.prompts)
         return [lines[i % len(lines)] for i in range(count)]
 
     def load(self, record: RunRecord) -> TextToImage:
@@ -80,8 +81,7 @@ class MeasureCommand(PriorCommand):
         """What is measured on; the work folder lies beside the file."""
         from ..pipelines.calibrations import Sizes
 
-        work = target.folder / f"{target.stem}.work"
-        return Sizes(self.guidance, self.size, steps, self.batch, self.seed, work, self.negative or None)
+        return Sizes(self.guidance, self.size, steps, self.batch, self.seed, target.work, self.negative or None)
 
     def use_line(self, options: str, path: Path, **also: object) -> str:
         """How the file is used; what it was made with and is no default has to be given again."""
@@ -90,6 +90,10 @@ class MeasureCommand(PriorCommand):
         made_with["negative"] = self.negative or None
         told = [f"--{name} {shlex.quote(str(value))}" for name, value in made_with.items() if value is not None]
         return " ".join(["use it:", options.format(shlex.quote(str(path))), *told])
+
+    def written(self, target: Target) -> list[Path]:
+        """See Command.written."""
+        return [target.file(target.suffix or ".safetensors")]
 
     def finish(self, pipe: TextToImage, path: Path, sizes: Sizes, record: RunRecord) -> None:
         """Notes the file and the cost, and removes what an interrupted run would have gone on from."""

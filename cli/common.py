@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json as json_module
-import re
-import sys
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import tyro
 
@@ -19,43 +16,9 @@ from ..utils.errors import InputError, UnprojectError
 from ..utils.files import write_json
 from ..utils.runs import RunRecord, plain
 from ..utils.threads import pin
-
-
-@dataclass(frozen=True)
-class Target:
-    """Where a command writes: `folder/stem.suffix`, or only a folder when the user named no file."""
-
-    folder: Path
-    stem: str
-    suffix: str = ""
-
-    @property
-    def record(self) -> Path:
-        """run.json in a folder of its own; NAME.run.json beside a file the user named."""
-        return self.folder / (f"{self.stem}.run.json" if self.suffix else "run.json")
-
-    def file(self, ending: str) -> Path:
-        """folder/stem plus an ending such as ".glb" or "-sheet.png"."""
-        return self.folder / f"{self.stem}{ending}"
-
-
-@dataclass
-class Table:
-    """Rows for people; `data` is the same for programs."""
-
-    columns: Sequence[str]
-    rows: Sequence[Sequence[Any]]
-    title: str = ""
-
-
-@dataclass
-class Shown:
-    """What a command hands back: lines and tables to print, data for --json, and the exit code."""
-
-    lines: list[str] = field(default_factory=list)
-    tables: list[Table] = field(default_factory=list)
-    data: dict[str, Any] = field(default_factory=dict)
-    exit_code: int = 0
+from .outputs import Target, check_new, check_places
+from .showing import Shown, plain_warnings, show
+from .streams import STREAM, given_by_pipe, to_stdout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,19 +31,13 @@ class Command:
     """file suffixes that --out may name"""
 
     out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
-    """File or folder to write (default: a folder in outputs/)."""
-    seed: int = 0
-    """Seed of all randomness."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
-    threads: int | None = None
-    """Processor threads to compute with (default: torch's own choice; one for bench and train)."""
+    """File or folder to write, or - for standard output where one file comes out (default: a folder in outputs/)."""
     json: bool = False
     """Print one JSON object instead of text."""
     print_config: bool = False
-    """Print the resolved options as YAML and stop."""
+    """Print the resolved options as YAML and stop; --config FILE reads them back, and those of a run.json."""
     dry_run: bool = False
-    """Check the input, say what would be done and stop."""
+    """Check the input and the places of the output, say what would be done and stop."""
 
     @property
     def leaves_files(self) -> bool:
@@ -92,12 +49,32 @@ class Command:
         """True where --out names what is looked at, so that what is told is not written there."""
         return False
 
+    @property
+    def several(self) -> str:
+        """Why no single file comes out that - could name; empty where one does."""
+        return "" if self.kinds else "it writes no single file"
+
     def slug(self) -> str:
         """The base name of the outputs."""
         return self.name
 
     def check(self) -> None:
         """Raises InputError for input that can be recognised as wrong without loading a network."""
+
+    def written(self, target: Target) -> list[Path]:
+        """The files that a run writes, as far as they are known before it; the record is not among them."""
+        if self.leaves_files or self.out is None or self.looks_at_out:
+            return []
+        return [target.file(target.suffix or ".json")]
+
+    def size_bytes(self) -> int:
+        """About how much all outputs need on the disk."""
+        return 1_000_000
+
+    def check_places(self, target: Target) -> None:
+        """Raises InputError or NotWrittenError when the outputs cannot be written, before any work is done."""
+        written = self.written(target)
+        check_places([*written, *([target.record] if self.leaves_files else [])], self.size_bytes())
 
     def plan(self) -> list[str]:
         """What a dry run says, line by line."""
@@ -112,7 +89,7 @@ class Command:
         if self.out is None:
             return Target(Path("outputs") / self.name / self.slug(), self.slug())
         suffix = self.out.suffix.lower()
-        if self.out.is_dir() or not suffix:
+        if os.path.isdir(self.out) or not suffix:
             return Target(self.out, self.slug())
         if suffix not in self.kinds:
             writes = f"a folder or {', '.join(self.kinds)}" if self.kinds else "a folder"
@@ -120,37 +97,90 @@ class Command:
         return Target(self.out.parent, self.out.stem, suffix)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Writer(Command):
+    """Options of commands whose outputs have names that could be taken."""
+
+    overwrite: bool = False
+    """Replace outputs that are already there."""
+
+    def check_places(self, target: Target) -> None:
+        """See Command.check_places; and that nothing is overwritten unasked."""
+        if not self.overwrite:
+            check_new(self.written(target))
+        super().check_places(target)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Threaded(Command):
+    """Options of commands that compute."""
+
+    threads: int | None = None
+    """Processor threads to compute with (default: torch's own choice; one for bench and train)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seeded(Command):
+    """Options of commands with randomness."""
+
+    seed: int = 0
+    """Seed of all randomness."""
+
+
+def check_numbers(command: Command) -> None:
+    """Raises InputError for a seed or a number of threads that cannot be."""
+    seed, threads = getattr(command, "seed", None), getattr(command, "threads", None)
+    if seed is not None and not 0 <= seed < 2**63:
+        raise InputError(f"--seed must be {'0 or more' if seed < 0 else 'below 2^63'}, got {seed}")
+    if threads is not None and threads < 1:
+        raise InputError(f"--threads must be 1 or more, got {threads}")
+
+
 def execute(command: Command) -> int:
     """Checks, runs, records and prints one command. Returns the exit code; failures are exceptions."""
-    target = command.target()
     if command.print_config:
+        command.target()
         print(to_yaml({"command": command.name, **to_dict(command)}), end="")
         return 0
-    if command.seed is not None and command.seed < 0:
-        raise InputError(f"--seed must be 0 or more, got {command.seed}")
-    if command.threads is not None and command.threads < 1:
-        raise InputError(f"--threads must be 1 or more, got {command.threads}")
+    with given_by_pipe(command) as given:
+        if given.out == STREAM:
+            return to_stdout(given, _execute)
+        return _execute(given)
+
+
+def _execute(command: Command) -> int:
+    target = command.target()
+    check_numbers(command)
     command.check()
+    command.check_places(target)
     if command.dry_run:
         return _show_plan(command, target)
-    record = RunRecord(command.name, to_dict(command), command.seed)
+    record = RunRecord(command.name, to_dict(command), getattr(command, "seed", None))
     try:
-        with record, _plain_warnings(record):
-            if command.threads is not None:
-                pin(command.threads)
+        with record, plain_warnings(record):
+            threads = getattr(command, "threads", None)
+            if threads is not None:
+                pin(threads)
             shown = command.run(record, target)
     except BaseException:
-        if command.leaves_files and record.outputs:
+        if command.leaves_files and (record.outputs or record.place):
             with contextlib.suppress(UnprojectError):  # the first failure is the one to tell
-                record.write(target.record)
+                record.write(record.place or target.record)
         raise
-    if command.leaves_files:
-        record.write(target.record)
-    elif command.out is not None and not command.looks_at_out:
-        path = target.file(target.suffix or ".json")
-        write_json(path, plain(shown.data))
-    _show(command, record, shown, target)
-    return shown.exit_code
+    written = _write_record(command, record, shown, target)
+    show(command, record, shown, written)
+    return shown.exit_code or int(record.rescued)
+
+
+def _write_record(command: Command, record: RunRecord, shown: Shown, target: Target) -> Path | None:
+    """The record of a command that leaves files, what was told where --out names a file for it."""
+    with plain_warnings(record):
+        if command.leaves_files:
+            record.status = "done"
+            return Path(record.keep(record.write, record.place or target.record, note=False))
+        for path in command.written(target):
+            record.keep(lambda to: write_json(to, plain(shown.data)), path)
+    return None
 
 
 def pick_device(name: str) -> str:
@@ -170,11 +200,6 @@ def pick_device(name: str) -> str:
     return name
 
 
-def slugify(text: str, longest: int = 48) -> str:
-    """A file name from a prompt: lower case words joined by hyphens."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:longest].strip("-") or "result"
-
-
 def check_range(option: str, value: float, low: float, high: float) -> None:
     """Raises InputError when a numeric option lies outside [low, high]."""
     if not low <= value <= high:
@@ -187,54 +212,6 @@ def check_picture(option: str, path: Path) -> None:
         raise InputError(f"{option} {path} {'is a folder' if path.is_dir() else 'does not exist'}; give a picture")
 
 
-def check_apart(out: Path, written: Iterable[Path], given: Iterable[Path]) -> None:
-    """Raises InputError when a file to be written is a given picture, under another spelling or by a link too."""
-    pictures = {_identity(path): path for path in given if path.exists()}
-    for path in filter(Path.exists, written):
-        if _identity(path) in pictures:
-            raise InputError(
-                f"--out {out} would overwrite {pictures[_identity(path)]}, the picture itself; choose another name"
-            )
-
-
-def _identity(path: Path) -> tuple[int, int]:
-    facts = path.stat()
-    return facts.st_dev, facts.st_ino
-
-
-def check_prompt(prompt: str) -> None:
-    """Raises InputError for a prompt without any letter."""
-    if not any(c.isalnum() for c in prompt):
-        raise InputError(f"the prompt is empty ({prompt!r}); describe what to make, for example 'a red chair'")
-
-
-def size_text(path: Path) -> str:
-    """The size of a file for people."""
-    size = float(path.stat().st_size)
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"
-
-
-def print_table(table: Table) -> None:
-    """A rich table on a terminal, tab-separated lines elsewhere."""
-    rows = [["" if cell is None else str(cell) for cell in row] for row in table.rows]
-    if not sys.stdout.isatty():
-        for row in [list(table.columns), *rows]:
-            print("\t".join(row))
-        return
-    from rich.console import Console
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
-    drawn = RichTable(*table.columns, title=table.title or None)
-    for row in rows:
-        drawn.add_row(*(Text(cell) for cell in row))
-    Console().print(drawn)
-
-
 def _show_plan(command: Command, target: Target) -> int:
     where = str(target.file(target.suffix) if target.suffix else target.folder)
     lines = [*command.plan(), *([f"would write to {where}"] if command.leaves_files else [])]
@@ -243,40 +220,3 @@ def _show_plan(command: Command, target: Target) -> int:
     else:
         print("\n".join(lines) or "nothing to do")
     return 0
-
-
-def _show(command: Command, record: RunRecord, shown: Shown, target: Target) -> None:
-    if command.json:
-        facts = record.to_dict() if command.leaves_files else {"command": command.name}
-        print(json_module.dumps({**facts, **plain(shown.data)}, ensure_ascii=False))
-        return
-    for table in shown.tables:
-        print_table(table)
-    for line in shown.lines:
-        print(line)
-    for path in map(Path, record.outputs):
-        if path.is_file():
-            print(f"{path}  {size_text(path)}")
-    if command.leaves_files:
-        print(f"{target.record}  {record.seconds:.1f} s" + _calls(record.nfe))
-
-
-def _calls(nfe: Mapping[str, int]) -> str:
-    return "".join(f", {count} {network} calls" for network, count in nfe.items())
-
-
-@contextlib.contextmanager
-def _plain_warnings(record: RunRecord) -> Iterator[None]:
-    """Each user warning once, as one line on standard error and in the record; developers' warnings are dropped."""
-
-    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-        text = " ".join(str(message).split())
-        if issubclass(category, UserWarning) and text not in record.warnings:
-            record.warnings.append(text)
-            print(f"warning: {text}", file=sys.stderr, flush=True)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("always", UserWarning)
-        warnings.showwarning = show
-        yield

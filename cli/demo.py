@@ -7,16 +7,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ..utils.configs import to_dict
 from ..utils.runs import RunRecord
-from .common import Shown, Table, Target, check_apart, check_picture, size_text, slugify
+from .common import Seeded, check_picture
+from .folders import PICTURES_OF_MAPS
 from .image import MAP_COMMANDS, ImageCommand, Pointcloud
+from .jobs import sort_out
+from .outputs import Target, check_apart, size_text, slugify
 from .priors import PriorCommand, head_of
+from .showing import Shown, Table
 from .text import TextToImage, TextToMesh
 from .world import room_photo
 
+ENDS = (".ply", ".npz", *PICTURES_OF_MAPS)
+
 
 @dataclass(frozen=True, kw_only=True)
-class Demo(PriorCommand):
+class Demo(PriorCommand, Seeded):
     """Make images, a mesh, depth, normals and a point cloud, and list the files and the seconds each took."""
 
     name: ClassVar[str] = "demo"
@@ -25,6 +32,8 @@ class Demo(PriorCommand):
     """The prompt of the mesh and the images."""
     photo: Path | None = None
     """Picture for depth, normals and points (default: a rendered room)."""
+    overwrite: bool = False
+    """Make again what is already there. Otherwise it is kept, and an interrupted demo goes on."""
 
     def target(self) -> Target:
         """One folder for everything."""
@@ -32,10 +41,14 @@ class Demo(PriorCommand):
 
     def check(self) -> None:
         """All parts are checked before the first one runs; a room that is still to be rendered is taken as there."""
+        from ..utils.pictures import load_image
+
         if self.photo is not None:
             check_picture("--photo", self.photo)
-            pictures = ("images.png", f"{self.stem}-sheet.png", f"{self.stem}-turntable.gif")
-            check_apart(self.target().folder, map(self.target().folder.joinpath, pictures), [self.photo])
+            names = ("images.png", f"{self.stem}-sheet.png", f"{self.stem}-turntable.gif")
+            maps = (part.target().file(end) for part in self.parts() if isinstance(part, ImageCommand) for end in ENDS)
+            check_apart(self.target().folder, [*map(self.target().folder.joinpath, names), *maps], [self.photo])
+            load_image(self.photo)
         super().check()
         for part in self.parts():
             if self.photo is None and isinstance(part, ImageCommand):
@@ -43,13 +56,27 @@ class Demo(PriorCommand):
             else:
                 part.check()
 
-    def parts(self) -> list[PriorCommand]:
+    def check_places(self, target: Target) -> None:
+        """See Command.check_places; what is there must be the demo's own."""
+        super().check_places(target)
+        for part in self.parts():
+            part.check_places(part.target()) if self.left(part) else None
+
+    def left(self, part: TextToImage | TextToMesh | ImageCommand) -> bool:
+        """Whether a part is still to be made. Raises InputError when something else has its place."""
+        target = part.target()
+        found = part.jobs(target)
+        jobs = found[0] if isinstance(found, tuple) else found
+        return bool(sort_out(part, jobs, target, self.overwrite).left)
+
+    def parts(self) -> list[TextToImage | TextToMesh | ImageCommand]:
         """The commands, each with the file it writes; a prior without geometry heads gets the embedded ones."""
         folder, photo = self.target().folder, self.photo or self.room
         common: dict[str, Any] = {"seed": self.seed, "device": self.device, "dtype": self.dtype}
+        common["overwrite"] = self.overwrite
         files = {"base": self.base, "variant": self.variant, "revision": self.revision, "lora": self.lora}
         text = {"prior": self.prior, "prompt": self.prompt, **files, **common}
-        image = {"prior": head_of(self.prior), "image": photo, **common}
+        image = {"prior": head_of(self.prior), "image": (photo,), **common}
         return [
             TextToImage(grid=16, out=folder / "images.png", **text),
             TextToMesh(out=folder / f"{self.stem}.glb", **text),
@@ -73,22 +100,25 @@ class Demo(PriorCommand):
 
     def run(self, record: RunRecord, target: Target) -> Shown:
         """Runs the commands one after another into one folder."""
-        from ..utils.pictures import load_image
-
-        if self.photo is None:
+        if self.photo is None and not self.room.exists():
             record.output(room_photo(self.room))
-        else:
-            load_image(self.photo)  # one that cannot be read fails before the minute that the mesh takes
         rows: list[tuple[str, str, str, str]] = []
         for part in self.parts():
-            rows += _timed(part, record)
+            rows += self._timed(part, record) if self.left(part) else [(part.name, "(already there)", "", "")]
         return Shown(tables=[Table(("made by", "file", "size", "seconds"), rows)])
 
-
-def _timed(command: PriorCommand, record: RunRecord) -> list[tuple[str, str, str, str]]:
-    """Runs one part and gives a row for each file it wrote; the seconds stand on the first."""
-    before, began = len(record.outputs), time.perf_counter()
-    command.run(record, command.target())
-    took = f"{time.perf_counter() - began:.1f}"
-    files = [Path(p) for p in record.outputs[before:]]
-    return [(command.name, str(p), size_text(p), took if i == 0 else "") for i, p in enumerate(files)]
+    def _timed(self, part: PriorCommand, record: RunRecord) -> list[tuple[str, str, str, str]]:
+        """Runs one part, which has a record of its own; a row for each file, the seconds on the first."""
+        target, began = part.target(), time.perf_counter()
+        own = RunRecord(part.name, to_dict(part), self.seed)
+        with own:
+            part.run(own, target)
+        own.keep(own.write, own.place or target.record, note=False)
+        took = f"{time.perf_counter() - began:.1f}"
+        for path in own.outputs:
+            record.output(path)
+        for network, calls in own.nfe.items():
+            record.count(network, calls)
+        record.rescued |= own.rescued
+        files = [Path(path) for path in own.outputs]
+        return [(part.name, str(path), size_text(path), took if i == 0 else "") for i, path in enumerate(files)]

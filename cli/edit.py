@@ -10,12 +10,15 @@ import tyro
 
 from ..utils.errors import InputError
 from ..utils.runs import RunRecord
-from .common import Shown, Target, check_apart, check_picture, check_prompt, check_range
+from .common import Seeded, Writer, check_picture, check_range
+from .outputs import Target, check_apart
 from .priors import QualityCommand
+from .prompts import check_prompt
+from .showing import Shown
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureCommand(QualityCommand):
+class PictureCommand(QualityCommand, Writer):
     """Options of the commands that make a picture from a picture."""
 
     kinds: ClassVar[tuple[str, ...]] = (".png", ".jpg", ".jpeg", ".webp")
@@ -46,6 +49,17 @@ class PictureCommand(QualityCommand):
         """The pictures that are read."""
         return [self.image]
 
+    def written(self, target: Target) -> list[Path]:
+        """See Command.written."""
+        return [self.result(target)]
+
+    def plan(self) -> list[str]:
+        """What a dry run says; every picture is read for it."""
+        from ..utils.pictures import load_image
+
+        sizes = {path: load_image(path).shape[1::-1] for path in self.given()}
+        return [*super().plan(), *(f"would read {path} ({w} x {h} px)" for path, (w, h) in sizes.items())]
+
     def result(self, target: Target) -> Path:
         """The picture that is written."""
         return target.file(target.suffix or ".png")
@@ -55,7 +69,7 @@ class PictureCommand(QualityCommand):
         from ..utils.pictures import save_image
 
         record.count("denoiser", made.nfe)
-        record.output(save_image(self.result(target), made.images[0]))
+        record.keep(lambda to: save_image(to, made.images[0]), self.result(target))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +122,7 @@ class Edit(PictureCommand):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Restore(PictureCommand):
+class Restore(PictureCommand, Seeded):
     """Bring a damaged picture back with a frozen prior: super-resolution, inpainting or deblurring."""
 
     name: ClassVar[str] = "restore"
@@ -116,7 +130,8 @@ class Restore(PictureCommand):
     task: str
     """super-resolution:FACTOR, inpaint (with --mask) or deblur:STD (pixels of the picture)."""
     mask: Path | None = None
-    """For inpaint: a picture of the same size, white where something is to be filled in."""
+    """For inpaint: a picture of the same size that marks what is to be filled in: white on black, drawn on
+    transparency, or the picture itself with parts erased."""
     prompt: str = ""
     """What the picture shows, where it is known."""
     noise: float = 0.005

@@ -11,14 +11,16 @@ import tyro
 from ..utils.errors import InputError
 from ..utils.files import read_json
 from ..utils.runs import RunRecord
-from .common import Command, Shown, Table, Target, check_range, size_text
+from .common import Writer, check_range
+from .outputs import Target, size_text
+from .showing import Shown, Table
 
 MESHES = (".glb", ".gltf", ".obj", ".stl", ".ply", ".off")
 WRITES = (".glb", ".obj", ".stl", ".ply")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Convert(Command):
+class Convert(Writer):
     """Turn a mesh, a point cloud or a set of cameras into another format; the suffixes decide which."""
 
     name: ClassVar[str] = "convert"
@@ -28,13 +30,13 @@ class Convert(Command):
     destination: tyro.conf.Positional[Path]
     """.glb, .obj, .stl or .ply for meshes; .ply for points; .json or a folder (COLMAP text) for cameras."""
     faces: int = 0
-    """Simplify a mesh to about this many triangles; its colours are carried over (0 = leave it)."""
+    """Simplify a mesh to this many triangles at most; its colours are carried over (0 = leave it)."""
 
     def check(self) -> None:
         """Paths and suffixes."""
         check_range("--faces", self.faces, 0, 10**9)
         if self.out is not None:
-            raise InputError("convert takes the output as its second argument, not as --out")
+            raise InputError(f"--out {self.out}: convert takes the output as its second argument; leave --out away")
         if not self.source.exists():
             raise InputError(f"{self.source} does not exist")
         if self.source.resolve() == self.destination.resolve():
@@ -54,6 +56,14 @@ class Convert(Command):
     def _cameras(self) -> bool:
         return self.source.is_dir() or self.source.suffix.lower() == ".json"
 
+    def written(self, target: Target) -> list[Path]:
+        """See Command.written; a folder of cameras holds files of fixed names."""
+        if self.destination.suffix:
+            meshes = not self._cameras and not is_point_cloud(self.source)
+            reports = [self.destination.with_suffix(".report.json")] if meshes else []
+            return [self.destination, *reports]
+        return [self.destination / name for name in ("cameras.txt", "images.txt")]
+
     def target(self) -> Target:
         """The destination decides."""
         if self.destination.suffix:
@@ -71,13 +81,18 @@ class Convert(Command):
         if is_point_cloud(self.source):
             return self._convert_points(record)
         from ..geometry.bake import carry_colors
+        from ..geometry.budget import check_written
         from ..geometry.extract import decimate
+        from ..geometry.inspection import write_report
         from ..geometry.meshes import Mesh
 
         mesh = Mesh.load(self.source)
         if 0 < self.faces < len(mesh.faces):
             mesh = carry_colors(mesh, decimate(mesh, self.faces))
-        record.output(mesh.save(self.destination))
+        record.keep(mesh.save, self.destination)
+        record.keep(lambda path: write_report(mesh, path), self.destination)
+        if self.faces and not record.rescued:
+            check_written(self.destination, self.faces)
         counts = {"vertices": len(mesh.vertices), "faces": len(mesh.faces)}
         return Shown([f"{counts['vertices']} vertices, {counts['faces']} triangles"], data=counts)
 
@@ -87,7 +102,7 @@ class Convert(Command):
         if self.destination.suffix.lower() != ".ply":
             raise InputError(f"{self.source} holds points without triangles; they can only become .ply")
         cloud = PointCloud.load(self.source)
-        record.output(cloud.save(self.destination))
+        record.keep(cloud.save, self.destination)
         return Shown([f"{len(cloud)} points"], data={"points": len(cloud)})
 
     def _convert_cameras(self, record: RunRecord) -> Shown:
@@ -96,12 +111,12 @@ class Convert(Command):
         load = camera_files.load_colmap if self.source.is_dir() else camera_files.load_nerfstudio
         save = camera_files.save_nerfstudio if self.destination.suffix else camera_files.save_colmap
         cameras, names = load(self.source)
-        record.output(save(self.destination, cameras, names))
+        record.keep(lambda to: save(to, cameras, names), self.destination)
         return Shown([f"{len(names)} views"], data={"views": len(names)})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inspect(Command):
+class Inspect(Writer):
     """Tell what is in a mesh, point cloud, picture, array file, JSON record or model folder."""
 
     name: ClassVar[str] = "inspect"
@@ -109,6 +124,10 @@ class Inspect(Command):
 
     path: tyro.conf.Positional[Path]
     """The file or folder."""
+    strict: bool = False
+    """Exit code 1 for a mesh that is not a solid."""
+    repair: Path | None = None
+    """Write a solid of the same shape and colours to this mesh file; exit code 2, and why, where none can be made."""
 
     @property
     def leaves_files(self) -> bool:
@@ -119,27 +138,43 @@ class Inspect(Command):
         """It has to be there."""
         if not self.path.exists():
             raise InputError(f"{self.path} does not exist")
+        if self.repair is not None and self.repair.suffix.lower() not in WRITES:
+            raise InputError(f"--repair {self.repair}: cannot write that; use {', '.join(WRITES)}")
+        if self.repair is not None and self.repair.resolve() == self.path.resolve():
+            raise InputError(f"--repair {self.repair} is the file itself; name another one")
 
     def run(self, record: RunRecord, target: Target) -> Shown:
         """Chooses by suffix."""
         facts = inspect_path(self.path)
-        rows = [(key, _short(value)) for key, value in facts.items()]
-        return Shown(tables=[Table(("property", "value"), rows, str(self.path))], data=facts)
+        if (self.strict or self.repair) and facts.get("kind") != "mesh":
+            raise InputError(f"--strict and --repair ask about meshes and {self.path} is none; leave them out")
+        lines, solid = [], bool(facts.get("solid"))
+        if self.repair is not None:
+            steps = repair_file(self.path, self.repair)
+            record.output(self.repair)
+            lines = [f"{self.repair}: {', '.join(steps) or 'a solid already, written as it is'}"]
+            facts, solid = {**facts, "repaired": str(self.repair), "steps": steps}, True
+        rows = [(key, _short(value)) for key, value in flat(facts)]
+        table = Table(("property", "value"), rows, str(self.path))
+        return Shown(lines, [table], facts, exit_code=1 if self.strict and not solid else 0)
 
 
 def is_point_cloud(path: Path) -> bool:
     """Whether a PLY file declares no faces; reads only its header."""
     if path.suffix.lower() != ".ply":
         return False
-    with open(path, "rb") as file:
-        header = file.read(8192).split(b"end_header")[0]
-    words = [line.split() for line in header.splitlines()]
-    return not any(line[:2] == [b"element", b"face"] and line[2:] != [b"0"] for line in words)
+    from ..geometry.formats.ply_data import read_header
+
+    try:
+        elements = {element.name: element.length for element in read_header(path).elements}
+    except InputError as error:
+        raise InputError(f"{path}: {error}; it is no PLY file") from error
+    return not any(elements.get(name) for name in ("face", "tristrips"))
 
 
 def inspect_path(path: Path) -> dict[str, Any]:
     """Facts about a file or a folder. Raises InputError for a kind nobody knows."""
-    from ..utils.pictures import IMAGE_SUFFIXES
+    from ..utils.pictures import READ_SUFFIXES
 
     suffix = path.suffix.lower()
     if path.is_dir():
@@ -147,28 +182,52 @@ def inspect_path(path: Path) -> dict[str, Any]:
     size = {"file": str(path), "size": size_text(path)}
     if suffix in MESHES:
         return {**size, **(_inspect_points(path) if is_point_cloud(path) else _inspect_mesh(path))}
-    if suffix in IMAGE_SUFFIXES:
+    if suffix in READ_SUFFIXES:
         return {**size, **_inspect_image(path)}
     if suffix in (".npz", ".npy"):
         return {**size, **_inspect_arrays(path)}
     if suffix == ".json":
         value = read_json(path)
         return {**size, **(value if isinstance(value, dict) else {"entries": len(value)})}
-    known = ", ".join((*MESHES, *IMAGE_SUFFIXES, ".npz", ".npy", ".json"))
+    known = ", ".join((*MESHES, *READ_SUFFIXES, ".npz", ".npy", ".json"))
     raise InputError(f"cannot inspect {path}: known are {known} and model folders")
 
 
+def repair_file(source: Path, destination: Path) -> list[str]:
+    """Writes a solid of the mesh in `source`; what was done to it. Raises InputError where none can be made."""
+    from ..geometry.bake import carry_colors
+    from ..geometry.inspection import write_report
+    from ..geometry.meshes import Mesh
+    from ..geometry.solid import make_solid
+
+    mesh = Mesh.load(source)
+    try:
+        solid, steps = make_solid(mesh)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from error
+    solid = carry_colors(mesh, solid.with_smooth_normals()) if steps else solid
+    write_report(solid, solid.save(destination))
+    return steps
+
+
+def flat(facts: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Rows of nested facts: "bounds.size" for what stands under size in bounds."""
+    rows: list[tuple[str, Any]] = []
+    for key, value in facts.items():
+        inner = flat(value) if isinstance(value, dict) else [("", value)]
+        rows += [(f"{key}.{name}" if name else key, item) for name, item in inner]
+    return rows
+
+
 def _inspect_mesh(path: Path) -> dict[str, Any]:
+    from ..geometry.inspection import inspect_mesh
     from ..geometry.meshes import Mesh
 
     mesh = Mesh.load(path)
-    low, high = mesh.bounds
     return {
         "kind": "mesh",
-        **mesh.check().to_dict(),
-        "bounds_low": low.tolist(),
-        "bounds_high": high.tolist(),
-        "textures": {name: list(image.shape) for name, image in mesh.textures.items()},
+        **inspect_mesh(mesh, path.suffix),
+        **({"origin": list(mesh.origin)} if any(mesh.origin) else {}),
         "vertex_colors": mesh.vertex_colors is not None,
         **_validated(path),
     }
@@ -182,15 +241,26 @@ def _validated(path: Path) -> dict[str, Any]:
     return {} if found is None else {"gltf_errors": found["errors"], "gltf_warnings": found["warnings"]}
 
 
+def _splats(path: Path) -> bool:
+    from ..geometry.formats.ply import is_splat
+    from ..geometry.formats.ply_data import read_header
+
+    return any(element.name == "vertex" and is_splat(element) for element in read_header(path).elements)
+
+
 def _inspect_points(path: Path) -> dict[str, Any]:
+    import torch
+
     from ..geometry.points import PointCloud
 
-    cloud = PointCloud.load(path)
+    cloud, splats = PointCloud.load(path), _splats(path)
+    origin = torch.tensor(cloud.origin, dtype=torch.float64)
     return {
-        "kind": "point cloud",
+        "kind": "Gaussian splats" if splats else "point cloud",
         "points": len(cloud),
-        "bounds_low": cloud.points.amin(0).tolist(),
-        "bounds_high": cloud.points.amax(0).tolist(),
+        "bounds_low": (cloud.points.amin(0).double() + origin).tolist(),
+        "bounds_high": (cloud.points.amax(0).double() + origin).tolist(),
+        **({"origin": list(cloud.origin)} if any(cloud.origin) else {}),
         "colors": cloud.colors is not None,
         "normals": cloud.normals is not None,
     }
@@ -224,12 +294,13 @@ def _inspect_arrays(path: Path) -> dict[str, Any]:
 
 def _inspect_folder(path: Path) -> dict[str, Any]:
     names = ("model_index.json", "mv.json", "run.json")
-    found = next((path / name for name in names if (path / name).is_file()), None)
+    records = (path / name for name in names if (path / name).is_file())
+    found = next(records, next(iter(sorted(path.glob("*.run.json"))), None))
     if found is None:
         raise InputError(f"{path} is neither a model folder nor the folder of a run ({', '.join(names)} are missing)")
     files = [file for file in path.rglob("*") if file.is_file()]
     return {
-        "kind": "run" if found.name == "run.json" else "model",
+        "kind": "run" if found.name.endswith("run.json") else "model",
         "files": len(files),
         "bytes": sum(file.stat().st_size for file in files),
         **read_json(found),

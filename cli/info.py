@@ -13,17 +13,19 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ..utils.runs import RunRecord, versions
-from .common import Command, Shown, Table, Target
+from .common import Writer
+from .outputs import Target
+from .showing import Shown, Table
 
 PACKAGES = (
     *("torch", "diffusers", "transformers", "accelerate", "peft", "huggingface_hub", "safetensors", "tokenizers"),
     *("numpy", "scipy", "PIL", "trimesh", "open3d", "skimage", "xatlas", "fast_simplification"),
-    *("manifold3d", "tyro", "rich", "yaml", "imageio_ffmpeg", "matplotlib"),
+    *("manifold3d", "numba", "tyro", "rich", "yaml", "imageio_ffmpeg", "matplotlib"),
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Info(Command):
+class Info(Writer):
     """A command that tells something; it writes a file only when --out names one."""
 
     kinds: ClassVar[tuple[str, ...]] = (".json",)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..utils.errors import InputError
 from ..utils.files import split_scale
-from .common import Command, pick_device
+from .common import Threaded, pick_device
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +21,7 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PriorCommand(Command):
+class PriorCommand(Threaded):
     """Options of commands that use a prior."""
 
     takes_file: ClassVar[bool] = True
@@ -38,6 +38,8 @@ class PriorCommand(Command):
     """Branch, tag or commit of a prior on the hub."""
     lora: tuple[str, ...] = ()
     """Adapters added to the weights of the prior, each FILE or FILE:SCALE."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """Precision of the networks; auto is half precision for large backbones on CUDA, float32 elsewhere."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..utils.errors import InputError
-from .common import check_range
+from .common import Seeded, check_range
 from .priors import PriorCommand, QualityCommand
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ PLANNED = (  # options that are settings of a sampling plan
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingCommand(QualityCommand):
+class SamplingCommand(QualityCommand, Seeded):
     """Options of commands that sample images."""
 
     steps: int | None = None

@@ -8,18 +8,21 @@ from typing import Any, ClassVar, Literal
 
 from ..utils.errors import InputError
 from ..utils.runs import RunRecord
-from .common import Command, Shown, Target, check_range
+from .common import Threaded, Writer, check_range
+from .outputs import Target
+from .showing import Shown
 
 
 @dataclass(frozen=True, kw_only=True)
-class Toybox(Command):
+class Toybox(Threaded, Writer):
     """Show samples of the procedural world on a sheet, or render a data set of it with --render."""
 
     name: ClassVar[str] = "toybox"
     kinds: ClassVar[tuple[str, ...]] = (".png",)
 
-    kind: Literal["object", "scene", "room", "street", "table", "interior"] = "object"
-    """One object, two or three objects, a furnished room, a street, things close by, or a lived-in room."""
+    kind: Literal["object", "scene", "pair", "room", "street", "table", "interior"] = "object"
+    """One object, two or three objects, two objects in a relation, a furnished room, a street, things close by, or a
+    lived-in room."""
     split: Literal["train", "val", "test", "heldout"] = "train"
     """Which part of the world; heldout holds combinations the other parts never contain."""
     index: int = 0
@@ -35,9 +38,11 @@ class Toybox(Command):
     render: bool = False
     """Render shards of a data set into --out instead of a sheet; an interrupted run goes on where it was."""
     groups: int = 1024
-    """With --render: number of groups (two views of a scene, four of anything else)."""
+    """With --render: number of groups (two views of a scene or pair, four of anything else)."""
     geometry: bool = False
     """With --render: depth and normals too."""
+    maps: bool = False
+    """With --render: depth, normals, albedo, roughness, metallic and parts too."""
     workers: int = 0
     """With --render: processes (0 = one per processor)."""
 
@@ -62,6 +67,15 @@ class Toybox(Command):
         check_range("--groups", self.groups, 1, 2**31)
         check_range("--workers", self.workers, 0, 1024)
 
+    def written(self, target: Target) -> list[Path]:
+        """See Command.written; a set goes on where it was."""
+        return [] if self.render else [target.file(target.suffix or ".png")]
+
+    @property
+    def several(self) -> str:
+        """See Command.several."""
+        return "a set is many files" if self.render else ""
+
     def plan(self) -> list[str]:
         """What a dry run says."""
         if self.render:
@@ -78,14 +92,14 @@ class Toybox(Command):
             from ..toybox.sheet import write_noun_sheet, write_sheet
 
             write = write_sheet if self.sheet else write_noun_sheet
-            path = record.output(write(target.file(target.suffix or ".png"), size=self.pixels))
+            path = record.keep(lambda to: write(to, size=self.pixels), self.written(target)[0])
             return Shown(data={"sheet": str(path)})
         return self._samples(record, target)
 
     def _render_set(self, record: RunRecord, target: Target) -> Shown:
         from ..toybox.dataset import RenderJob, render_set
 
-        job = RenderJob(self.kind, self.split, self.groups, self.pixels, self.geometry, self.index)
+        job = RenderJob(self.kind, self.split, self.groups, self.pixels, self.geometry, self.index, self.maps)
         folder = render_set(job, target.folder, self.workers or None)
         shards = sorted(folder.glob("shard-*.npz"))
         for path in shards:
@@ -101,7 +115,7 @@ class Toybox(Command):
         captions = [caption for _, caption in drawn]
         columns = max(1, round(len(drawn) ** 0.5))
         sheet = grid([picture for picture, _ in drawn], columns, labels=captions if self.pixels >= 96 else None)
-        record.output(save_image(target.file(target.suffix or ".png"), sheet))
+        record.keep(lambda to: save_image(to, sheet), self.written(target)[0])
         lines = [f"{i}: {caption}" for i, caption in zip(numbers, captions, strict=True)]
         return Shown(lines, data={"captions": captions})
 

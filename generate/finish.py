@@ -7,9 +7,10 @@ from pathlib import Path
 
 from ..core.distillation.score import DivergedError
 from ..geometry.bake import bake
-from ..geometry.extract import EmptySurfaceError, decimate, keep_largest
+from ..geometry.extract import EmptySurfaceError
 from ..geometry.meshes import Mesh
 from ..geometry.representation import MeshConfig, Representation
+from ..geometry.solid import solid_surface
 from ..geometry.turntable import contact_sheet, render_turntable
 from ..geometry.unwrap import unwrap
 from ..utils.errors import InputError
@@ -19,14 +20,17 @@ FPS = 24
 
 
 def surface_of(shape: Representation, config: MeshConfig) -> Mesh:
-    """Its closed surface with smooth normals; crumbs dropped, decimated. Raises DivergedError when there is none."""
+    """A solid with smooth normals, without crumbs, of at most `config.faces` triangles.
+
+    Raises DivergedError when there is no surface.
+    """
     try:
         mesh = shape.to_mesh(config)
     except EmptySurfaceError as error:
         raise DivergedError(f"what was optimised has no surface ({error}); try more steps or another seed") from error
     except InputError as error:
         raise DivergedError(str(error)) from error
-    return decimate(keep_largest(mesh, config.keep), config.faces).with_smooth_normals()
+    return solid_surface(mesh, config.keep, config.faces)
 
 
 def textured_mesh(shape: Representation, config: MeshConfig) -> Mesh:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from dataclasses import field as default
@@ -22,6 +24,7 @@ from ..core.training.checkpoints import (
     save_checkpoint,
 )
 from ..core.training.loop import Loop
+from ..core.training.loop_parts import stop_signals
 from ..core.training.loss import LossOut
 from ..core.training.players import Moves, Player, Turn, named_groups
 from ..geometry.cameras import Camera
@@ -29,7 +32,7 @@ from ..geometry.outputs import RenderOutput
 from ..geometry.representation import CHANNELS
 from ..geometry.shapes import ShapeConfig, make_shape
 from ..utils.configs import to_dict
-from ..utils.errors import InputError
+from ..utils.errors import InputError, NotWrittenError, Stopped
 from ..utils.ramps import Moment, Ramp
 from ..utils.seeds import generator as seeded
 from .guides import Guide
@@ -123,21 +126,39 @@ class Optimisation:
         return Moment(self.loop.step, self.config.steps)
 
     def run(self, out: Path | None = None, on_step: StepEnd | None = None) -> None:
-        """The remaining steps; with `out` the state goes to out/ckpt-N every `checkpoint_every` steps."""
+        """The remaining steps; with `out` the state goes to out/ckpt-N every `checkpoint_every` steps and at the end.
+
+        With `out` SIGINT and SIGTERM end the run after a whole step, which is saved: raises Stopped. A disk that
+        refuses a checkpoint is told once and does not stop the work.
+        """
         began, asked = time.perf_counter() - self.seconds, self.guide.nfe - self.nfe
+        signals: list[int] = []
 
         def after(step: int, log: dict[str, float]) -> None:
             self.history.append({"step": step, **{key: round(value, 6) for key, value in log.items()}})
             self.nfe, self.seconds = self.guide.nfe - asked, time.perf_counter() - began
             every = self.config.checkpoint_every
             if out is not None and every and step % every == 0 and step < self.config.steps:
-                self.save(out)
+                self._try_save(out)
             if on_step is not None:
                 on_step(self, step, log)
+            if out is not None and signals:
+                self.save(out)
+                raise Stopped(step, self.config.steps, str(out), signals[0])
 
-        self.loop.run(self.config.steps, after)
+        with stop_signals(signals.append) if out is not None else contextlib.nullcontext():
+            left = self.step < self.config.steps
+            self.loop.run(self.config.steps, after)
+            if out is not None and left and self.config.checkpoint_every:
+                self._try_save(out)
         self.shape.on_step(self.now, self.generator)
         self.seconds = time.perf_counter() - began
+
+    def _try_save(self, out: Path) -> None:
+        try:
+            self.save(out)
+        except NotWrittenError as error:
+            warnings.warn(f"{error}; going on without it", stacklevel=2)
 
     def _loss(self, turn: Turn) -> LossOut:
         """The loss of a gradient step; the first of each turn begins with a look by the prior."""

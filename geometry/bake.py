@@ -91,11 +91,13 @@ def bake(
 
 @torch.no_grad()
 def carry_colors(source: Mesh, mesh: Mesh) -> Mesh:
-    """`mesh` with the textures and vertex colours of `source`, taken at the closest point of its surface.
+    """`mesh` with the origin, textures and vertex colours of `source`, taken at the closest point of its surface.
 
     Textures are baked on new charts; a normal map is left out, with a warning.
     """
     seen = RayMesh(source)
+    if mesh.origin != source.origin:
+        mesh = replace(mesh, origin=source.origin)
     if source.vertex_colors is not None:
         faces, weights = seen.closest(mesh.vertices)
         mesh = replace(mesh, vertex_colors=interpolate(source.vertex_colors, source.faces[faces], weights))

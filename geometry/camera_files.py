@@ -1,7 +1,8 @@
-"""Posed images on disk: nerfstudio's transforms.json and COLMAP's text model, both ways."""
+"""Posed images on disk: nerfstudio's transforms.json and COLMAP's models, both ways. Lenses stand in lenses.py."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,14 @@ from torch import Tensor
 from ..utils.errors import InputError
 from ..utils.files import read_json, write_json, write_text
 from .cameras import Camera, from_colmap, from_nerfstudio, to_colmap, to_nerfstudio
+from .colmap_model import Posed, has_points, read_model
+from .lenses import DISTORTION, Lens, check_lens, colmap_row, lens_of_frame, nerfstudio_model
 from .points import PointCloud
 
-DISTORTION = ("k1", "k2", "k3", "k4", "p1", "p2")
+VIEW_ENTRIES = {"frames", "file_path", "transform_matrix", "applied_transform", "applied_scale"}
+LENS_ENTRIES = {"camera_model", "is_fisheye", "w", "h", "fl_x", "fl_y", "cx", "cy", "camera_angle_x", "camera_angle_y"}
+HONOURED = VIEW_ENTRIES | LENS_ENTRIES | set(DISTORTION)  # of transforms.json
+LARGEST_LOSS = 1e-6  # of the cameras' spread: what float32 may round away before float64 is kept
 
 
 def save_nerfstudio(path: str | Path, camera: Camera, names: Sequence[str], cloud: str | None = None) -> Path:
@@ -25,42 +31,56 @@ def save_nerfstudio(path: str | Path, camera: Camera, names: Sequence[str], clou
     _check_names(camera, names)
     frames = []
     for name, pose, K in zip(names, to_nerfstudio(camera.c2w.double()).tolist(), camera.K.tolist(), strict=True):
+        check_lens(Lens(camera.model, camera.width, camera.height, torch.tensor(K)), f"view {name}")
         intrinsics = {"fl_x": K[0][0], "fl_y": K[1][1], "cx": K[0][2], "cy": K[1][2]}
         frames.append({"file_path": name, **intrinsics, "transform_matrix": pose})
-    document: dict[str, Any] = {"camera_model": "OPENCV", "w": camera.width, "h": camera.height, "frames": frames}
+    size = {"w": camera.width, "h": camera.height}
+    document: dict[str, Any] = {"camera_model": nerfstudio_model(camera.model), **size, "frames": frames}
     if cloud is not None:
         document["ply_file_path"] = cloud
     return write_json(path, document)
 
 
 def load_nerfstudio(path: str | Path, undo_applied: bool = True) -> tuple[Camera, list[str]]:
-    """Cameras and image names of a transforms.json, in file order.
+    """Cameras and image names of a transforms.json (nerfstudio, NeRF-synthetic), in file order.
 
-    undo_applied: take back the file's `applied_transform`, which returns COLMAP data to COLMAP's world. Raises
-    InputError for missing fields, lens distortion or images of different sizes.
+    undo_applied: take back the file's `applied_transform` and `applied_scale`, which returns COLMAP data to COLMAP's
+    world. Sizes that the file does not give come from the images beside it. Entries that are not carried over are named
+    in a warning. Poses are float32, or float64 where float32 would round them. Raises InputError for missing fields,
+    lens distortion, lenses that are not ours, mixed lenses or images of different sizes.
     """
+    path = Path(path)
     document = read_json(path)
-    if not isinstance(document, dict) or not document.get("frames"):
+    if not isinstance(document, dict) or not isinstance(document.get("frames"), list) or not document["frames"]:
         raise InputError(f"{path} has no frames; it should be nerfstudio's transforms.json")
-    poses, intrinsics, names, sizes = [], [], [], set()
+    poses, lenses, names = [], [], []
     try:
         for frame in document["frames"]:
-            merged = {**document, **frame}
-            _reject_distortion(path, {key: merged.get(key, 0.0) for key in DISTORTION})
-            poses.append(_matrix(frame["transform_matrix"], 4, 4))
-            intrinsics.append(_pinhole(merged))
             names.append(str(frame["file_path"]))
-            sizes.add((int(merged["w"]), int(merged["h"])))
+            lenses.append(lens_of_frame({**document, **frame}, path))
+            poses.append(_matrix(frame["transform_matrix"], 4, 4))
         applied = _matrix(document["applied_transform"], 3, 4) if "applied_transform" in document else None
-    except (KeyError, TypeError, ValueError) as error:
+        scale = float(document.get("applied_scale", 1.0))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{path} is not a usable transforms.json: {error!r}") from error
-    width, height = _one_size(path, sizes)
-    c2w = from_nerfstudio(torch.stack(poses), applied if undo_applied else None)
-    return Camera(c2w.float(), torch.stack(intrinsics).float(), width, height), names
+    if not 0 < scale < float("inf"):
+        raise InputError(f"{path} has applied_scale {scale}; it must be above 0")
+    entries = {key for part in (document, *document["frames"]) for key in part} - HONOURED
+    if entries:
+        warnings.warn(f"{path.name}: not kept: {', '.join(sorted(entries))}", UserWarning, stacklevel=2)
+    stacked = torch.stack(poses)
+    if undo_applied:
+        stacked[:, :3, 3] /= scale
+    return _camera(path, from_nerfstudio(stacked, applied if undo_applied else None), lenses), names
 
 
 def save_colmap(folder: str | Path, camera: Camera, names: Sequence[str], cloud: PointCloud | None = None) -> Path:
-    """Writes cameras.txt (PINHOLE, one an image), images.txt (world-to-camera) and points3D.txt into a folder."""
+    """Writes cameras.txt (one an image), images.txt (world-to-camera) and points3D.txt into a folder.
+
+    Pinholes are PINHOLE, fisheyes OPENCV_FISHEYE. Raises InputError for lenses that COLMAP does not know.
+    """
     _check_names(camera, names)
     for name in names:
         if any(letter.isspace() for letter in name):
@@ -70,9 +90,8 @@ def save_colmap(folder: str | Path, camera: Camera, names: Sequence[str], cloud:
     cameras = ["# CAMERA_ID MODEL WIDTH HEIGHT fx fy cx cy"]
     images = ["# IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME, then a line of 2D points"]
     for i, name in enumerate(names, start=1):
-        K = camera.K[i - 1].double()
-        values = [K[0, 0], K[1, 1], K[0, 2], K[1, 2]]
-        cameras.append(f"{i} PINHOLE {camera.width} {camera.height} {_numbers(values)}")
+        model, values = colmap_row(Lens(camera.model, camera.width, camera.height, camera.K[i - 1].double()))
+        cameras.append(f"{i} {model} {camera.width} {camera.height} {_numbers(values)}")
         images += [f"{i} {_numbers(quaternions[i - 1])} {_numbers(translations[i - 1])} {i} {name}", ""]
     points = ["# POINT3D_ID X Y Z R G B ERROR TRACK"]
     if cloud is not None:
@@ -86,56 +105,35 @@ def save_colmap(folder: str | Path, camera: Camera, names: Sequence[str], cloud:
 
 
 def load_colmap(folder: str | Path) -> tuple[Camera, list[str]]:
-    """Cameras and image names of a COLMAP text model, sorted by image id, in COLMAP's own world.
+    """Cameras and image names of a COLMAP model, text or binary, sorted by image id, in COLMAP's own world.
 
-    Reads SIMPLE_PINHOLE and PINHOLE, and SIMPLE_RADIAL, RADIAL and OPENCV when their distortion is zero.
+    Pinholes and equidistant fisheyes are read, models with distortion when theirs is zero. Raises InputError for the
+    others, for mixed lenses and for images of different sizes.
     """
     folder = Path(folder)
-    try:
-        lenses = {row[0]: _colmap_lens(folder, row) for row in map(str.split, _lines(folder / "cameras.txt"))}
-        rows = _lines(folder / "images.txt", keep_blank=True)[::2]
-        entries = sorted((row.strip().split(maxsplit=9) for row in rows if row.strip()), key=lambda row: int(row[0]))
-        poses = torch.tensor([[float(v) for v in row[1:8]] for row in entries], dtype=torch.float64)
-        chosen = [lenses[row[8]] for row in entries]
-        names = [row[9] for row in entries]
-    except (KeyError, IndexError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{folder} is not a usable COLMAP text model: {error!r}") from error
-    if not entries:
-        raise InputError(f"{folder / 'images.txt'} lists no images")
-    width, height = _one_size(folder, {(w, h) for w, h, _ in chosen})
+    entries: list[Posed] = read_model(folder)
+    if has_points(folder):
+        warnings.warn(f"{folder}: not kept: the points and matches of the model", UserWarning, stacklevel=2)
+    poses = torch.tensor([entry.pose for entry in entries], dtype=torch.float64)
     c2w = from_colmap(poses[:, :4], poses[:, 4:])
-    return Camera(c2w.float(), torch.stack([K for _, _, K in chosen]).float(), width, height), names
+    return _camera(folder, c2w, [entry.lens for entry in entries]), [entry.name for entry in entries]
 
 
-def _colmap_lens(folder: Path, row: list[str]) -> tuple[int, int, Tensor]:
-    """(width, height, K) of one row of cameras.txt."""
-    model, width, height, values = row[1], int(row[2]), int(row[3]), [float(v) for v in row[4:]]
-    if model in ("SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL"):
-        (fx, cx, cy), lens = values[:3], values[3:]
-        fy = fx
-    elif model in ("PINHOLE", "OPENCV"):
-        (fx, fy, cx, cy), lens = values[:4], values[4:]
-    else:
-        raise InputError(f"{folder}: camera model {model} is not supported; run colmap image_undistorter first")
-    _reject_distortion(folder, {f"parameter {i}": v for i, v in enumerate(lens)})
-    return width, height, _intrinsics(fx, fy, cx, cy)
-
-
-def _pinhole(frame: dict[str, Any]) -> Tensor:
-    """K (3, 3) from fl_x or camera_angle_x, with a centred principal point unless given."""
-    width, height = float(frame["w"]), float(frame["h"])
-    if "fl_x" in frame:
-        fx = float(frame["fl_x"])
-    else:
-        fx = 0.5 * width / float(torch.tan(torch.tensor(0.5 * float(frame["camera_angle_x"]), dtype=torch.float64)))
-    cx, cy = float(frame.get("cx", 0.5 * width)), float(frame.get("cy", 0.5 * height))
-    return _intrinsics(fx, float(frame.get("fl_y", fx)), cx, cy)
-
-
-def _intrinsics(fx: float, fy: float, cx: float, cy: float) -> Tensor:
-    return torch.tensor([[fx, 0.0, cx], [0.0, fy, cy], [0.0, 0.0, 1.0]], dtype=torch.float64)
+def _camera(path: Path, c2w: Tensor, lenses: Sequence[Lens]) -> Camera:
+    """One batch of one model and size."""
+    models, sizes = {lens.model for lens in lenses}, {(lens.width, lens.height) for lens in lenses}
+    if len(models) > 1:
+        raise InputError(f"{path} mixes the camera models {', '.join(sorted(models))}; keep one of them a file")
+    if len(sizes) > 1:
+        raise InputError(f"{path} mixes image sizes {sorted(sizes)}; resize the images to one size")
+    for i, lens in enumerate(lenses):
+        check_lens(lens, f"{path}, view {i}")
+    K, (width, height) = torch.stack([lens.K for lens in lenses]), next(iter(sizes))
+    centres = c2w[:, :3, 3]
+    spread = float((centres - centres.mean(dim=0)).norm(dim=-1).max()) or 1.0
+    if float((centres - centres.float().double()).abs().max()) <= LARGEST_LOSS * spread:
+        c2w, K = c2w.float(), K.float()
+    return Camera(c2w, K, width, height, model=models.pop())
 
 
 def _matrix(values: Any, rows: int, columns: int) -> Tensor:
@@ -145,30 +143,9 @@ def _matrix(values: Any, rows: int, columns: int) -> Tensor:
     return matrix
 
 
-def _reject_distortion(path: str | Path, lens: dict[str, Any]) -> None:
-    bent = {key: value for key, value in lens.items() if abs(float(value)) > 1e-9}
-    if bent:
-        raise InputError(f"{path} has lens distortion {bent}; undistort the images first")
-
-
-def _one_size(path: str | Path, sizes: set[tuple[int, int]]) -> tuple[int, int]:
-    if len(sizes) != 1:
-        raise InputError(f"{path} mixes image sizes {sorted(sizes)}; resize the images to one size")
-    return next(iter(sizes))
-
-
 def _check_names(camera: Camera, names: Sequence[str]) -> None:
     if len(names) != camera.batch:
         raise InputError(f"{len(names)} names for {camera.batch} cameras; give one a camera")
-
-
-def _lines(path: Path, keep_blank: bool = False) -> list[str]:
-    """Lines without comments. Raises InputError for a missing or binary file."""
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as COLMAP text: {error}") from error
-    return [line for line in text.splitlines() if not line.startswith("#") and (keep_blank or line.strip())]
 
 
 def _numbers(values: Sequence[Any] | Tensor) -> str:

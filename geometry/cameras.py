@@ -235,9 +235,12 @@ def from_colmap(qvec: Tensor, tvec: Tensor) -> Tensor:
 
 
 def to_colmap(c2w: Tensor) -> tuple[Tensor, Tensor]:
-    """COLMAP's (qvec (..., 4) as w, x, y, z with w >= 0, tvec (..., 3)) of c2w (..., 4, 4)."""
-    w2c = invert_rigid(c2w)
-    return quaternion_from_rotation(w2c[..., :3, :3]), w2c[..., :3, 3]
+    """COLMAP's (qvec (..., 4) as w, x, y, z with w >= 0, tvec (..., 3)) of c2w (..., 4, 4).
+
+    The centre of projection stays exact: t = -R c with the R of the quaternion, whatever rounding is in that of c2w.
+    """
+    quaternion = quaternion_from_rotation(c2w[..., :3, :3].mT)
+    return quaternion, -(rotation_from_quaternion(quaternion) @ c2w[..., :3, 3:])[..., 0]
 
 
 def from_nerfstudio(pose: Tensor, applied_transform: Tensor | None = None) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import fast_simplification
-import manifold3d
 import numpy as np
 import open3d
 import torch
@@ -16,8 +15,9 @@ from torch import Tensor
 
 from ..utils.errors import InputError
 from .meshes import Mesh
-from .report import collapsed_mask, edge_table, face_components, merge_positions, mesh_report, signed_volume
+from .report import collapsed_mask, edge_table, face_components, fans, merge_positions, mesh_report, signed_volume
 from .unwrap import unwrap
+from .winding import Caster
 
 __all__ = ["decimate", "extract_surface", "grid_points", "keep_largest", "remesh", "repair", "unwrap"]
 Grid = NDArray[np.float32]
@@ -64,7 +64,7 @@ def extract_surface(
 
 def keep_largest(mesh: Mesh, share: float | None = None) -> Mesh:
     """The piece of largest area, or with `share` all pieces above that fraction of the total area."""
-    positions, faces = _arrays(mesh)
+    positions, faces = mesh_arrays(mesh)
     _, welded = merge_positions(positions, faces)
     labels = face_components(edge_table(welded, len(positions))[0], len(faces))
     areas = np.bincount(labels, weights=_areas(positions[faces]))
@@ -90,53 +90,86 @@ def repair(mesh: Mesh) -> Mesh:
 
     Geometry only: normals, colours and textures are dropped, since vertices may merge.
     """
-    positions, faces = merge_positions(*_arrays(mesh))
+    positions, faces = merge_positions(*mesh_arrays(mesh))
     faces = faces[~collapsed_mask(positions[faces])]
-    welded = _mesh(positions, faces)
+    welded = mesh_from(positions, faces)
     report = welded.check()
     if not (report.watertight and report.winding_consistent):
         positions, faces = _close(positions, faces)
     if signed_volume(positions[faces]) < 0:
         faces = faces[:, ::-1]
-    return _mesh(positions, faces)
+    return mesh_from(positions, faces)
 
 
 def decimate(mesh: Mesh, faces: int = 40_000) -> Mesh:
-    """At most about `faces` triangles by quadric edge collapse; a closed mesh stays closed.
+    """At most `faces` triangles by quadric edge collapse; normals are recomputed, geometry only.
 
-    When the collapse opens the surface, repairs it; when that fails too, simplifies with manifold3d; when that leaves
-    too many, extracts the surface anew on a coarser grid. Geometry only; normals are recomputed.
+    A closed, oriented surface stays one, with all its pieces and handles and without new self-intersections; where that
+    takes more triangles, it is taken anew on a coarser lattice. Raises InputError when that does not do either.
     """
     if len(mesh.faces) <= faces:
         return mesh
     if faces < 4:
         raise InputError(f"faces={faces}; a closed mesh has at least 4")
-    closed = mesh.check().watertight
-    positions, index = _arrays(mesh)
-    reduced = fast_simplification.simplify(positions.astype(np.float32), index.astype(np.int32), target_count=faces)
-    candidate = _mesh(np.asarray(reduced[0]), np.asarray(reduced[1]))
-    if closed and not _sound(candidate):
-        candidate = repair(candidate)
-        if not _sound(candidate):
-            candidate = _manifold_simplify(mesh, faces)
-            if len(candidate.faces) > 1.25 * faces:
-                candidate = remesh(candidate, _resolution_for(candidate, faces))
+    report = mesh.check()
+    if not (report.watertight and report.winding_consistent):
+        return _decimate_loosely(mesh, faces).with_smooth_normals()
+    candidate = _collapsed(mesh, faces)
+    resolution = _resolution_for(mesh, faces)
+    while len(candidate.faces) > faces and resolution >= 4:
+        candidate = _collapsed(remesh(mesh, resolution), faces)
+        resolution = int(0.7 * resolution)
+    if len(candidate.faces) > faces:
+        raise InputError(f"faces={faces}; this shape takes at least {len(candidate.faces)} triangles")
     return candidate.with_smooth_normals()
 
 
+def _collapsed(mesh: Mesh, faces: int) -> Mesh:
+    """Edge collapse of a closed, oriented surface; what touches in a point goes on doing so."""
+    from .collapse import collapse
+    from .contacts import meeting_faces
+
+    positions, index = merge_positions(*mesh_arrays(mesh))
+    index = index[~collapsed_mask(positions[index])]
+    labels = fans(index, edge_table(index, len(positions))[0])
+    first, split = np.unique(labels, return_index=True)[1], np.unique(labels, return_inverse=True)[1]
+    parted = positions[index.reshape(-1)[first]]
+    return mesh_from(*collapse(parted, split.reshape(-1, 3), faces, not meeting_faces(positions, index).any()))
+
+
+def _decimate_loosely(mesh: Mesh, faces: int) -> Mesh:
+    """Edge collapse of a surface that is no closed manifold, which may change how it hangs together."""
+    positions, index = mesh_arrays(mesh)
+    for patience in (7.0, 3.0, 1.0):
+        reduced = fast_simplification.simplify(
+            positions.astype(np.float32), index.astype(np.int32), target_count=faces, agg=patience
+        )
+        if 0 < len(reduced[1]) <= faces:
+            return mesh_from(np.asarray(reduced[0]), np.asarray(reduced[1]))
+        positions, index = np.asarray(reduced[0]), np.asarray(reduced[1])
+    raise InputError(f"faces={faces}; this open surface cannot go below {len(index)} triangles")
+
+
 def remesh(mesh: Mesh, resolution: int = 128) -> Mesh:
-    """A closed surface around any mesh: signed distance by ray parity on a grid, then marching cubes. Geometry only."""
+    """A closed surface around all space with a positive winding number: distances on a grid, then marching cubes.
+
+    Where the mesh is open, what lies between a wall and the end of a column of samples counts as inside. Geometry only.
+    """
     low, high = mesh.bounds.double().cpu()
     margin = 2.0 * float((high - low).max()) / resolution
     bounds = torch.stack([low - margin, high + margin])
-    scene = open3d.t.geometry.RaycastingScene()
-    scene.add_triangles(
-        open3d.core.Tensor(mesh.vertices.detach().cpu().float().numpy()),
-        open3d.core.Tensor(mesh.faces.cpu().numpy().astype(np.uint32)),
-    )
-    points = grid_points(resolution, bounds).float().numpy()
-    distance = scene.compute_signed_distance(open3d.core.Tensor(points), nsamples=5).numpy()
-    return extract_surface(distance, 0.0, bounds, sign=-1, keep="parts")
+    positions, faces = mesh_arrays(mesh)
+    caster = Caster(positions, faces)
+    points = grid_points(resolution, bounds).numpy()
+    inside = caster.columns(points) > 0
+    near = np.zeros_like(inside)  # only distances beside the surface matter
+    for axis in range(3):
+        change = np.diff(inside, axis=axis)
+        for side in ((0, 1), (1, 0)):
+            near |= np.pad(change, [side if i == axis else (0, 0) for i in range(3)])
+    distance = np.full(inside.shape, margin, dtype=np.float32)
+    distance[near] = caster.scene.compute_distance(open3d.core.Tensor(points[near].astype(np.float32))).numpy()
+    return extract_surface(np.where(inside, -distance, distance), 0.0, bounds, sign=-1, keep="parts")
 
 
 def _corners(bounds: float | Tensor) -> Tensor:
@@ -232,23 +265,6 @@ def _loops(half_edges: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     return [loop for loop in loops if len(loop) > 2]
 
 
-def _manifold_simplify(mesh: Mesh, faces: int) -> Mesh:
-    """Simplification that cannot open a surface: the tolerance grows until few enough faces are left."""
-    positions, index = _arrays(mesh)
-    source = manifold3d.Mesh(vert_properties=positions.astype(np.float32), tri_verts=index.astype(np.uint32))
-    solid = manifold3d.Manifold(source)
-    if solid.status() != manifold3d.Error.NoError:
-        return mesh
-    best, tolerance = mesh, 1e-5 * mesh.diagonal
-    while len(best.faces) > faces and tolerance < 0.02 * mesh.diagonal:
-        reduced = solid.simplify(tolerance).to_mesh()
-        candidate = _mesh(np.asarray(reduced.vert_properties)[:, :3], np.asarray(reduced.tri_verts))
-        if not _sound(candidate):
-            break
-        best, tolerance = candidate, 2 * tolerance
-    return best
-
-
 def _resolution_for(mesh: Mesh, faces: int) -> int:
     """Samples along the longest side that give about `faces` triangles: marching cubes leaves 2.5 a crossed cell."""
     low, high = mesh.bounds
@@ -256,16 +272,13 @@ def _resolution_for(mesh: Mesh, faces: int) -> int:
     return min(max(int(float((high - low).max()) / cell), 16), 192)
 
 
-def _sound(mesh: Mesh) -> bool:
-    report = mesh.check()
-    return report.watertight and report.winding_consistent and report.signed_volume > 0
-
-
-def _arrays(mesh: Mesh) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def mesh_arrays(mesh: Mesh) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Vertices (V, 3) and faces (F, 3)."""
     return mesh.vertices.detach().cpu().double().numpy(), mesh.faces.cpu().numpy()
 
 
-def _mesh(positions: NDArray, faces: NDArray) -> Mesh:
+def mesh_from(positions: NDArray, faces: NDArray) -> Mesh:
+    """The plain mesh of vertices (V, 3) and faces (F, 3)."""
     return Mesh(
         torch.from_numpy(np.array(positions, dtype=np.float32, order="C")),
         torch.from_numpy(np.array(faces, dtype=np.int64, order="C")),

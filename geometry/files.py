@@ -1,40 +1,42 @@
 """Mesh and point files at the border of the project: written atomically, re-opened, compared; hostile ones rejected.
 
-GLB is turned to glTF's axes (y up, front +z) and back; OBJ, STL and PLY keep our world (z up, front +x).
+GLB is turned to glTF's axes (y up, front +z) and back; OBJ, STL and PLY keep our world (z up, front +x). What each
+format holds, and what is refused or left out by name, stands in docs/files.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-import trimesh
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from ..utils.errors import InputError, UnprojectError
 from ..utils.files import atomic_path, write_text
-from .colors import srgb_from_linear
-from .glb import read_colors, write_glb
+from .far import near_origin, world_positions
+from .formats.gltf import read_gltf
+from .formats.join import joined
+from .formats.obj import read_obj
+from .formats.piece import Notes, Piece
+from .formats.plain import read_off, read_stl
+from .formats.ply import read_mesh_ply, read_points_ply
+from .formats.ply_data import ply_bytes
+from .glb import write_glb
 from .report import collapsed_mask
-from .stored import TEXTURES, StoredMesh, StoredPoints
+from .stored import NO_ORIGIN, TEXTURES, Origin, StoredMesh, StoredPoints
 
 WRITABLE = (".glb", ".obj", ".stl", ".ply")
 READABLE = (*WRITABLE, ".gltf", ".off")
 MAP_KEYS = {"base_color": "map_Kd", "roughness": "map_Pr", "metallic": "map_Pm", "normal": "norm"}
 M = TypeVar("M", bound=StoredMesh)
-
-
-class Pieces(NamedTuple):
-    """What a mesh file holds."""
-
-    parts: list[tuple[trimesh.Trimesh, NDArray[np.float64], Tensor | None]]  # mesh, world matrix, (V, 3) sRGB if exact
-    gltf: bool  # in glTF's axes
 
 
 def save_mesh(mesh: M, path: str | Path, load: Callable[[Path], StoredMesh]) -> Path:
@@ -46,33 +48,70 @@ def save_mesh(mesh: M, path: str | Path, load: Callable[[Path], StoredMesh]) -> 
     if path.suffix.lower() not in WRITABLE:
         raise InputError(f"cannot write a mesh as {path.suffix or path.name!r}; use one of {', '.join(WRITABLE)}")
     mesh = _clean(mesh, path)
+    _name_losses(mesh, path)
+    if path.suffix.lower() == ".stl":
+        mesh = replace(mesh, origin=NO_ORIGIN)
     texture_names = _write_obj_materials(mesh, path) if path.suffix.lower() == ".obj" else {}
     with atomic_path(path) as temporary:
         temporary.write_bytes(_encode(mesh, path, texture_names))
-        _verify(mesh, load(temporary), path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            _verify(mesh, load(temporary), path)
     return path
 
 
-def read_pieces(path: str | Path) -> Pieces:
-    """All pieces of a scene. Raises InputError for anything unusable."""
+def read_mesh(path: str | Path) -> Piece:
+    """All triangles of a file as one piece in our axes; what else it holds is named in one warning.
+
+    Raises InputError for anything unusable.
+    """
     path = Path(path)
-    data = _read(path, READABLE, "mesh")
-    try:
-        scene = trimesh.load_scene(str(path), file_type=path.suffix.lower()[1:], process=False)
-        pieces = _pieces(scene)
-    except Exception as error:  # parsers fail in many ways on damaged files
-        raise InputError(f"{path} cannot be read as {path.suffix}: {str(error) or type(error).__name__}") from error
+    data, notes = _read(path, READABLE, "mesh"), Notes(path)
+    with _parsing(path):
+        pieces = _parse(path, data, notes)
+        for piece in pieces:
+            _check_arrays(piece.positions, piece.faces, path)
     if not pieces:
         raise InputError(f"{path} holds no triangles; for a point cloud use PointCloud.load")
-    gltf = path.suffix.lower() in (".glb", ".gltf")
-    exact = read_colors(data) if path.suffix.lower() == ".glb" and len(pieces) == 1 else None
-    for piece, _ in pieces:
-        _check_arrays(piece.vertices, piece.faces, path)
-    return Pieces([(piece, matrix, _gltf_colors(piece, exact) if gltf else None) for piece, matrix in pieces], gltf)
+    with _parsing(path):
+        whole = joined(pieces, notes)
+    notes.say()
+    return whole
+
+
+def _parse(path: Path, data: bytes, notes: Notes) -> list[Piece]:
+    suffix = path.suffix.lower()
+    if suffix in (".glb", ".gltf"):
+        pieces = read_gltf(data, path, notes)
+    elif suffix == ".obj":
+        pieces = read_obj(data, path, notes)
+    elif suffix == ".ply":
+        pieces = read_mesh_ply(data, path, notes)
+    else:
+        pieces = read_stl(data, notes) if suffix == ".stl" else read_off(data, notes)
+    return [piece for piece in pieces if len(piece.faces)]
+
+
+@contextlib.contextmanager
+def _parsing(path: Path) -> Iterator[None]:
+    """Parsers fail in many ways on damaged files; all become an InputError that names the file."""
+    try:
+        yield
+    except (MemoryError, OSError):
+        raise  # of the machine, not of the file
+    except InputError as error:
+        text = str(error)
+        raise error if str(path) in text else InputError(f"{path}: {text}") from error
+    except Exception as error:
+        text = str(error) or type(error).__name__
+        raise InputError(f"{path} cannot be read as {path.suffix}: {text}") from error
 
 
 def save_points(cloud: StoredPoints, path: str | Path) -> Path:
-    """Writes a binary little-endian PLY: float32 xyz, float32 normals and uchar rgb when present."""
+    """Writes a binary little-endian PLY: xyz, float32 normals and uchar rgb when present.
+
+    Positions are float32, or double where an origin has to be added.
+    """
     path = Path(path)
     if path.suffix.lower() != ".ply":
         raise InputError(f"cannot write a point cloud as {path.suffix or path.name!r}; use .ply")
@@ -80,51 +119,47 @@ def save_points(cloud: StoredPoints, path: str | Path) -> Path:
         raise InputError(f"the point cloud for {path.name} is empty")
     if not bool(torch.isfinite(cloud.points).all()):
         raise InputError(f"the point cloud for {path.name} has NaN or infinite positions; drop them first")
-    columns = [("xyz", cloud.points, "<f4")]
-    if cloud.normals is not None:
-        columns.append(("normal", cloud.normals, "<f4"))
-    if cloud.colors is not None:
-        columns.append(("rgb", (cloud.colors.clamp(0, 1) * 255).round(), "u1"))
-    names = {"xyz": ("x", "y", "z"), "normal": ("nx", "ny", "nz"), "rgb": ("red", "green", "blue")}
-    kinds = {"<f4": "float", "u1": "uchar"}
-    table = np.zeros(len(cloud.points), dtype=[(name, kind, (3,)) for name, _, kind in columns])
-    for name, values, _ in columns:
-        table[name] = values.detach().cpu().numpy()
-    properties = "".join(f"property {kinds[kind]} {field}\n" for name, _, kind in columns for field in names[name])
-    header = f"ply\nformat binary_little_endian 1.0\nelement vertex {len(cloud.points)}\n{properties}end_header\n"
     with atomic_path(path) as temporary:
-        temporary.write_bytes(header.encode() + table.tobytes())
-        if not torch.equal(read_points(temporary)[0], cloud.points.detach().cpu().float()):
+        positions = _positions(cloud.points, cloud.origin)
+        temporary.write_bytes(ply_bytes(positions, _array(cloud.normals), _bytes(cloud.colors)))
+        if not np.array_equal(read_points_ply(temporary.read_bytes(), Notes(path))[0], positions):
             raise UnprojectError(f"{path} read back differently from what was written; the disk may be failing")
     return path
 
 
-def read_points(path: str | Path) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Vertices, sRGB colours and normals (N, 3) of a PLY. Raises InputError for anything unusable."""
+def read_points(path: str | Path) -> tuple[Tensor, Tensor | None, Tensor | None, Origin]:
+    """Vertices, sRGB colours and normals (N, 3) of a PLY, and the origin of the vertices.
+
+    What else it holds is named in one warning. Raises InputError for anything unusable.
+    """
     path = Path(path)
-    _read(path, (".ply",), "point cloud")
-    try:
-        geometry = trimesh.load_scene(str(path), file_type="ply", process=False).dump()[0]
-        points = np.array(geometry.vertices, dtype=np.float32)
-        raw = geometry.metadata.get("_ply_raw", {}).get("vertex", {}).get("data", {})
-        rgb = np.stack([raw[n] for n in ("red", "green", "blue")], 1) if _has(raw, "red", "green", "blue") else None
-        normals = np.stack([raw[n] for n in ("nx", "ny", "nz")], 1) if _has(raw, "nx", "ny", "nz") else None
-    except Exception as error:  # parsers fail in many ways on damaged files
-        raise InputError(f"{path} cannot be read as a PLY: {str(error) or type(error).__name__}") from error
-    if not len(points) or not np.isfinite(points).all():
-        raise InputError(f"{path} holds no points or non-finite ones")
-    scale = 255.0 if rgb is not None and rgb.dtype.kind in "ui" else 1.0
-    return (
-        torch.from_numpy(points),
-        None if rgb is None else torch.from_numpy(rgb.reshape(-1, 3).astype(np.float32) / scale),
-        None if normals is None else torch.from_numpy(normals.reshape(-1, 3).astype(np.float32)),
-    )
+    data, notes = _read(path, (".ply",), "point cloud"), Notes(path)
+    with _parsing(path):
+        points, colors, normals = read_points_ply(data, notes)
+    if not np.isfinite(points).all():
+        raise InputError(f"{path} holds points that are not finite")
+    near, origin = near_origin(points)
+    notes.say()
+    return near, _tensor(colors), _tensor(normals), origin
 
 
-def _has(table: object, *names: str) -> bool:
-    """Whether a structured array or mapping has all columns."""
-    keys = getattr(getattr(table, "dtype", None), "names", None) or (table if isinstance(table, dict) else ())
-    return all(name in keys for name in names)
+def _tensor(array: NDArray[np.float64] | None) -> Tensor | None:
+    return None if array is None else torch.from_numpy(array.astype(np.float32))
+
+
+def _array(values: Tensor | None) -> NDArray[np.float32] | None:
+    return None if values is None else values.detach().cpu().float().numpy()
+
+
+def _bytes(colors: Tensor | None) -> NDArray[np.uint8] | None:
+    return None if colors is None else (colors.detach().cpu().clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+
+
+def _positions(positions: Tensor, origin: Origin) -> NDArray[Any]:
+    """float32, or float64 of the world where there is an origin."""
+    if origin == NO_ORIGIN:
+        return positions.detach().cpu().float().numpy()
+    return world_positions(positions, origin)
 
 
 def _read(path: Path, suffixes: tuple[str, ...], what: str) -> bytes:
@@ -148,30 +183,6 @@ def _check_arrays(vertices: object, faces: object, path: Path) -> None:
         raise InputError(f"{path} has NaN or infinite vertex positions")
     if index.min() < 0 or index.max() >= len(positions):
         raise InputError(f"{path} has faces that point to vertices which do not exist")
-
-
-def _pieces(scene: trimesh.Scene) -> list[tuple[trimesh.Trimesh, NDArray[np.float64]]]:
-    """(geometry, world matrix) of every node with triangles; several textured ones become one with an atlas."""
-    nodes = [(scene.geometry[name], matrix) for matrix, name in (scene.graph[n] for n in scene.graph.nodes_geometry)]
-    pieces = [(g, np.array(m)) for g, m in nodes if isinstance(g, trimesh.Trimesh) and len(g.faces)]
-    if len(pieces) > 1 and any(getattr(g.visual, "uv", None) is not None for g, _ in pieces):
-        return [(scene.to_mesh(), np.eye(4))]
-    return pieces
-
-
-def _gltf_colors(mesh: trimesh.Trimesh, exact: Tensor | None) -> Tensor | None:
-    """sRGB vertex colours (V, 3) of a glTF mesh, whose COLOR_0 is linear; `exact` (V, 3) has more than 8 bits."""
-    linear = exact
-    if linear is None or len(linear) != len(mesh.vertices):
-        colors = mesh.visual.vertex_colors if mesh.visual.kind == "vertex" else None
-        if mesh.visual.kind == "texture" and "color" in mesh.visual.vertex_attributes:
-            colors = mesh.visual.vertex_attributes["color"]
-        if colors is None:
-            return None
-        raw = np.asarray(colors)[:, :3]
-        scale = float(np.iinfo(raw.dtype).max) if raw.dtype.kind in "ui" else 1.0
-        linear = torch.from_numpy(raw.astype(np.float32) / scale)
-    return srgb_from_linear(linear.clamp(0, 1))
 
 
 def _clean(mesh: M, path: Path) -> M:
@@ -208,15 +219,39 @@ def _encode(mesh: StoredMesh, path: Path, texture_names: dict[str, str]) -> byte
         return write_glb(mesh)
     if suffix == ".obj":
         return _obj_text(mesh, f"{path.stem}.mtl" if texture_names else None).encode()
-    plain = mesh.with_vertex_colors() if mesh.textures else mesh
-    encoded = plain.to_trimesh().export(file_type=suffix[1:])
-    return encoded if isinstance(encoded, bytes) else str(encoded).encode()
+    if suffix == ".ply":
+        plain = mesh.with_vertex_colors() if mesh.textures else mesh
+        arrays = (_positions(plain.vertices, plain.origin), _array(plain.vertex_normals), _bytes(plain.vertex_colors))
+        return ply_bytes(*arrays, plain.faces.numpy())
+    bare = replace(mesh, uv=None, uv_faces=None, textures={}, vertex_colors=None)
+    return bytes(bare.to_trimesh().export(file_type="stl"))
+
+
+def _name_losses(mesh: StoredMesh, path: Path) -> None:
+    """A warning for what the format cannot hold."""
+    suffix, lost = path.suffix.lower(), []
+    textured = mesh.uv is not None and bool(mesh.textures)
+    maps = [name.replace("_", " ") for name in mesh.textures if name != "base_color"]
+    if suffix == ".stl":
+        if textured or mesh.vertex_colors is not None:
+            lost.append("STL holds no colours")
+        if mesh.origin != NO_ORIGIN:
+            x, y, z = mesh.origin
+            lost.append(f"STL holds float32: positions are written relative to ({x:.12g}, {y:.12g}, {z:.12g})")
+    elif suffix == ".ply" and textured:
+        lost.append(f"PLY holds no texture: it became the colours of {len(mesh.vertices)} vertices")
+        if maps:
+            lost.append(f"{', '.join(maps)} left out")
+    elif suffix in (".glb", ".obj") and textured and mesh.vertex_colors is not None:
+        lost.append("vertex colours beside a texture are left out")
+    if lost:
+        warnings.warn(f"{path.name}: {'; '.join(lost)}", UserWarning, stacklevel=4)
 
 
 def _verify(mesh: StoredMesh, back: StoredMesh, path: Path) -> None:
-    """Same face count and the same bounds to float precision."""
+    """Same face count and the same bounds in the world to float precision."""
     tolerance = 1e-5 * max(mesh.diagonal, 1e-12) + 1e-6 * float(mesh.vertices.abs().max())
-    if len(back.faces) != len(mesh.faces) or float((back.bounds - mesh.bounds).abs().max()) > tolerance:
+    if len(back.faces) != len(mesh.faces) or float((back.world_bounds - mesh.world_bounds).abs().max()) > tolerance:
         raise UnprojectError(f"{path} read back differently from what was written; nothing was kept")
 
 
@@ -242,8 +277,10 @@ def _write_obj_materials(mesh: StoredMesh, path: Path) -> dict[str, str]:
 def _obj_text(mesh: StoredMesh, material: str | None) -> str:
     """Wavefront text: `v x y z [r g b]`, `vt` from the bottom left, `vn`, 1-based `f v/vt/vn`."""
     blocks = [f"mtllib {material}\nusemtl surface"] if material else []
-    columns = [mesh.vertices] if mesh.vertex_colors is None else [mesh.vertices, mesh.vertex_colors]
-    blocks.append(_rows("v", torch.cat(columns, dim=1)))
+    tinted = mesh.vertex_colors is not None and not material
+    places = torch.from_numpy(_positions(mesh.vertices, mesh.origin))
+    columns = [places, mesh.vertex_colors.to(places)] if tinted and mesh.vertex_colors is not None else [places]
+    blocks.append(_rows("v", torch.cat(columns, dim=1), 9 if mesh.origin == NO_ORIGIN else 15))
     corners = [mesh.faces + 1, None, None]
     if mesh.uv is not None and mesh.uv_faces is not None:
         blocks.append(_rows("vt", mesh.uv))
@@ -259,6 +296,6 @@ def _obj_text(mesh: StoredMesh, material: str | None) -> str:
     return "\n".join(blocks) + "\n"
 
 
-def _rows(key: str, values: Tensor) -> str:
-    line = f"{key} " + " ".join(["%.9g"] * values.shape[1])
+def _rows(key: str, values: Tensor, digits: int = 9) -> str:
+    line = f"{key} " + " ".join([f"%.{digits}g"] * values.shape[1])
     return "\n".join(line % tuple(row) for row in values.tolist())

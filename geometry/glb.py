@@ -17,17 +17,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ..utils.errors import InputError
 from .cameras import to_gltf_points
 from .colors import linear_from_srgb
-from .stored import StoredMesh
+from .formats.gltf_data import BIN_CHUNK, JSON_CHUNK, MAGIC, VERSION
+from .stored import NO_ORIGIN, StoredMesh
 
-MAGIC, VERSION, JSON_CHUNK, BIN_CHUNK = 0x46546C67, 2, 0x4E4F534A, 0x004E4942
 FLOAT, UINT32 = 5126, 5125
 ARRAY_BUFFER, ELEMENT_BUFFER = 34962, 34963
 LINEAR, LINEAR_MIPMAP, CLAMP, REPEAT = 9729, 9987, 33071, 10497
-COMPONENTS: dict[int, np.dtype[Any]] = {5121: np.dtype("<u1"), 5123: np.dtype("<u2"), FLOAT: np.dtype("<f4")}
-WIDTHS = {"VEC3": 3, "VEC4": 4}
 
 
 class _Builder:
@@ -96,12 +93,19 @@ def write_glb(mesh: StoredMesh) -> bytes:
         "asset": {"version": "2.0", "generator": "unproject"},
         "scene": 0,
         "scenes": [{"nodes": [0]}],
-        "nodes": [{"mesh": 0, "name": "object"}],
+        "nodes": [_node(mesh)],
         "meshes": [{"primitives": [primitive], "name": "object"}],
         **_material(mesh.textures if textured else {}, builder, wrap),
         "accessors": builder.accessors,
     }
     return _container(document, builder)
+
+
+def _node(mesh: StoredMesh) -> dict[str, Any]:
+    """The node of the mesh; its translation keeps an origin that float32 positions cannot hold."""
+    x, y, z = mesh.origin
+    placed = {} if mesh.origin == NO_ORIGIN else {"translation": [y, z, x]}
+    return {"mesh": 0, "name": "object", **placed}
 
 
 def _material(textures: dict[str, NDArray[np.uint8]], builder: _Builder, wrap: int) -> dict[str, Any]:
@@ -141,50 +145,6 @@ def _container(document: dict[str, Any], builder: _Builder) -> bytes:
     total = 12 + 8 + len(text) + 8 + len(blob)
     head = struct.pack("<III", MAGIC, VERSION, total)
     return head + struct.pack("<II", len(text), JSON_CHUNK) + text + struct.pack("<II", len(blob), BIN_CHUNK) + blob
-
-
-def read_colors(data: bytes) -> Tensor | None:
-    """Linear COLOR_0 (V, 3) in full precision when the file holds exactly one primitive with float or 16-bit colours.
-
-    Raises InputError for a damaged container.
-    """
-    document, blob = split_chunks(data)
-    primitives = [p for mesh in document.get("meshes", []) for p in mesh.get("primitives", [])]
-    if len(primitives) != 1 or "COLOR_0" not in primitives[0].get("attributes", {}):
-        return None
-    try:
-        accessor = document["accessors"][primitives[0]["attributes"]["COLOR_0"]]
-        view = document["bufferViews"][accessor["bufferView"]]
-        dtype, width = COMPONENTS[accessor["componentType"]], WIDTHS[accessor["type"]]
-        packed = width * dtype.itemsize
-        start = view.get("byteOffset", 0) + accessor.get("byteOffset", 0)
-        strides = (view.get("byteStride", packed), dtype.itemsize)
-        values: NDArray[Any] = np.ndarray((accessor["count"], width), dtype, blob, offset=start, strides=strides)
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise InputError(f"the glTF colours are damaged: {error}") from error
-    scale = 1.0 if dtype.kind == "f" else float(np.iinfo(dtype).max)
-    return torch.from_numpy(values[:, :3].astype(np.float32) / scale)
-
-
-def split_chunks(data: bytes) -> tuple[dict[str, Any], bytes]:
-    """(JSON document, binary chunk) of GLB bytes. Raises InputError when the container is damaged."""
-    if len(data) < 20:
-        raise InputError(f"a GLB file has at least 20 bytes, this one has {len(data)}")
-    magic, version, total = struct.unpack_from("<III", data)
-    length, kind = struct.unpack_from("<II", data, 12)
-    if magic != MAGIC or version != VERSION or kind != JSON_CHUNK or total > len(data) or 20 + length > len(data):
-        raise InputError("this is not a complete glTF 2.0 binary; export it again")
-    try:
-        document = json.loads(data[20 : 20 + length])
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"the JSON chunk of the GLB is damaged: {error}") from error
-    if not isinstance(document, dict):
-        raise InputError("the JSON chunk of the GLB is not an object")
-    start = 20 + length
-    if start + 8 > len(data):
-        return document, b""
-    blob_length = struct.unpack_from("<I", data, start)[0]
-    return document, data[start + 8 : start + 8 + blob_length]
 
 
 def vertex_tangents(positions: Tensor, normals: Tensor, uv: Tensor, faces: Tensor) -> Tensor:

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..utils.errors import InputError
-from .cameras import from_gltf_points
-from .colors import sample_texture, srgb_from_linear
-from .files import read_pieces, save_mesh
+from .colors import srgb_from_linear, texture_at_vertices
+from .far import near_origin
+from .files import read_mesh, save_mesh
 from .report import MeshReport, mesh_report
-from .stored import TEXTURES, Image8
+from .stored import NO_ORIGIN, TEXTURES, Image8, Origin
 
 
 @dataclass
@@ -31,6 +31,7 @@ class Mesh:
     uv_faces: Tensor | None = None  # (F, 3) int64 into uv
     textures: dict[str, Image8] = field(default_factory=dict)  # (T, T, 3) uint8, row 0 on top; keys: TEXTURES
     vertex_colors: Tensor | None = None  # (V, 3) sRGB in [0, 1]
+    origin: Origin = NO_ORIGIN  # what to add to vertices for positions of the world, where float32 cannot hold those
 
     def __post_init__(self) -> None:
         self.faces = self.faces.long()
@@ -50,6 +51,11 @@ class Mesh:
     def bounds(self) -> Tensor:
         """(2, 3) smallest and largest corner in metres."""
         return torch.stack([self.vertices.amin(dim=0), self.vertices.amax(dim=0)])
+
+    @property
+    def world_bounds(self) -> Tensor:
+        """(2, 3) float64 corners in the world: bounds plus origin."""
+        return self.bounds.double() + torch.tensor(self.origin, dtype=torch.float64)
 
     @property
     def diagonal(self) -> float:
@@ -73,17 +79,18 @@ class Mesh:
 
     @classmethod
     def load(cls, path: str | Path) -> Mesh:
-        """Reads .glb, .gltf, .obj, .stl, .ply or .off; all pieces become one mesh. Raises InputError if unusable."""
-        pieces = read_pieces(path)
-        meshes = []
-        for piece, matrix, colors in pieces.parts:
-            mesh = cls.from_trimesh(piece, colors)
-            meshes.append(mesh if np.array_equal(matrix, np.eye(4)) else mesh.transformed(torch.from_numpy(matrix)))
-        joined = join_meshes(meshes)
-        if pieces.gltf:
-            joined.vertices = from_gltf_points(joined.vertices)
-            joined.vertex_normals = None if joined.vertex_normals is None else from_gltf_points(joined.vertex_normals)
-        return joined
+        """Reads .glb, .gltf, .obj, .stl, .ply or .off; all pieces become one mesh. Raises InputError if unusable.
+
+        What the file holds beyond a mesh is named in a warning. Positions that float32 cannot hold get an `origin`.
+        """
+        piece = read_mesh(path)
+        positions, origin = near_origin(piece.positions)
+        faces = torch.from_numpy(np.ascontiguousarray(piece.faces))
+        uv, colors = _optional(piece.uv), _optional(piece.colors)
+        mesh = weld_corners(positions, faces, _optional(piece.normals), uv, piece.textures, colors)
+        if piece.uv_faces is not None:
+            mesh.uv_faces = torch.from_numpy(np.ascontiguousarray(piece.uv_faces))
+        return replace(mesh, origin=origin)
 
     def face_normals(self) -> Tensor:
         """Unit normals (F, 3); differentiable in the vertices."""
@@ -104,15 +111,15 @@ class Mesh:
         if self.uv is None or self.uv_faces is None or "base_color" not in self.textures:
             return replace(self, uv=None, uv_faces=None, textures={})
         image = torch.from_numpy(self.textures["base_color"][..., :3].astype(np.float32) / 255)
-        corners = sample_texture(image.to(self.uv.device), self.uv)[self.uv_faces.reshape(-1)]  # (3F, 3)
-        index = self.faces.reshape(-1)
-        total = torch.zeros_like(self.vertices).index_add(0, index, corners.to(self.vertices))
-        count = torch.zeros_like(self.vertices[:, :1]).index_add(0, index, torch.ones_like(corners[:, :1]))
-        colors = (total / count.clamp_min(1)).clamp(0, 1)
+        image = image.to(self.uv.device)
+        colors = texture_at_vertices(image, self.uv, self.uv_faces, self.faces, len(self.vertices)).to(self.vertices)
         return replace(self, vertex_colors=colors, uv=None, uv_faces=None, textures={})
 
     def transformed(self, matrix: Tensor) -> Mesh:
-        """Positions moved by a (4, 4) similarity and normals turned with it; mirrored matrices flip the winding."""
+        """Positions moved by a (4, 4) similarity and normals turned with it; mirrored matrices flip the winding.
+
+        The origin turns along: positions in the world are those moved by the matrix.
+        """
         linear, offset = matrix[:3, :3].to(self.vertices), matrix[:3, 3].to(self.vertices)
         mirrored = bool(torch.linalg.det(linear) < 0)
         normals = self.vertex_normals
@@ -125,6 +132,7 @@ class Mesh:
             vertex_normals=normals,
             faces=self.faces[:, flip],
             uv_faces=None if self.uv_faces is None else self.uv_faces[:, flip],
+            origin=_turned(self.origin, matrix),
         )
 
     def split_seams(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -216,6 +224,7 @@ def join_meshes(meshes: list[Mesh]) -> Mesh:
     if len(meshes) == 1:
         return meshes[0]
     plain = [m.with_vertex_colors() for m in meshes]
+    plain = [plain[0], *(_around(m, plain[0].origin) for m in plain[1:])]
     offsets = np.cumsum([0] + [len(m.vertices) for m in plain[:-1]]).tolist()
     colors = None
     if any(m.vertex_colors is not None for m in plain):
@@ -228,7 +237,24 @@ def join_meshes(meshes: list[Mesh]) -> Mesh:
         faces=torch.cat([m.faces + offset for m, offset in zip(plain, offsets, strict=True)]),
         vertex_normals=torch.cat(normals) if len(normals) == len(plain) else None,
         vertex_colors=colors,
+        origin=plain[0].origin,
     )
+
+
+def _turned(origin: Origin, matrix: Tensor) -> Origin:
+    if origin == NO_ORIGIN:
+        return origin
+    x, y, z = (matrix[:3, :3].double().cpu() @ torch.tensor(origin, dtype=torch.float64)).tolist()
+    return (x, y, z)
+
+
+def _around(mesh: Mesh, origin: Origin) -> Mesh:
+    """The same mesh with another origin."""
+    if mesh.origin == origin:
+        return mesh
+    shift = torch.tensor(mesh.origin, dtype=torch.float64) - torch.tensor(origin, dtype=torch.float64)
+    moved = (mesh.vertices.double() + shift.to(mesh.vertices.device)).to(mesh.vertices.dtype)
+    return replace(mesh, vertices=moved, origin=origin)
 
 
 def _read_visual(mesh: trimesh.Trimesh) -> tuple[Any, dict[str, Image8], Any]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..utils.errors import InputError
 from .cameras import Camera
 from .files import read_points, save_points
+from .stored import NO_ORIGIN, Origin
 
 
 @dataclass
@@ -20,6 +21,7 @@ class PointCloud:
     points: Tensor  # (N, 3) float32, metres
     colors: Tensor | None = None  # (N, 3) sRGB in [0, 1]
     normals: Tensor | None = None  # (N, 3) unit
+    origin: Origin = NO_ORIGIN  # what to add to points for positions of the world, where float32 cannot hold those
 
     def __post_init__(self) -> None:
         if self.points.ndim != 2 or self.points.shape[1] != 3:
@@ -38,7 +40,7 @@ class PointCloud:
 
     @classmethod
     def load(cls, path: str | Path) -> PointCloud:
-        """Reads a PLY. Raises InputError for anything unusable."""
+        """Reads a PLY; what else it holds is named in a warning. Raises InputError for anything unusable."""
         return cls(*read_points(path))
 
     @classmethod
@@ -58,4 +60,5 @@ class PointCloud:
             return self
         index = torch.randperm(len(self), generator=generator)[:count].to(self.points.device)
         colors = None if self.colors is None else self.colors[index]
-        return PointCloud(self.points[index], colors, None if self.normals is None else self.normals[index])
+        normals = None if self.normals is None else self.normals[index]
+        return PointCloud(self.points[index], colors, normals, self.origin)

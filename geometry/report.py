@@ -20,6 +20,7 @@ class MeshReport:
     watertight: bool  # every edge has exactly two faces
     boundary_edges: int  # edges with one face
     nonmanifold_edges: int  # edges with more than two faces
+    nonmanifold_vertices: int  # where surfaces touch in a point: the faces around are more than one fan
     components: int  # pieces connected through edges
     largest_component_share: float  # of the area, [0, 1]
     euler: int  # V - E + F; 2 for each closed genus-0 piece
@@ -29,6 +30,12 @@ class MeshReport:
     area: float  # metres^2
     faces: int
     vertices: int
+
+    @property
+    def sound(self) -> bool:
+        """Closed, a manifold in edges and vertices, oriented, facing outward on the whole."""
+        manifold = self.watertight and self.nonmanifold_vertices == 0
+        return manifold and self.winding_consistent and self.signed_volume > 0
 
     def to_dict(self) -> dict[str, float | int | bool]:
         """Plain values for JSON."""
@@ -53,6 +60,7 @@ def mesh_report(vertices: Floats, faces: Ints) -> MeshReport:
         watertight=bool(len(solid) > 0 and boundary == 0 and nonmanifold == 0),
         boundary_edges=boundary,
         nonmanifold_edges=nonmanifold,
+        nonmanifold_vertices=int((np.bincount(solid.reshape(-1)[_first_of(fans(solid, edge_ids))]) > 1).sum()),
         components=components,
         largest_component_share=float(shares.max() / max(shares.sum(), 1e-30)),
         euler=int(len(np.unique(solid)) - len(counts) + len(solid)),
@@ -94,6 +102,27 @@ def face_components(edge_ids: Ints, face_count: int) -> Ints:
     left, right = owner[order][:-1][same], owner[order][1:][same]
     graph = coo_matrix((np.ones(len(left), dtype=np.int8), (left, right)), shape=(face_count, face_count))
     return connected_components(graph, directed=False)[1].astype(np.int64)
+
+
+def fans(faces: Ints, edge_ids: Ints) -> Ints:
+    """Label (3F,) of each corner (face-major): the faces around a vertex that hang together by edges have one fan.
+
+    edge_ids: those of `edge_table`; half-edge i of a face joins its corners i and i + 1.
+    """
+    half = np.arange(len(edge_ids))
+    order = np.argsort(edge_ids, kind="stable")
+    same = edge_ids[order][1:] == edge_ids[order][:-1]
+    left, right = order[:-1][same], order[1:][same]
+    corners = faces.reshape(-1)
+    ends = np.stack([half, 3 * (half // 3) + (half + 1) % 3], axis=1)  # the two corners of each half-edge
+    ends = np.take_along_axis(ends, np.argsort(corners[ends], axis=1, kind="stable"), axis=1)  # low vertex first
+    links = np.concatenate([ends[left], ends[right]], axis=1)[:, [0, 2, 1, 3]].reshape(-1, 2)
+    graph = coo_matrix((np.ones(len(links), dtype=np.int8), links.T), shape=(len(corners), len(corners)))
+    return connected_components(graph, directed=False)[1].astype(np.int64)
+
+
+def _first_of(labels: Ints) -> Ints:
+    return np.unique(labels, return_index=True)[1]
 
 
 def collapsed_mask(triangles: Floats) -> NDArray[np.bool_]:

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Image8 = NDArray[np.uint8]
+Origin = tuple[float, float, float]  # of positions, in the world; double precision
+NO_ORIGIN: Origin = (0.0, 0.0, 0.0)
 TEXTURES = ("base_color", "metallic_roughness", "normal")
 
 
@@ -23,10 +25,16 @@ class StoredMesh(Protocol):
     uv_faces: Tensor | None
     textures: dict[str, Image8]
     vertex_colors: Tensor | None
+    origin: Origin
 
     @property
     def bounds(self) -> Tensor:
         """(2, 3) corners in metres."""
+        ...
+
+    @property
+    def world_bounds(self) -> Tensor:
+        """(2, 3) float64 corners with the origin added."""
         ...
 
     @property
@@ -57,3 +65,4 @@ class StoredPoints(Protocol):
     points: Tensor
     colors: Tensor | None
     normals: Tensor | None
+    origin: Origin

@@ -9,6 +9,7 @@ import torch
 
 from ..core.priors import Prior, load_prior
 from ..core.sampling.plan import SamplingPlan
+from ..utils.errors import InputError
 from .quality import Quality, checked, settings
 
 P = TypeVar("P", bound="PriorPipeline")
@@ -25,10 +26,20 @@ class PriorPipeline:
         """Writes the prior as a folder `from_pretrained` reads."""
         return self.prior.save(folder)
 
-    def to(self: P, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> P:
-        """Moves and casts the prior."""
-        self.prior.to(device, dtype)
+    def to(self: P, *where: torch.device | str | int | torch.dtype | None, **named: Any) -> P:
+        """Moves and casts the prior: `.to("cuda")`, `.to(torch.float16)`, `.to("cuda", torch.float16)`, by name too."""
+        self.prior.to(*placed(*where, **named))
         return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return torch.device(self.prior.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the networks."""
+        return self.prior.dtype
 
 
 class SamplingPipeline(PriorPipeline):
@@ -59,3 +70,28 @@ class SamplingPipeline(PriorPipeline):
         `torch_dtype` is diffusers' name of `dtype`.
         """
         return cls(load_prior(name, device, torch_dtype or dtype, **options), quality)
+
+
+def placed(
+    *where: torch.device | str | int | torch.dtype | None,
+    device: torch.device | str | int | None = None,
+    dtype: torch.dtype | None = None,
+    silence_dtype_warnings: bool = False,
+) -> tuple[torch.device | None, torch.dtype | None]:
+    """(device, dtype) of the arguments of `.to` as diffusers takes them: in any order, by position or by name.
+
+    Raises InputError for what is neither, and for two of a kind.
+    """
+    found: dict[str, Any] = {"device": device, "dtype": dtype}
+    for value in (one for one in where if one is not None):
+        name = "dtype" if isinstance(value, torch.dtype) else "device"
+        if found[name] is not None:
+            raise InputError(f".to: two values of {name}, {found[name]} and {value}; give one")
+        found[name] = value
+    kind = found["dtype"]
+    if kind is not None and not (isinstance(kind, torch.dtype) and kind.is_floating_point):
+        raise InputError(f".to: dtype={kind!r} must be torch.float32, float16 or bfloat16")
+    try:
+        return None if found["device"] is None else torch.device(found["device"]), kind
+    except (RuntimeError, TypeError) as error:
+        raise InputError(f".to: device={found['device']!r} is no device; use cpu, cuda, cuda:1 or mps") from error

@@ -77,7 +77,7 @@ def setting(pipe: TextToImage, prompts: Sequence[str], sizes: Sizes) -> Setting:
     """What `sizes` means for this prior. Raises InputError without prompts and for sizes it cannot draw."""
     if not prompts:
         raise InputError("prompts is empty; calibrate on prompts like those that will be drawn")
-    scale = float(pipe.settings.guidance or 0.0) if sizes.guidance is None else sizes.guidance
+    scale = pipe.prior.recommended.guidance if sizes.guidance is None else sizes.guidance
     shape = latent_shape(pipe.prior, sizes.size, sizes.size)
     guidance, condition = guided(pipe.prior, pipe.prior.encode_text(list(prompts), sizes.negative), scale)
     return Setting(scale, shape, guidance, condition, fingerprint(pipe.prior, shape, scale, sizes.negative))

@@ -20,9 +20,18 @@ from ..utils.errors import UnprojectError
 from ..utils.progress import Progress
 from .base import SamplingPipeline
 from .picture_inputs import PictureLike, fitted, pictures
-from .prompts import warn_about
+from .prompts import check_guidance, check_texts, warn_about
 from .quality import own_steps
-from .sampling_parts import StepEnd, check_output_type, delivered, latent_shape, randomness, watched
+from .sampling_parts import (
+    TENSORS,
+    StepEnd,
+    check_output_type,
+    check_tensors,
+    delivered,
+    latent_shape,
+    randomness,
+    watched,
+)
 from .text_to_image import REAL_BACKBONES
 
 
@@ -58,6 +67,7 @@ class EditImage(SamplingPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: StepEnd | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = TENSORS,
     ) -> EditImageOutput | tuple[Any, ...]:
         """Edits pictures.
 
@@ -77,8 +87,11 @@ class EditImage(SamplingPipeline):
             return_dict: False returns (images,).
             callback_on_step_end: called with (pipe, call, timestep, {"latents": ...}) after every network call under
                 `target`, two a step; may return {"latents": ...}.
+            callback_on_step_end_tensor_inputs: what it is handed; there is "latents".
         """
         check_output_type(output_type)
+        check_tensors(callback_on_step_end_tensor_inputs)
+        check_guidance(self.prior, guidance_scale)
         nfe_before = self.prior.nfe
         images, kept = prepared(self.prior, pictures(image), size)
         inversion = self.invert(
@@ -140,7 +153,7 @@ class EditImage(SamplingPipeline):
             return regenerate(denoiser, inversion, watched(self, bar, callback_on_step_end))
 
     def _denoiser(self, prompt: str | Sequence[str], rows: int, scale: float) -> Denoiser:
-        for text in dict.fromkeys([prompt] if isinstance(prompt, str) else prompt):
+        for text in dict.fromkeys(check_texts("prompt", prompt)):
             warn_about(self.prior, text, REAL_BACKBONES)
         guidance, condition = guided(self.prior, self.prior.encode_text(prompt).for_batch(rows), scale)
         return Denoiser(self.prior, condition, guidance)

@@ -21,9 +21,11 @@ from ..tasks.outputs import GeometryOutput, TaskOutput
 from ..tasks.tiling import tile_boxes
 from ..utils.errors import InputError
 from ..utils.seeds import sample_noise
+from .base import placed
 from .geometry_maps import Made, at_size, merged
 from .picture_inputs import PictureLike, fitted, pictures, resized
-from .sampling_parts import StepEnd, randomness, step_callback
+from .sampling_parts import TENSORS, StepEnd, check_tensors, randomness, step_callback, whole_number
+from .validity import at_map_size, seen_pixels
 
 Out = TypeVar("Out")
 P = TypeVar("P", bound="_FromImage[Any]")
@@ -84,9 +86,9 @@ class _FromImage(ABC, Generic[Out]):
         """Writes a folder `from_pretrained` reads; `base` names the prior of a head that was not loaded from files."""
         return self.head.save(folder, base)
 
-    def to(self: P, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> P:
-        """Moves and casts the head and its prior."""
-        self.head.to(device, dtype)
+    def to(self: P, *where: torch.device | str | int | torch.dtype | None, **named: Any) -> P:
+        """Moves and casts the head and its prior, as diffusers' pipelines take it (`base.placed`)."""
+        self.head.to(*placed(*where, **named))
         return self
 
     @torch.no_grad()
@@ -98,6 +100,7 @@ class _FromImage(ABC, Generic[Out]):
         processing_resolution: int | None = None,
         match_input_resolution: bool = True,
         *,
+        valid: Any = None,
         tiles: int = 1,
         spacing: Spacing | None = None,
         seed: int | None = None,
@@ -108,6 +111,7 @@ class _FromImage(ABC, Generic[Out]):
         output_type: str = "np",
         output_latent: bool = False,
         callback_on_step_end: StepEnd | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = TENSORS,
     ) -> Out:
         """Predicts maps.
 
@@ -118,6 +122,8 @@ class _FromImage(ABC, Generic[Out]):
                 mirrored and rescaled copies. Uncertainty comes with 2 or more and is useful from 3 on.
             processing_resolution: px of the longest edge inside the network; 0: the image's own; None: the head's.
             match_input_resolution: return maps of the image's size.
+            valid: (H, W) or (N, H, W) bool of what the picture shows; None: where a file or a PIL image is not
+                transparent, and no black bar runs along an edge. What is not valid is marked in the output.
             tiles: tiles along the longest edge, each at the processing resolution; for detail in large pictures.
             spacing: of the time steps; None: the head's.
             seed: of a sampler's starting noise; image i uses seed + i for all its members and tiles, so a list equals
@@ -131,7 +137,9 @@ class _FromImage(ABC, Generic[Out]):
             output_latent: also return the final latents.
             callback_on_step_end: called with (pipe, call, timestep, {"latents": ...}) after every network call; may
                 return {"latents": ...}. The calls of each `batch_size` rows count from 0.
+            callback_on_step_end_tensor_inputs: what it is handed; there is "latents".
         """
+        check_tensors(callback_on_step_end_tensor_inputs)
         images = pictures(image).to(self.head.device)
         settings = self._settings(
             num_inference_steps,
@@ -157,7 +165,13 @@ class _FromImage(ABC, Generic[Out]):
         )
         if match_input_resolution:
             made = at_size(made, size, self.head.codec.parts)
+        seen = seen_pixels(image, images, valid)
         result = self._outputs(made, output_type, output_latent, self.head.nfe - before, seed)
+        if not bool(seen.all()):
+            for output in result.maps.values():
+                height, width = output.prediction.shape[2:] if output_type == "pt" else output.prediction.shape[1:3]
+                own = at_map_size(seen, (height, width))
+                output.valid = own if output_type == "pt" else own.permute(0, 2, 3, 1).cpu().numpy()
         return self._chosen(result)
 
     @abstractmethod
@@ -170,11 +184,13 @@ class _FromImage(ABC, Generic[Out]):
         config = self.head.config
         steps = config.steps if steps is None else steps
         resolution = config.processing_resolution if resolution is None else resolution
-        if steps < 1 or members < 1 or batch < 1 or resolution < 0:
-            raise InputError(
-                f"num_inference_steps={steps}, ensemble_size={members}, batch_size={batch} must be at least 1 and "
-                f"processing_resolution={resolution} at least 0"
-            )
+        for name, value, least in (
+            ("num_inference_steps", steps, 1),
+            ("ensemble_size", members, 1),
+            ("batch_size", batch, 1),
+            ("processing_resolution", resolution, 0),
+        ):
+            whole_number(name, value, least)
         if config.start == "zeros" and steps != 1:
             raise InputError(f"num_inference_steps={steps}: this head is a one-step regressor; use 1 or leave it out")
         return Settings(steps, spacing, members, resolution, batch, alignment)

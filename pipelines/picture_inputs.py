@@ -10,17 +10,20 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from ..geometry.cameras import Camera
+from ..utils.decoding import Layers, layers_of, read_layers
 from ..utils.errors import InputError
 from ..utils.files import read_json
-from ..utils.pictures import load_image, to_srgb
+from ..utils.pictures import load_image
 
 PictureLike = str | Path | Image.Image | np.ndarray | Tensor
 DEFAULT_FOV_DEG = 55.0  # of the longer side, an ordinary phone or kit lens
 FILM_DIAGONAL_MM = math.hypot(36, 24)
+NEARLY_BLACK = 0.1  # below this a mask of many greys is an empty one with noise
+SAME_PICTURE = 0.05  # mean difference of colours in [0, 1] that saving a copy may cause
 EXIF_IFD, FOCAL_35MM = 0x8769, 0xA405
 # camera right, down, forward as world axes: z up, looking along -x, as one who faces the front of an object
 UPRIGHT = ((0.0, 0.0, -1.0, 0.0), (1.0, 0.0, 0.0, 0.0), (0.0, -1.0, 0.0, 0.0), (0.0, 0.0, 0.0, 1.0))
@@ -43,7 +46,7 @@ def _batch(image: object) -> Tensor:
     if isinstance(image, (str, Path)):
         return _from_array(load_image(image))
     if isinstance(image, Image.Image):
-        return _from_array(to_srgb(ImageOps.exif_transpose(image), Path("the PIL image")))
+        return _from_array(layers_of(image, "the PIL image").over_white())
     if isinstance(image, np.ndarray):
         return _from_array(image)
     if not isinstance(image, Tensor):
@@ -78,6 +81,62 @@ def _checked(images: Tensor) -> Tensor:
     return images.clamp(0, 1)
 
 
+def hidden_pixels(mask: PictureLike, given: Tensor) -> Tensor:
+    """(N, 1, H, W) in {0, 1} of what a mask marks, for pictures (N, 3, H, W) of the same size.
+
+    One rule: a mask with transparency marks what is drawn on it (alpha of at least a half), unless most of it is
+    covered by the picture itself: then parts were erased, and those are marked. Any other mask marks what is at least
+    half as bright as its brightest pixel: white on black, 0 and 1, red on black. Raises InputError when nothing or
+    everything is marked.
+    """
+    layers = _layers(mask)
+    if layers is None:
+        marked = _bright(pictures(mask).mean(1, keepdim=True))
+    elif layers.alpha is None or bool((layers.alpha >= 1).all()):
+        marked = _bright(torch.from_numpy(np.ascontiguousarray(layers.rgb.mean(axis=-1)))[None, None])
+    else:
+        drawn = torch.from_numpy(np.ascontiguousarray(layers.alpha))[None, None] >= 0.5
+        rgb = torch.from_numpy(np.ascontiguousarray(layers.rgb)).permute(2, 0, 1)[None]
+        marked = (~drawn if _is_picture(rgb, drawn, given) else drawn).float()
+    if marked.shape[2:] != given.shape[2:]:
+        sides = [f"{part.shape[3]} x {part.shape[2]}" for part in (marked, given)]
+        raise InputError(f"the mask has {sides[0]} px, the picture {sides[1]}; they must agree")
+    if not bool(marked.any()):
+        raise InputError("the mask marks nothing: white, or drawn on transparency, is what is filled in")
+    if bool(marked.all()):
+        raise InputError("the mask covers the whole picture: nothing is known; white is what is filled in")
+    return marked
+
+
+def _layers(mask: PictureLike) -> Layers | None:
+    """Colours and transparency of a mask that may have some."""
+    if isinstance(mask, (str, Path)):
+        return read_layers(mask)
+    if isinstance(mask, Image.Image):
+        return layers_of(mask, "the PIL mask")
+    if isinstance(mask, np.ndarray) and mask.ndim == 3 and mask.shape[-1] == 4:
+        rgba = mask.astype(np.float32) / np.float32(255 if mask.dtype == np.uint8 else 1)
+        return Layers(rgba[..., :3], rgba[..., 3])
+    return None
+
+
+def _bright(grey: Tensor) -> Tensor:
+    """1 where a grey (N, 1, H, W) is at least half its largest value; nothing where all is as good as black."""
+    top = float(grey.max())
+    two_valued = len(torch.unique(grey)) == 2
+    if top == 0 or (top < NEARLY_BLACK and not two_valued):
+        return torch.zeros_like(grey)
+    return (grey >= 0.5 * top).float()
+
+
+def _is_picture(rgb: Tensor, drawn: Tensor, given: Tensor) -> bool:
+    """Whether most of a mask is covered, by the picture: it is a copy with parts erased."""
+    if rgb.shape[2:] != given.shape[2:] or float(drawn.float().mean()) <= 0.5:
+        return False
+    apart = (rgb - given[:1]).abs().mean(dim=1, keepdim=True)[drawn]
+    return float(apart.mean()) < SAME_PICTURE
+
+
 def resized(images: Tensor, longest: int) -> Tensor:
     """The longest edge at `longest` px (0: as it is), antialiased; the other edge rounds down, to 1 px at least."""
     if longest == 0:
@@ -108,13 +167,14 @@ def photo_camera(
     Args:
         width: px. Likewise `height`.
         fov_deg: field of view of the longer side.
-        K: intrinsics in px, (3, 3) or a JSON file that holds them as a list or under "K".
+        K: intrinsics in px with pixel centres at +0.5, (3, 3) or a JSON file that holds them as a list or under "K";
+            under "camera_matrix" in OpenCV's way, whose pixel centres are whole numbers.
         photo: the picture's file.
 
     The camera stands upright at the origin of our world (z up) and looks along -x.
     """
     if K is not None:
-        matrix = torch.from_numpy(_read_intrinsics(K)).float()
+        matrix = torch.from_numpy(_read_intrinsics(K, (width, height))).float()
     else:
         focal_px = None if fov_deg is not None or photo is None else exif_focal_px(photo, width, height)
         if focal_px is None:
@@ -126,18 +186,57 @@ def photo_camera(
     return Camera(torch.tensor(UPRIGHT)[None], matrix[None], width, height)
 
 
-def _read_intrinsics(source: str | Path | np.ndarray) -> np.ndarray:
-    values: Any = source
-    if isinstance(source, (str, Path)):
-        found = read_json(source)
-        values = found.get("K") if isinstance(found, dict) else found
+def check_intrinsics(K: str | Path | np.ndarray) -> None:
+    """Raises InputError for a matrix that is no pinhole's, whatever the picture's size."""
+    _read_intrinsics(K, None)
+
+
+def _read_intrinsics(source: str | Path | np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
+    """K (3, 3) with pixel centres at +0.5, for a picture of a size (W, H). Raises InputError for one that is not."""
+    values, shift, said = _matrix_of(source)
     try:
         matrix = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise InputError(f"K in {source} is no matrix of numbers") from error
     if matrix.shape != (3, 3) or not np.isfinite(matrix).all() or min(matrix[0, 0], matrix[1, 1]) <= 0:
         raise InputError(f"K must be a 3 x 3 matrix in px with positive focal lengths, got {matrix.tolist()}")
+    if not np.allclose(matrix[2], (0, 0, 1)) or matrix[1, 0] != 0:
+        raise InputError(f"K has the rows {matrix[1].tolist()}, {matrix[2].tolist()}; they must be 0 fy cy and 0 0 1")
+    matrix = matrix + np.array([[0, 0, shift], [0, 0, shift], [0, 0, 0]])
+    if size is None:
+        return matrix
+    if said is not None and said != size:
+        raise InputError(f"K is for {said[0]} x {said[1]} px, the picture has {size[0]} x {size[1]}; scale K along")
+    if not (0 <= matrix[0, 2] <= size[0] and 0 <= matrix[1, 2] <= size[1]):
+        raise InputError(
+            f"K has its principal point at ({matrix[0, 2]:g}, {matrix[1, 2]:g}), outside the picture of {size[0]} x "
+            f"{size[1]} px; K seems to be for another size"
+        )
     return matrix
+
+
+def _matrix_of(source: str | Path | np.ndarray) -> tuple[Any, float, tuple[int, int] | None]:
+    """(rows, what to add to the principal point, (W, H) the file is for) of K."""
+    if not isinstance(source, (str, Path)):
+        return source, 0.0, None
+    found = read_json(source)
+    if not isinstance(found, dict):
+        return found, 0.0, None
+    lens = found.get("distortion_coefficients", found.get("dist_coeffs", []))
+    lens = lens.get("data", []) if isinstance(lens, dict) else lens
+    if np.any(np.asarray(lens, dtype=np.float64)):
+        raise InputError(f"{source} has lens distortion; undistort the picture first (cv2.undistort) and leave it out")
+    sides = [found.get(a, found.get(b)) for a, b in (("width", "image_width"), ("height", "image_height"))]
+    size = None if None in sides else (int(str(sides[0])), int(str(sides[1])))
+    if "K" in found:
+        return found["K"], 0.0, size
+    values = found.get("camera_matrix")
+    if isinstance(values, dict):  # OpenCV's FileStorage: rows, cols, dt, data
+        data = np.asarray(values.get("data", []), dtype=np.float64)
+        values = data.reshape(3, 3) if data.size == 9 else None
+    if values is None:
+        raise InputError(f'{source} has no "K" (pixel centres at +0.5) and no "camera_matrix" (OpenCV\'s)')
+    return values, 0.5, size
 
 
 def exif_focal_px(path: str | Path, width: int, height: int) -> float | None:

@@ -22,10 +22,20 @@ from ..core.sampling.operators import Inpainting, Operator, gaussian_blur, super
 from ..utils.errors import InputError, UnprojectError
 from ..utils.progress import Progress
 from .base import SamplingPipeline
-from .picture_inputs import PictureLike, fitted, pictures, resized
-from .prompts import warn_about
+from .picture_inputs import PictureLike, fitted, hidden_pixels, pictures, resized
+from .prompts import check_guidance, check_texts, warn_about
 from .quality import own_steps
-from .sampling_parts import StepEnd, check_output_type, delivered, latent_shape, mark, randomness, watched
+from .sampling_parts import (
+    TENSORS,
+    StepEnd,
+    check_output_type,
+    check_tensors,
+    delivered,
+    latent_shape,
+    mark,
+    randomness,
+    watched,
+)
 from .text_to_image import REAL_BACKBONES
 
 TASKS = "super-resolution:FACTOR, inpaint, deblur:STD"
@@ -87,6 +97,7 @@ class RestoreImage(SamplingPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: StepEnd | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = TENSORS,
     ) -> RestoreImageOutput | tuple[Any, ...]:
         """Restores pictures.
 
@@ -94,7 +105,7 @@ class RestoreImage(SamplingPipeline):
             image: the damaged picture, a path, PIL image, array (H, W, 3) or tensor (3, H, W), or a list of one size.
             task: "super-resolution:4", "inpaint" or "deblur:2.0" (standard deviation in px of the given picture).
             prompt: what the pictures show, one or one each; empty is fine.
-            mask: for inpaint, a picture of the same size, white where something is to be filled in.
+            mask: for inpaint, a picture of the same size that marks what is filled in; `hidden_pixels` has the rule.
             curve: `ErrorCurve` or its file, measured at `size` and the guidance of `config`; None: equal weights.
             noise_std: standard deviation of the noise in the picture, image units.
             config: settings of `core.sampling.flair`; None: its defaults, with the steps of the pipeline's quality.
@@ -105,10 +116,13 @@ class RestoreImage(SamplingPipeline):
             return_dict: False returns (images,).
             callback_on_step_end: called with (pipe, step, timestep, {"latents": ...}) after the data term of every
                 step; may return {"latents": ...}.
+            callback_on_step_end_tensor_inputs: what it is handed; there is "latents".
         """
         check_output_type(output_type)
+        check_tensors(callback_on_step_end_tensor_inputs)
         chosen, settings = parse_task(task), config or RestoreConfig(steps=own_steps(self.quality))
-        for text in dict.fromkeys([prompt] if isinstance(prompt, str) else prompt):
+        check_guidance(self.prior, settings.guidance)
+        for text in dict.fromkeys(check_texts("prompt", prompt)):
             if text:
                 warn_about(self.prior, text, REAL_BACKBONES)
         given = pictures(image)
@@ -165,12 +179,8 @@ def measured(
 
 def _known(mask: PictureLike, given: Tensor, kept: tuple[int, int]) -> Tensor:
     """(1, 1, H, W) of pixels at the processing size that no masked pixel touches."""
-    hidden = pictures(mask).mean(1, keepdim=True)
-    if hidden.shape[2:] != given.shape[2:]:
-        sides = [f"{part.shape[3]} x {part.shape[2]}" for part in (hidden, given)]
-        raise InputError(f"the mask has {sides[0]} px, the picture {sides[1]}; they must agree")
-    masked = (hidden[:1] >= 0.5).float()
-    known = F.interpolate(masked, kept, mode="bilinear", antialias=True) < 1e-3
+    marked = hidden_pixels(mask, given)
+    known = F.interpolate(marked[:1], kept, mode="bilinear", antialias=True) < 1e-3
     if not bool(known.any()):
         raise InputError("the mask covers the whole picture: nothing is known; white is what is filled in")
     return known

@@ -19,6 +19,7 @@ from ..utils.errors import InputError
 from ..utils.progress import Progress
 from ..utils.seeds import generator as seeded
 
+TENSORS = ("latents",)  # what callbacks are handed
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 MAX_PIXELS = 4096 * 4096
 Generators = torch.Generator | list[torch.Generator]
@@ -39,6 +40,9 @@ def mark(
 
 def latent_shape(prior: Prior, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
     """(C, h, w) of images of height x width px (None: the prior's own). Raises InputError for sizes it cannot draw."""
+    for name, side in (("height", height), ("width", width)):
+        if side is not None and not is_whole(side):
+            raise InputError(f"{name}={side!r} must be a whole number of px")
     channels, rows, columns = prior.latent_shape
     cell = prior.vae_factor * prior.latent_multiple
     sides = [height or rows * prior.vae_factor, width or columns * prior.vae_factor]
@@ -59,14 +63,39 @@ def randomness(
     if isinstance(generator, torch.Generator):
         return None, generator
     if generator is not None:
+        if not isinstance(generator, Sequence) or not all(isinstance(one, torch.Generator) for one in generator):
+            raise InputError(f"generator={generator!r} must be a torch.Generator or a list of them")
         if len(generator) != rows:
             raise InputError(f"got {len(generator)} generators for {rows} images; give one, or one per image")
         return None, list(generator)
-    if seed is not None and not 0 <= seed < 2**63 - rows:
-        raise InputError(f"seed={seed} must lie between 0 and 2^63 - 1")
-    first = secrets.randbelow(2**32) if seed is None else seed
+    if seed is not None and not (is_whole(seed) and 0 <= seed < 2**63 - rows):
+        raise InputError(f"seed={seed!r} must be a whole number between 0 and 2^63 - 1")
+    first = secrets.randbelow(2**32) if seed is None else int(seed)
     seeds = [first + i for i in range(rows)]
     return seeds, [seeded(s) for s in seeds]
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a value is a whole number, of Python or numpy, and no truth value."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def whole_number(name: str, value: Any, least: int = 1) -> None:
+    """Raises InputError for what is no whole number or too small."""
+    if not is_whole(value):
+        raise InputError(f"{name}={value!r} must be a whole number")
+    if value < least:
+        raise InputError(f"{name}={value} must be at least {least}")
+
+
+def check_tensors(names: Sequence[str]) -> None:
+    """Raises InputError for tensors that no callback is handed."""
+    listed = [names] if isinstance(names, str) else list(names)
+    odd = [name for name in listed if name not in TENSORS]
+    if odd:
+        raise InputError(
+            f"callback_on_step_end_tensor_inputs={listed}: callbacks are handed {', '.join(TENSORS)} alone"
+        )
 
 
 def step_callback(pipe: Any, callback: StepEnd) -> StepCallback:

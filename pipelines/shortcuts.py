@@ -8,24 +8,19 @@ from typing import Any
 
 import torch
 
-from ..utils.pictures import load_image
 from .image_to_geometry import ImageToDepth, ImageToNormals
 
 
 def depth(image: str | Path | Any, prior: str = "toybox", device: str = "cpu", **options: Any) -> Any:
     """Depth of a picture (a path, or whatever ImageToDepth takes); options go to the pipeline's call."""
-    return _head(ImageToDepth, prior, device)(_opened(image), **options)
+    return _head(ImageToDepth, prior, device)(image, **options)
 
 
 def normals(image: str | Path | Any, prior: str = "toybox", device: str = "cpu", **options: Any) -> Any:
     """Surface normals of a picture (a path, or whatever ImageToNormals takes); options go to the pipeline's call."""
-    return _head(ImageToNormals, prior, device)(_opened(image), **options)
+    return _head(ImageToNormals, prior, device)(image, **options)
 
 
 @functools.lru_cache(maxsize=2)
 def _head(kind: type[ImageToDepth] | type[ImageToNormals], prior: str, device: str) -> Any:
     return kind.from_pretrained(prior, device=device, dtype=torch.float32)
-
-
-def _opened(image: Any) -> Any:
-    return load_image(image) if isinstance(image, (str, Path)) else image

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,8 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import Tensor
 
+from ..core.priors import Condition, Prior
+from ..core.priors.rows import COND
 from ..core.sampling.caches import caching
 from ..core.sampling.drawing import Drawing, drawing
 from ..core.sampling.init import Start
@@ -20,10 +23,22 @@ from ..utils.errors import InputError, UnprojectError
 from ..utils.progress import Progress
 from ..utils.seeds import sample_noise
 from .base import SamplingPipeline
-from .prompts import warn_about
-from .sampling_parts import Generators, StepEnd, check_output_type, delivered, latent_shape, randomness, watched
+from .prompts import check_guidance, check_texts, embedded, warn_about, warn_about_negatives
+from .sampling_parts import (
+    TENSORS,
+    Generators,
+    StepEnd,
+    check_output_type,
+    check_tensors,
+    delivered,
+    latent_shape,
+    randomness,
+    watched,
+    whole_number,
+)
 
 REAL_BACKBONES = "sd15, sdxl, sd3 or flux-dev"
+FAR = 1.5  # times the prior's own side: further off its pictures suffer
 
 
 @dataclass
@@ -47,7 +62,7 @@ class TextToImage(SamplingPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        prompt: str | Sequence[str],
+        prompt: str | Sequence[str] | None = None,
         negative_prompt: str | Sequence[str] | None = None,
         plan: SamplingPlan | None = None,
         *,
@@ -59,11 +74,17 @@ class TextToImage(SamplingPipeline):
         seed: int | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        pooled_prompt_embeds: Tensor | None = None,
+        negative_pooled_prompt_embeds: Tensor | None = None,
+        branches: Mapping[str, str | Sequence[str]] | None = None,
         cameras: Tensor | None = None,
         batch_size: int | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: StepEnd | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = TENSORS,
         **settings: Any,
     ) -> TextToImageOutput | tuple[Any, ...]:
         """Draws images.
@@ -80,29 +101,41 @@ class TextToImage(SamplingPipeline):
             generator: one for the whole batch or one per image, instead of seeds. With cameras an image is an object,
                 whose views draw from its generator in turn.
             latents: starting noise (B, C, h, w) instead of drawing it.
+            prompt_embeds: (B, L, D) in the place of `prompt`, as an encoder gave them; pooled_prompt_embeds (B, P) too
+                where the prior has such. Likewise negative_prompt_embeds, negative_pooled_prompt_embeds.
+            branches: prompts of further branches by name, one each or one for all, for a guidance that asks them.
             cameras: (F, 16) for multi-view priors: F views per image, adjacent in the output.
             batch_size: images drawn and decoded at once; None: all.
             output_type: "pil", "np", "pt" or "latent".
             return_dict: False returns (images,).
             callback_on_step_end: called with (pipe, call, timestep, {"latents": ...}) after every network call, two a
                 step for heun and edict; may return {"latents": ...}. The calls of each `batch_size` count from 0.
+            callback_on_step_end_tensor_inputs: what the callback is handed; there is "latents".
             settings: any other field of `SamplingPlan` (solver, spacing, eta, guidance_rescale, cache, init ...).
         """
-        prompts = self._checked_prompts(prompt)
         check_counts(num_images_per_prompt, batch_size)
         check_output_type(output_type)
+        check_tensors(callback_on_step_end_tensor_inputs)
         asked = (plan or SamplingPlan()).changed(
             num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, **settings
         )
-        condition = self.prior.encode_text(prompts, negative_prompt).repeat(num_images_per_prompt)
+        asked.check_types()
+        shape = latent_shape(self.prior, height, width)
+        embeds = (prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds)
+        prompts, condition = self._described(prompt, negative_prompt, *embeds)
+        for name, texts in (branches or {}).items():
+            condition = condition.branch(name, self.prior.encode_text(texts)[COND].for_batch(condition.rows))
+        condition = condition.repeat(num_images_per_prompt)
         if cameras is not None:
             condition = condition.with_views(cameras, cameras.shape[0])
-        shape = latent_shape(self.prior, height, width)
         seeds, generators = randomness(seed, generator, condition.rows // condition.frames)
         if not isinstance(generators, torch.Generator):
             generators = [one for one in generators for _ in range(condition.frames)]
         noise = self._noise(latents, shape, generators, condition.rows)
         draw = self.drawing(asked, noise.shape[1:], negative_prompt)
+        if not callable(draw.plan.guidance):
+            check_guidance(self.prior, draw.plan.guidance)
+        warn_about_size(self.prior, shape)
         remap, controls, start = draw.remap(), draw.controls(prompts), draw.started(noise)
         left = len(start.levels) - 1
         chunk = condition.rows if batch_size is None else max(batch_size // condition.frames, 1) * condition.frames
@@ -141,15 +174,31 @@ class TextToImage(SamplingPipeline):
         """
         return drawing(plan or SamplingPlan(), self.prior, shape, negative_prompt, self.settings)
 
-    def _checked_prompts(self, prompt: str | Sequence[str]) -> list[str]:
-        """The prompts as a list; warns of everything the prior will not see."""
-        listed = [prompt] if isinstance(prompt, str) else prompt
-        prompts = list(listed) if isinstance(listed, Sequence) else []
-        if not prompts or not all(isinstance(text, str) for text in prompts):
-            raise InputError(f"prompt={prompt!r} must be text or a non-empty list of texts")
+    def _described(
+        self,
+        prompt: str | Sequence[str] | None,
+        negative: str | Sequence[str] | None,
+        embeds: Tensor | None,
+        *others: Tensor | None,
+    ) -> tuple[list[str], Condition]:
+        """(prompts, what the network is told); warns of everything the prior will not see."""
+        warn_about_negatives(self.prior, negative, REAL_BACKBONES)
+        if embeds is not None:
+            if prompt is not None:
+                raise InputError("give prompt or prompt_embeds, not both")
+            null, pooled, null_pooled = others
+            made = embedded(self.prior, embeds, null, pooled, null_pooled, negative)
+            return [""] * made.rows, made
+        if any(other is not None for other in others):
+            raise InputError("negative and pooled embeddings go with prompt_embeds; give it too, or leave them out")
+        prompts = check_texts("prompt", prompt)
+        if not (negative is None or isinstance(negative, str)) and len(negative) not in (1, len(prompts)):
+            raise InputError(
+                f"got {len(negative)} negative prompts for {len(prompts)} prompts; give one or one per prompt"
+            )
         for text in dict.fromkeys(prompts):
             warn_about(self.prior, text, REAL_BACKBONES)
-        return prompts
+        return prompts, self.prior.encode_text(prompts, negative)
 
     def _noise(
         self,
@@ -168,7 +217,25 @@ class TextToImage(SamplingPipeline):
 
 def check_counts(images: int, batch_size: int | None) -> None:
     """Raises InputError for numbers of images that make no sense."""
-    if images < 1:
-        raise InputError(f"num_images_per_prompt={images} must be at least 1")
-    if batch_size is not None and batch_size < 1:
-        raise InputError(f"batch_size={batch_size} must be at least 1")
+    whole_number("num_images_per_prompt", images)
+    if batch_size is not None:
+        whole_number("batch_size", batch_size)
+
+
+def warn_about_size(prior: Prior, shape: Sequence[int]) -> None:
+    """Warns of images of latent shape (C, h, w) far from the prior's own size, and of what they cost."""
+    own, (height, width) = prior.latent_shape[1] * prior.vae_factor, (side * prior.vae_factor for side in shape[1:])
+    low, high = prior.known_px or (own, own)
+    larger, smaller = max(height, width) / high, low / min(height, width)
+    if max(larger, smaller) <= FAR:
+        return
+    costs = height * width / own**2
+    effect = (
+        f"objects repeat or smear, and it takes {costs:.0f} times the pixels or more in time and memory"
+        if larger > FAR
+        else "little of the prompt will be recognisable"
+    )
+    way_out = "draw at its own size and enlarge with `unproject restore`" if larger > FAR else "draw larger and reduce"
+    warnings.warn(
+        f"{width} x {height} px is far from the {own} px that {prior.name!r} draws: {effect}; {way_out}", stacklevel=3
+    )

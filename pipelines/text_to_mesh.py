@@ -20,16 +20,18 @@ from ..generate.finish import textured_mesh, write_pictures
 from ..generate.guides import make_guide
 from ..generate.optimise import Optimisation, OptimiseConfig
 from ..generate.views import turntable_cameras
+from ..geometry.inspection import write_report
 from ..geometry.meshes import Mesh
 from ..geometry.report import MeshReport
 from ..geometry.representation import MeshConfig, Representation
 from ..utils.configs import load_config, to_dict
 from ..utils.errors import InputError
 from ..utils.pictures import grid, save_image
-from ..utils.progress import Progress
+from ..utils.progress import Progress, under_way
 from ..utils.runs import RunRecord
 from .base import PriorPipeline
-from .prompts import warn_about
+from .prompts import check_guidance, warn_about, warn_about_negatives
+from .sampling_parts import whole_number
 
 REAL_BACKBONES = "sd15, sd21-base or an MVDream checkpoint"
 StepEnd = Callable[["TextToMesh", int, dict[str, float], dict[str, Any]], None]
@@ -62,8 +64,13 @@ class TextToMeshOutput(BaseOutput):
     history: list[dict[str, float]]  # the log of each step
     config: MeshRecipe
 
+    @property
+    def scale_from(self) -> str:
+        """Where the size of the mesh comes from."""
+        return f"prompts name no size; the shape was made in a ball of radius {self.shape.bounds:g} m"
+
     def save(self, folder: str | Path, name: str = "mesh.glb", frames: int = 36, size: int = 256) -> list[Path]:
-        """Writes the mesh, turntable.gif, turntable.mp4, sheet.png and run.json; returns their paths."""
+        """Writes the mesh, its .report.json, turntable.gif and .mp4, sheet.png and run.json; returns their paths."""
         folder = Path(folder)
         record = RunRecord("text-to-mesh", self.config, self.seed, sum(self.seconds.values()))
         record.started = self.started
@@ -72,7 +79,9 @@ class TextToMeshOutput(BaseOutput):
         record.notes.update(prompt=self.prompt, negative_prompt=self.negative_prompt, prior=self.prior)
         record.notes.update(mesh=self.report.to_dict(), history=self.history)
         with record.stage("write"):
-            paths = [self.mesh.save(folder / name), *write_pictures(self.mesh, folder.joinpath, frames, size)]
+            paths = [self.mesh.save(folder / name)]
+            paths.append(write_report(self.mesh, paths[0], self.scale_from))
+            paths += write_pictures(self.mesh, folder.joinpath, frames, size)
         for path in paths:
             record.output(path)
         return [*paths, record.write(folder / "run.json")]
@@ -131,21 +140,26 @@ class TextToMesh(PriorPipeline):
             num_inference_steps: optimisation steps; the schedules of the recipe keep their shares.
             guidance_scale: classifier-free guidance; None: the recipe's.
             faces: triangles at most; None: the recipe's.
-            out: folder for checkpoints and preview.png; None: nothing is written.
+            out: folder for checkpoints and preview.png; None: nothing is written. With it Ctrl-C and SIGTERM finish
+                the step, save it and raise Stopped, a KeyboardInterrupt; the same call goes on from there.
             resume: continue from a checkpoint in `out`, which has to be of the same prompts, prior, recipe and seed;
                 False removes the checkpoints that are there.
             callback_on_step_end: called with (pipe, step, log, {"optimisation": ...}).
         """
         if not isinstance(prompt, str) or not prompt.strip():
             raise InputError("the prompt is empty; say what to make, for example 'a red chair'")
-        warn_about(self.prior, prompt, REAL_BACKBONES)
+        if guidance_scale is not None:
+            check_guidance(self.prior, guidance_scale)
         recipe, seed = self._adjusted(num_inference_steps, guidance_scale, faces), chosen_seed(seed, generator)
+        warn_about(self.prior, prompt, REAL_BACKBONES)
+        warn_about_negatives(self.prior, negative_prompt, REAL_BACKBONES)
         started = datetime.now(timezone.utc)
         folder = None if out is None else Path(out)
         work = self._begun(recipe, seed, prompt, negative_prompt, folder, resume)
         self._optimise(work, recipe, folder, prompt, callback_on_step_end)
         optimised = time.perf_counter()
-        mesh = textured_mesh(work.shape, recipe.mesh)
+        with under_way("mesh and texture"):
+            mesh = textured_mesh(work.shape, recipe.mesh)
         seconds = {"optimise": work.seconds, "mesh": time.perf_counter() - optimised}
         return TextToMeshOutput(
             mesh=mesh,
@@ -182,19 +196,19 @@ class TextToMesh(PriorPipeline):
     def _adjusted(self, steps: int | None, guidance: float | None, faces: int | None) -> MeshRecipe:
         changes: dict[str, Any] = {}
         if steps is not None:
-            if steps < 1:
-                raise InputError(f"num_inference_steps={steps} must be at least 1")
+            whole_number("num_inference_steps", steps)
             changes["optimise.steps"] = steps
         if guidance is not None:
             changes["score.guidance"] = guidance
         if faces is not None:
+            whole_number("faces", faces, 4)
             changes["mesh.faces"] = faces
         return load_config(MeshRecipe, to_dict(self.recipe), **changes) if changes else self.recipe
 
     def _optimise(
         self, work: Optimisation, recipe: MeshRecipe, folder: Path | None, prompt: str, callback: StepEnd | None
     ) -> None:
-        with Progress(total=recipe.optimise.steps - work.step, label=prompt) as bar:
+        with Progress(recipe.optimise.steps, prompt, done=work.step) as bar:
 
             def on_step(work: Optimisation, step: int, log: dict[str, float]) -> None:
                 bar.advance(1, t=f"{log.get('t', 0):.2f}", opacity=f"{log['alpha']:.2f}")
@@ -209,6 +223,8 @@ class TextToMesh(PriorPipeline):
 def chosen_seed(seed: int | None, generator: torch.Generator | None) -> int:
     """The seed of a call: given, drawn from a generator, or 0."""
     if generator is None:
+        if seed is not None:
+            whole_number("seed", seed, 0)
         return seed or 0
     if seed is not None:
         raise InputError("give either seed or generator, not both")

@@ -8,15 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from diffusers import AutoencoderKL, StableDiffusion3Pipeline, StableDiffusionPipeline
-from torch import nn
-from transformers import CLIPTokenizer
+from diffusers import StableDiffusionPipeline
 
 from ..core.priors import StableDiffusionPrior, load_prior
 from ..core.priors.embedded import write_vocabulary
 from ..core.priors.multiview import MultiViewUNet
-from ..core.training.checkpoints import copy_into, latest_checkpoint, read_tensors
 from ..core.training.config import TrainerConfig
 from ..core.training.latents import LatentSet, ViewGroups
 from ..core.training.mixed_sizes import MixedSizes
@@ -24,19 +20,23 @@ from ..core.training.objectives.base import Trainable
 from ..core.training.objectives.diffusion import DiffusionConfig, DiffusionObjective
 from ..core.training.objectives.flow import FlowConfig, FlowObjective
 from ..core.training.objectives.multiview import MultiViewConfig, MultiViewObjective
-from ..core.training.objectives.tokenizer import build_tokenizer
-from ..core.training.objectives.vae import PictureBatches, VAEConfig, VAEObjective, save_vae
+from ..core.training.objectives.tokenizer import MAX_LENGTH, build_tokenizer
+from ..core.training.objectives.vae import VAEConfig, VAEObjective
+from ..core.training.objectives.vae_weights import begin_with_codec, save_vae
 from ..core.training.sampling_order import Data
 from ..tasks.data import GeometryData
 from ..tasks.geometry_head import GeometryHead, HeadConfig
 from ..tasks.train import HeadObjective, LossConfig, random_unet_like
-from ..toybox.captions import caption, vocabulary
+from ..toybox.captions import vocabulary
 from ..toybox.dataset import RenderedSet
 from ..toybox.judge import Judge
+from ..toybox.judge_net import FeatureMaps
+from ..toybox.judge_pairs_train import PairConfig, PairObjective, PairViews
 from ..toybox.judge_train import JudgeConfig, JudgeObjective, labelled
+from ..toybox.maps import MapPictures
 from ..utils.configs import load_config
 from ..utils.errors import InputError
-from ..utils.files import read_json
+from .beginnings import OUTER, begin_with, begin_with_pipeline, begin_with_run, begin_with_words, load_vae, tokenizer_of
 
 
 @dataclass(frozen=True)
@@ -50,20 +50,29 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Splits:
-    """A folder for each split."""
+class Drawn:
+    """Rendered pictures and their latents, which scripts.encode_latents wrote for the same folders and kinds."""
 
-    train: str
-    val: str
+    data: tuple[str, ...]
+    """rendered folders of one size"""
+    latents: str
+    kinds: tuple[str, ...] = ("picture",)
+    """what of each view was encoded (toybox.maps.MAPS)"""
 
 
 @dataclass(frozen=True)
 class VAERecipe:
-    """Pictures to codec."""
+    """Pictures and maps to codec."""
 
     train: tuple[str, ...]
-    """rendered folders"""
+    """rendered folders; with other kinds than "picture", rendered with maps"""
     val: tuple[str, ...]
+    kinds: tuple[str, ...] = ("picture",)
+    """what of each view is coded (toybox.maps.MAPS); one named twice comes twice as often"""
+    start_from: str = ""
+    """diffusers folder of a codec, or folder of another run, which this one begins with; empty: fresh weights"""
+    eyes: str = ""
+    """folder of the judge whose features are compared when model.features is not 0; empty: the embedded one"""
     model: VAEConfig = field(default_factory=VAEConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
@@ -72,14 +81,17 @@ class VAERecipe:
 class DiffusionRecipe:
     """Latents and captions to text-to-image prior."""
 
-    train: tuple[str, ...]
-    val: tuple[str, ...]
-    latents: Splits
-    """folders written by scripts.encode_latents for the same rendered folders"""
+    train: tuple[Drawn, ...]
+    val: tuple[Drawn, ...]
     vae: str
     """diffusers folder of the codec"""
     start_from: str = ""
-    """pipeline folder whose U-Net and text encoder the training begins with; empty: fresh weights"""
+    """pipeline folder whose U-Net and text encoder the training begins with; where its latents have other channels or
+    its tokenizer other words, what reads them begins fresh; empty: fresh weights"""
+    strange: float = 0.0
+    """share of captions with strange words in them (toybox.strange)"""
+    max_length: int = MAX_LENGTH
+    """tokens of a text"""
     model: DiffusionConfig = field(default_factory=DiffusionConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
@@ -88,10 +100,8 @@ class DiffusionRecipe:
 class SizedSet:
     """Pictures of one size and their latents."""
 
-    train: tuple[str, ...]
-    """rendered folders"""
-    val: tuple[str, ...]
-    latents: Splits
+    train: tuple[Drawn, ...]
+    val: tuple[Drawn, ...]
     share: float = 1.0
     """relative number of batches of this size"""
 
@@ -104,8 +114,12 @@ class FlowRecipe:
     """the default size first: an epoch is one pass over it"""
     vae: str
     """diffusers folder of the codec"""
+    strange: float = 0.0
+    """share of captions with strange words in them (toybox.strange)"""
     tokenizer: str = ""
     """transformers folder of the tokenizer, that of another prior of the same words; empty: one is built"""
+    max_length: int = MAX_LENGTH
+    """tokens of a text that a built tokenizer reads"""
     start_from: str = ""
     """pipeline folder, or folder of another run, whose averaged weights this one begins with; empty: from scratch"""
     model: FlowConfig = field(default_factory=FlowConfig)
@@ -116,15 +130,18 @@ class FlowRecipe:
 class MultiViewRecipe:
     """Text-to-image prior and four-view groups to multi-view prior."""
 
-    train: tuple[str, ...]
-    val: tuple[str, ...]
-    latents: Splits
+    train: tuple[Drawn, ...]
+    val: tuple[Drawn, ...]
     base: str
     """pipeline folder of the 2-D prior"""
     base_name: str = "toybox"
     """name under which the exported folder finds the 2-D prior: its sibling"""
     start_from: str = ""
     """multi-view folder whose weights the training begins with; empty: the 2-D prior's"""
+    cameras: str = ""
+    """multi-view folder of which the camera embedding alone is taken; empty: that of start_from, or a fresh one"""
+    strange: float = 0.0
+    """share of captions with strange words in them (toybox.strange)"""
     single_share: float = 0.3
     """share of batches of single pictures"""
     model: MultiViewConfig = field(default_factory=MultiViewConfig)
@@ -141,6 +158,19 @@ class JudgeRecipe:
     start_from: str = ""
     """folder of an exported judge or of another judge's run, which this one begins with; empty: from scratch"""
     model: JudgeConfig = field(default_factory=JudgeConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+
+@dataclass(frozen=True)
+class PairsRecipe:
+    """Rendered pairs to the judge's reader of two objects."""
+
+    train: tuple[str, ...]
+    """folders of kind pair, of indices that no generator trains on"""
+    val: tuple[str, ...]
+    judge: str = ""
+    """folder of the judge that is to read pairs; empty: the embedded one"""
+    model: PairConfig = field(default_factory=PairConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
 
@@ -163,46 +193,60 @@ class GeometryRecipe:
 
 
 class ObjectPhrases:
-    """Captions of the object alone, whatever the view."""
+    """Captions of what is there and what kind of map shows it, whatever the view."""
 
-    def __init__(self, pictures: RenderedSet) -> None:
+    def __init__(self, pictures: MapPictures) -> None:
         self.pictures = pictures
 
     def captions(self, indices: np.ndarray, rng: np.random.Generator | None = None) -> list[str]:
         """One caption for each picture, without its view word."""
-        return [caption(self.pictures.program(int(i)), None, rng) for i in indices]
+        return self.pictures.captions(indices, rng, views=False)
+
+
+def drawn(parts: tuple[Drawn, ...], strange: float = 0.0) -> tuple[LatentSet, MapPictures]:
+    """The latents of all parts, one after the other, and what they are latents of; no pictures are read."""
+    pictures = MapPictures([(RenderedSet(part.data, columns=()), part.kinds) for part in parts], strange=strange)
+    return LatentSet([part.latents for part in parts], pictures), pictures
 
 
 def vae_job(values: dict[str, Any]) -> Job:
     """Trains on split train, measures PSNR on split val, exports a diffusers AutoencoderKL folder."""
     recipe = load_config(VAERecipe, values)
-    pictures, held_out = RenderedSet(recipe.train), RenderedSet(recipe.val)
-    objective = VAEObjective(recipe.model, held_out, recipe.trainer.seed)
-    return Job(recipe.trainer, objective, PictureBatches(pictures), lambda out: save_vae(objective.vae, pictures, out))
+    crop = recipe.model.image_size
+    once = tuple(dict.fromkeys(recipe.kinds))
+    pictures = MapPictures([(RenderedSet(folder), recipe.kinds) for folder in recipe.train], crop)
+    held_out = MapPictures([(RenderedSet(folder), once) for folder in recipe.val], crop)
+    eyes = FeatureMaps(Judge.from_pretrained(recipe.eyes or None).net) if recipe.model.features else None
+    objective = VAEObjective(recipe.model, held_out, recipe.trainer.seed, held_out.scores, eyes)
+    if (Path(recipe.start_from) / "config.json").is_file():
+        begin_with_codec(objective.vae, load_vae(recipe.start_from), recipe.start_from)
+    elif recipe.start_from:
+        begin_with_run(objective.modules, recipe.start_from)
+    return Job(recipe.trainer, objective, pictures, lambda out: save_vae(objective.vae, pictures, out))
 
 
 def diffusion_job(values: dict[str, Any]) -> Job:
     """Trains U-Net and text encoder, exports a whole StableDiffusionPipeline folder."""
     recipe = load_config(DiffusionRecipe, values)
-    train = LatentSet(recipe.latents.train, RenderedSet(recipe.train))
-    val = LatentSet(recipe.latents.val, RenderedSet(recipe.val))
-    vae = load_vae(recipe.vae)
-    base = StableDiffusionPipeline.from_pretrained(recipe.start_from) if recipe.start_from else None
-    tokenizer = base.tokenizer if base else build_tokenizer(vocabulary())
+    (train, _), (val, _) = drawn(recipe.train, recipe.strange), drawn(recipe.val)
+    vae, tokenizer = load_vae(recipe.vae), build_tokenizer(vocabulary(), recipe.max_length)
     objective = DiffusionObjective(recipe.model, tokenizer, vae, val, recipe.trainer.seed)
-    if base:
-        begin_with(objective.unet, base.unet, recipe.start_from)
-        begin_with(objective.text_encoder, base.text_encoder, recipe.start_from)
+    if recipe.start_from:
+        base = StableDiffusionPipeline.from_pretrained(recipe.start_from)
+        begin_with(objective.unet, base.unet, recipe.start_from, OUTER)
+        begin_with_words(objective.text_encoder, tokenizer, base.text_encoder, base.tokenizer, recipe.start_from)
     return Job(recipe.trainer, objective, train, lambda out: with_vocabulary(objective.save_pipeline(out)))
 
 
 def flow_job(values: dict[str, Any]) -> Job:
     """Trains SD3 transformer and text encoders, exports a whole StableDiffusion3Pipeline folder with vocabulary."""
     recipe = load_config(FlowRecipe, values)
-    train = [LatentSet(part.latents.train, RenderedSet(part.train)) for part in recipe.sets]
-    val = [LatentSet(part.latents.val, RenderedSet(part.val)) for part in recipe.sets]
+    train = [drawn(part.train, recipe.strange)[0] for part in recipe.sets]
+    val = [drawn(part.val)[0] for part in recipe.sets]
     vae = load_vae(recipe.vae)
-    objective = FlowObjective(recipe.model, tokenizer_of(recipe.tokenizer), vae, val, recipe.trainer.seed)
+    objective = FlowObjective(
+        recipe.model, tokenizer_of(recipe.tokenizer, recipe.max_length), vae, val, recipe.trainer.seed
+    )
     if (Path(recipe.start_from) / "model_index.json").is_file():
         begin_with_pipeline(objective, recipe.start_from)
     elif recipe.start_from:
@@ -214,15 +258,18 @@ def flow_job(values: dict[str, Any]) -> Job:
 def multiview_job(values: dict[str, Any]) -> Job:
     """Fine-tunes the inflated U-Net, exports the multi-view folder."""
     recipe = load_config(MultiViewRecipe, values)
-    train, val = RenderedSet(recipe.train), RenderedSet(recipe.val)
-    groups = ViewGroups(LatentSet(recipe.latents.train, train), ObjectPhrases(train), recipe.single_share)
-    held_out = ViewGroups(LatentSet(recipe.latents.val, val), ObjectPhrases(val), 0.0)
+    (latents, train), (val_latents, val) = drawn(recipe.train, recipe.strange), drawn(recipe.val)
+    groups = ViewGroups(latents, ObjectPhrases(train), recipe.single_share)
+    held_out = ViewGroups(val_latents, ObjectPhrases(val), 0.0)
     if not (Path(recipe.base) / "model_index.json").is_file():
         raise InputError(f"base={recipe.base} is not a pipeline folder; train and export the 2-D prior first")
     base = StableDiffusionPipeline.from_pretrained(recipe.base)
     objective = MultiViewObjective(recipe.model, base, held_out, recipe.trainer.seed)
     if recipe.start_from:
         begin_with(objective.unet, MultiViewUNet.load(recipe.start_from), recipe.start_from)
+    if recipe.cameras:
+        given = MultiViewUNet.load(recipe.cameras)
+        begin_with(objective.unet.camera_embedding, given.camera_embedding, recipe.cameras)
 
     def export(out: Path) -> Path:
         if not recipe.model.train_text:
@@ -242,6 +289,14 @@ def judge_job(values: dict[str, Any]) -> Job:
         objective.begin_with(Judge.from_pretrained(recipe.start_from))
     elif recipe.start_from:
         begin_with_run(objective.modules, recipe.start_from)
+    return Job(recipe.trainer, objective, train, objective.save)
+
+
+def pairs_job(values: dict[str, Any]) -> Job:
+    """Trains the reader of two objects, exports pairs.json and pairs.safetensors, which belong beside its judge."""
+    recipe = load_config(PairsRecipe, values)
+    train, val = (PairViews(RenderedSet(folders, ("rgb",))) for folders in (recipe.train, recipe.val))
+    objective = PairObjective(recipe.model, Judge.from_pretrained(recipe.judge or None), val, recipe.trainer.seed)
     return Job(recipe.trainer, objective, train, objective.save)
 
 
@@ -268,70 +323,10 @@ def geometry_job(values: dict[str, Any]) -> Job:
     return Job(recipe.trainer, objective, train, export)
 
 
-def begin_with(network: nn.Module, given: nn.Module, folder: str) -> None:
-    """Copies weights. Raises InputError when the networks differ in shape."""
-    try:
-        network.load_state_dict(given.state_dict())
-    except RuntimeError as error:
-        raise InputError(f"start_from={folder} holds a network of another shape: {error}") from error
-
-
-def begin_with_pipeline(objective: FlowObjective, folder: str) -> None:
-    """Copies transformer and text encoders of a pipeline; the embedding of a word goes where the objective's own
-    tokenizer numbers it. Raises InputError for another kind of pipeline, and when words or shapes differ."""
-    kind = read_json(Path(folder) / "model_index.json").get("_class_name")
-    if kind != "StableDiffusion3Pipeline":
-        raise InputError(f"start_from={folder} is a {kind}; a flow begins with a StableDiffusion3Pipeline or a run")
-    given = StableDiffusion3Pipeline.from_pretrained(folder, text_encoder_3=None, tokenizer_3=None)
-    theirs, mine = given.tokenizer.get_vocab(), objective.tokenizer.get_vocab()
-    if theirs.keys() != mine.keys():
-        raise InputError(
-            f"start_from={folder} does not know the words of the recipe's tokenizer; set tokenizer={folder}/tokenizer"
-        )
-    for name, module in objective.modules.items():
-        begin_with(module, getattr(given, name), folder)
-    order = torch.tensor([theirs[token] for token in sorted(mine, key=mine.__getitem__)])
-    for encoder in (objective.text_encoder, objective.text_encoder_2):
-        rows = encoder.get_input_embeddings().weight.data
-        rows[: len(order)] = rows[order]
-
-
-def begin_with_run(modules: dict[str, nn.Module], folder: str) -> None:
-    """Copies the averaged weights of a run's newest checkpoint. Raises InputError when there is none or it differs."""
-    checkpoint = latest_checkpoint(Path(folder))
-    if checkpoint is None:
-        raise InputError(f"start_from={folder} holds no checkpoint; name the folder of a run (--out)")
-    mine = {f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
-    given = read_tensors(checkpoint, "model") | read_tensors(checkpoint, "ema")
-    copy_into(mine, given, f"start_from={checkpoint}")
-
-
 def with_vocabulary(folder: Path) -> Path:
     """The pipeline folder with the words its prior has seen."""
     write_vocabulary(folder, vocabulary())
     return folder
-
-
-def tokenizer_of(folder: str) -> CLIPTokenizer:
-    """The tokenizer in a folder, or a new one of the toybox's words. Raises InputError when the folder lacks a word."""
-    if not folder:
-        return build_tokenizer(vocabulary())
-    if not (Path(folder) / "tokenizer_config.json").is_file():
-        raise InputError(
-            f"tokenizer={folder} holds no tokenizer; give the tokenizer folder of a prior, or leave it out"
-        )
-    tokenizer = CLIPTokenizer.from_pretrained(folder)
-    split = [word for word in vocabulary() if len(tokenizer(word, add_special_tokens=False).input_ids) != 1]
-    if split:
-        raise InputError(f"tokenizer={folder} does not know {', '.join(split[:8])} as single words; build a new one")
-    return tokenizer
-
-
-def load_vae(folder: str | Path) -> AutoencoderKL:
-    """The codec in float32, frozen. Raises InputError when the folder holds none."""
-    if not (Path(folder) / "config.json").is_file():
-        raise InputError(f"{folder} holds no codec; train and export one first (scripts.train vae)")
-    return AutoencoderKL.from_pretrained(folder).float().eval().requires_grad_(False)
 
 
 RECIPES: dict[str, Callable[[dict[str, Any]], Job]] = {
@@ -340,5 +335,6 @@ RECIPES: dict[str, Callable[[dict[str, Any]], Job]] = {
     "flow": flow_job,
     "multiview": multiview_job,
     "judge": judge_job,
+    "judge-pairs": pairs_job,
     "geometry-head": geometry_job,
 }

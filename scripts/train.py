@@ -10,7 +10,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -18,6 +18,9 @@ from ..utils.configs import CONFIGS, read_yaml
 from ..utils.errors import InputError, UnprojectError
 from ..utils.threads import pin
 from .recipes import RECIPES, Job
+
+if TYPE_CHECKING:
+    from ..core.training.trainer import TrainResult
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,7 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
         pin(options.threads)
         make, values = read_recipe(options.recipe, options.set)
         out = options.out or Path("runs") / Path(options.recipe).stem
-        run(make(values), out, options.resume, options.export, options.device)
+        result = run(make(values), out, options.resume, options.export, options.device)
+        if result is not None and result.reason != "done":
+            _tell(f"not finished: continue with --resume --out {out}, or write the weights so far with --export")
     except UnprojectError as error:
         print(f"train: {error}", file=sys.stderr)
         return error.exit_code
@@ -56,15 +61,17 @@ def read_recipe(name: str, overrides: list[str]) -> tuple[Callable[[dict[str, An
     return RECIPES[values.pop("objective")], values
 
 
-def run(job: Job, out: Path, resume: bool, export_only: bool, device: str) -> None:
-    """Trains (unless only the export is wanted) and exports the averaged weights.
+def run(job: Job, out: Path, resume: bool, export_only: bool, device: str) -> TrainResult | None:
+    """Trains (unless only the export is wanted) and exports the averaged weights of a run that is done.
+
+    Returns how the training ended, None when only the export was wanted.
 
     Raises UnprojectError, and exports nothing, when the run diverged.
     """
     from ..core.training.checkpoints import latest_checkpoint
     from ..core.training.trainer import Trainer
 
-    trainer = Trainer(job.trainer, job.objective, job.data, out, device)
+    trainer, result = Trainer(job.trainer, job.objective, job.data, out, device), None
     if export_only:
         found = latest_checkpoint(out)
         if found is None:
@@ -76,11 +83,11 @@ def run(job: Job, out: Path, resume: bool, export_only: bool, device: str) -> No
         numbers = "".join(f", {k} {v:.4g}" for k, v in result.validation.items())
         _tell(f"{out}: step {result.step} ({result.reason}){numbers}")
         if result.reason != "done":
-            _tell(f"not finished: continue with --resume --out {out}, or write the weights so far with --export")
-            return
+            return result
     if trainer.engine.main:
         with trainer.averaged():
             _tell(str(job.export(out / "export")))
+    return result
 
 
 def _tell(text: str) -> None:

@@ -43,6 +43,7 @@ class TaskOutput(BaseOutput):
 
     prediction: Maps  # np (N, H, W, C) or pt (N, C, H, W)
     uncertainty: Maps | None = None  # of an ensemble; np (N, H, W, 1) or pt (N, 1, H, W)
+    valid: Maps | None = None  # where the picture shows something; np (N, H, W, 1) or pt (N, 1, H, W) bool; None: all
     latent: Tensor | None = None  # (N E, C, h, w)
     nfe: int = 0  # network rows spent
     seed: int | None = None
@@ -58,6 +59,12 @@ class TaskOutput(BaseOutput):
         """The uncertainty as float32 (N, H, W)."""
         return None if self.uncertainty is None else _channels_last(self.uncertainty)[..., 0]
 
+    def seen(self) -> np.ndarray:
+        """Where the picture shows something, (N, H, W) bool."""
+        if self.valid is None:
+            return np.ones(self.maps().shape[:3], bool)
+        return _channels_last(self.valid)[..., 0] > 0.5
+
     @property
     def codec(self) -> WritesFiles:
         """What is special about these maps."""
@@ -65,16 +72,22 @@ class TaskOutput(BaseOutput):
 
     def save(self, base: str | Path) -> list[Path]:
         """Writes BASE.npz (map, uncertainty, facts), BASE-16bit.png and BASE.png; of an ensemble
-        BASE-uncertainty.png too. Several images get numbers."""
+        BASE-uncertainty.png too. Several images get numbers.
+
+        Where some pixels are not valid, the NPZ holds `valid`; there the 16-bit picture is 0 and the others are white.
+        """
         codec, written = self.codec, []
-        for stem, one, spread in _numbered(Path(base), self.maps(), self.spread()):
+        for (stem, one, spread), seen in zip(_numbered(Path(base), self.maps(), self.spread()), self.seen()):
             array = one[..., 0] if codec.channels == 1 else one
             facts = {name: np.array(value) for name, value in codec.facts().items()}
-            written.append(_save_npz(_ending(stem, ".npz"), **{codec.name: array}, uncertainty=spread, **facts))
-            written.append(_save_16bit(_ending(stem, "-16bit.png"), codec.levels(one)))
-            written.append(save_image(_ending(stem, ".png"), codec.picture(one)))
+            valid = None if seen.all() else seen
+            arrays = {codec.name: array, "uncertainty": spread, "valid": valid}
+            written.append(_save_npz(_ending(stem, ".npz"), **arrays, **facts))
+            written.append(_save_16bit(_ending(stem, "-16bit.png"), _where(seen, codec.levels(one), 0)))
+            written.append(save_image(_ending(stem, ".png"), _where(seen, codec.picture(one), 255)))
             if spread is not None:
-                written.append(save_image(_ending(stem, "-uncertainty.png"), colourise(spread, cmap="viridis")))
+                shown = colourise(spread, cmap="viridis", mask=valid)
+                written.append(save_image(_ending(stem, "-uncertainty.png"), shown))
         return written
 
 
@@ -122,6 +135,13 @@ def _save_16bit(path: Path, unit: np.ndarray) -> Path:
     """A map (H, W) or (H, W, 3) in [0, 1] as 16-bit PNG."""
     levels = np.rint(unit * 65535).astype(np.uint16)
     return save_image(path, levels) if levels.ndim == 2 else write_bytes(path, png16(levels))
+
+
+def _where(seen: np.ndarray, picture: np.ndarray, other: int) -> np.ndarray:
+    """A picture (H, W) or (H, W, C) with another value where seen (H, W) is false."""
+    if seen.all():
+        return picture
+    return np.where(seen.reshape(*seen.shape, *(1,) * (picture.ndim - 2)), picture, np.asarray(other, picture.dtype))
 
 
 def _channels_last(maps: Maps) -> np.ndarray:

@@ -7,7 +7,7 @@ sentence the grammar can write. Attributes a sentence does not mention are None 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from ..utils.errors import InputError
 from .catalogue import NOUNS
 from .programs import COUNTS, ObjectProgram, Program, RoomProgram, SceneProgram
+from .strange import strange_words
 
 PREFIXES = ("", "", "", "a photo of", "a picture of", "a render of", "a model of")
 COLOUR_WORDS = {
@@ -58,6 +59,16 @@ VIEW_WORDS = {
     "back": ("back view", "seen from behind"),
     "top": ("top view", "seen from above"),
 }
+MAP_WORDS = (
+    "normal map",
+    "camera normal map",
+    "depth map",
+    "disparity map",
+    "albedo",
+    "material map",
+    "flat colours",
+    "line drawing",
+)  # what a picture shows instead of how it looks; toybox.maps draws them
 PLURALS = {
     "fish": "fishes",
     "goldfish": "goldfishes",
@@ -97,6 +108,8 @@ class Meaning:
     relation: str | None = None
     count: int = 1
     view: str | None = None
+    shows: str | None = None
+    """one of MAP_WORDS; None: how it looks"""
 
 
 def view_word(azimuth_deg: float, elevation_deg: float) -> str:
@@ -161,20 +174,39 @@ def _say_phrase(phrase: Phrase, rng: np.random.Generator | None, many: int = 1) 
     return f"{'an' if text[0] in 'aeiou' else 'a'} {text}"
 
 
-def say(meaning: Meaning, rng: np.random.Generator | None = None) -> str:
-    """A sentence of this meaning: the canonical one without rng, a random paraphrase with it."""
-    text = _say_phrase(meaning.phrases[0], rng, meaning.count)
+def say(meaning: Meaning, rng: np.random.Generator | None = None, around: Callable[[str], str] | None = None) -> str:
+    """A sentence of this meaning: the canonical one without rng, a random paraphrase with it.
+
+    `around` puts words around each phrase (toybox.strange); such a sentence is no longer one of the grammar.
+    """
+
+    def phrase(number: int, many: int = 1) -> str:
+        said = _say_phrase(meaning.phrases[number], rng, many)
+        return around(said) if around else said
+
+    text = phrase(0, meaning.count)
     if meaning.relation:
-        text += f" {_pick(RELATION_WORDS[meaning.relation], rng)} {_say_phrase(meaning.phrases[1], rng)}"
+        text += f" {_pick(RELATION_WORDS[meaning.relation], rng)} {phrase(1)}"
     prefix = _pick(PREFIXES, rng)
     text = f"{prefix} {text}" if prefix else text
-    return f"{text}, {_pick(VIEW_WORDS[meaning.view], rng)}" if meaning.view else text
+    text = f"{text}, {_pick(VIEW_WORDS[meaning.view], rng)}" if meaning.view else text
+    return f"{text}, {meaning.shows}" if meaning.shows else text
 
 
-def caption(program: Program, view: str | None = None, rng: np.random.Generator | None = None) -> str:
-    """A caption of a program: complete and canonical without rng, a thinned paraphrase with it."""
-    meaning = meaning_of(program, view)
-    return say(meaning) if rng is None else say(thinned(meaning, rng), rng)
+def caption(
+    program: Program,
+    view: str | None = None,
+    rng: np.random.Generator | None = None,
+    shows: str | None = None,
+    strange: float = 0.0,
+) -> str:
+    """A caption of a program: complete and canonical without rng, a thinned paraphrase with it, of which a share
+    `strange` has strange words in it."""
+    meaning = replace(meaning_of(program, view), shows=shows)
+    if rng is None:
+        return say(meaning)
+    around = strange_words(rng) if strange > 0 and rng.random() < strange else None
+    return say(thinned(meaning, rng), rng, around)
 
 
 def _inverse(table: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
@@ -212,9 +244,11 @@ def _parse_phrase(text: str) -> tuple[Phrase, int]:
 
 def parse(text: str) -> Meaning:
     """The meaning of a sentence of the grammar. Raises InputError for anything else."""
-    body, _, view_text = text.lower().strip().partition(", ")
+    body, *ends = text.lower().strip().split(", ")
+    shows = ends.pop() if ends and ends[-1] in MAP_WORDS else None
+    view_text = ", ".join(ends)
     if view_text and view_text not in _VIEW_OF:
-        raise InputError(f"{view_text!r} is not a view; have {', '.join(_VIEW_OF)}")
+        raise InputError(f"{view_text!r} is neither a view nor a map; have {', '.join((*_VIEW_OF, *MAP_WORDS))}")
     for prefix in sorted({p for p in PREFIXES if p}, key=len, reverse=True):
         body = body.removeprefix(f"{prefix} ")
     view = _VIEW_OF.get(view_text)
@@ -222,9 +256,9 @@ def parse(text: str) -> Meaning:
         first, found, second = body.partition(f" {words} ")
         if found:
             phrases = (_parse_phrase(first)[0], _parse_phrase(second)[0])
-            return Meaning(phrases, _RELATION_OF[words], 1, view)
+            return Meaning(phrases, _RELATION_OF[words], 1, view, shows)
     phrase, count = _parse_phrase(body)
-    return Meaning((phrase,), None, count, view)
+    return Meaning((phrase,), None, count, view, shows)
 
 
 def satisfies(program: ObjectProgram, phrase: Phrase) -> bool:
@@ -239,5 +273,5 @@ def vocabulary() -> tuple[str, ...]:
     tables: list[Mapping[str, tuple[str, ...]]] = [*ATTRIBUTES.values(), RELATION_WORDS, VIEW_WORDS]
     for table in tables:
         texts += [word for words in table.values() for word in words]
-    texts += [*_NOUN_WORDS, *_PLURAL_WORDS]
+    texts += [*_NOUN_WORDS, *_PLURAL_WORDS, *MAP_WORDS]
     return tuple(sorted({word for text in texts for word in re.findall(r"[a-z0-9]+|[^\sa-z0-9]", text)}))

@@ -2,7 +2,7 @@
 
 A shard is one compressed .npz of SHARD_GROUPS groups, written atomically and named by its number, so that an
 interrupted job goes on where it was and every machine makes the same bytes. A group is four views of one object
-90 degrees apart ("object"), two frontal views of a scene or four eyes in a place.
+90 degrees apart ("object"), two frontal views of a scene or a pair, or four eyes in a place.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from ..utils.errors import InputError
 from ..utils.files import atomic_path, read_json, write_json
 from ..utils.progress import Progress
 from .captions import caption, view_word
+from .materials import srgb_from_linear
 from .places import make_scene
 from .programs import (
     KINDS,
@@ -35,18 +36,19 @@ from .programs import (
     draw,
     stable_hash,
 )
-from .render import Renderer
+from .render import Renderer, Rendering
 from .scenes import Scene
 from .views import draw_interior_camera, draw_orbits, draw_room_camera, draw_street_camera, draw_table_camera
 
 SHARD_GROUPS = 64
-VIEWS = {"object": 4, "scene": 2, "room": 4, "street": 4, "table": 4, "interior": 4}
+VIEWS = {"object": 4, "scene": 2, "pair": 2, "room": 4, "street": 4, "table": 4, "interior": 4}
+PARTS = 64  # numbers set aside for the parts of one object
 PLACES = {kind.__name__: kind for kind in (RoomProgram, StreetProgram, TableProgram, InteriorProgram)}
 
 
 @dataclass(frozen=True)
 class RenderJob:
-    """What to render. The number of views is groups x 4 (object), x 2 (scene) or x 4 (places)."""
+    """What to render. The number of views is groups x 4 (object), x 2 (scene, pair) or x 4 (places)."""
 
     kind: str = "object"
     split: str = "train"
@@ -54,6 +56,7 @@ class RenderJob:
     size: int = 64  # pixels, square
     geometry: bool = False  # also depth and normals
     first: int = 0  # index of the first group
+    maps: bool = False  # geometry, and also coverage, albedo, roughness, metallic and which part is where
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -79,7 +82,7 @@ def program_from_json(data: dict[str, Any]) -> Program:
 
 def group_cameras(
     split: str, kind: str, index: int, scene: Scene, size: int
-) -> tuple[list[Camera], list[dict[str, float]]]:
+) -> tuple[list[Camera], list[dict[str, Any]]]:
     """The cameras of a group, each a batch of one, and their orbit angles (empty in places); a pure function."""
     rng = np.random.default_rng(stable_hash("views", split, kind, index))
     if isinstance(scene.program, RoomProgram):
@@ -107,19 +110,57 @@ def render_group(job: RenderJob, index: int, count: int | None = None) -> dict[s
     scene = make_scene(program, index)
     renderer = Renderer(scene)
     cameras, views = group_cameras(job.split, job.kind, index, scene, job.size)
-    out: dict[str, list[np.ndarray]] = {"rgb": [], "depth_m": [], "normal": [], "c2w": [], "K": []}
-    for camera in cameras[:count]:
+    boxed = isinstance(program, SceneProgram) and bool(program.relation)
+    out: list[dict[str, np.ndarray]] = []
+    for camera, record in zip(cameras[:count], views[:count], strict=True):
         c2w, K = camera.c2w[0].numpy(), camera.K[0].numpy()
-        view = renderer.render(c2w.astype(float), K.astype(float), job.size, geometry=job.geometry)
-        out["rgb"].append(np.round(view.rgb * 255).astype(np.uint8))
-        out["c2w"].append(c2w)
-        out["K"].append(K)
-        if job.geometry:
+        eye = (c2w.astype(float), K.astype(float), job.size)
+        view = renderer.render(*eye, geometry=job.geometry or job.maps or boxed)
+        columns = {"rgb": _bytes(view.rgb), "c2w": c2w, "K": K}
+        if boxed:
+            record["boxes"] = object_boxes(view, 2)
+        if job.geometry or job.maps:
             assert view.depth_m is not None and view.normal is not None
-            out["depth_m"].append(view.depth_m.astype(np.float16))
-            out["normal"].append(np.round((view.normal @ c2w[:3, :3]) * 127).astype(np.int8))  # camera axes
+            columns["depth_m"] = view.depth_m.astype(np.float16)
+            columns["normal"] = np.round((view.normal @ c2w[:3, :3]) * 127).astype(np.int8)  # camera axes
+        if job.maps:
+            columns |= _materials(view, renderer.smooth_albedo(*eye))
+        out.append(columns)
     records = [{"group": index, "program": program_to_json(program), **view} for view in views[:count]]
-    return {**{k: np.stack(v) for k, v in out.items() if v}, "records": records}
+    arrays = {name: np.stack([columns[name] for columns in out]) for name in out[0]}
+    if job.maps:  # numbered without gaps, so that 16 bits hold the fullest room
+        present, numbers = np.unique(arrays["segment"], return_inverse=True)
+        arrays["segment"] = (numbers.reshape(arrays["segment"].shape) + (present[0] > 0)).astype(np.uint16)
+    return {**arrays, "records": records}
+
+
+def object_boxes(view: Rendering, count: int) -> list[list[float]]:
+    """Centre x and y, width and height, as fractions of the picture, of what is seen of the first `count` objects."""
+    assert view.object_id is not None
+    size, boxes = np.array(view.object_id.shape[::-1]), []
+    for number in range(count):
+        places = np.argwhere(view.object_id == number)[:, ::-1]  # (n, 2) x, y
+        low, high = (places.min(0), places.max(0) + 1) if len(places) else (np.zeros(2), np.zeros(2))
+        boxes.append([round(float(value), 4) for value in (*((low + high) / 2 / size), *((high - low) / size))])
+    return boxes
+
+
+def _materials(view: Rendering, albedo: np.ndarray) -> dict[str, np.ndarray]:
+    """alpha (H, W), albedo (H, W, 3) sRGB and material (H, W, 2), roughness and metallic, as bytes; segment (H, W),
+    0 where nothing is, else one number for each part of each object, the same in all views."""
+    assert view.roughness is not None and view.metallic is not None
+    assert view.object_id is not None and view.part_id is not None
+    segment = np.where(view.object_id < 0, 0, 1 + view.object_id * PARTS + view.part_id % PARTS)
+    return {
+        "alpha": _bytes(view.alpha[..., 0]),
+        "albedo": _bytes(srgb_from_linear(albedo)),
+        "material": _bytes(np.stack([view.roughness, view.metallic], -1)),
+        "segment": segment,
+    }
+
+
+def _bytes(unit: np.ndarray) -> np.ndarray:
+    return np.round(unit * 255).astype(np.uint8)
 
 
 def shard_path(folder: Path, number: int) -> Path:
@@ -159,7 +200,7 @@ def render_set(job: RenderJob, folder: str | Path, workers: int | None = None) -
     wanted = asdict(job)
     if manifest.exists():
         present = read_json(manifest)
-        different = [k for k in wanted if present.get(k) != wanted[k] and k != "groups"]
+        different = [k for k in wanted if present.get(k, False) != wanted[k] and k != "groups"]
         if different:
             raise InputError(f"{folder} holds another data set (different {', '.join(different)}); choose a new folder")
         if present["groups"] > job.groups:
@@ -178,19 +219,22 @@ def render_set(job: RenderJob, folder: str | Path, workers: int | None = None) -
 class RenderedSet:
     """One or several rendered folders as one set, held in memory as uint8. Half-finished sets give what is there."""
 
-    def __init__(self, folders: str | Path | Sequence[str | Path]) -> None:
+    def __init__(self, folders: str | Path | Sequence[str | Path], columns: Sequence[str] | None = None) -> None:
+        """`columns` are those to read besides the cameras; None: all. Raises InputError for what is no rendered set."""
+        self._wanted = None if columns is None else {"c2w", "K", *columns}
         self.folders = [Path(f) for f in ([folders] if isinstance(folders, (str, Path)) else folders)]
-        columns: dict[str, list[np.ndarray]] = {}
+        read: dict[str, list[np.ndarray]] = {}
         self.records: list[dict[str, Any]] = []
         self._groups: list[np.ndarray] = []
         for folder in self.folders:
             if not (folder / "job.json").exists():
                 raise InputError(f"{folder} is not a rendered toybox set; make one with `unproject toybox --render`")
             for path in sorted(folder.glob("shard-*.npz")):
-                self._read(path, columns)
+                self._read(path, read)
+        self.size = int(read_json(self.folders[0] / "job.json")["size"])
         if not self.records:
             raise InputError(f"{', '.join(map(str, self.folders))} holds no shard yet")
-        self._columns = {k: np.concatenate(v) for k, v in columns.items() if sum(map(len, v)) == len(self.records)}
+        self._columns = {k: np.concatenate(v) for k, v in read.items() if sum(map(len, v)) == len(self.records)}
         self._programs = [program_from_json(r["program"]) for r in self.records]
 
     def _read(self, path: Path, columns: dict[str, list[np.ndarray]]) -> None:
@@ -198,7 +242,7 @@ class RenderedSet:
             start = len(self.records)
             self.records += json.loads(shard["records"].tobytes())
             for name in shard.files:
-                if name != "records":
+                if name != "records" and (self._wanted is None or name in self._wanted):
                     columns.setdefault(name, []).append(shard[name])
             if self.records[start]["program"]["kind"] == "ObjectProgram":
                 self._groups.append(np.arange(start, len(self.records)).reshape(-1, 4))
@@ -211,7 +255,10 @@ class RenderedSet:
         return self._columns["rgb"][indices]
 
     def column(self, name: str, indices: np.ndarray) -> np.ndarray:
-        """Any stored channel: rgb, depth_m (float16 metres), normal (int8, camera axes x 127), c2w, K."""
+        """Any stored channel: rgb, c2w, K; depth_m (float16 metres), normal (int8, camera axes x 127); alpha, albedo,
+        material, segment (see `_materials`). Raises InputError for one that was not rendered."""
+        if name not in self._columns:
+            raise InputError(f"{', '.join(map(str, self.folders))} holds no {name}; render it with --maps, and read it")
         return self._columns[name][indices]
 
     def program(self, index: int) -> Program:
@@ -220,14 +267,21 @@ class RenderedSet:
 
     def captions(self, indices: Iterable[int], rng: np.random.Generator | None = None) -> list[str]:
         """One caption a view: complete and canonical, or with rng a thinned paraphrase that may name the view."""
-        texts = []
-        for i in indices:
-            record = self.records[i]
-            orbit = "azimuth_deg" in record
-            alone = isinstance(self._programs[i], ObjectProgram)
-            view = view_word(record["azimuth_deg"], record["elevation_deg"]) if orbit and alone else None
-            texts.append(caption(self._programs[i], view, rng))
-        return texts
+        return [self.caption(int(i), rng) for i in indices]
+
+    def caption(
+        self,
+        index: int,
+        rng: np.random.Generator | None = None,
+        views: bool = True,
+        shows: str | None = None,
+        strange: float = 0.0,
+    ) -> str:
+        """The caption of view `index`: what kind of map it `shows`, and the view where `views` asks for it."""
+        record, program = self.records[index], self._programs[index]
+        named = views and "azimuth_deg" in record and isinstance(program, ObjectProgram)
+        view = view_word(record["azimuth_deg"], record["elevation_deg"]) if named else None
+        return caption(program, view, rng, shows, strange)
 
     def groups(self) -> np.ndarray:
         """Indices (G, 4) of the four-view groups, azimuths +90 degrees apart."""

@@ -23,6 +23,7 @@ from ..utils.files import atomic_path, read_json, weights_root, write_json
 from .captions import DEFAULTS, Meaning, Phrase
 from .catalogue import NOUNS
 from .judge_net import JudgeNet, JudgeShape, folded, without_norms
+from .judge_pairs import PairReader, load_pairs
 from .materials import COLOURS_SRGB, FINISHES, PATTERNS
 from .programs import COUNTS, ObjectProgram, Program, RoomProgram, SceneProgram
 
@@ -141,8 +142,8 @@ def _agreement(meaning: Meaning, seen: dict[str, str], turned_deg: float) -> dic
 class Judge:
     """The frozen judge. Pictures are (B, 3, H, W) sRGB in [0, 1]; other sizes than its own are resized by area."""
 
-    def __init__(self, net: JudgeNet, answers: Mapping[str, Sequence[str]]) -> None:
-        self.net = net.eval().requires_grad_(False)
+    def __init__(self, net: JudgeNet, answers: Mapping[str, Sequence[str]], pairs: PairReader | None = None) -> None:
+        self.net, self.pairs = net.eval().requires_grad_(False), pairs
         self.answers = {name: tuple(words) for name, words in answers.items()}
         self.size = net.shape.image_size
 
@@ -159,17 +160,38 @@ class Judge:
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in card["shape"].items()}
         net = without_norms(JudgeShape(**values), head_sizes(card["answers"]))
         net.load_state_dict({k: v.float() for k, v in load_file(folder / "judge.safetensors").items()})
-        return cls(net.to(device, memory_format=torch.channels_last), card["answers"])  # type: ignore[call-overload]
+        pairs = load_pairs(net, folder)
+        net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return cls(net, card["answers"], None if pairs is None else pairs.to(device))
 
     @torch.no_grad()
-    def __call__(self, images: Tensor) -> Verdict:
-        """What the pictures show."""
-        logits = {k: v.float().cpu() for k, v in self.net(self._prepared(images)).items()}
+    def __call__(self, images: Tensor, pairs: bool = False) -> Verdict:
+        """What the pictures show. With `pairs` they are read as pictures of two objects, each seen from near.
+
+        Raises InputError for pairs when this judge has no reader of them.
+        """
+        images = self._prepared(images)
+        logits = self.net(images)
+        if pairs:
+            logits |= self._two(images)
+        logits = {k: v.float().cpu() for k, v in logits.items()}
         direction = logits.pop("azimuth")
         front = torch.sigmoid(logits.pop("front")[:, 0])
         azimuth = torch.rad2deg(torch.atan2(direction[:, 1], direction[:, 0])) % 360
         probs = {name: logits[name].softmax(1) for name in self.answers}
         return Verdict(self.answers, probs, front, azimuth, direction.norm(dim=1))
+
+    def _two(self, images: Tensor) -> dict[str, Tensor]:
+        """Logits of the questions that two objects answer."""
+        if self.pairs is None:
+            raise InputError(
+                "this judge has no pairs.safetensors; train its reader of pairs (scripts.train judge-pairs)"
+            )
+        found = self.pairs(self.net, images)
+        both = {"noun": found.noun, "colour": found.colour}
+        first = {name: logits[:, 0] for name, logits in both.items()}
+        second = {f"second_{name}": logits[:, 1] for name, logits in both.items()}
+        return {**first, **second, "relation": found.relation}
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:

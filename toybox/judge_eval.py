@@ -21,6 +21,7 @@ def evaluate_judge(
 
     Returns {"accuracy": question -> share, "counts": question -> pictures, "azimuth_median_deg", "views",
     "confusions": question -> [[true, said, times], ...] most frequent first, "errors": [one record each]}.
+    "both_nouns" and "both", nouns and colours, are about two objects in a relation, which kind "pair" reads from near.
     "front" counts views within 45 degrees of straight front or back and below 60 degrees of elevation.
     """
     rows: list[dict[str, Any]] = []
@@ -29,7 +30,7 @@ def evaluate_judge(
         for index in progress(range(first, first + groups), label=f"judging {kind} {split}"):
             group = render_group(job, index)
             images = torch.from_numpy(group["rgb"]).permute(0, 3, 1, 2).float() / 255
-            verdict = judge(images)
+            verdict = judge(images, pairs=kind == "pair")
             for view, record in enumerate(group["records"]):
                 rows += _answers(judge, verdict, view, record, kind)
     return {"split": split, "groups": groups, "kinds": list(kinds), **_summary(rows)}
@@ -45,6 +46,12 @@ def _answers(judge: Judge, verdict: Verdict, view: int, record: dict[str, Any], 
             words = judge.answers[question]
             said = words[int(verdict.probs[question][view].argmax())]
             rows.append({**place, "question": question, "true": words[label], "said": said})
+    both = {row["question"]: row for row in rows}
+    if "second_noun" in both:
+        asked = {"both_nouns": ("noun", "second_noun"), "both": ("noun", "colour", "second_noun", "second_colour")}
+        for question, parts in asked.items():
+            true, said = (", ".join(both[part][side] for part in parts) for side in ("true", "said"))
+            rows.append({**place, "question": question, "true": true, "said": said})
     if isinstance(program, ObjectProgram):
         turned = abs((record["azimuth_deg"] + 180) % 360 - 180)
         off = abs((float(verdict.azimuth_deg[view]) - record["azimuth_deg"] + 180) % 360 - 180)

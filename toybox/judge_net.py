@@ -67,9 +67,19 @@ class JudgeNet(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """The feature vector (B, features), which the heads read."""
-        x = self.stages(F.relu(self.stem(F.pixel_unshuffle(2.0 * images - 1.0, 2))))
-        together = torch.cat([x.mean(dim=(2, 3)), F.relu(self.places(x)).flatten(1)], dim=1)
-        return F.silu(self.feature(together))
+        return summary(self.stages(self.begun(images)), self.places, self.feature)
+
+    def early(self, images: Tensor) -> Tensor:
+        """The map (B, widths[-2], S / 8, S / 8) before the last stage."""
+        return self.stages[: -self.shape.blocks[-1]](self.begun(images))
+
+    def late_part(self) -> LatePart:
+        """A copy of what comes after `early`: `features(images)` is `late_part()(early(images))`."""
+        return LatePart(self.stages[-self.shape.blocks[-1] :], self.places, self.feature)
+
+    def begun(self, images: Tensor) -> Tensor:
+        """The map (B, widths[0], S / 2, S / 2) before the first stage, of pictures in [0, 1]."""
+        return F.relu(self.stem(F.pixel_unshuffle(2.0 * images - 1.0, 2)))
 
     def answers(self, features: Tensor) -> dict[str, Tensor]:
         """Logits (B, answers) of each head."""
@@ -78,6 +88,41 @@ class JudgeNet(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Logits of each head for pictures (B, 3, S, S)."""
         return self.answers(self.features(images))
+
+
+class FeatureMaps(nn.Module):
+    """What a judge sees of pictures (B, 3, H, W) in [-1, 1] of any even size: the output of each of its stages."""
+
+    def __init__(self, net: JudgeNet) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Feature maps (B, C, H / 2, W / 2), the further ones at half the size of the one before."""
+        x, maps, place = self.net.begun(0.5 * images + 0.5), [], 0
+        for count in self.net.shape.blocks:
+            x = self.net.stages[place : place + count](x)
+            place += count
+            maps.append(x)
+        return maps
+
+
+class LatePart(nn.Module):
+    """The last stage of a judge and its feature vector."""
+
+    def __init__(self, stage: nn.Module, places: nn.Conv2d, feature: nn.Linear) -> None:
+        super().__init__()
+        self.stage, self.places, self.feature = (copy.deepcopy(part) for part in (stage, places, feature))
+
+    def forward(self, early: Tensor) -> Tensor:
+        """The feature vector (B, features) of maps that `JudgeNet.early` gave."""
+        return summary(self.stage(early), self.places, self.feature)
+
+
+def summary(x: Tensor, places: nn.Module, feature: nn.Module) -> Tensor:
+    """The feature vector (B, features) of the last stage's map: means over the picture, and what is where."""
+    together = torch.cat([x.mean(dim=(2, 3)), F.relu(places(x)).flatten(1)], dim=1)
+    return F.silu(feature(together))
 
 
 def build_net(shape: JudgeShape, heads: Mapping[str, int], seed: int = 0) -> JudgeNet:

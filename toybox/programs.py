@@ -21,7 +21,7 @@ SPLITS = ("train", "val", "test", "heldout")
 SHAPES = ("", "tall", "wide", "long")
 RELATIONS = ("left of", "right of", "behind", "in front of", "on top of")
 COUNTS = {1: "one", 2: "two", 3: "three"}
-KINDS = ("object", "scene", "room", "street", "table", "interior")
+KINDS = ("object", "scene", "pair", "room", "street", "table", "interior")
 
 
 @dataclass(frozen=True)
@@ -120,9 +120,17 @@ def draw_scene(rng: np.random.Generator) -> SceneProgram:
     first = draw_object(rng)
     if rng.random() < 0.5:
         return SceneProgram((first,), "", int(rng.integers(2, 4)))
+    return _related(first, rng)
+
+
+def draw_pair(rng: np.random.Generator) -> SceneProgram:
+    """A relation between two objects."""
+    return _related(draw_object(rng), rng)
+
+
+def _related(first: ObjectProgram, rng: np.random.Generator) -> SceneProgram:
     second = draw_object(rng)
-    relation = RELATIONS[int(rng.integers(len(RELATIONS)))]
-    return SceneProgram((first, second), relation, 1)
+    return SceneProgram((first, second), RELATIONS[int(rng.integers(len(RELATIONS)))], 1)
 
 
 def draw_room(rng: np.random.Generator) -> RoomProgram:
@@ -180,6 +188,7 @@ def draw(split: str, index: int, kind: str = "object") -> Program:
     drawers: dict[str, Callable[[np.random.Generator], Program]] = {
         "object": draw_object,
         "scene": draw_scene,
+        "pair": draw_pair,
         "room": draw_room,
         "street": draw_street,
         "table": draw_table,

@@ -126,6 +126,18 @@ class Renderer:
             out.keypoints = [self._keypoints(i, c2w, K, width, height) for i in range(len(self.scene.objects))]
         return out
 
+    def smooth_albedo(self, c2w: np.ndarray, K: np.ndarray, size: int, samples: int = 2) -> np.ndarray:
+        """Linear albedo (size, size, 3): the mean over those of samples x samples rays that meet something, else 0.
+
+        `Rendering.albedo` is that of the ray through the pixel's centre.
+        """
+        places = (np.arange(size * samples) + 0.5) / samples
+        hits = self._cast(c2w, K, places, places)
+        sums = np.zeros((size * samples * size * samples, 4), np.float32)
+        sums[hits.where, :3], sums[hits.where, 3] = self.material(hits)[0], 1.0
+        sums = sums.reshape(size, samples, size, samples, 4).sum((1, 3))
+        return sums[..., :3] / np.maximum(sums[..., 3:], 1.0)
+
     def _cast(self, c2w: np.ndarray, K: np.ndarray, us: np.ndarray, vs: np.ndarray) -> Hits:
         directions = np.empty((len(vs), len(us), 3))
         directions[..., 0] = ((us - K[0, 2]) / K[0, 0])[None, :]

@@ -17,6 +17,27 @@ class InputError(UnprojectError, ValueError):
     exit_code = 2
 
 
+class NotWrittenError(UnprojectError):
+    """A file could not be written: the disk is full or failing; exit code 1."""
+
+
+class NotWritableError(NotWrittenError, InputError):
+    """A file may not be written where it was asked for; exit code 2."""
+
+    exit_code = 2
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal ended a run after a whole step whose state is saved: the same call goes on from there.
+
+    signal: its number, 2 for Ctrl-C and 15 for SIGTERM; step, total: where the whole run is.
+    """
+
+    def __init__(self, step: int, total: int, folder: str, signal: int = 2) -> None:
+        super().__init__(f"stopped after step {step} of {total}, which is saved in {folder}")
+        self.step, self.total, self.folder, self.signal = step, total, folder, signal
+
+
 class MissingExtraError(UnprojectError, ImportError):
     """An optional package is absent; the message names the extra that installs it."""
 

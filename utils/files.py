@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .errors import InputError, UnprojectError
+from .errors import InputError, NotWritableError, NotWrittenError, UnprojectError
+
+REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG}
 
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path beside `path` (same suffix); on success it replaces `path`, on any failure it is removed.
 
-    Raises InputError when the folder cannot be made or written, UnprojectError when the disk is full.
+    Raises NotWritableError when the folder cannot be made or written, NotWrittenError when the disk is full. Errors of
+    other files that are read meanwhile pass as they are.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}-{secrets.token_hex(4)}.tmp{path.suffix}")
+    temporary = _sibling(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -30,15 +35,76 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             os.fsync(written.fileno())
         usual_mode(temporary)
         os.replace(temporary, path)
-    except (PermissionError, NotADirectoryError, FileExistsError, IsADirectoryError) as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}; choose another --out") from error
     except OSError as error:
-        if isinstance(error, UnprojectError):
+        if isinstance(error, UnprojectError) or _of_another(error, path, temporary):
             raise
-        raise UnprojectError(f"writing {path} failed: {error.strerror or error}; nothing was left behind") from error
+        raise _not_written(path, error) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _sibling(path: Path) -> Path:
+    """A name beside a file that nobody has, short enough wherever the file's own name is."""
+    stem = os.fsdecode(os.fsencode(path.stem)[:180])
+    return path.with_name(f".{stem}-{secrets.token_hex(4)}.tmp{path.suffix}")
+
+
+def _of_another(error: OSError, path: Path, temporary: Path) -> bool:
+    """Whether an error names a file that has nothing to do with writing this one."""
+    if not isinstance(error.filename, (str, bytes, os.PathLike)):
+        return False
+    named = Path(os.fsdecode(error.filename))
+    return named not in (path, temporary, *path.parents) and named.name not in (path.name, temporary.name)
+
+
+def _not_written(path: Path, error: OSError) -> NotWrittenError:
+    """An error of the machine as what it means for a file; the kinds that another --out mends are NotWritableError."""
+    reason = error.strerror or str(error)
+    if error.errno in REFUSED or isinstance(error, (PermissionError, NotADirectoryError)):
+        return NotWritableError(f"cannot write {path}: {reason}; choose another --out")
+    return NotWrittenError(f"writing {path} failed: {reason}; nothing was left behind")
+
+
+def check_writable(path: str | Path, needs_bytes: int = 0) -> None:
+    """Writes and removes a probe where `path` would be written, before work is spent on it.
+
+    Raises NotWritableError for a place that cannot be written, NotWrittenError where fewer than `needs_bytes` are free.
+    """
+    path = Path(path)
+    if os.path.isdir(path):
+        raise NotWritableError(f"cannot write {path}: it is a folder; choose another --out")
+    try:
+        if not Path.cwd().is_dir():
+            raise FileNotFoundError
+    except FileNotFoundError:
+        if not path.is_absolute():
+            raise NotWritableError(f"cannot write {path}: the working folder was deleted; cd to another one") from None
+    folder = next((parent for parent in path.absolute().parents if os.path.lexists(parent)), path.parent)
+    probe = _sibling(folder / path.name)
+    try:
+        handle = os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+        try:
+            os.write(handle, b"probe")
+        finally:
+            os.close(handle)
+            probe.unlink()
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise _not_written(path, error) from error
+    if free < needs_bytes:
+        raise NotWrittenError(
+            f"writing {path} needs about {in_words(needs_bytes)} and {in_words(free)} are free in {folder}"
+        )
+
+
+def in_words(size: float) -> str:
+    """A number of bytes for people."""
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
 
 
 def usual_mode(path: Path) -> None:
@@ -66,8 +132,8 @@ def write_bytes(path: str | Path, data: bytes) -> Path:
 
 
 def write_text(path: str | Path, text: str) -> Path:
-    """Writes text (UTF-8) atomically."""
-    return write_bytes(path, text.encode())
+    """Writes text (UTF-8) atomically; bytes of file names that are no text are escaped, as JSON does."""
+    return write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: str | Path, value: Any) -> Path:
@@ -76,11 +142,13 @@ def write_json(path: str | Path, value: Any) -> Path:
 
 
 def read_json(path: str | Path) -> Any:
-    """Reads JSON. Raises InputError for a missing or malformed file."""
+    """Reads JSON. Raises InputError for a missing, unreadable or malformed file."""
     try:
-        return json.loads(Path(path).read_text())
+        return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not valid JSON: {error}") from error
 

@@ -2,63 +2,34 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont
 
+from .decoding import read_layers
 from .errors import InputError
 from .files import atomic_path
+from .more_formats import register
 
 Picture: TypeAlias = npt.NDArray[np.uint8]
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+READ_SUFFIXES = (*IMAGE_SUFFIXES, *register())
 
 
 def load_image(path: str | Path, max_pixels: int = 100_000_000, min_side: int = 2) -> npt.NDArray[np.float32]:
     """An image file as sRGB float32 (H, W, 3) in [0, 1].
 
-    Upright by its EXIF orientation, transparency over white, CMYK and palettes converted, 16-bit greys scaled;
-    of an animation the first frame, with a warning. The header is checked before any pixel is decoded.
-    Raises InputError for missing, unreadable, truncated, too small or too large files.
+    Upright by its EXIF orientation, its colour profile turned to sRGB, transparency over white, CMYK and palettes
+    converted, 16-bit greys scaled; of an animation the first frame, with a warning. The header is checked before any
+    pixel is decoded. Raises InputError for missing, unreadable, truncated, too small or too large files.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise InputError(f"{path} is a folder, expected an image file")
-    if not path.exists():
-        raise InputError(f"image {path} does not exist")
-    with _decoding(path), warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        image: Image.Image = Image.open(path)
-    with image:
-        width, height = image.size
-        if width * height > max_pixels:
-            raise InputError(f"{path} has {width} x {height} pixels, more than {max_pixels}; scale it down first")
-        if min(width, height) < min_side:
-            raise InputError(f"{path} has {width} x {height} pixels; each side needs at least {min_side}")
-        if getattr(image, "n_frames", 1) > 1:
-            warnings.warn(f"{path} is animated; using its first frame", UserWarning, stacklevel=2)
-        with _decoding(path):
-            image.load()
-            upright = ImageOps.exif_transpose(image) or image
-            return to_srgb(upright, path)
-
-
-def list_images(path: str | Path) -> list[Path]:
-    """The image itself, or the images directly inside a folder by name. Raises InputError when there are none."""
-    path = Path(path)
-    if not path.is_dir():
-        return [path]
-    found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
-    if not found:
-        raise InputError(f"{path} holds no images ({', '.join(IMAGE_SUFFIXES)})")
-    return found
+    return read_layers(path, max_pixels, min_side).over_white()
 
 
 def to_uint8(image: Any) -> Picture:
@@ -238,30 +209,3 @@ def _label(label: str, width: int, height: int) -> Image.Image:
         label = label[:-2] + "…"
     ImageDraw.Draw(strip).text((width / 2, height / 2), label, fill="black", font=font, anchor="mm")
     return strip
-
-
-@contextlib.contextmanager
-def _decoding(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except InputError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise InputError(f"{path} is too large to decode safely ({error}); scale it down first") from error
-    except UnidentifiedImageError as error:
-        raise InputError(f"{path} is not an image in a known format") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise InputError(f"{path} cannot be decoded: {error}") from error
-
-
-def to_srgb(image: Image.Image, path: Path) -> npt.NDArray[np.float32]:
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, dtype=np.float64)
-        top = 1.0 if image.mode == "F" else 65535.0
-        if not np.isfinite(values).all() or values.min() < 0 or values.max() > top:
-            raise InputError(f"{path} holds values outside [0, {top:g}]; save it as an 8- or 16-bit picture")
-        return np.repeat((values / top).astype(np.float32)[..., None], 3, axis=-1)
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        rgba = np.asarray(image.convert("RGBA"), dtype=np.float32) / np.float32(255)
-        return rgba[..., :3] * rgba[..., 3:] + (1 - rgba[..., 3:])
-    return np.asarray(image.convert("RGB"), dtype=np.float32) / np.float32(255)

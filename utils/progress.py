@@ -15,10 +15,11 @@ from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
+SILENCE_S = 30.0  # the longest that a run at work says nothing
 
 
 class _Display(Protocol):
-    def start(self, total: int | None, label: str) -> None: ...
+    def start(self, total: int | None, label: str, done: int = 0) -> None: ...
     def update(self, done: int, note: str) -> None: ...
     def stop(self, done: int, note: str) -> None: ...
 
@@ -30,10 +31,11 @@ class Progress:
     ...     bar.advance(1, loss=0.5)
     """
 
-    def __init__(self, total: int | None = None, label: str = "") -> None:
-        self.total, self.label, self.done, self.note = total, label, 0, ""
-        self._display: _Display | None = _choose_display()
-        self._call("start", total, label)
+    def __init__(self, total: int | None = None, label: str = "", done: int = 0, shown: bool = True) -> None:
+        """`done`: steps of the whole that an earlier run made; `shown`: False shows nothing."""
+        self.total, self.label, self.done, self.note = total, label, done, ""
+        self._display: _Display | None = _choose_display() if shown else None
+        self._call("start", total, label, done)
 
     def advance(self, steps: int = 1, **fields: Any) -> None:
         """Adds finished steps; fields (loss=..., x=...) are shown behind the bar, floats with four digits."""
@@ -75,7 +77,7 @@ def progress(iterable: Iterable[T], total: int | None = None, label: str = "") -
 
 
 @contextlib.contextmanager
-def under_way(label: str, usual_s: float | None = None, interval_s: float = 30.0) -> Iterator[None]:
+def under_way(label: str, usual_s: float | None = None, interval_s: float = SILENCE_S) -> Iterator[None]:
     """Says every `interval_s` seconds how long the work inside has taken, and of how many it usually takes."""
     began, ended = time.monotonic(), threading.Event()
 
@@ -123,8 +125,8 @@ class _RichBar:
         )
         self.bar = Bar(*columns, console=Console(stderr=True), transient=False)
 
-    def start(self, total: int | None, label: str) -> None:
-        self.task = self.bar.add_task(label or "working", total=total, note="")
+    def start(self, total: int | None, label: str, done: int = 0) -> None:
+        self.task = self.bar.add_task(label or "working", total=total, completed=done, note="")
         self.bar.start()
 
     def update(self, done: int, note: str) -> None:
@@ -135,15 +137,17 @@ class _RichBar:
 
 
 class PlainLines:
-    """A line at every tenth of the way, at most one per `interval_s`; with unknown length one every 30 s."""
+    """A line at every tenth of the way, at most one per `interval_s`; where that takes long, one every 30 s."""
 
     def __init__(self, interval_s: float = 2.0) -> None:
         self.interval_s = interval_s
 
-    def start(self, total: int | None, label: str) -> None:
-        self.total, self.label = total, label or "working"
+    def start(self, total: int | None, label: str, done: int = 0) -> None:
+        self.total, self.label, self.before = total, label or "working", done
         self.began = self.last_time = time.monotonic()
-        self.last_tenth = self.last_done = 0
+        self.last_tenth = 10 * done // total if total else 0
+        if done:
+            print(f"{self.label}: goes on at {done}" + (f"/{total}" if total else ""), file=sys.stderr, flush=True)
 
     def update(self, done: int, note: str) -> None:
         now = time.monotonic()
@@ -151,18 +155,19 @@ class PlainLines:
             tenth = 10 * done // self.total
             due = tenth > self.last_tenth and done < self.total and now - self.last_time >= self.interval_s
         else:
-            tenth, due = 0, now - self.last_time >= 30.0
+            tenth, due = 0, False
+        due = due or (now - self.last_time >= SILENCE_S and done != self.total)
         if due:
             self.last_tenth, self.last_time = tenth, now
             self._print(done, note, now)
 
     def stop(self, done: int, note: str) -> None:
-        if done:
+        if done > self.before:
             self._print(done, note, time.monotonic())
 
     def _print(self, done: int, note: str, now: float) -> None:
         took = now - self.began
         text = f"{self.label}: {done}" + (f"/{self.total}" if self.total else "") + f" in {took:.1f} s"
-        if self.total and 0 < done < self.total:
-            text += f", {took * (self.total - done) / done:.0f} s left"
+        if self.total and self.before < done < self.total:
+            text += f", {took * (self.total - done) / (done - self.before):.0f} s left"
         print(text + (f", {note}" if note else ""), file=sys.stderr, flush=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
 import platform
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timedelta, timezone
 from importlib import metadata
 from pathlib import Path
@@ -16,7 +17,10 @@ from types import TracebackType
 from typing import Any
 
 from .configs import to_dict
+from .errors import NotWrittenError
 from .files import write_json
+from .locks import in_turn
+from .rescue import rescued
 
 PACKAGES = ("unproject", "torch", "diffusers", "transformers", "numpy", "trimesh", "open3d", "open3d-cpu")
 
@@ -43,6 +47,8 @@ class RunRecord:
         self.warnings: list[str] = []
         self.status, self.error = "running", ""
         self.started = datetime.now(timezone.utc) - timedelta(seconds=earlier_s)
+        self.rescued = False  # whether a file went elsewhere than it was asked for
+        self._path: Path | None = None
         self._began = time.perf_counter() - earlier_s
         self._took: float | None = None
 
@@ -61,6 +67,44 @@ class RunRecord:
             self.outputs.append(str(path))
         return Path(path)
 
+    @property
+    def place(self) -> Path | None:
+        """Where the record is written as the run goes, None when it was not begun."""
+        return self._path
+
+    def keep(self, write: Callable[[Path], Any], path: Path, note: bool = True) -> Any:
+        """Calls write(path), remembers the file or files it returns (unless `note` is False) and gives them back.
+
+        Finished work is not lost: a file that cannot be written there goes to another place (`rescue.rescued`).
+        """
+        made, elsewhere = rescued(write, path)
+        self.rescued |= elsewhere
+        for one in [made] if isinstance(made, (str, Path)) else made:
+            if note:
+                self.output(one)
+        return made
+
+    def begin(self, path: Path) -> Path:
+        """Writes the record as that of a running command; `update` goes on with it. Returns its path.
+
+        A name that another running process of this machine holds is left to it: then it is NAME-2.run.json, ...
+        """
+        name = path.name.removesuffix(".run.json")
+        with in_turn(path.parent):
+            number = 1
+            while _held(path):
+                number += 1
+                path = path.with_name(f"{name}-{number}.run.json")
+            self._path = path
+            self.update()
+        return path
+
+    def update(self) -> None:
+        """Writes the record as it is now, where it was begun; a disk that refuses it does not stop the work."""
+        if self._path is not None:
+            with contextlib.suppress(NotWrittenError):
+                write_json(self._path, self.to_dict())
+
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Times a part of the run; repeated names add up."""
@@ -76,6 +120,7 @@ class RunRecord:
             "command": self.command,
             "status": self.status,
             "error": self.error or None,
+            "process": {"pid": os.getpid(), "host": platform.node()},
             "started": self.started.isoformat(timespec="seconds"),
             "seconds": round(self.seconds, 3),
             "stages": {name: round(seconds, 3) for name, seconds in self.stages.items()},
@@ -106,6 +151,21 @@ class RunRecord:
         self._took = time.perf_counter() - self._began
         self.status = "done" if error is None else "failed"
         self.error = "" if error is None else f"{type(error).__name__}: {error}".removesuffix(": ")
+
+
+def _held(path: Path) -> bool:
+    """Whether a record is that of another process which still runs on this machine."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        process = found["process"]
+        if found["status"] != "running" or process["host"] != platform.node() or process["pid"] == os.getpid():
+            return False
+        os.kill(process["pid"], 0)
+    except PermissionError:  # a process of somebody else
+        return True
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return True
 
 
 def peak_memory_mb() -> float | None:

@@ -24,7 +24,7 @@ from ...utils.ramps import Ramp
 from ..priors.base import Prior
 from ..priors.rows import COND, Condition
 from ..sampling.denoiser import Denoiser
-from ..sampling.guidance import ClassifierFree
+from ..sampling.guidance import guided as guided_by
 from ..sampling.levels import Level
 from ..sampling.prediction import Prediction
 from .time_window import TimeWindow
@@ -81,8 +81,9 @@ class ScoreDistillation:
 
     def __init__(self, config: ScoreConfig, prior: Prior, condition: Condition) -> None:
         """`condition` has one row per object; calls with one of their own say how the objects are seen."""
-        self.config, self.prior, self.condition = config, prior, condition
-        self.denoiser = Denoiser(prior, condition, ClassifierFree(config.guidance))
+        self.config, self.prior = config, prior
+        guidance, self.condition = guided_by(prior, condition, config.guidance)
+        self.denoiser = Denoiser(prior, self.condition, guidance)
         self.schedule = self.denoiser.schedule
 
     def __call__(
@@ -104,7 +105,7 @@ class ScoreDistillation:
             noise: (B, C, h, w), index: (B,) train index, equal within a group; drawn when absent.
         """
         config, batch = self.config, images.shape[0]
-        condition = condition or self.repeated(batch)
+        condition = self.repeated(batch) if condition is None else guided_by(self.prior, condition, config.guidance)[1]
         with torch.set_grad_enabled(torch.is_grad_enabled() and config.space != "image"):
             x = self.prior.encode(images)
         groups = batch // condition.frames

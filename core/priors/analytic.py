@@ -42,6 +42,8 @@ class GaussianMixturePrior(Prior):
 
     recipe = "toybox"
 
+    reads = frozenset({"text", "cameras"})  # views of a mixture are alike from everywhere
+
     def __init__(
         self,
         means: Tensor,

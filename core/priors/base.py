@@ -14,8 +14,8 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ...utils.errors import UnprojectError
-from .rows import Condition, Rows
+from ...utils.errors import InputError, UnprojectError
+from .rows import LEVEL_TIME, Condition, Rows
 
 PredictionType = Literal["epsilon", "sample", "v_prediction", "flow_prediction"]
 Spacing = Literal["trailing", "leading", "linspace", "logsnr", "karras"]
@@ -43,12 +43,14 @@ class Prior(ABC):
     latent_shape: tuple[int, int, int]
     image_size: int
     vae_factor: int = 1
+    known_px: tuple[int, int] | None = None  # smallest and largest side it learnt to draw; None: `latent_shape` alone
     latent_multiple: int = 1  # latent sides must be multiples of this
     network: nn.Module | None = None  # the denoising network; None for priors without one
     frames: int = 1  # views of one object that it draws at once; 1: single images
     recipe: str = "stable-diffusion"  # name of the settings of generators that suit it (configs/text-to-mesh/)
     guidance_embedded: bool = False  # the guidance scale is an input of the network, not a second branch
     recommended: Recommended = Recommended()
+    reads: frozenset[str] = frozenset({"text"})  # names of the rows that the network is told
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.float32
     nfe: int = 0
@@ -85,8 +87,13 @@ class Prior(ABC):
             x: state (B, C, h, w).
             time: model time, a number or (B,), fractional allowed.
             rows: B of them, or one group, repeated.
+
+        Raises InputError for rows that the network does not read.
         """
         count = x.shape[0]
+        if odd := rows.tensors.keys() - self.reads - {LEVEL_TIME}:
+            told = f"takes no rows called {', '.join(sorted(odd))}; it reads {', '.join(sorted(self.reads))}"
+            raise InputError(f"the prior {self.name!r} {told}")
         rows = rows.for_batch(count)
         self.nfe += count
         if not isinstance(time, Tensor):

@@ -21,6 +21,12 @@ from .rows import Condition, Rows
 
 VOCABULARY_FILE = "vocabulary.json"
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*|[^\w\s.,;:!?'\"()/_-]+")  # words, or runs of symbols such as emoji
+_GRAMMAR = """a about across again all along also am among an and another any are as at be been being both but by can
+could did do does each either every for from has have having he her here him his i if in into is it its just like made
+make me much my of off on onto or other our own quite she should so some such than that the their them then there these
+they this those through to too toward towards until upon us very via was we were what when where which while who whose
+will with would you your"""
+_COMMON = frozenset(_GRAMMAR.split())  # nobody misses these words in a picture
 TOYBOX = Recommended(guidance=3.0, steps=20)
 TOYBOX_MULTIVIEW = Recommended(guidance=5.0, steps=30)
 TOYBOX_DIT = Recommended(guidance=5.0, steps=20, spacing="trailing", solver="euler")
@@ -37,12 +43,17 @@ class KnowsWords(DiffusersPrior):
         self._known = {word for entry in vocabulary for word in _WORD.findall(entry.lower())}
 
     def unknown_words(self, prompt: str) -> list[tuple[str, list[str]]]:
-        """See Prior.unknown_words; nearest by spelling."""
+        """See Prior.unknown_words; words of grammar are left out, and a known word is near when it looks like what was
+        meant to be written: likeness of letters says nothing about meaning."""
         if not self._known:
             return []
-        words = dict.fromkeys(word for word in _WORD.findall(prompt.lower()) if word not in self._known)
-        known = sorted(self._known)
-        return [(word, difflib.get_close_matches(word, known, n=3, cutoff=0.6)) for word in words]
+        known = self._known | _COMMON
+        return [(word, self._meant(word)) for word in dict.fromkeys(_WORD.findall(prompt.lower())) if word not in known]
+
+    def _meant(self, word: str) -> list[str]:
+        """Known words that differ from a word as a slip of the fingers does."""
+        alike = [known for known in sorted(self._known) if len(known) > 3 and known[0] == word[0]]
+        return difflib.get_close_matches(word, alike, n=2, cutoff=0.83)
 
     def save(self, folder: str | Path) -> Path:
         """See Prior.save; the vocabulary goes along."""
@@ -68,6 +79,7 @@ class EmbeddedFlowPrior(KnowsWords, StableDiffusion3Prior):
     """
 
     recommended = TOYBOX_DIT
+    known_px = (32, 96)
 
     def __init__(
         self, pipe: Any, name: str = "toybox-dit", vocabulary: tuple[str, ...] = (), frozen: bool = True
@@ -90,6 +102,7 @@ class MultiViewPrior(EmbeddedPrior):
     """A prior whose U-Net sees several views of an object at once and is told their cameras."""
 
     recommended = TOYBOX_MULTIVIEW
+    reads = frozenset({"text", "concat", "cameras"})
 
     def __init__(
         self,

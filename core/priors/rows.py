@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...utils.errors import InputError
 
+LEVEL_TIME = "level_time"  # rows (B,): model times of the states, where the network is told others
 COND, NULL = "cond", "null"  # the conditional branch, and the one of the negative or empty prompt
 Index = slice | Tensor | Sequence[int] | Sequence[bool]
 
@@ -26,8 +27,8 @@ class Rows:
     frames: int = 1
 
     def __post_init__(self) -> None:
-        lengths = {name: value.shape[0] for name, value in self.tensors.items()}
-        if len(set(lengths.values())) != 1:
+        lengths = {name: value.shape[0] if value.ndim else None for name, value in self.tensors.items()}
+        if len(set(lengths.values())) != 1 or None in lengths.values():
             raise InputError(f"the tensors of a condition need the same number of rows, got {lengths or 'none'}")
         if self.frames < 1 or len(self) % self.frames:
             raise InputError(f"{len(self)} rows do not hold whole groups of frames={self.frames} views")
@@ -57,6 +58,8 @@ class Rows:
 
     def repeat(self, n: int) -> Rows:
         """Every group (a row where frames = 1) n times, copies adjacent: images per prompt, noises per object."""
+        if not isinstance(n, int) or n < 0:
+            raise InputError(f"rows cannot be repeated {n} times; give a whole number")
         return self.map(lambda t: t.unflatten(0, (-1, self.frames)).repeat_interleave(n, 0).flatten(0, 1))
 
     def index(self, rows: Index) -> Rows:
@@ -104,7 +107,7 @@ def picked(rows: Index, count: int, frames: int = 1) -> Tensor:
     Raises InputError for a mask of another length, numbers out of range, and for parts of groups of `frames` views.
     """
     if isinstance(rows, slice):
-        chosen = torch.arange(count)[rows]
+        chosen = torch.tensor(range(count)[rows], dtype=torch.long)  # torch has no negative strides
     else:
         given = torch.as_tensor(rows).cpu().reshape(-1)
         if given.dtype == torch.bool:
@@ -134,6 +137,8 @@ class Condition:
         forms = {name: (len(rows), rows.frames) for name, rows in self.branches.items()}
         if COND not in forms or len(set(forms.values())) != 1:
             raise InputError(f"a condition needs {COND!r} and equal (rows, frames) in every branch, got {forms}")
+        if isinstance(self.prompts, str) or len(self.prompts) not in (0, self.rows):
+            raise InputError(f"prompts={self.prompts!r} must be one text for each of the {self.rows} rows, or none")
 
     def __contains__(self, name: str) -> bool:
         return name in self.branches
@@ -163,8 +168,9 @@ class Condition:
 
     def repeat(self, n: int) -> Condition:
         """See Rows.repeat."""
-        order = torch.arange(len(self.prompts)).unflatten(0, (-1, self.frames)).repeat_interleave(n, 0).flatten()
-        return self._mapped(lambda rows: rows.repeat(n), self._texts(order.tolist()))
+        groups = [range(first, first + self.frames) for first in range(0, len(self.prompts), self.frames)]
+        order = [row for group in groups for _ in range(n) for row in group]
+        return self._mapped(lambda rows: rows.repeat(n), self._texts(order))
 
     def index(self, rows: Index) -> Condition:
         """See Rows.index."""

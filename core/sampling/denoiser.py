@@ -13,14 +13,13 @@ from torch import Tensor
 
 from ...utils.errors import InputError
 from ..priors.base import Prior
-from ..priors.rows import NULL, Condition, Rows
+from ..priors.rows import LEVEL_TIME, NULL, Condition, Rows
 from .guidance import Guidance, as_guidance
 from .levels import Level, NoiseSchedule
 from .prediction import Prediction, reread_v
 
 Control = Callable[["Denoiser", Prediction], Prediction]
 Remap = Callable[[Tensor], Tensor]
-LEVEL_TIME = "level_time"  # rows (B,): model times of the states, where the network is told others
 
 
 class Denoiser:
@@ -104,7 +103,8 @@ class Denoiser:
         if told is time or self.prior.prediction_type != "v_prediction":
             return raw
         other = self.schedule.at_index(told.clamp(0, self.schedule.steps - 1))
-        return torch.where((told == time).reshape(-1, 1, 1, 1), raw, reread_v(x.to(raw.dtype), raw, level, other))
+        same = (told == time).reshape(-1, *[1] * (x.ndim - 1))
+        return torch.where(same, raw, reread_v(x.to(raw.dtype), raw, level, other))
 
 
 def _in_order(names: Sequence[str]) -> tuple[str, ...]:

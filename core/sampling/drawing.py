@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from ..priors.rows import Condition
 from .calibration import Fingerprint, fingerprint
 from .denoiser import Control, Denoiser, Remap
 from .focus import attention_control
-from .guidance import ClassifierFree, guided
+from .guidance import ClassifierFree, Guidance, as_guidance, guided
 from .init import Start, TeleportInit
 from .levels import Level, NoiseSchedule
 from .model_schedule import switched
@@ -67,9 +67,12 @@ class Drawing:
             )
         return (attention_control(self.plan.control, self.prior, prompts[0], self.plan.subjects),)
 
-    def guided(self, condition: Condition) -> tuple[Any, Condition]:
-        """(guidance, condition) the way the prior takes the plan's scale."""
-        return guided(self.prior, condition, float(self.plan.guidance or 0.0), self.plan.guidance_rescale)
+    def guided(self, condition: Condition) -> tuple[Guidance, Condition]:
+        """(guidance, condition) the way the prior takes the plan's scale; a guidance of the plan as it is."""
+        scale = self.plan.guidance
+        if not isinstance(scale, (int, float)):
+            return as_guidance(scale), condition
+        return guided(self.prior, condition, scale, self.plan.guidance_rescale)
 
     def run(
         self,
@@ -116,7 +119,9 @@ def drawing(
 
     @functools.cache
     def expected() -> Fingerprint:
-        return fingerprint(prior, shape, ClassifierFree(float(plan.guidance or 0.0), plan.guidance_rescale), negative)
+        scale = plan.guidance
+        chosen = ClassifierFree(scale, plan.guidance_rescale) if isinstance(scale, (int, float)) else scale
+        return fingerprint(prior, shape, as_guidance(chosen), negative)
 
     solver = _solver(plan, prior, expected)
     levels = _levels(plan, prior, solver, shape, own)

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from ...utils.errors import InputError, UnprojectError
 from ..priors.base import Prior
 from ..priors.noise import on_cpu
-from ..priors.rows import COND, Condition, Rows
-from .denoiser import LEVEL_TIME
+from ..priors.rows import COND, LEVEL_TIME, Condition, Rows
 from .levels import Level, NoiseSchedule
 from .prediction import Prediction, reread_v
 
@@ -45,6 +44,7 @@ class ScheduledPrior(Prior):
         self.guidance_embedded, self.recommended = first.guidance_embedded, first.recommended
         self.frames, self.recipe = first.frames, first.recipe
         self.device, self.dtype = first.device, first.dtype
+        self.reads = frozenset.intersection(*(model.reads for model in models))
         self.schedule = NoiseSchedule.from_config(first.scheduler_config)
         for model in self.models[1:]:
             self._check(model)

@@ -11,8 +11,9 @@ import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 from ...utils.errors import InputError
 from ..priors.base import Prior, Recommended
@@ -20,13 +21,27 @@ from .caches import CacheConfig, parse_cache
 from .denoiser import Control, Remap
 from .dpm_v3_statistics import ModelStatistics
 from .focus import AttentionCost, parse_control
-from .grids import Spacing
+from .grids import SPACINGS, Spacing
+from .guidance import Guidance
 from .init import Init
 from .optimal_boundary import BoundaryNoise
 from .solvers import CALIBRATED, Solver
 from .teleport import GaussianPrior
 
 ALIASES = {"num_inference_steps": "steps", "guidance_scale": "guidance", "controls": "control"}  # diffusers' names
+
+
+_WANTED = {  # what a setting is, for messages
+    "solver": "name of a solver and no Solver",
+    "cache": "text such as deep:3 and no config of a cache",
+    "statistics": "file and no ModelStatistics",
+    "gaussian": "file and no GaussianPrior",
+    "boundary": "file and no BoundaryNoise",
+    "init": "start, which is called with noise and levels",
+    "time_remap": "file and no map of times",
+    "control": "text such as focus:2, no control and no list of controls",
+    "subjects": "list of words",
+}
 
 
 class Tell(Protocol):
@@ -51,10 +66,10 @@ class SamplingPlan:
     """solver steps"""
     spacing: Spacing | None = None
     """trailing, leading, linspace, logsnr or karras"""
-    guidance: float | None = None
-    """classifier-free scale; 1 switches it off"""
+    guidance: float | Guidance | None = None
+    """classifier-free scale, 1 switches it off; or a `Guidance`, such as `ClassifierFree(5, interval=(0.2, 0.8))`"""
     guidance_rescale: float = 0.0
-    """[0, 1], against over-saturation at high guidance"""
+    """[0, 1], against over-saturation at high classifier-free scales"""
     eta: float = 0.0
     """randomness of ddim, [0, 1]"""
     statistics: ModelStatistics | str | Path | None = None
@@ -86,7 +101,7 @@ class SamplingPlan:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SamplingPlan:
         """A plan of plain values, as in YAML and run.json. Raises InputError for unknown names and told objects."""
-        objects = [name for name, value in values.items() if isinstance(value, Mapping)]
+        objects = [name for name, value in values.items() if _holds_object(value)]
         if objects:
             raise InputError(
                 f"plan: {objects[0]} was an object in memory, {values[objects[0]]}, which a file cannot bring back; "
@@ -111,7 +126,8 @@ class SamplingPlan:
                 hint = f"; did you mean {near[0]}?" if near else f"; have {', '.join(names)}"
                 raise InputError(f"{name}= is no setting of a sampling plan{hint}")
             if field in given:
-                raise InputError(f"{name}= and {field}= are the same setting; give one")
+                other = next(other for other in settings if ALIASES.get(other, other) == field and other != name)
+                raise InputError(f"{other}= and {name}= are the same setting; give one")
             if value is not None:
                 given[field] = value
         return replace(self, **given)
@@ -136,23 +152,24 @@ class SamplingPlan:
     @property
     def model_share(self) -> tuple[str | Prior, float]:
         """(prior or its name, share) of `model_schedule`. Raises InputError for anything else."""
-        if isinstance(self.model_schedule, tuple):
-            return self.model_schedule
-        name, colon, share = str(self.model_schedule or "").rpartition(":")
+        if isinstance(self.model_schedule, tuple) and len(self.model_schedule) == 2:
+            first, share = self.model_schedule
+            if isinstance(first, (str, Prior)) and _is_number(share) and 0 <= share <= 1:
+                return first, float(share)
+        name, colon, told = str(self.model_schedule or "").rpartition(":")
         try:
-            value = float(share)
+            value = float(told)
         except ValueError:
             value = -1.0
-        if not (colon and name and 0 <= value <= 1):
+        if not (isinstance(self.model_schedule, str) and colon and name and 0 <= value <= 1):
             raise InputError(f"{self.model_schedule!r} must be NAME:SHARE with a share in [0, 1]")
         return name, value
 
     def check(self, tell: Tell = keyword) -> None:
         """Raises InputError for values out of range and settings that do not go together, before anything is loaded."""
-        if self.steps is not None and self.steps < 1:
-            raise InputError(f"{tell('steps', self.steps)} must be at least 1")
-        if self.guidance is not None and not math.isfinite(self.guidance):
-            raise InputError(f"{tell('guidance', self.guidance)} must be a finite number")
+        self.check_types(tell)
+        self._check_values(tell)
+        self._check_objects(tell)
         self._check_solver(tell)
         self._check_start(tell)
         self._check_control(tell)
@@ -160,6 +177,52 @@ class SamplingPlan:
             parse_cache(self.cache)
         if self.model_schedule is not None:
             self._check_models(tell)
+
+    def check_types(self, tell: Tell = keyword) -> None:
+        """Raises InputError for numbers that are none."""
+        if self.steps is not None and (isinstance(self.steps, bool) or not isinstance(self.steps, Integral)):
+            raise InputError(f"{tell('steps', repr(self.steps))} must be a whole number")
+        for name in ("guidance", "guidance_rescale", "eta", "teleport"):
+            value = getattr(self, name)
+            if value is None or (name == "guidance" and callable(value)):
+                continue
+            if not _is_number(value) or not math.isfinite(value):
+                shown = value if isinstance(value, Real) else repr(value)
+                raise InputError(f"{tell(name, shown)} must be a finite number")
+
+    def _check_values(self, tell: Tell) -> None:
+        if self.steps is not None and self.steps < 1:
+            raise InputError(f"{tell('steps', self.steps)} must be at least 1")
+        for name in ("guidance_rescale", "eta"):
+            if not 0 <= (value := getattr(self, name)) <= 1:
+                raise InputError(f"{tell(name, repr(value))} must lie in [0, 1]")
+        if self.teleport is not None and not 0 <= self.teleport < 1:
+            raise InputError(f"{tell('teleport', f'{self.teleport:g}')} must lie in [0, 1): the share of steps to skip")
+        if callable(self.guidance) and self.guidance_rescale:
+            told = tell("guidance_rescale", self.guidance_rescale)
+            raise InputError(f"{told} belongs to a guidance scale; give it to the Guidance itself")
+        if self.spacing is not None and self.spacing not in SPACINGS:
+            raise InputError(f"{tell('spacing', repr(self.spacing))} is unknown; have {', '.join(SPACINGS)}")
+
+    def _check_objects(self, tell: Tell) -> None:
+        file, texts = (str, Path), self.subjects
+        fits = {
+            "solver": isinstance(self.solver, (str, Solver)),
+            "cache": isinstance(self.cache, (str, *get_args(CacheConfig))),
+            "statistics": isinstance(self.statistics, (ModelStatistics, *file)),
+            "gaussian": isinstance(self.gaussian, (GaussianPrior, *file)),
+            "boundary": isinstance(self.boundary, (BoundaryNoise, *file)),
+            "init": callable(self.init),
+            "time_remap": callable(self.time_remap) or isinstance(self.time_remap, file),
+            "control": isinstance(self.control, str)
+            or callable(self.control)
+            or (isinstance(self.control, Sequence) and all(callable(control) for control in self.control)),
+            "subjects": not isinstance(texts, str) and all(isinstance(text, str) for text in texts),
+        }
+        for name, fit in fits.items():
+            if getattr(self, name) is not None and not fit:
+                given = repr(getattr(self, name))[:80]
+                raise InputError(f"{tell(name, given)} is no {_WANTED[name]}")
 
     def _check_solver(self, tell: Tell) -> None:
         if self.family == "dpm-v3" and self.statistics is None:
@@ -170,8 +233,6 @@ class SamplingPlan:
             raise InputError(f"{tell('statistics')} serves {tell('solver', 'dpm-v3')} or usf:FILE, not {name}")
 
     def _check_start(self, tell: Tell) -> None:
-        if self.teleport is not None and not 0 <= self.teleport < 1:
-            raise InputError(f"{tell('teleport', f'{self.teleport:g}')} must lie in [0, 1): the share of steps to skip")
         if (self.teleport is None) != (self.gaussian is None):
             given, lacks = (
                 ("teleport", ("gaussian", "FILE")) if self.gaussian is None else ("gaussian", ("teleport", "F"))
@@ -213,6 +274,15 @@ class SamplingPlan:
         files = (self.statistics, self.gaussian, self.boundary, self.time_remap)
         if any(isinstance(file, (str, Path)) for file in files) or self.family in CALIBRATED:
             raise InputError(f"{tell('model_schedule')} takes no calibrated files: each of them belongs to one network")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _holds_object(value: Any) -> bool:
+    """Whether a plain value tells of an object that was in memory."""
+    return isinstance(value, Mapping) or (isinstance(value, list) and any(map(_holds_object, value)))
 
 
 def _plain(value: Any) -> Any:

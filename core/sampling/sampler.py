@@ -38,7 +38,7 @@ class Sampler:
             levels: n + 1 levels from noisy to clean (`NoiseSchedule.grid`).
             generator: randomness of stochastic solvers, one or one per sample.
             callback: called after every network call with (call number, level asked, new state); a tensor it
-                returns replaces the state.
+                returns replaces the state, and so does what it writes into the state.
         """
         run = self.solver(noise, levels, generator)
         x, level = advanced(run)
@@ -46,6 +46,10 @@ class Sampler:
         while level is not None:
             asked = level
             x, level = advanced(run, denoiser(x, asked))
-            changed = None if callback is None else callback(call, asked, x)
-            x, call = x if changed is None else changed, call + 1
+            if callback is not None:
+                shown = x.clone()  # a run compares its own state with the one that was asked at
+                changed = callback(call, asked, shown)
+                left = shown if changed is None else changed
+                x = x if left.dtype == x.dtype and torch.equal(left, x) else left
+            call += 1
         return x

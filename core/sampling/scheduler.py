@@ -40,6 +40,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
     config_name = "scheduler_config.json"
     ignore_for_config = ["statistics"]
     default_solver = "ddim"
+    _x: Tensor  # the state that the run under way asks at
     _compatibles = [e.name for e in KarrasDiffusionSchedulers] + ["FlowMatchEulerDiscreteScheduler"]
 
     @register_to_config
@@ -183,7 +184,6 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
         self.order = max(Counter(self._asks).values())
         self._run: Steps | None = None
         self._level: Level | None = None  # asked next
-        self._returned: Tensor | None = None
         self._begin_index = None
         self._asked = 0
 
@@ -241,14 +241,14 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
         state = sample.to(torch.promote_types(sample.dtype, torch.float32))
         if self._run is None:
             self._begin(state, generator)
-        elif self._returned is not None and sample is not self._returned and not torch.equal(sample, self._returned):
+        elif not torch.equal(sample, self._x.to(sample.dtype)):
             self._x = state
         self._check_turn(timestep)
         assert self._run is not None and self._level is not None
         answer = Prediction(self._x, self._level, model_output, self.config["prediction_type"])
         self._x, self._level = advanced(self._run, answer)
         self._asked += 1
-        self._returned = returned = self._x.to(sample.dtype)
+        returned = self._x.to(sample.dtype, copy=True)  # pipelines and callbacks may write into it
         if self._level is None:
             self._run = None
         return SchedulerOutput(prev_sample=returned) if return_dict else (returned,)

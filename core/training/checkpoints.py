@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ...utils.errors import InputError, UnprojectError
+from ...utils.errors import InputError, NotWrittenError, UnprojectError
 from ...utils.files import read_json, write_text
 
 Tensors = dict[str, Tensor]
@@ -28,7 +29,7 @@ def save_checkpoint(
 ) -> Path:
     """Writes OUT/ckpt-`step` with a .safetensors for each of `tensors` and a .json for each of `documents`.
 
-    A step that is already there is left as it is. Raises UnprojectError when the disk refuses.
+    A step that is already there is left as it is. Raises NotWrittenError when the disk refuses.
     """
     final, temporary = root / f"ckpt-{step}", root / f"ckpt-{step}.tmp"
     try:
@@ -45,8 +46,10 @@ def save_checkpoint(
                 _flush(path)
             os.replace(temporary, final)
             _flush(root)
-    except OSError as error:
-        raise UnprojectError(f"writing checkpoint {final} failed: {error.strerror or error}") from error
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise NotWrittenError(f"writing checkpoint {final} failed: {reason}") from error
     write_text(root / "LATEST", final.name + "\n")
     for old in sorted(_complete(root), key=_step_of)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
@@ -85,8 +88,10 @@ def read_tensors(checkpoint: Path, name: str) -> Tensors:
     path = checkpoint / f"{name}.safetensors"
     try:
         return load_file(path)
-    except Exception as error:
+    except (SafetensorError, FileNotFoundError, ValueError) as error:
         raise InputError(f"{path} is missing or damaged ({error}); delete {checkpoint} to use an older one") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def read_document(checkpoint: Path, name: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import signal
 import threading
 import time
@@ -68,13 +69,26 @@ class Window:
 
 
 @contextlib.contextmanager
-def stop_signals(stop: Callable[[], None]) -> Iterator[None]:
-    """SIGINT and SIGTERM ask for a clean stop inside; the previous handlers return afterwards."""
+def stop_signals(stop: Callable[[int], None]) -> Iterator[None]:
+    """SIGINT and SIGTERM ask for a clean stop inside: `stop(number)`; a second one interrupts at once.
+
+    The previous handlers return afterwards.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    asked: list[int] = []
+
+    def handle(number: int, _: Any) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+        with contextlib.suppress(OSError):  # no print: it may be what was interrupted
+            os.write(2, b"stopping after this step; once more stops at once\n")
+        stop(number)
+
     kinds = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(kind, lambda *_: stop()) for kind in kinds]
+    before = [signal.signal(kind, handle) for kind in kinds]
     try:
         yield
     finally:

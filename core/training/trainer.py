@@ -51,11 +51,13 @@ MODEL = "model"  # the player of an objective that names none
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a run ended: the step reached, why it stopped ("done", "time" or "signal") and the last validation."""
+    """How a run ended: the step reached, why it stopped ("done", "time" or "signal"), the last validation, and the
+    signal's number."""
 
     step: int
     reason: str
     validation: dict[str, float]
+    signal: int = 0
 
 
 class _Net(nn.Module):
@@ -92,7 +94,7 @@ class Trainer:
         self._net = self.engine.prepare(self._nets)
         self._order = SampleOrder(len(data), config.seed)
         self._repeats = max(player.moves.times for player in self.loop.players.values())
-        self._stop, self.seconds = "", 0.0
+        self._stop, self.signal, self.seconds = "", 0, 0.0
         self.validation: dict[str, float] = {}
 
     @property
@@ -125,7 +127,7 @@ class Trainer:
         began, seconds_before = time.monotonic(), self.seconds
         window, first = Window(), next(iter(self.loop.players))
         shown = "loss" if len(self.loop.players) == 1 else f"{first}/loss"
-        with stop_signals(self._request_stop), Progress(self.config.steps - self.step, "training") as bar:
+        with stop_signals(self._request_stop), Progress(self.config.steps, "training", self.step) as bar:
             while self.step < self.config.steps and not self.engine.agree(bool(self._stop)):
                 window.add(self.loop.advance())
                 self.seconds = seconds_before + time.monotonic() - began
@@ -138,7 +140,7 @@ class Trainer:
             self._validate()
         self.save()
         self.check_sound()
-        return TrainResult(self.step, reason, self.validation)
+        return TrainResult(self.step, reason, self.validation, self.signal)
 
     def check_sound(self) -> None:
         """Raises UnprojectError when the run diverged: its last validation, its last update or its averaged weights
@@ -279,8 +281,8 @@ class Trainer:
             drop_newer(self.out / "metrics.jsonl", self.step)
         self.engine.wait()
 
-    def _request_stop(self) -> None:
-        self._stop = "signal"
+    def _request_stop(self, signal: int) -> None:
+        self._stop, self.signal = "signal", signal
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0

@@ -212,10 +212,17 @@ class DepthOutput(TaskOutput):
         return DepthCodec(self.space, shift=self.invariance == "affine")
 
     def metres(self, near_m: float, far_m: float) -> np.ndarray:
-        """float32 (N, H, W): the prediction's range [0, 1] laid on [near_m, far_m], in its own space."""
+        """float32 (N, H, W), z-depth: the range [near_m, far_m] in the prediction's own space; nan where the picture
+        shows nothing.
+
+        Of depth up to an affine map the nearest pixel of each image is at near_m and the farthest at far_m; where only
+        the scale is free, as far as the prediction reaches within [0, 1].
+        """
         if not 0 < near_m < far_m:
             raise InputError(f"near_m={near_m}, far_m={far_m}: need 0 < near_m < far_m")
-        unit = self.depth.clip(0, 1)
+        unit = np.where(self.seen(), self.depth.clip(0, 1), np.float32(np.nan))
+        if self.invariance == "affine":
+            unit = _stretched(unit)
         if self.space == "disparity":
             return 1 / (1 / far_m + unit * (1 / near_m - 1 / far_m))
         if self.space == "log":
@@ -229,6 +236,13 @@ class DepthOutput(TaskOutput):
         depth_m = torch.from_numpy(self.metres(near_m, far_m)[index : index + 1].astype(np.float32))
         colours = torch.as_tensor(np.asarray(image, np.float32))[None]
         return PointCloud.from_depth(depth_m, colours, camera)
+
+
+def _stretched(unit: np.ndarray) -> np.ndarray:
+    """Maps (N, H, W) whose smallest and largest finite values become 0 and 1; one of a single value stays."""
+    known = np.where(np.isfinite(unit), unit, np.nan)
+    low, high = (pick(known, (1, 2), keepdims=True) for pick in (np.nanmin, np.nanmax))
+    return np.where(high - low > 1e-6, (unit - low) / np.maximum(high - low, 1e-6), unit).astype(np.float32)
 
 
 def nanquantiles(values: Tensor, shares: Sequence[float]) -> Tensor:

@@ -143,8 +143,10 @@ def test_the_ratio_of_excesses_ignores_what_both_share() -> None:
     noise[0] = 0
     found = excess_ratio(10 + noise, 30 + 2 * noise)["excess_ratio"]
     assert found["ratio"] == pytest.approx(1 / 3, rel=1e-4)
-    slopes = (10 + noise[1:]) / (30 + 2 * noise[1:])
-    assert found["high"] - found["low"] == pytest.approx(2 * 1.96 * slopes.std(ddof=1), rel=1e-3)
+    slope = 1 / 30 - 10 * 2 / 30**2  # of (10 + z) / (30 + 2 z) at 0
+    assert found["high"] - found["low"] == pytest.approx(2 * 1.96 * slope * noise[1:].std(ddof=1), rel=1e-3)
+    shared = excess_ratio(10 + 5 * noise, 30 + 15 * noise)["excess_ratio"]
+    assert shared["high"] == pytest.approx(shared["low"], rel=1e-6)
 
 
 def test_the_yardstick_keeps_its_objects_apart(monkeypatch: pytest.MonkeyPatch) -> None:

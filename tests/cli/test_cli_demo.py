@@ -86,8 +86,8 @@ def test_the_mesh_stays_in_the_folder_of_the_demo(run: Run, ran: list[tuple[str,
 def test_a_checkpoint_file_is_a_prior_and_has_a_base(run: Run, fake_images: list[dict[str, object]]) -> None:
     Path("mv.safetensors").write_bytes(b"")
     assert run("text-to-mesh", "a cup", "--prior", "mv.safetensors", "--base", "sd15", "--dry-run")[0] == 0
-    assert run("text-to-image", "a cup", "--prior", "mv.safetensors", "--base", "sd15")[0] == 0
-    assert run("text-to-image", "a cup", "--prior", "mv.safetensors")[0] == 0
+    assert run("text-to-image", "a cup", "--prior", "mv.safetensors", "--base", "sd15", "-o", "1")[0] == 0
+    assert run("text-to-image", "a cup", "--prior", "mv.safetensors", "-o", "2")[0] == 0
     assert [(asked["prior"], asked.get("base")) for asked in fake_images if "prior" in asked] == [
         ("mv.safetensors", "sd15"),
         ("mv.safetensors", None),

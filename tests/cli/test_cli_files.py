@@ -38,7 +38,8 @@ def test_convert_keeps_the_solid(
     found = facts(capsys, f"out/b{suffix}")
     assert found["kind"] == "mesh" and found["faces"] == 4 and found["watertight"] is True
     assert found["signed_volume"] == pytest.approx(1 / 6, rel=1e-5)
-    assert json.loads(Path("out/b.run.json").read_text())["outputs"] == [f"out/b{suffix}"]
+    outputs = [f"out/b{suffix}", "out/b.report.json"]
+    assert json.loads(Path("out/b.run.json").read_text())["outputs"] == outputs
 
 
 @pytest.mark.parametrize("kind", ["texture", "vertex colours"])
@@ -147,3 +148,41 @@ def test_toybox_shows_rooms_and_looks(in_tmp: Path, capsys: pytest.CaptureFixtur
     assert load_image("room.png").shape[:2] == (16 + 4, 16 + 4)
     assert main(["toybox", "--sheet", "--size", "8", "-o", "looks.png"]) == 0
     assert load_image("looks.png").shape[1] >= 8 * 8
+
+
+def test_inspect_tells_solids_from_others(in_tmp: Path, capsys: pytest.CaptureFixture[str], tetrahedron: Mesh) -> None:
+    tetrahedron.save("a.stl")
+    replace(tetrahedron, faces=tetrahedron.faces[1:]).save("open.stl")
+    assert main(["inspect", "a.stl", "--strict"]) == 0 and main(["inspect", "open.stl"]) == 0
+    assert main(["inspect", "open.stl", "--strict"]) == 1
+    assert "open edges: 3" in capsys.readouterr().out
+    Path("run.json").write_text("{}")
+    assert main(["inspect", "run.json", "--strict"]) == 2
+    assert "ask about meshes" in capsys.readouterr().err
+
+
+def test_repair_writes_a_solid_or_says_why_not(
+    in_tmp: Path, capsys: pytest.CaptureFixture[str], tetrahedron: Mesh
+) -> None:
+    colors = tetrahedron.vertices.clone()
+    replace(tetrahedron, faces=tetrahedron.faces[1:], vertex_colors=colors).save("open.glb")
+    assert main(["inspect", "open.glb", "--repair", "whole.glb", "--strict", "--json"]) == 0
+    assert "closed" in json.loads(capsys.readouterr().out)["steps"][0]
+    back = Mesh.load("whole.glb")
+    assert back.check().sound and back.vertex_colors is not None
+    assert json.loads(Path("whole.report.json").read_text())["solid"] is True
+    replace(tetrahedron, faces=tetrahedron.faces[:1]).save("sheet.ply")
+    assert main(["inspect", "sheet.ply", "--repair", "b.glb"]) == 2
+    assert "sheet.ply: it cannot be made a solid" in capsys.readouterr().err and not Path("b.glb").exists()
+    assert main(["inspect", "open.glb", "--repair", "open.glb"]) == 2
+    assert "name another one" in capsys.readouterr().err
+    assert main(["inspect", "open.glb", "--repair", "b.xyz"]) == 2
+    assert "cannot write that" in capsys.readouterr().err
+
+
+def test_a_report_is_written_beside_what_is_converted(in_tmp: Path, tetrahedron: Mesh) -> None:
+    tetrahedron.save("a.glb")
+    assert main(["convert", "a.glb", "b.stl"]) == 0
+    facts = json.loads(Path("b.report.json").read_text())
+    assert facts["file"] == "b.stl" and facts["solid"] is True and facts["bounds"]["unit"] == "metre"
+    assert json.loads(Path("b.run.json").read_text())["outputs"] == ["b.stl", "b.report.json"]

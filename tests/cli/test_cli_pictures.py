@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unproject.cli.image import MAP_COMMANDS, Pointcloud, distinct_stems
+from unproject.cli.folders import distinct_stems
+from unproject.cli.image import MAP_COMMANDS, Pointcloud
 from unproject.geometry.points import PointCloud
 from unproject.tasks.codecs import DepthOutput, NormalsOutput
 from unproject.utils.pictures import load_image, save_image
@@ -76,7 +77,7 @@ def test_pictures_of_one_stem_keep_their_own_maps(run: Run) -> None:
     for name in ("a.jpg", "a.png", "b.png"):
         save_image(f"photos/{name}", BLACK)
     assert run("pointcloud", "photos", "-o", "out")[0] == 0
-    assert names("out") == ["a-jpg-pointcloud.ply", "a-png-pointcloud.ply", "b-pointcloud.ply", "run.json"]
+    assert names("out") == ["a-jpg-pointcloud.ply", "a-png-pointcloud.ply", "b-pointcloud.ply", "pointcloud.run.json"]
 
 
 @pytest.mark.parametrize(
@@ -102,7 +103,7 @@ def test_maps_of_an_earlier_run_are_no_pictures(run: Run) -> None:
     assert "skipped: 6 maps of an earlier run in photos" in out
     assert run("normals", "photos", "-o", "photos")[0] == 0
     assert [name for name in names("photos") if "depth-normals" in name] == []
-    code, out, _ = run("depth", "photos", "-o", "photos", "--json")
+    code, out, _ = run("depth", "photos", "-o", "photos", "--json", "--overwrite")
     assert json.loads(out)["skipped"] == ["12 maps of an earlier run in photos"]
     assert json.loads(out)["nfe"] == {"denoiser": 3}
 
@@ -111,7 +112,7 @@ def test_a_folder_of_one_picture_names_its_maps_after_the_picture(run: Run) -> N
     save_image("photos/a.png", BLACK)
     for _ in range(2):
         assert run("depth", "photos", "-o", "photos")[0] == 0
-    assert names("photos") == ["a-depth-16bit.png", "a-depth.npz", "a-depth.png", "a.png", "run.json"]
+    assert names("photos") == ["a-depth-16bit.png", "a-depth.npz", "a-depth.png", "a.png", "depth.run.json"]
 
 
 def test_a_point_cloud_stands_upright(run: Run) -> None:
@@ -148,9 +149,13 @@ def test_the_camera_comes_from_a_matrix_or_the_photo(run: Run) -> None:
     Image.new("RGB", (6, 4)).save("photo.jpg", exif=exif)
     assert run("pointcloud", "photo.jpg", "-o", "p.ply")[0] == 0
     assert half_width("p.ply") == pytest.approx(2.5 / (50 / 36 * 6), rel=1e-4)
+    focal = json.loads(Path("p.run.json").read_text())["notes"]["focal"]["photo.jpg"]
+    assert focal == {"px": pytest.approx(50 / 36 * 6, rel=1e-4), "from": "EXIF of the photo"}
     Path("K.json").write_text("[[10, 0, 3], [0, 10, 2], [0, 0, 1]]")
-    assert run("pointcloud", "photo.jpg", "--K", "K.json", "-o", "p.ply")[0] == 0
+    assert run("pointcloud", "photo.jpg", "--K", "K.json", "-o", "p.ply", "--overwrite")[0] == 0
     assert half_width("p.ply") == pytest.approx(0.25, rel=1e-5)
+    told = json.loads(Path("p.run.json").read_text())["notes"]["focal"]["photo.jpg"]
+    assert told == {"px": 10, "from": "--K K.json"}
 
 
 @pytest.mark.parametrize(

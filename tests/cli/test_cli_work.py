@@ -51,7 +51,7 @@ def test_the_recorded_seed_is_the_one_that_trains(
 ) -> None:
     assert run("train", "r.yaml", *words, "-o", "out")[0] == 0
     assert trained[0]["trainer"]["seed"] == seed
-    assert json.loads(Path("out/run.json").read_text())["seed"] == seed
+    assert json.loads(Path("out/train.run.json").read_text())["seed"] == seed
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_an_experiment_shows_its_table_and_leaves_its_record(run: Run, monkeypat
     code, out, _ = run("bench", "judge", "-o", "out", "--threads", "2", "--seed", "3")
     assert code == 0 and asked == [("judge", Path("out"), None, 3, False, 2)]
     assert out.splitlines()[:3] == ["question\tright", "noun\t0.5", "view\t1"]
-    assert json.loads(Path("out/run.json").read_text())["outputs"] == ["out/judge.json"]
+    assert json.loads(Path("out/bench.run.json").read_text())["outputs"] == ["out/judge.json"]
     run("bench", "judge", "-o", "out")
     assert asked[1] == ("judge", Path("out"), None, 0, False, 1)
 
@@ -150,7 +150,7 @@ def test_what_a_failed_run_made_is_recorded(
         save_image(f"photos/{name}.png", np.zeros((4, 4, 3)))
     found, _, err = run("depth", "photos", "-o", "out")
     assert (found, told in err) == (code, True)
-    record = json.loads(Path("out/run.json").read_text())
+    record = json.loads(Path("out/depth.run.json").read_text())
     assert (record["status"], record["outputs"]) == ("failed", ["out/a-depth.png"])
     assert record["error"] == (f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
 

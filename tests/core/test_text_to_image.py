@@ -139,7 +139,7 @@ def test_a_known_vocabulary_is_silent(pipe):
     [
         ("", "empty"),
         ("   ", "empty"),
-        ("a red wagn", r"'wagn' \(nearest: wagon\).*--prior sd15"),
+        ("a red wagn", r"'wagn' \(did you mean wagon\?\).*--prior sd15"),
         ("a 🐉", "'🐉'"),
         ("a dog " * 1600, "longer than.*ignored"),
     ],

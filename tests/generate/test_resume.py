@@ -57,7 +57,7 @@ def steps(folder: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"prompt": "a ball"}, r"ckpt-4 was made with another prompt \('a box'\); choose another folder"),
+        ({"prompt": "a ball"}, r"ckpt-5 was made with another prompt \('a box'\); choose another folder"),
         ({"negative_prompt": "fog"}, r"another negative_prompt \(None\)"),
         ({"prior": mixture(0.3)}, r"another prior\.network \('"),
         ({"guidance_scale": 2.0}, r"another score\.guidance \(1\.0\)"),
@@ -67,7 +67,7 @@ def steps(folder: Path) -> list[str]:
 )
 def test_what_was_made_otherwise_does_not_go_on(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     make(tmp_path)
-    assert steps(tmp_path) == ["ckpt-2", "ckpt-4"]
+    assert steps(tmp_path) == ["ckpt-4", "ckpt-5"]
     with pytest.raises(InputError, match=message):
         make(tmp_path, **changes)
     assert [row["step"] for row in make(tmp_path).history] == [1, 2, 3, 4, 5]
@@ -110,9 +110,9 @@ def test_without_resume_old_checkpoints_go_and_other_files_stay(tmp_path: Path) 
     (tmp_path / "ckpt-6.tmp").mkdir()
     again = make(tmp_path, "a ball", resume=False)
     assert len(again.history) == 5
-    assert steps(tmp_path) == ["ckpt-2", "ckpt-4", "ckpt-of-mine"]
+    assert steps(tmp_path) == ["ckpt-4", "ckpt-5", "ckpt-of-mine"]
     newest = latest_checkpoint(tmp_path)
-    assert newest is not None and newest.name == "ckpt-4"
+    assert newest is not None and newest.name == "ckpt-5"
     assert json.loads((newest / "optimisation.json").read_text())["guided_by"]["prompt"] == "a ball"
 
 

@@ -14,7 +14,7 @@ import trimesh
 from unproject.geometry.cameras import Camera
 from unproject.geometry.colors import linear_from_srgb, sample_texture, srgb_from_linear
 from unproject.geometry.files import WRITABLE
-from unproject.geometry.glb import split_chunks
+from unproject.geometry.formats.gltf_data import split_chunks
 from unproject.geometry.meshes import Mesh, join_meshes
 from unproject.geometry.points import PointCloud
 from unproject.utils.errors import InputError

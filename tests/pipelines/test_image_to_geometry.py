@@ -313,6 +313,19 @@ def test_metres_span_the_chosen_range(space: str, ends: tuple[float, float]) -> 
         made.metres(4, 1)
 
 
+@pytest.mark.parametrize("space", ["linear", "log", "disparity"])
+def test_the_nearest_and_the_farthest_point_are_where_they_were_asked_for(space: str) -> None:
+    maps = np.array([[0.2, 0.4, 0.7], [0.5, 0.5, 0.5]], np.float32).reshape(2, 1, 3, 1)
+    metres = DepthOutput(maps, space=space).metres(2.0, 6.0)[0].flatten()
+    np.testing.assert_allclose((metres.min(), metres.max()), (2, 6), rtol=1e-5)
+    order = np.argsort(metres)
+    assert order.tolist() == ([2, 1, 0] if space == "disparity" else [0, 1, 2])
+    if space == "linear":
+        assert metres[1] == pytest.approx(2 + 4 * 0.4, rel=1e-5)
+    scaled = DepthOutput(maps, invariance="scale", space=space).metres(2.0, 6.0)
+    assert scaled.min() > 2 and scaled.max() < 6
+
+
 def test_point_cloud_stands_upright() -> None:
     """The top of the picture is up (+z), the right of the picture is +y, far is along -x."""
     made = DepthOutput(np.array([[0.0, 0.0], [1.0, 1.0]], np.float32).reshape(1, 2, 2, 1))

@@ -193,7 +193,7 @@ def test_cost_and_history_are_reported(made):
 
 def test_output_folder_holds_everything(made, tmp_path):
     names = {path.name for path in made[0].save(tmp_path, frames=2, size=32)}
-    assert names == {"mesh.glb", "turntable.gif", "turntable.mp4", "sheet.png", "run.json"}
+    assert names == {"mesh.glb", "mesh.report.json", "turntable.gif", "turntable.mp4", "sheet.png", "run.json"}
     record = json.loads((tmp_path / "run.json").read_text())
     assert record["nfe"] == {"denoiser": 160} and record["notes"]["mesh"]["watertight"] is True
     assert Mesh.load(tmp_path / "mesh.glb").textures["base_color"].shape == (96, 96, 3)
@@ -250,7 +250,7 @@ def test_health_notices_full_volumes_and_wild_numbers():
 
 def test_unknown_words_warn_and_empty_prompts_raise():
     short = recipe(**{"optimise.steps": 1, "mesh.texture": 16})
-    with pytest.warns(UserWarning, match=r"'wombat' \(nearest: cat\).*sd15"):
+    with pytest.warns(UserWarning, match=r"'wombat' \(did you mean cat\?\).*sd15"):
         TextToMesh(BoxPrior(), short)("a wombat")
     with pytest.raises(InputError, match="empty"):
         TextToMesh(BoxPrior(), short)("  ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,15 @@ from transformers import CLIPTokenizer
 
 from unproject.cli import main as cli_main
 from unproject.core.training.checkpoints import read_tensors
+from unproject.core.training.objectives.base import fixed_init
+from unproject.core.training.objectives.diffusion import DiffusionConfig, build_text_encoder, build_unet, token_ids
 from unproject.core.training.objectives.flow import FlowConfig, FlowObjective
 from unproject.core.training.objectives.flow_networks import FlowNetworks
 from unproject.core.training.objectives.tokenizer import build_tokenizer, save_tokenizer
 from unproject.core.training.objectives.vae import VAEConfig, build_vae
-from unproject.scripts import encode_latents, recipes, train
+from unproject.scripts import beginnings, encode_latents, recipes, train
 from unproject.toybox.captions import vocabulary
+from unproject.toybox.programs import ObjectProgram
 from unproject.utils.configs import CONFIGS, load_config, read_yaml
 from unproject.utils.errors import InputError
 
@@ -29,6 +33,7 @@ KINDS = {
     "diffusion": recipes.DiffusionRecipe,
     "multiview": recipes.MultiViewRecipe,
     "judge": recipes.JudgeRecipe,
+    "judge-pairs": recipes.PairsRecipe,
     "geometry-head": recipes.GeometryRecipe,
 }
 
@@ -36,14 +41,19 @@ KINDS = {
 class Pictures:
     """Stands for a rendered set."""
 
-    def __init__(self, folders) -> None:
+    size = 16
+
+    def __init__(self, folders, columns=None) -> None:
         self.pixels = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), dtype=np.uint8)
 
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def images(self, indices):
-        return self.pixels[indices]
+    def column(self, name, indices):
+        return self.pixels[indices] if name == "rgb" else np.eye(4)[None]
+
+    def program(self, index):
+        return ObjectProgram("chair", "red")
 
 
 @pytest.fixture
@@ -51,7 +61,7 @@ def tiny(monkeypatch, tmp_path):
     monkeypatch.setattr(recipes, "RenderedSet", Pictures)
     monkeypatch.setattr(encode_latents, "RenderedSet", Pictures)
     path = tmp_path / "tiny.yaml"
-    model = "{widths: [8, 8], norm_groups: 4, validation_images: 4}"
+    model = "{widths: [8, 8], norm_groups: 4, validation_images: 4, image_size: 16}"
     path.write_text(f"objective: vae\ntrain: [a]\nval: [b]\nmodel: {model}\ntrainer: {{steps: 2, batch: 2}}\n")
     return str(path)
 
@@ -64,15 +74,16 @@ def test_packaged_recipes_are_valid(path):
 
 
 def test_a_prior_trains_on_with_the_tokens_it_was_trained_with(tmp_path):
-    words, folder = list(vocabulary()), ROOT / "weights" / "toybox" / "tokenizer"
-    given = recipes.tokenizer_of(str(folder))
+    words, folder = list(vocabulary()), tmp_path / "tokenizer"
+    save_tokenizer(build_tokenizer([*words, "further"]), folder)
+    given = beginnings.tokenizer_of(str(folder))
     assert given.get_vocab() == CLIPTokenizer.from_pretrained(folder).get_vocab()
-    assert all(len(ids) == 1 for ids in recipes.tokenizer_of("")(words, add_special_tokens=False).input_ids)
+    assert all(len(ids) == 1 for ids in beginnings.tokenizer_of("")(words, add_special_tokens=False).input_ids)
     with pytest.raises(InputError, match="holds no tokenizer"):
-        recipes.tokenizer_of(str(tmp_path))
+        beginnings.tokenizer_of(str(tmp_path))
     save_tokenizer(build_tokenizer([word for word in words if word != "cat"]), tmp_path)
     with pytest.raises(InputError, match="does not know cat as single words"):
-        recipes.tokenizer_of(str(tmp_path))
+        beginnings.tokenizer_of(str(tmp_path))
 
 
 def test_overrides_are_dotted_and_typed(tiny):
@@ -118,14 +129,14 @@ def test_a_run_can_begin_with_the_averaged_weights_of_another(tiny, tmp_path):
     assert train.main([tiny, "--out", str(out), "--device", "cpu"]) == 0
     make, values = train.read_recipe(tiny, [])
     modules = make(values).objective.modules
-    recipes.begin_with_run(modules, str(out))
+    beginnings.begin_with_run(modules, str(out))
     averaged = read_tensors(out / "ckpt-2", "ema")
     named = {f"{name}.{key}": p for name, m in modules.items() for key, p in m.named_parameters() if p.requires_grad}
     assert named.keys() == averaged.keys() and all(torch.equal(named[key], averaged[key]) for key in named)
     with pytest.raises(InputError, match="holds no checkpoint; name the folder of a run"):
-        recipes.begin_with_run(modules, str(tmp_path / "none"))
+        beginnings.begin_with_run(modules, str(tmp_path / "none"))
     with pytest.raises(InputError, match="does not fit this model"):
-        recipes.begin_with_run({"other": modules["vae"]}, str(out))
+        beginnings.begin_with_run({"other": modules["vae"]}, str(out))
 
 
 def test_a_flow_can_begin_with_a_pipeline_whose_words_have_other_numbers(tmp_path):
@@ -139,7 +150,7 @@ def test_a_flow_can_begin_with_a_pipeline_whose_words_have_other_numbers(tmp_pat
     given = FlowObjective(FlowConfig(networks), exchanged, vae, seed=1)
     folder = str(given.save_pipeline(tmp_path / "given"))  # halves the weights in place
     mine = FlowObjective(FlowConfig(networks), words, vae, seed=2)
-    recipes.begin_with_pipeline(mine, folder)
+    beginnings.begin_with_pipeline(mine, folder)
     prompts = ["a red cat", "a car"]
     assert words(prompts).input_ids != exchanged(prompts).input_ids
     for here, there in zip(mine.embed(prompts), given.embed(prompts), strict=True):
@@ -147,9 +158,45 @@ def test_a_flow_can_begin_with_a_pipeline_whose_words_have_other_numbers(tmp_pat
     assert (mine.embed(["a cat"])[1] - mine.embed(["a car"])[1]).abs().max() > 1e-2
     fewer = FlowObjective(FlowConfig(networks), build_tokenizer(["a", "cat"]), vae)
     with pytest.raises(InputError, match="set tokenizer="):
-        recipes.begin_with_pipeline(fewer, folder)
+        beginnings.begin_with_pipeline(fewer, folder)
     with pytest.raises(InputError, match="is a StableDiffusionPipeline; a flow begins with"):
-        recipes.begin_with_pipeline(mine, str(ROOT / "weights" / "toybox"))
+        beginnings.begin_with_pipeline(mine, str(ROOT / "weights" / "toybox"))
+
+
+def test_a_text_encoder_goes_on_with_the_words_it_knew():
+    config = DiffusionConfig(text_width=8, text_layers=1, text_heads=2)
+    old, new = build_tokenizer(["a", "red", "cat", "car"], 8), build_tokenizer(["a", "red", "cat", "zebra", "car"], 12)
+    assert old.get_vocab()["red</w>"] != new.get_vocab()["red</w>"]
+    with fixed_init(0):
+        given, mine = build_text_encoder(config, old), build_text_encoder(config, new)
+    last = mine.state_dict()["embeddings.position_embedding.weight"][8:].clone()
+    beginnings.begin_with_words(mine, new, given, old, "there")
+    for text in ("a red cat", "a car red"):
+        known, length = token_ids(old, [text]), len(text.split()) + 1
+        theirs = given(known).last_hidden_state[:, :length]
+        torch.testing.assert_close(mine(token_ids(new, [text])).last_hidden_state[:, :length], theirs)
+    pieces = given.get_input_embeddings().weight[old("zebra", add_special_tokens=False).input_ids]
+    assert len(pieces) > 1
+    torch.testing.assert_close(mine.get_input_embeddings().weight[new.get_vocab()["zebra</w>"]], pieces.mean(0))
+    assert torch.equal(mine.state_dict()["embeddings.position_embedding.weight"][8:], last)
+    with pytest.raises(InputError, match="start_from=there holds a network of another shape"):
+        beginnings.begin_with_words(build_text_encoder(replace(config, text_layers=2), new), new, given, old, "there")
+
+
+def test_a_network_begins_with_all_but_what_meets_other_latents():
+    shape = DiffusionConfig((8, 8, 16), transformer_layers=1, heads=(1, 1, 2), norm_groups=4, text_width=8)
+    given, mine = build_unet(shape), build_unet(replace(shape, latent_channels=6))
+    fresh = mine.conv_in.weight.clone()
+    with pytest.raises(InputError, match="another shape"):
+        beginnings.begin_with(mine, given, "there")
+    beginnings.begin_with(mine, given, "there", beginnings.OUTER)
+    differing = {k for k, v in mine.state_dict().items() if not torch.equal(v, given.state_dict()[k])}
+    assert differing == set(beginnings.OUTER) and torch.equal(mine.conv_in.weight, fresh)
+    with pytest.raises(InputError, match="another shape"):
+        beginnings.begin_with(build_unet(replace(shape, widths=(8, 16, 16))), given, "there", beginnings.OUTER)
+    same = build_unet(shape)
+    beginnings.begin_with(same, given, "there", beginnings.OUTER)
+    assert torch.equal(same.conv_in.weight, given.conv_in.weight)
 
 
 @pytest.mark.parametrize("command", ["script", "unproject"])

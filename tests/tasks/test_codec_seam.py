@@ -16,8 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 import unproject.tasks.heads
-from unproject.cli.common import Target
 from unproject.cli.image import map_command
+from unproject.cli.outputs import Target
 from unproject.pipelines.image_to_geometry import ImageToGeometry, ImageToMap
 from unproject.tasks.codecs import CODECS, Column, Invariance, TargetCodec
 from unproject.tasks.data import AugmentConfig, GeometryData
@@ -151,7 +151,7 @@ def test_the_command_of_the_third_target(head: GeometryHead, tmp_path: Path, mon
     command = map_command("look", TaskConfig("Estimate where pixels look.", "rays"))
     assert (command.name, command.__doc__) == ("look", "Estimate where pixels look.")
     photo = save_image(tmp_path / "photo.png", pictures()[0])
-    made = command(image=photo)
+    made = command(image=(photo,))
     pipe = made.load()
     assert isinstance(pipe, ImageToMap)
     made.one(pipe, photo, load_image(photo), RunRecord("look"), Target(tmp_path, "photo-look"))

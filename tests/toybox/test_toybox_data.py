@@ -15,7 +15,7 @@ import pytest
 from unproject.toybox import dataset, sample, write_noun_sheet, write_sheet
 from unproject.toybox.captions import meaning_of, parse, view_word
 from unproject.toybox.dataset import RenderedSet, RenderJob, render_group, render_set, shard_path
-from unproject.toybox.programs import ObjectProgram, RoomProgram, SceneProgram
+from unproject.toybox.programs import RELATIONS, ObjectProgram, RoomProgram, SceneProgram, draw
 from unproject.utils.errors import InputError
 from unproject.utils.pictures import load_image
 
@@ -47,7 +47,8 @@ def test_samples_do_not_depend_on_order_or_process() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "views"), [("object", 4), ("scene", 2), ("room", 4), ("street", 4), ("table", 4), ("interior", 4)]
+    ("kind", "views"),
+    [("object", 4), ("scene", 2), ("pair", 2), ("room", 4), ("street", 4), ("table", 4), ("interior", 4)],
 )
 def test_sample_is_what_a_set_holds(kind: str, views: int) -> None:
     one = sample("test", 3, kind, 16)
@@ -56,10 +57,16 @@ def test_sample_is_what_a_set_holds(kind: str, views: int) -> None:
     np.testing.assert_array_equal(one.cameras.c2w.numpy(), group["c2w"])
     for view, picture in zip(one.renderings, group["rgb"], strict=True):
         np.testing.assert_array_equal(np.round(view.rgb * 255).astype(np.uint8), picture)
-    if kind not in ("object", "scene"):
+    if kind not in ("object", "scene", "pair"):
         assert isinstance(one.program, RoomProgram) and one.meaning is None
     else:
         assert parse(one.caption) == one.meaning
+
+
+def test_pairs_are_always_in_a_relation() -> None:
+    programs = [draw("val", index, "pair") for index in range(30)]
+    assert all(isinstance(p, SceneProgram) and len(p.members) == 2 and p.count == 1 for p in programs)
+    assert {p.relation for p in programs if isinstance(p, SceneProgram)} == set(RELATIONS)
 
 
 def test_four_views_stand_a_quarter_turn_apart() -> None:
@@ -120,6 +127,8 @@ def test_columns_of_a_set(small: RenderJob, tmp_path: Path) -> None:
     np.testing.assert_allclose(np.linalg.norm(normal[inside] / 127.0, axis=-1), 1, atol=0.02)
     assert (normal[~inside] == 0).all()
     assert (normal[inside][:, 2] < 25).all(), "visible surfaces face the camera, which looks along +z"
+    with pytest.raises(InputError, match="holds no albedo; render it with --maps"):
+        rendered.column("albedo", every)
     c2w, K = rendered.cameras(every)
     assert c2w.shape == (12, 4, 4) and K.shape == (12, 3, 3)
     assert rendered.groups().tolist() == np.arange(12).reshape(3, 4).tolist()

@@ -10,6 +10,7 @@ import pytest
 
 from unproject.toybox import samples
 from unproject.toybox.captions import (
+    MAP_WORDS,
     Meaning,
     Phrase,
     caption,
@@ -45,7 +46,8 @@ def random_meanings(count: int) -> list[tuple[Meaning, np.random.Generator]]:
     for seed in range(count):
         rng = np.random.default_rng(seed)
         program = draw_object(rng) if seed % 2 else draw_scene(rng)
-        meaning = meaning_of(program, VIEWS[seed % len(VIEWS)])
+        shows = (None, *MAP_WORDS)[seed % (len(MAP_WORDS) + 1)]
+        meaning = replace(meaning_of(program, VIEWS[seed % len(VIEWS)]), shows=shows)
         found.append((thinned(meaning, rng, 0.5) if seed % 3 else meaning, rng))
     return found
 
@@ -80,7 +82,8 @@ def test_vocabulary_covers_every_sentence() -> None:
         ("a crimson chair", "'crimson'.*not a word"),
         ("a red blue chair", "two values of colour"),
         ("a red", "names no object"),
-        ("a red chair, upside down", "not a view"),
+        ("a red chair, upside down", "neither a view nor a map"),
+        ("a red chair, albedo, front view", "'albedo, front view'"),
         ("two red chair", "'chair'"),
     ],
 )
@@ -96,6 +99,8 @@ def test_articles_and_views() -> None:
         "front", "front", "side", "side", "back", "back", "side", "side", "front", "front",
     ]  # fmt: skip
     assert view_word(0, 61) == "top"
+    shown = caption(ObjectProgram("chair", "red"), "back", np.random.default_rng(3), "normal map")
+    assert shown.endswith(", normal map") and parse(shown).shows == "normal map"
 
 
 def test_what_a_phrase_leaves_out_is_free() -> None:

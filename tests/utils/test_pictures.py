@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import io
 import struct
+import sys
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,10 +13,10 @@ import torch
 from PIL import Image
 
 from unproject.utils.errors import InputError
+from unproject.utils.more_formats import HEIC, register
 from unproject.utils.pictures import (
     colourise,
     grid,
-    list_images,
     load_image,
     normals_to_rgb,
     save_gif,
@@ -146,8 +148,6 @@ def test_missing_and_folder_are_refused(tmp_path: Path) -> None:
         load_image(tmp_path / "none.png")
     with pytest.raises(InputError, match="is a folder, expected an image file"):
         load_image(tmp_path)
-    with pytest.raises(InputError, match="holds no images"):
-        list_images(tmp_path)
 
 
 def test_truncated_jpeg_is_refused(tmp_path: Path) -> None:
@@ -159,10 +159,13 @@ def test_truncated_jpeg_is_refused(tmp_path: Path) -> None:
         load_image(tmp_path / "a.jpg")
 
 
-def test_folder_lists_pictures_by_name(tmp_path: Path) -> None:
-    for name in ("b.png", "a.JPG", "notes.txt", ".hidden.png"):
-        (tmp_path / name).write_bytes(b"")
-    assert [p.name for p in list_images(tmp_path)] == ["a.JPG", "b.png"]
+def test_formats_of_other_packages_are_read_where_they_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    stand_in = SimpleNamespace(register_heif_opener=lambda: asked.append("heif"))
+    monkeypatch.setitem(sys.modules, "pillow_heif", stand_in)
+    assert set(HEIC) <= set(register()) and asked == ["heif"]
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    assert not set(HEIC) & set(register())
 
 
 def test_uint8_conversion_rounds_clips_and_survives_nan() -> None:

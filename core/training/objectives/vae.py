@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from ....utils.errors import InputError
 from ....utils.pictures import grid, save_image
-from ..export import folder_path
 from ..loss import LossOut
 from .base import Objective, fixed_init
 
@@ -39,6 +40,12 @@ class VAEConfig:
     image_size: int = 64
     l1: float = 1.0
     mse: float = 1.0
+    gradient: float = 0.0
+    """weight of the absolute differences between neighbouring pixels of the error, which keep edges"""
+    features: float = 0.0
+    """weight of the squared distance of unit feature vectors of a frozen network"""
+    trained: Literal["all", "decoder"] = "all"
+    """decoder: the latents stay what they are"""
     opponent_gain: float = 4.0
     """how much colour differences are amplified in the opponent-space loss and in the first and last convolution's
     initial weights; deep narrow nets otherwise learn brightness only, the direction of nearly all the variance"""
@@ -54,32 +61,37 @@ class VAEConfig:
     validation_images: int = 256
 
 
-class PictureBatches:
-    """Training batches {"images": uint8 (B, H, W, 3)} of a picture data set."""
-
-    def __init__(self, pictures: Pictures) -> None:
-        self.pictures = pictures
-        self.identity = dict(getattr(pictures, "identity", {}))
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def batch(self, indices: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
-        """`rng` is unused: the pictures are not augmented."""
-        return {"images": self.pictures.images(indices)}
+Scores = Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]
+"""what is lost between held-out pictures of some numbers and what came back of them (n, H, W, 3) in [0, 1]"""
 
 
 class VAEObjective(Objective):
-    """Trains the codec; `held_out` are pictures that no training batch contains."""
+    """Trains the codec; `held_out` are pictures that no training batch contains, `scores` says more about them.
 
-    def __init__(self, config: VAEConfig, held_out: Pictures | None = None, seed: int = 0) -> None:
-        self.config, self.held_out = config, held_out
+    `eyes` maps pictures (B, 3, H, W) in [-1, 1] to feature maps (B, C, h, w) of several levels.
+    """
+
+    def __init__(
+        self,
+        config: VAEConfig,
+        held_out: Pictures | None = None,
+        seed: int = 0,
+        scores: Scores | None = None,
+        eyes: nn.Module | None = None,
+    ) -> None:
+        if config.features and eyes is None:
+            raise InputError(f"features={config.features} needs a network that sees features")
+        self.config, self.held_out, self.scores, self.eyes = config, held_out, scores, eyes
         self.vae = build_vae(config, seed)
+        if config.trained == "decoder":
+            for part in (self.vae.encoder, self.vae.quant_conv):
+                part.requires_grad_(False)
         self.modules: dict[str, nn.Module] = {"vae": self.vae}
-        self.frozen: dict[str, nn.Module] = {}
+        self.frozen: dict[str, nn.Module] = {} if eyes is None else {"eyes": eyes}
 
     def loss(self, batch: dict[str, Any], rng: torch.Generator, step: int) -> LossOut:
-        """l1 |x - y| + mse (x - y)^2 + the same in opponent space + kl KL(q(z|x) || N(0, 1))."""
+        """l1 |x - y| + mse (x - y)^2 + the same in opponent space + gradient |grad (x - y)| + features' distance
+        + kl KL(q(z|x) || N(0, 1))."""
         config = self.config
         target = self._to_model(batch["images"])  # (B, 3, H, W)
         posterior = self.vae.encode(target).latent_dist
@@ -88,32 +100,51 @@ class VAEObjective(Objective):
         else:
             noise = torch.randn(posterior.mean.shape, generator=rng).to(posterior.mean)
             latents = posterior.mean + posterior.std * noise
-        error = self.vae.decode(latents).sample - target
+        decoded = self.vae.decode(latents).sample
+        error = decoded - target
         l1, mse, kl = error.abs().mean(), error.square().mean(), posterior.kl().mean()
         amplified = opponent(error, config.opponent_gain)
         start, end = config.opponent
         weight = start + (end - start) * min(1.0, step / max(1, config.opponent_steps))
         colour = amplified.abs().mean() + amplified.square().mean()
         logs = {"l1": l1.detach(), "mse": mse.detach(), "kl": kl.detach(), "opponent": colour.detach()}
-        return LossOut(config.l1 * l1 + config.mse * mse + weight * colour + config.kl * kl, logs)
+        loss = config.l1 * l1 + config.mse * mse + weight * colour + config.kl * kl
+        if config.gradient:
+            steps = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
+            loss, logs = loss + config.gradient * steps, {**logs, "gradient": steps.detach()}
+        if config.features:
+            assert self.eyes is not None
+            distance = feature_distance(self.eyes(decoded), self.eyes(target))
+            loss, logs = loss + config.features * distance, {**logs, "features": distance.detach()}
+        return LossOut(loss, logs)
 
     def validate(self) -> dict[str, float]:
-        """Mean PSNR (dB, images in [0, 1]) of held-out pictures through the posterior mean, and of their pooled MSE."""
+        """Mean PSNR (dB, images in [0, 1]) of held-out pictures through the posterior mean, that of their pooled MSE,
+        and mean and median of each score."""
         if self.held_out is None:
             return {}
         count = min(self.config.validation_images, len(self.held_out))
-        errors = []
-        for indices in np.array_split(np.arange(count), max(1, count // 32)):
+        errors, scores = [], dict[str, list[np.ndarray]]()
+        spread = np.linspace(0, len(self.held_out) - 1, count).round().astype(np.int64)
+        for indices in np.array_split(spread, max(1, count // 32)):
             images = self._to_model(self.held_out.images(indices))
-            errors.append(((self._through(images) - images) / 2).square().mean(dim=(1, 2, 3)))
+            back = self._through(images)
+            errors.append(((back - images) / 2).square().mean(dim=(1, 2, 3)))
+            shown = (back / 2 + 0.5).permute(0, 2, 3, 1).cpu().numpy()
+            for name, values in (self.scores(indices, shown) if self.scores else {}).items():
+                scores.setdefault(name, []).append(values)
         mse = torch.cat(errors).double().clamp_min(1e-10)
-        return {"psnr": float((-10 * mse.log10()).mean()), "psnr_pooled": float(-10 * mse.mean().log10())}
+        found = {"psnr": float((-10 * mse.log10()).mean()), "psnr_pooled": float(-10 * mse.mean().log10())}
+        for name, parts in scores.items():
+            values = np.concatenate(parts)
+            found |= {name: float(values.mean()), f"{name}_median": float(np.median(values))}
+        return found
 
     def preview(self, step: int, out: Path) -> list[Path]:
         """Held-out pictures above their reconstructions."""
         if self.held_out is None:
             return []
-        images = self._to_model(self.held_out.images(np.arange(min(8, len(self.held_out)))))
+        images = self._to_model(self.held_out.images(np.arange(min(18, len(self.held_out)))))
         both = torch.cat([images, self._through(images)]).permute(0, 2, 3, 1) / 2 + 0.5
         path = out / f"vae-{step:06d}.png"
         save_image(path, grid(list(both.clamp(0, 1).cpu().numpy()), columns=len(images)))
@@ -142,6 +173,12 @@ def build_vae(config: VAEConfig, seed: int) -> AutoencoderKL:
         )
         _open_paths(vae, config)
     return vae
+
+
+def feature_distance(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
+    """Mean over levels and places of |a / |a| - b / |b||^2, feature vectors along the channels (LPIPS, eq. 1)."""
+    levels = [(F.normalize(x, dim=1) - F.normalize(y, dim=1)).square().sum(1).mean() for x, y in zip(a, b, strict=True)]
+    return torch.stack(levels).mean()
 
 
 def opponent(error: Tensor, gain: float) -> Tensor:
@@ -180,17 +217,3 @@ def to_model(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
 def posterior_means(vae: AutoencoderKL, pictures: Pictures, indices: np.ndarray) -> Tensor:
     """Unscaled latents (n, C, h, w) of pictures: the mean of the posterior."""
     return vae.encode(to_model(pictures.images(indices), vae.device)).latent_dist.mean
-
-
-def save_vae(vae: AutoencoderKL, pictures: Pictures, out: str | Path, samples: int = 2048, seed: int = 0) -> Path:
-    """Writes a diffusers folder (fp16 safetensors) whose scaling_factor is 1 / std of the latents of `pictures`."""
-    rng = np.random.default_rng(seed)
-    chosen = rng.choice(len(pictures), size=min(samples, len(pictures)), replace=False)
-    latents = torch.cat(
-        [posterior_means(vae, pictures, part) for part in np.array_split(chosen, -(-len(chosen) // 64))]
-    )
-    copied = copy.deepcopy(vae).to("cpu", torch.float16, memory_format=torch.contiguous_format).eval()
-    copied.register_to_config(scaling_factor=1.0 / float(latents.double().std()))
-    with folder_path(out) as temporary:
-        copied.save_pretrained(temporary)
-    return Path(out)

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from unproject.core.priors import Condition, Rows
+from unproject.core.priors import Condition, Rows, load_prior
 from unproject.utils.errors import InputError
 
 
@@ -153,3 +153,35 @@ def test_a_condition_loads_no_diffusion_library():
         "heavy = {'diffusers', 'transformers', 'kornia', 'open3d'} & set(sys.modules); assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Rows({"guidance": torch.tensor(3.0)}), "same number of rows"),
+        (lambda: bag().with_tensors(guidance=torch.tensor(3.0)), "same number of rows"),
+        (lambda: bag().repeat(-1), "repeated -1 times"),
+        (lambda: bag().repeat(1.5), "repeated 1.5 times"),
+        (lambda: Condition({"cond": bag()}, ["one", "two"]), "one text for each of the 3 rows"),
+        (lambda: Condition({"cond": bag()}, "abc"), "one text for each of the 3 rows"),
+    ],
+)
+def test_what_is_no_row_is_refused(make, message):
+    with pytest.raises(InputError, match=message):
+        make()
+
+
+def test_limits_of_choosing_rows():
+    check(condition().index(slice(None, None, -1)), condition(), [2, 1, 0])
+    assert condition(4, 2).index([]).rows == 0 == condition(4, 2).index([]).repeat(2).rows
+    nameless = Condition({"cond": bag(rows=4, frames=2)})
+    assert nameless.repeat(3).rows == 12 and not nameless.repeat(3).prompts
+
+
+def test_rows_that_a_network_does_not_read_are_refused(tiny_folders) -> None:
+    prior = load_prior(tiny_folders["sd3"])
+    rows, x = prior.encode_text("a cup")["cond"], torch.zeros(1, *prior.latent_shape)
+    assert prior.predict(x, 500.0, rows).shape == x.shape
+    with pytest.raises(InputError, match="takes no rows called concat, control; it reads pooled, text"):
+        prior.predict(x, 500.0, rows.with_tensors(concat=x, control=x))
+    assert prior.nfe == 1

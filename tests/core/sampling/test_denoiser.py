@@ -118,6 +118,8 @@ class TwoScale:
 class Recording(GaussianMixturePrior):
     """Keeps what it was asked with."""
 
+    reads = GaussianMixturePrior.reads | {"mark"}
+
     def _forward(self, x, time, rows):
         self.asked = [*getattr(self, "asked", []), (x, time, rows)]
         return super()._forward(x, time, rows)

@@ -206,3 +206,15 @@ def test_bad_tables_are_named():
         TimeRemap(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0]))
     with pytest.raises(InputError, match="levels=1"):
         RemapSearch(levels=1)
+
+
+def test_a_v_of_frames_is_read_again_sample_by_sample() -> None:
+    """As many channels as samples, which a shape for pictures would take for each other."""
+    config = {**SD_SCHEDULE, "prediction_type": "v_prediction"}
+    prior = GaussianMixturePrior(torch.zeros(1, 2, 3, 3), torch.ones(1), scheduler_config=config)
+    denoiser = Denoiser(prior, prior.encode_text(["", ""]), time_remap=IDENTITY)
+    level, time, told = denoiser.schedule.at_index(400), torch.tensor([400.0, 400.0]), torch.tensor([400.0, 500.0])
+    x, raw = torch.randn(2, 2, 2, 4, 3, 3, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
+    found = denoiser._at_level(x, level, time, told, raw)
+    frames = [denoiser._at_level(x[:, :, k], level, time, told, raw[:, :, k]) for k in range(4)]
+    torch.testing.assert_close(found, torch.stack(frames, 2), rtol=0, atol=0)

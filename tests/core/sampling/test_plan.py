@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 
 import pytest
 import torch
@@ -12,9 +13,12 @@ from unproject.cli.sampling import PLANNED, option
 from unproject.core.priors import FLOW_SCHEDULE, GaussianMixturePrior
 from unproject.core.sampling.drawing import drawing
 from unproject.core.sampling.focus import AttentionCost, VelocityControl
+from unproject.core.sampling.guidance import ClassifierFree
 from unproject.core.sampling.init import FixedNoiseInit
+from unproject.core.sampling.levels import Level
 from unproject.core.sampling.noiseshift import TimeRemap
 from unproject.core.sampling.plan import ALIASES, SamplingPlan
+from unproject.core.sampling.prediction import Prediction
 from unproject.core.sampling.solvers import DDIM, WrappedSolver
 from unproject.pipelines.text_to_image import TextToImage
 from unproject.utils.errors import InputError
@@ -128,3 +132,75 @@ def test_a_flow_gets_solvers_for_flows() -> None:
     draw = drawing(SamplingPlan("dpm++", 4), flow, defaults=SamplingPlan(guidance=1.0))
     assert draw.levels[0].sigma == 1.0 and isinstance(draw.solver, WrappedSolver)
     assert draw.solver.flow
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"steps": "5"}, "steps='5' must be a whole number"),
+        ({"steps": 2.5}, "steps=2.5 must be a whole number"),
+        ({"steps": True}, "steps=True must be a whole number"),
+        ({"guidance": "7"}, "guidance='7' must be a finite number"),
+        ({"guidance_rescale": 2.0}, r"guidance_rescale=2.0 must lie in \[0, 1\]"),
+        ({"eta": float("nan")}, r"eta=nan must be a finite number"),
+        ({"eta": "0.5"}, r"eta='0.5' must be a finite number"),
+        ({"teleport": "a", "gaussian": "g"}, r"teleport='a' must be a finite number"),
+        ({"spacing": "odd"}, "spacing='odd' is unknown; have trailing"),
+        ({"solver": 5}, "solver=5 is no name of a solver"),
+        ({"cache": 3}, "cache=3 is no text"),
+        ({"control": [1, 2]}, r"control=\[1, 2\] is no text"),
+        ({"control": 5}, "control=5 is no text"),
+        ({"control": "focus", "subjects": "chair"}, "subjects='chair' is no list of words"),
+        ({"init": 3}, "init=3 is no start"),
+        ({"time_remap": 3}, "time_remap=3 is no file"),
+        ({"boundary": 3}, "boundary=3 is no file"),
+        ({"model_schedule": ("a",)}, "must be NAME:SHARE"),
+        ({"model_schedule": ("a", 2.0)}, "must be NAME:SHARE"),
+    ],
+)
+def test_a_value_that_is_none_is_told_before_anything_is_loaded(settings: dict[str, object], told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        SamplingPlan(**settings).check()
+
+
+def test_objects_within_lists_are_not_brought_back_either() -> None:
+    plan = SamplingPlan(control=[VelocityControl(AttentionCost([[1], [2]]))], model_schedule=(mixture(), 0.5))
+    told = json.loads(json.dumps(plan.to_dict()))
+    for name in ("control", "model_schedule"):
+        with pytest.raises(InputError, match=f"{name} was an object in memory"):
+            SamplingPlan.from_dict({name: told[name]})
+
+
+def test_the_same_setting_twice_is_told_by_both_names() -> None:
+    with pytest.raises(InputError, match="num_inference_steps= and steps= are the same"):
+        SamplingPlan().changed(num_inference_steps=3, steps=4)
+
+
+@dataclass(frozen=True)
+class TowardsStyle:
+    """null + scale (cond - null) + style (style - null): a guidance with a branch of its own."""
+
+    scale: float = 3.0
+    style: float = 0.0
+
+    def needs(self, level: Level) -> tuple[str, ...]:
+        return ("cond", "null", "style")
+
+    def __call__(self, p: Mapping[str, Prediction]) -> Prediction:
+        return p["null"] + self.scale * (p["cond"] - p["null"]) + self.style * (p["style"] - p["null"])
+
+
+def test_a_plan_takes_any_guidance_and_a_call_its_branches() -> None:
+    pipe, draw = TextToImage(mixture()), {"seed": 2, "num_inference_steps": 3, "output_type": "latent"}
+    plain = pipe("dark", guidance_scale=3.0, **draw)
+    same = pipe("dark", guidance=TowardsStyle(3.0), branches={"style": "light"}, **draw)
+    torch.testing.assert_close(same.latents, plain.latents, rtol=1e-9, atol=1e-9)
+    assert (same.nfe, plain.nfe) == (9, 6)
+    styled = pipe(["dark", "dark"], guidance=TowardsStyle(1.0, 4.0), branches={"style": ["light", "dark"]}, **draw)
+    assert styled.latents[0].mean() > styled.latents[1].mean()
+    with pytest.raises(InputError, match="needs the branch 'style'"):
+        pipe("dark", guidance=TowardsStyle(), **draw)
+    narrow = ClassifierFree(3.0, interval=(0.0, 0.5))
+    assert plain.nfe > pipe("dark", guidance=narrow, **draw).nfe > pipe("dark", guidance_scale=1.0, **draw).nfe
+    with pytest.raises(InputError, match=r"guidance_rescale=0\.5 belongs to a guidance scale"):
+        pipe("dark", guidance=narrow, guidance_rescale=0.5, **draw)

@@ -303,3 +303,19 @@ def test_misuse_is_named():
     packed.set_timesteps(2)
     with pytest.raises(InputError, match="do not fit latents of shape"):
         packed.step(torch.zeros(1, 4, 2, 2), packed.timesteps[0], torch.zeros(1, 4, 2, 2))
+
+
+@pytest.mark.parametrize("solver", ["unipc", "euler", "ddim"])
+def test_a_state_that_is_written_into_is_a_changed_one(solver):
+    """Callbacks of diffusers write into the latents they are given."""
+
+    def last(change):
+        scheduler = SolverScheduler.from_config(SD_SCHEDULE, solver=solver)
+        scheduler.set_timesteps(4)
+        x = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(4))
+        for k, time in enumerate(scheduler.timesteps):
+            x = scheduler.step(0.3 * x + 0.1, time, x).prev_sample
+            x = change(x) if k in (0, 2) else x
+        return x
+
+    torch.testing.assert_close(last(lambda x: x.mul_(0.9).add_(0.1)), last(lambda x: 0.9 * x + 0.1))

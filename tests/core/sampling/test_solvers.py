@@ -329,3 +329,21 @@ def test_bad_solver_requests_are_named():
     with pytest.raises(InputError, match="2 levels"):
         DDIM()(noise(), levels[:1])
     assert isinstance(Prediction(noise(), levels[0], noise(), "epsilon").x0, torch.Tensor)
+
+
+@pytest.mark.parametrize("name", [*SOLVERS, "edict", "hb:dpm++,0.9"])
+@pytest.mark.parametrize("config", [SD_SCHEDULE, FLOW_SCHEDULE])
+def test_a_callback_that_writes_into_the_state_replaces_it(name, config):
+    prior, levels, x = mixture(config), NoiseSchedule.from_config(config).grid(5), noise()
+    solver = make_solver(name, config is FLOW_SCHEDULE)
+
+    def returning(call, level, state):
+        return 0.9 * state + 0.1 if call in (0, 2, 3) else None
+
+    def writing(call, level, state):
+        if call in (0, 2, 3):
+            state.mul_(0.9).add_(0.1)
+        return state if call else None
+
+    wanted = run(prior, solver, levels, x, callback=returning)
+    torch.testing.assert_close(run(prior, solver, levels, x, callback=writing), wanted, rtol=1e-12, atol=1e-12)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, StableDiffusionPipeline
 from transformers import CLIPTokenizer
 
 from unproject.core.priors import SD_SCHEDULE
@@ -27,12 +27,8 @@ from unproject.core.training.objectives.diffusion import (
 from unproject.core.training.objectives.multiview import MultiViewConfig, MultiViewObjective
 from unproject.core.training.objectives.tokenizer import build_tokenizer, save_tokenizer
 from unproject.core.training.objectives.vae import (
-    PictureBatches,
     VAEConfig,
-    VAEObjective,
     build_vae,
-    opponent,
-    save_vae,
     to_model,
 )
 from unproject.geometry.cameras import Camera
@@ -144,60 +140,6 @@ def test_unusable_vocabularies_are_refused(words):
         build_tokenizer(words)
 
 
-# codec
-
-
-def test_pictures_reach_the_codec_in_minus_one_to_one():
-    images = np.array([[[[0, 51, 255]]]], np.uint8)
-    assert to_model(images).flatten().tolist() == pytest.approx([-1.0, -0.6, 1.0])
-
-
-def test_codec_loss_is_pure_and_samples_only_after_the_first_steps():
-    objective = VAEObjective(replace(VAE, mean_steps=5))
-    batch = PictureBatches(Renders()).batch(np.arange(4), np.random.default_rng(0))
-    losses = [
-        objective.loss(batch, rng(seed), step).loss.item() for seed, step in ((0, 0), (1, 0), (0, 5), (0, 5), (1, 5))
-    ]
-    assert losses[0] == losses[1] and losses[2] == losses[3] and losses[3] != losses[4]
-
-
-def test_codec_loss_is_the_weighted_sum_of_its_parts():
-    objective = VAEObjective(replace(VAE, l1=2.0, mse=3.0, kl=1e-3, opponent=(0.5, 0.1), opponent_steps=10))
-    for step, weight in ((0, 0.5), (5, 0.3), (10, 0.1), (99, 0.1)):
-        out = objective.loss({"images": Renders().images(np.arange(2))}, rng(), step)
-        parts = out.logs
-        total = 2 * parts["l1"] + 3 * parts["mse"] + weight * parts["opponent"] + 1e-3 * parts["kl"]
-        assert out.loss.item() == pytest.approx(total.item(), rel=1e-5)
-
-
-def test_opponent_space_keeps_grey_and_amplifies_differences():
-    grey = torch.full((1, 3, 2, 2), 0.3)
-    colour = torch.tensor([0.2, -0.1, -0.1])[None, :, None, None]
-    assert torch.allclose(opponent(grey + colour, 4.0), grey + 4 * colour, atol=1e-6)
-
-
-def test_validation_psnr_of_a_known_error(monkeypatch):
-    objective = VAEObjective(VAE, Renders())
-    monkeypatch.setattr(objective, "_through", lambda images: images + 0.2)  # 0.1 of the range [0, 1]
-    assert objective.validate() == pytest.approx({"psnr": 20.0, "psnr_pooled": 20.0}, abs=1e-4)
-
-
-def test_codecs_of_one_seed_are_equal_and_leave_the_global_generator_alone():
-    state = torch.get_rng_state()
-    a, b, c = build_vae(VAE, 0), build_vae(VAE, 0), build_vae(VAE, 1)
-    first = "encoder.conv_in.weight"
-    assert torch.equal(a.state_dict()[first], b.state_dict()[first])
-    assert not torch.equal(a.state_dict()[first], c.state_dict()[first])
-    assert torch.equal(state, torch.get_rng_state())
-
-
-def test_the_saved_codec_scales_latents_to_unit_deviation(vae, tmp_path):
-    loaded = AutoencoderKL.from_pretrained(save_vae(vae, Renders(), tmp_path / "vae"))
-    mean = loaded.encode(to_model(Renders().images(np.arange(8)))).latent_dist.mean
-    assert (mean * loaded.config.scaling_factor).std().item() == pytest.approx(1.0, abs=5e-3)
-    assert loaded.dtype == torch.float32 and [p.name for p in tmp_path.iterdir()] == ["vae"]
-
-
 # latents
 
 
@@ -220,7 +162,7 @@ def test_latents_must_belong_to_the_pictures(vae, latents, tmp_path):
     with pytest.raises(InputError, match=r"run scripts\.encode_latents"):
         LatentSet(tmp_path, Renders())
     encode_latents(vae, Renders(), tmp_path)
-    with pytest.raises(InputError, match="8 latents but the data set has 9"):
+    with pytest.raises(InputError, match="8 latents, but the data set has 9"):
         LatentSet(tmp_path, More())
 
 

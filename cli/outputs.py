@@ -1,0 +1,89 @@
+"""Where results go: names, and the checks that they can be written and overwrite nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..utils.errors import InputError
+from ..utils.files import check_writable, in_words
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a command writes: `folder/stem.suffix`, or only a folder when the user named no file."""
+
+    folder: Path
+    stem: str
+    suffix: str = ""
+
+    @property
+    def record(self) -> Path:
+        """NAME.run.json beside what is written under that name."""
+        return self.folder / f"{self.stem}.run.json"
+
+    @property
+    def work(self) -> Path:
+        """The folder of what an interrupted run goes on from, beside the output; removed when it is done."""
+        return self.folder / f".{self.stem}.work"
+
+    def file(self, ending: str) -> Path:
+        """folder/stem plus an ending such as ".glb" or "-sheet.png"."""
+        return self.folder / f"{self.stem}{ending}"
+
+
+def slugify(text: str, longest: int = 48) -> str:
+    """A file name from a prompt: its letters and digits of any script in lower case, joined by hyphens."""
+    words = re.findall(r"[^\W_]+", text.lower())
+    return "-".join(words)[:longest].strip("-") or "result"
+
+
+def distinct_slug(text: str) -> str:
+    """A slug that another text does not have: with six digits of its hash where the slug leaves something out."""
+    slug = slugify(text)
+    if slug.split("-") == text.split():
+        return slug
+    return f"{slug}-{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:6]}"
+
+
+def check_apart(out: Path, written: Iterable[Path], given: Iterable[Path]) -> None:
+    """Raises InputError when a file to be written is a given picture, under another spelling or by a link too."""
+    pictures = {_identity(path): path for path in given if path.exists()}
+    for path in filter(os.path.exists, written):
+        if _identity(path) in pictures:
+            raise InputError(
+                f"--out {out} would overwrite {pictures[_identity(path)]}, the picture itself; choose another name"
+            )
+
+
+def check_new(written: Iterable[Path]) -> None:
+    """Raises InputError when a file to be written is already there."""
+    there = [str(path) for path in written if os.path.isfile(path)]
+    if there:
+        more = f" and {len(there) - 1} more" if len(there) > 1 else ""
+        raise InputError(f"{there[0]}{more} is already there; choose another --out, or --overwrite it")
+
+
+def check_places(written: Iterable[Path], needs_bytes: int = 0) -> None:
+    """Raises NotWrittenError (exit code 1 or 2) when one of the folders of these files cannot take them."""
+    first: dict[Path, Path] = {}
+    for path in written:
+        if os.path.isdir(path):
+            check_writable(path)
+        first.setdefault(path.parent, path)
+    for path in first.values():
+        check_writable(path, needs_bytes)
+
+
+def size_text(path: Path) -> str:
+    """The size of a file for people."""
+    return in_words(path.stat().st_size)
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    facts = path.stat()
+    return facts.st_dev, facts.st_ino

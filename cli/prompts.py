@@ -1,0 +1,36 @@
+"""Prompts on the command line and in files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..utils.errors import InputError
+
+
+def check_prompt(prompt: str) -> None:
+    """Raises InputError for a prompt without any letter."""
+    if not any(c.isalnum() for c in prompt):
+        raise InputError(f"the prompt is empty ({prompt!r}); describe what to make, for example 'a red chair'")
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The prompts of a text file (UTF-8), one on each line. Raises InputError for a file without any."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise InputError(f"--prompts {path} does not exist; give a text file with a prompt on each line") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"--prompts {path} is no text in UTF-8 ({error.reason} at byte {error.start})") from error
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise InputError(f"--prompts {path} holds no prompt; write one on each line")
+    return lines
+
+
+def chosen_prompts(prompt: str | None, prompts: Path | None) -> list[str]:
+    """The prompts of a command that takes one as an argument or many from a file, each once."""
+    if (prompt is None) == (prompts is None):
+        raise InputError(
+            "give a prompt, or --prompts FILE with one on each line" + ("" if prompt is None else ", not both")
+        )
+    return list(dict.fromkeys(read_prompts(prompts))) if prompts is not None else [prompt or ""]

@@ -1,0 +1,48 @@
+"""STL and OFF by trimesh, which knows them; what it passes over is named or refused first."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import numpy as np
+import trimesh
+
+from ...utils.errors import InputError
+from .piece import Notes, Piece
+
+STL_RECORD = np.dtype([("normal", "<f4", (3,)), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
+
+
+def read_stl(data: bytes, notes: Notes) -> list[Piece]:
+    """Triangles of binary or text STL. Colours in the attribute bytes are named."""
+    records = (len(data) - 84) // STL_RECORD.itemsize
+    if len(data) >= 84 and int.from_bytes(data[80:84], "little") == records > 0:
+        table = np.frombuffer(data, STL_RECORD, records, 84)
+        if table["attribute"].any() or b"COLOR=" in data[:80]:
+            notes.add("colours in attribute bytes (they have no common meaning)")
+    return _pieces(data, "stl")
+
+
+def read_off(data: bytes, notes: Notes) -> list[Piece]:
+    """Triangles of OFF. Raises InputError for its binary and other-dimensional kinds."""
+    lines = [line.split("#", 1)[0].strip() for line in data.decode("utf-8", errors="replace").splitlines()]
+    lines = [line for line in lines if line]
+    head = re.match(r"(ST)?(C)?(N)?(4)?(n)?OFF\b(\s+BINARY)?", lines[0]) if lines else None
+    if head is None:
+        raise InputError("it does not begin with OFF")
+    if head[4] or head[5] or head[6]:
+        raise InputError(f"{lines[0][:20]!r} is a kind of OFF that is not read; export it as plain OFF")
+    for group, what in ((1, "texture coordinates"), (2, "vertex colours"), (3, "normals")):
+        if head[group]:
+            notes.add(f"{what} of {lines[0].split()[0]}")
+    rows = [line.split() for line in lines[-3:]]
+    if any(row[0].isdigit() and len(row) > 1 + int(row[0]) > 3 for row in rows):
+        notes.add("the colours of faces")
+    return _pieces(data, "off")
+
+
+def _pieces(data: bytes, kind: str) -> list[Piece]:
+    scene = trimesh.load_scene(io.BytesIO(data), file_type=kind, process=False)
+    found = [g for g in scene.geometry.values() if isinstance(g, trimesh.Trimesh) and len(g.faces)]
+    return [Piece(np.array(g.vertices, np.float64), np.array(g.faces, np.int64)) for g in found]

@@ -1,0 +1,241 @@
+"""The PLY container both ways: header, elements with scalar and list properties, text and binary of either end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...utils.errors import InputError
+
+TYPES = {
+    **dict.fromkeys(("char", "int8"), "i1"),
+    **dict.fromkeys(("uchar", "uint8"), "u1"),
+    **dict.fromkeys(("short", "int16"), "i2"),
+    **dict.fromkeys(("ushort", "uint16"), "u2"),
+    **dict.fromkeys(("int", "int32"), "i4"),
+    **dict.fromkeys(("uint", "uint32"), "u4"),
+    **dict.fromkeys(("int64", "long"), "i8"),
+    **dict.fromkeys(("uint64", "ulong"), "u8"),
+    **dict.fromkeys(("float", "float32"), "f4"),
+    **dict.fromkeys(("double", "float64"), "f8"),
+    "float16": "f2",
+}
+KINDS = {"f4": "float", "f8": "double", "u1": "uchar"}
+LONGEST_HEADER = 1 << 24  # bytes
+
+
+@dataclass
+class Property:
+    """A column; `count` is the type of a list's length."""
+
+    name: str
+    dtype: str
+    count: str | None = None
+
+
+@dataclass
+class Element:
+    """Rows of one kind."""
+
+    name: str
+    length: int
+    properties: list[Property] = field(default_factory=list)
+    columns: dict[str, Any] = field(default_factory=dict)  # (N,) arrays; lists: list of (k,) arrays, or (N, k)
+
+    @property
+    def names(self) -> list[str]:
+        """Its columns."""
+        return [one.name for one in self.properties]
+
+
+@dataclass
+class Header:
+    """What stands before the data."""
+
+    order: str  # "<", ">", or "" for text
+    elements: list[Element]
+    texture: str | None  # file name in a comment TextureFile
+    size: int  # bytes up to the data
+
+
+def read_header(path: Path) -> Header:
+    """The header of a file, however long. Raises InputError when there is none."""
+    with open(path, "rb") as file:
+        data = b""
+        while b"end_header" not in data and len(data) < LONGEST_HEADER:
+            part = file.read(65_536)
+            if not part:
+                break
+            data += part
+    return parse_header(data)
+
+
+def parse_header(data: bytes) -> Header:
+    """The header at the beginning of a file's bytes. Raises InputError when it is damaged."""
+    end = data.find(b"end_header")
+    if not data.startswith(b"ply") or end < 0:
+        raise InputError("it has no PLY header")
+    size = data.find(b"\n", end) + 1 or len(data)
+    order, textures = None, []
+    elements: list[Element] = []
+    for line in data[:end].decode("latin-1").splitlines():
+        words = line.split()
+        if not words:
+            continue
+        if words[0] == "format" and len(words) > 1:
+            order = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}.get(words[1])
+        elif words[0] == "element" and len(words) == 3 and words[2].isdigit():
+            elements.append(Element(words[1], int(words[2])))
+        elif words[0] == "property":
+            if not elements:
+                raise InputError("its header names a property before any element")
+            elements[-1].properties.append(_property(words))
+        elif words[0] == "comment" and len(words) > 2 and words[1].lower() == "texturefile":
+            textures.append(line.split(None, 2)[2].strip())
+        elif words[0] not in ("ply", "comment", "obj_info", "element") or words[0] == "element":
+            raise InputError(f"its header holds the line {line[:60]!r}")
+    if order is None:
+        raise InputError("its header names no known format (ascii, binary_little_endian, binary_big_endian)")
+    return Header(order, elements, textures[0] if len(textures) == 1 else None, size)
+
+
+def _property(words: list[str]) -> Property:
+    try:
+        if words[1] == "list":
+            return Property(words[4], TYPES[words[3]], TYPES[words[2]])
+        return Property(words[2], TYPES[words[1]])
+    except (IndexError, KeyError) as error:
+        raise InputError(f"its header holds the line {' '.join(words)[:60]!r}") from error
+
+
+def read_elements(data: bytes) -> tuple[Header, dict[str, Element]]:
+    """All elements with their columns. Raises InputError for a file shorter than its header says."""
+    header = parse_header(data)
+    source: Any = _Text(data[header.size :]) if not header.order else _Binary(data[header.size :], header.order)
+    for element in header.elements:
+        if element.length and element.properties:
+            element.columns = source.take(element)
+    return header, {element.name: element for element in header.elements}
+
+
+class _Binary:
+    def __init__(self, data: bytes, order: str) -> None:
+        self._data, self._order, self._at = data, order, 0
+
+    def take(self, element: Element) -> dict[str, Any]:
+        """The next element's columns."""
+        lengths = self._first_lengths(element)
+        dtype = np.dtype(
+            [
+                field
+                for one in element.properties
+                for field in (
+                    [(one.name, self._order + one.dtype)]
+                    if one.count is None
+                    else [
+                        (f"{one.name} count", self._order + one.count),
+                        (one.name, self._order + one.dtype, (lengths[one.name],)),
+                    ]
+                )
+            ]
+        )
+        if self._at + dtype.itemsize * element.length <= len(self._data):
+            table = np.frombuffer(self._data, dtype, element.length, self._at)
+            if all((table[f"{name} count"] == length).all() for name, length in lengths.items()):
+                self._at += dtype.itemsize * element.length
+                return {one.name: table[one.name] for one in element.properties}
+        if not lengths:
+            raise InputError(f"it ends before its {element.length} rows of {element.name}; the file is incomplete")
+        return self._row_by_row(element)
+
+    def _first_lengths(self, element: Element) -> dict[str, int]:
+        """The lists' lengths in the first row."""
+        found, at = {}, self._at
+        for one in element.properties:
+            size = np.dtype(one.dtype).itemsize
+            if one.count is not None:
+                found[one.name], at = self._length(one, at)
+                size *= found[one.name]
+            at += size
+        return found
+
+    def _length(self, one: Property, at: int) -> tuple[int, int]:
+        kind = np.dtype(self._order + str(one.count))
+        if at + kind.itemsize > len(self._data):
+            raise InputError(f"it ends within a list {one.name}; the file is incomplete")
+        value = int(np.frombuffer(self._data, kind, 1, at)[0])
+        if value < 0 or at + value > len(self._data):
+            raise InputError(f"a list {one.name} of {value} values is longer than the file")
+        return value, at + kind.itemsize
+
+    def _row_by_row(self, element: Element) -> dict[str, Any]:
+        columns: dict[str, list[Any]] = {one.name: [] for one in element.properties}
+        for _ in range(element.length):
+            for one in element.properties:
+                kind, count = np.dtype(self._order + one.dtype), 1
+                if one.count is not None:
+                    count, self._at = self._length(one, self._at)
+                if self._at + count * kind.itemsize > len(self._data):
+                    raise InputError(f"it ends before its {element.length} rows of {element.name}")
+                values = np.frombuffer(self._data, kind, count, self._at)
+                columns[one.name].append(values if one.count is not None else values[0])
+                self._at += count * kind.itemsize
+        return {one.name: columns[one.name] if one.count else np.array(columns[one.name]) for one in element.properties}
+
+
+class _Text:
+    def __init__(self, data: bytes) -> None:
+        try:
+            self._values = np.array(data.split()).astype(np.float64)
+        except ValueError as error:
+            raise InputError(f"its text holds something else than numbers: {error}") from error
+        self._at = 0
+
+    def take(self, element: Element) -> dict[str, Any]:
+        """The next element's columns."""
+        if all(one.count is None for one in element.properties):
+            width = len(element.properties)
+            table = self._next(element.length * width, element).reshape(element.length, width)
+            return {one.name: table[:, i].astype(one.dtype) for i, one in enumerate(element.properties)}
+        columns: dict[str, list[Any]] = {one.name: [] for one in element.properties}
+        for _ in range(element.length):
+            for one in element.properties:
+                count = 1 if one.count is None else int(self._next(1, element)[0])
+                values = self._next(count, element).astype(one.dtype)
+                columns[one.name].append(values if one.count is not None else values[0])
+        return {one.name: columns[one.name] if one.count else np.array(columns[one.name]) for one in element.properties}
+
+    def _next(self, count: int, element: Element) -> NDArray[np.float64]:
+        if count < 0 or self._at + count > len(self._values):
+            raise InputError(f"it ends before its {element.length} rows of {element.name}; the file is incomplete")
+        self._at += count
+        return self._values[self._at - count : self._at]
+
+
+def ply_bytes(
+    positions: NDArray[Any], normals: NDArray[Any] | None, rgb: NDArray[Any] | None, faces: NDArray[Any] | None = None
+) -> bytes:
+    """A binary little-endian file: positions in their own precision, float normals, uchar colours, int faces."""
+    wide = "f8" if positions.dtype == np.float64 else "f4"
+    columns = [(("x", "y", "z"), positions, wide)]
+    if normals is not None:
+        columns.append((("nx", "ny", "nz"), normals, "f4"))
+    if rgb is not None:
+        columns.append((("red", "green", "blue"), rgb, "u1"))
+    table = np.zeros(len(positions), dtype=[(name, f"<{kind}") for names, _, kind in columns for name in names])
+    for names, values, _ in columns:
+        for i, name in enumerate(names):
+            table[name] = values[:, i]
+    lines = ["ply", "format binary_little_endian 1.0", f"element vertex {len(positions)}"]
+    lines += [f"property {KINDS[kind]} {name}" for names, _, kind in columns for name in names]
+    body = table.tobytes()
+    if faces is not None:
+        lines += [f"element face {len(faces)}", "property list uchar int vertex_indices"]
+        rows = np.zeros(len(faces), dtype=[("count", "u1"), ("corners", "<i4", (3,))])
+        rows["count"], rows["corners"] = 3, faces
+        body += rows.tobytes()
+    return ("\n".join([*lines, "end_header"]) + "\n").encode() + body

@@ -1,0 +1,160 @@
+"""Lenses of camera files as ours: which models are pinholes, fisheyes or orthographic; the rest is refused by name."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..utils.decoding import image_size
+from ..utils.errors import InputError
+
+# camera_model of transforms.json, as nerfstudio reads it
+NERFSTUDIO = {
+    **dict.fromkeys(("PINHOLE", "SIMPLE_PINHOLE", "PERSPECTIVE", "OPENCV", "SIMPLE_RADIAL", "RADIAL"), "pinhole"),
+    "OPENCV_FISHEYE": "fisheye",
+    "ORTHOPHOTO": "ortho",
+}
+WRITTEN = {"pinhole": "OPENCV", "fisheye": "OPENCV_FISHEYE", "ortho": "ORTHOPHOTO"}
+# COLMAP: our model, whether fx and fy are one number, what follows cx and cy is distortion
+COLMAP = {
+    "SIMPLE_PINHOLE": ("pinhole", 3),
+    "PINHOLE": ("pinhole", 4),
+    "SIMPLE_RADIAL": ("pinhole", 3),
+    "RADIAL": ("pinhole", 3),
+    "OPENCV": ("pinhole", 4),
+    "FULL_OPENCV": ("pinhole", 4),
+    "SIMPLE_RADIAL_FISHEYE": ("fisheye", 3),
+    "RADIAL_FISHEYE": ("fisheye", 3),
+    "OPENCV_FISHEYE": ("fisheye", 4),
+}
+DISTORTION = ("k1", "k2", "k3", "k4", "p1", "p2")
+SUFFIXES = ("", ".png", ".jpg", ".jpeg", ".exr")  # NeRF-synthetic leaves .png out
+
+
+class Lens(NamedTuple):
+    """One view's image and projection."""
+
+    model: str  # as cameras.MODELS
+    width: int
+    height: int
+    K: Tensor  # (3, 3) float64, px
+
+
+def nerfstudio_model(model: str) -> str:
+    """camera_model for one of ours."""
+    return WRITTEN[model]
+
+
+def lens_of_frame(frame: Mapping[str, Any], path: Path) -> Lens:
+    """The lens of a frame of transforms.json merged with what holds for the whole file.
+
+    Raises InputError for lenses that are not ours, for distortion and for missing numbers; says which to add.
+    """
+    named = "OPENCV_FISHEYE" if frame.get("is_fisheye") else str(frame.get("camera_model", "OPENCV"))
+    model = NERFSTUDIO.get(named.upper())
+    if model is None:
+        known = ", ".join(NERFSTUDIO)
+        raise InputError(f"{path} has camera_model {named}, which is not read (known: {known}); reproject the images")
+    reject_distortion(path, {key: frame.get(key, 0.0) for key in DISTORTION})
+    width, height = _size(frame, path)
+    fx, fy = _focal(frame, "x", width, path), _focal(frame, "y", height, path)
+    if fx is None:
+        raise InputError(
+            f"{path} is not a usable transforms.json: it has neither fl_x nor camera_angle_x; add "
+            '"fl_x": the focal length in px'
+        )
+    cx, cy = float(frame.get("cx", 0.5 * width)), float(frame.get("cy", 0.5 * height))
+    return Lens(model, width, height, intrinsics(fx, fx if fy is None else fy, cx, cy))
+
+
+def lens_of_colmap(model: str, width: int, height: int, values: list[float], folder: Path) -> Lens:
+    """The lens of a row of COLMAP's cameras. Raises InputError for models that are not ours and for distortion."""
+    if model not in COLMAP:
+        raise InputError(f"{folder}: camera model {model} is not supported; run colmap image_undistorter first")
+    ours, count = COLMAP[model]
+    if len(values) < count:
+        raise InputError(f"{folder}: a camera {model} has {len(values)} parameters; it needs at least {count}")
+    fx, fy = (values[0], values[0]) if count == 3 else (values[0], values[1])
+    reject_distortion(folder, {f"parameter {i}": v for i, v in enumerate(values[count:])})
+    return Lens(ours, width, height, intrinsics(fx, fy, values[count - 2], values[count - 1]))
+
+
+def colmap_row(lens: Lens) -> tuple[str, list[float]]:
+    """(model, parameters) of cameras.txt. Raises InputError for lenses that COLMAP does not know."""
+    check_lens(lens, "a view")
+    K = lens.K
+    values = [float(v) for v in (K[0, 0], K[1, 1], K[0, 2], K[1, 2])]
+    if lens.model == "pinhole":
+        return "PINHOLE", values
+    if lens.model == "fisheye":
+        return "OPENCV_FISHEYE", [*values, 0.0, 0.0, 0.0, 0.0]
+    raise InputError(f"COLMAP knows no {lens.model} cameras; write transforms.json instead")
+
+
+def check_lens(lens: Lens, where: str) -> None:
+    """Raises InputError for focal lengths that are not positive and for skew, which no file of ours can hold; warns
+    of a principal point outside the image."""
+    K = lens.K
+    focal = (float(K[0, 0]), float(K[1, 1]))
+    if not all(0 < f < math.inf for f in focal) or not bool(torch.isfinite(K).all()):
+        raise InputError(f"{where} has focal lengths {focal[0]:g}, {focal[1]:g} px; they must be above 0")
+    if abs(float(K[0, 1])) > 1e-6 * focal[0]:
+        raise InputError(
+            f"{where} has skew {float(K[0, 1]):g} px, which camera files cannot hold; undistort the images"
+        )
+    cx, cy = float(K[0, 2]), float(K[1, 2])
+    if not (0 <= cx <= lens.width and 0 <= cy <= lens.height):
+        warnings.warn(
+            f"{where}: the principal point ({cx:g}, {cy:g}) lies outside the image of {lens.width} x {lens.height} px",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def reject_distortion(path: str | Path, lens: Mapping[str, Any]) -> None:
+    """Raises InputError when any coefficient is not zero."""
+    bent = {key: value for key, value in lens.items() if not abs(float(value)) <= 1e-9}
+    if bent:
+        raise InputError(f"{path} has lens distortion {bent}; undistort the images first (colmap image_undistorter)")
+
+
+def intrinsics(fx: float, fy: float, cx: float, cy: float) -> Tensor:
+    """K (3, 3) float64."""
+    return torch.tensor([[fx, 0.0, cx], [0.0, fy, cy], [0.0, 0.0, 1.0]], dtype=torch.float64)
+
+
+def _focal(frame: Mapping[str, Any], axis: str, side: int, path: Path) -> float | None:
+    """fl_x, or from camera_angle_x; None where there is neither."""
+    if f"fl_{axis}" in frame:
+        return float(frame[f"fl_{axis}"])
+    if f"camera_angle_{axis}" not in frame:
+        return None
+    angle = float(frame[f"camera_angle_{axis}"])
+    if not 0 < angle < math.pi:
+        raise InputError(f"{path} has camera_angle_{axis} {angle:g}; it is in radians between 0 and pi")
+    return 0.5 * side / math.tan(0.5 * angle)
+
+
+def _size(frame: Mapping[str, Any], path: Path) -> tuple[int, int]:
+    """w and h, or those of the frame's image beside the file."""
+    if "w" in frame and "h" in frame:
+        size = int(frame["w"]), int(frame["h"])
+        if min(size) < 1:
+            raise InputError(f"{path} has w {frame['w']} and h {frame['h']}; they must be above 0")
+        return size
+    image = path.parent / str(frame["file_path"]).replace("\\", "/")
+    for suffix in SUFFIXES:
+        file = image.with_name(image.name + suffix)
+        if file.is_file():
+            return image_size(file)
+    missing = " and ".join(key for key in ("w", "h") if key not in frame)
+    raise InputError(
+        f"{path} is not a usable transforms.json: it has no {missing}, and {image} is not there to tell; "
+        'add "w" and "h" (px of the images) beside "frames"'
+    )

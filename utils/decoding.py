@@ -1,0 +1,181 @@
+"""Picture files to numbers: colour profiles turned to sRGB, greys of 16 bits, transparency kept apart."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+
+from .errors import InputError
+
+Floats = npt.NDArray[np.float32]
+PROFILED = {"RGB", "RGBA", "L", "LA", "CMYK", "LAB"}  # modes that a colour profile can be applied to
+ORIENTATION = 0x0112  # EXIF: 5 to 8 are turned by a quarter
+INTENT = ImageCms.Intent.RELATIVE_COLORIMETRIC
+SRGB_GAMMA = 1 / 2.2  # what PNG's gAMA holds for sRGB
+
+
+@dataclass(frozen=True)
+class Layers:
+    """A picture and how far each pixel covers what lies behind it."""
+
+    rgb: Floats  # (H, W, 3) sRGB in [0, 1], as stored where nothing is covered
+    alpha: Floats | None  # (H, W) in [0, 1]; None: everything covers
+
+    def over_white(self) -> Floats:
+        """(H, W, 3) laid over white."""
+        if self.alpha is None:
+            return self.rgb
+        alpha = self.alpha[..., None]
+        return self.rgb * alpha + (1 - alpha)
+
+
+def read_layers(path: str | Path, max_pixels: int = 100_000_000, min_side: int = 2) -> Layers:
+    """An image file, upright by its EXIF orientation; of an animation the first frame, with a warning.
+
+    The header is checked before any pixel is decoded. Raises InputError for missing, unreadable, truncated, too small
+    or too large files.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder, expected an image file")
+    if not path.exists():
+        raise InputError(f"image {path} does not exist")
+    return _decoded(path, str(path), max_pixels, min_side, profile=True)
+
+
+def decode_layers(data: bytes, name: str) -> Layers:
+    """An image in memory, whose colour profile is ignored as glTF says of textures. Raises InputError as above."""
+    return _decoded(io.BytesIO(data), name, 1 << 28, 1, profile=False)
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """(width, height) of an image file, upright, from its header. Raises InputError for what is no picture."""
+    with _decoding(str(path)), warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with Image.open(path) as image:
+            turned = image.getexif().get(ORIENTATION, 1) >= 5
+            return (image.height, image.width) if turned else image.size
+
+
+def has_transparency(path: str | Path) -> bool:
+    """Whether an image file says that it has any, from its header. Raises InputError for what is no picture."""
+    with _decoding(str(path)), warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with Image.open(path) as image:
+            return "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info
+
+
+def layers_of(image: Image.Image, name: str, profile: bool = True) -> Layers:
+    """An opened picture, as it stands.
+
+    A colour profile is applied where `profile` is true; one that cannot be is named in a warning. A grey of 16 bits
+    spans [0, 1]. Raises InputError for values outside the range of their type.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        return _deep_grey(image, name, profile)
+    hidden = image.info.get("transparency")
+    if isinstance(hidden, tuple) and max(hidden) > 255:  # 16 bits a channel, of which the upper eight are decoded
+        image.info["transparency"] = tuple(value >> 8 for value in hidden)
+    alpha = None
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        alpha = np.asarray(image.getchannel("A"), dtype=np.float32) / np.float32(255)
+    if profile:
+        image = _profiled(image, name)
+    rgb = np.asarray(image.convert("RGB"), dtype=np.float32) / np.float32(255)
+    return Layers(_gamma(rgb, image.info) if profile else rgb, alpha)
+
+
+def _decoded(source: Any, name: str, max_pixels: int, min_side: int, profile: bool) -> Layers:
+    with _decoding(name), warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        image: Image.Image = Image.open(source)
+    with image:
+        width, height = image.size
+        if width * height > max_pixels:
+            raise InputError(f"{name} has {width} x {height} pixels, more than {max_pixels}; scale it down first")
+        if min(width, height) < min_side:
+            raise InputError(f"{name} has {width} x {height} pixels; each side needs at least {min_side}")
+        if getattr(image, "n_frames", 1) > 1:
+            warnings.warn(f"{name} is animated; using its first frame", UserWarning, stacklevel=3)
+        with _decoding(name):
+            image.load()
+            return layers_of(image, name, profile)
+
+
+def _deep_grey(image: Image.Image, name: str, profile: bool) -> Layers:
+    """Greys of 16 bits or floats, with PNG's one transparent value."""
+    values = np.asarray(image, dtype=np.float64)
+    top = 1.0 if image.mode == "F" else 65535.0
+    if not np.isfinite(values).all() or values.min() < 0 or values.max() > top:
+        raise InputError(f"{name} holds values outside [0, {top:g}]; save it as an 8- or 16-bit picture")
+    if profile and image.info.get("icc_profile"):
+        warnings.warn(f"{name}: the colour profile of a 16-bit grey is not applied; taken as sRGB", stacklevel=4)
+    hidden = image.info.get("transparency")
+    alpha = None if not isinstance(hidden, int) else (values != hidden).astype(np.float32)
+    grey = np.repeat((values / top).astype(np.float32)[..., None], 3, axis=-1)
+    return Layers(_gamma(grey, image.info) if profile else grey, alpha)
+
+
+def _profiled(image: Image.Image, name: str) -> Image.Image:
+    """The picture in sRGB by its colour profile (relative colorimetric); its alpha stays."""
+    data = image.info.get("icc_profile")
+    if not data:
+        return image
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(data))
+        space = source.profile.xcolor_space.strip()
+        if (source.profile.profile_description or "").startswith("sRGB") and image.mode not in ("CMYK", "LAB"):
+            return image
+        wanted = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK", "Lab": "LAB"}.get(space, "")
+        alpha = image.getchannel("A") if "A" in image.getbands() and image.mode != "LAB" else None
+        base = image.convert(wanted) if wanted and (alpha is not None or image.mode in ("P", "1", "L")) else image
+        if base.mode not in PROFILED or base.mode != wanted:
+            raise ImageCms.PyCMSError(f"it is for {space}, the picture is {image.mode}")
+        made = ImageCms.profileToProfile(base, source, ImageCms.createProfile("sRGB"), INTENT, "RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError) as error:
+        warnings.warn(f"{name}: its colour profile cannot be used ({error}); taken as sRGB", stacklevel=5)
+        return image
+    assert made is not None
+    if alpha is not None:
+        made.putalpha(alpha)
+    made.info.pop("gamma", None)
+    made.info["srgb"] = 0  # the profile has the last word
+    return made
+
+
+def _gamma(rgb: Floats, info: Mapping[Any, Any]) -> Floats:
+    """sRGB of PNG samples = light^gamma, where the file says a gamma and neither a profile nor sRGB."""
+    gamma = info.get("gamma")
+    if not isinstance(gamma, float) or "srgb" in info or "icc_profile" in info or not 0.05 < gamma < 5:
+        return rgb
+    if abs(gamma - SRGB_GAMMA) < 0.02:
+        return rgb
+    light = rgb ** np.float32(1 / gamma)
+    return np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055).astype(np.float32)
+
+
+@contextlib.contextmanager
+def _decoding(name: str) -> Iterator[None]:
+    try:
+        yield
+    except InputError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{name} is too large to decode safely ({error}); scale it down first") from error
+    except UnidentifiedImageError as error:
+        raise InputError(f"{name} is not an image in a known format") from error
+    except PermissionError as error:
+        raise InputError(f"{name} cannot be opened: {error.strerror}") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise InputError(f"{name} cannot be decoded: {error}") from error

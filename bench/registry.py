@@ -71,6 +71,14 @@ EXPERIMENTS: dict[str, Experiment] = {
         weights=None,
         method=(SOLVERS, "pipelines/text_to_image.py"),
     ),
+    "splats": Experiment(
+        "What drawing splats and their gradients costs a processor",
+        "splats",
+        ("way", "every Gaussian at every pixel"),
+        prior="",
+        weights=None,
+        method=("geometry/splats",),
+    ),
     "codec": Experiment(
         "What the codec loses of pictures and maps, and what limits drawings",
         "codec",

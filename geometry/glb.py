@@ -27,7 +27,7 @@ ARRAY_BUFFER, ELEMENT_BUFFER = 34962, 34963
 LINEAR, LINEAR_MIPMAP, CLAMP, REPEAT = 9729, 9987, 33071, 10497
 
 
-class _Builder:
+class Builder:
     """Collects buffer views and accessors of one binary chunk."""
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class _Builder:
             "bufferView": self.view(array.tobytes(), ARRAY_BUFFER),
             "componentType": FLOAT,
             "count": len(array),
-            "type": f"VEC{array.shape[1]}",
+            "type": f"VEC{array.shape[1]}" if array.shape[1] > 1 else "SCALAR",
         }
         if with_bounds:
             entry["min"], entry["max"] = array.min(axis=0).tolist(), array.max(axis=0).tolist()
@@ -68,7 +68,7 @@ class _Builder:
 
 def write_glb(mesh: StoredMesh) -> bytes:
     """The GLB file of a mesh as bytes."""
-    builder = _Builder()
+    builder = Builder()
     needs_tangents = mesh.uv is not None and "normal" in mesh.textures
     if needs_tangents and mesh.vertex_normals is None:
         mesh = mesh.with_smooth_normals()
@@ -98,7 +98,7 @@ def write_glb(mesh: StoredMesh) -> bytes:
         **_material(mesh.textures if textured else {}, builder, wrap),
         "accessors": builder.accessors,
     }
-    return _container(document, builder)
+    return container(document, builder)
 
 
 def _node(mesh: StoredMesh) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def _node(mesh: StoredMesh) -> dict[str, Any]:
     return {"mesh": 0, "name": "object", **placed}
 
 
-def _material(textures: dict[str, NDArray[np.uint8]], builder: _Builder, wrap: int) -> dict[str, Any]:
+def _material(textures: dict[str, NDArray[np.uint8]], builder: Builder, wrap: int) -> dict[str, Any]:
     """The material, texture, sampler and image entries; roughness 1 and metallic 0 unless a texture says otherwise."""
     images = []
     places: dict[str, int] = {}
@@ -137,7 +137,8 @@ def _material(textures: dict[str, NDArray[np.uint8]], builder: _Builder, wrap: i
     }
 
 
-def _container(document: dict[str, Any], builder: _Builder) -> bytes:
+def container(document: dict[str, Any], builder: Builder) -> bytes:
+    """GLB bytes of a document and what its builder collected."""
     blob = bytes(builder.blob) + b"\0" * (-len(builder.blob) % 4)
     document = {**document, "bufferViews": builder.views, "buffers": [{"byteLength": len(blob)}]}
     text = json.dumps(document, separators=(",", ":")).encode()

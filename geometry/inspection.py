@@ -113,7 +113,8 @@ def _texture(mesh: Mesh) -> dict[str, Any] | None:
     if mesh.textures:
         height, width = next(iter(mesh.textures.values())).shape[:2]
         per_chart = [np.bincount(labels, weights=weights) for weights in (areas, flat * height * width)]
-        sizes = np.sqrt(per_chart[0] / np.maximum(per_chart[1], 1e-30))
+        drawn = per_chart[1] > 0  # charts without texels are counted above
+        sizes = np.sqrt(per_chart[0][drawn] / per_chart[1][drawn]) if drawn.any() else np.array([math.inf])
         whole = math.sqrt(areas.sum() / max(flat.sum() * height * width, 1e-30))
         facts["texel_metres"] = {"least": float(sizes.min()), "mean": whole, "most": float(sizes.max())}
     return facts

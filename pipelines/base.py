@@ -27,7 +27,7 @@ class PriorPipeline:
         return self.prior.save(folder)
 
     def to(self: P, *where: torch.device | str | int | torch.dtype | None, **named: Any) -> P:
-        """Moves and casts the prior: `.to("cuda")`, `.to(torch.float16)`, `.to("cuda", torch.float16)`, by name too."""
+        """Moves and casts the prior: `.to("mps")`, `.to(torch.float16)`, `.to("mps", torch.float16)`, by name too."""
         self.prior.to(*placed(*where, **named))
         return self
 

@@ -50,7 +50,7 @@ class Prior(ABC):
     recipe: str = "stable-diffusion"  # name of the settings of generators that suit it (configs/text-to-mesh/)
     guidance_embedded: bool = False  # the guidance scale is an input of the network, not a second branch
     recommended: Recommended = Recommended()
-    reads: frozenset[str] = frozenset({"text"})  # names of the rows that the network is told
+    reads: frozenset[str] = frozenset({"text"})  # names of the rows that the network is told, beside a guidance scale
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.float32
     nfe: int = 0
@@ -91,8 +91,9 @@ class Prior(ABC):
         Raises InputError for rows that the network does not read.
         """
         count = x.shape[0]
-        if odd := rows.tensors.keys() - self.reads - {LEVEL_TIME}:
-            told = f"takes no rows called {', '.join(sorted(odd))}; it reads {', '.join(sorted(self.reads))}"
+        read = self.reads | {"guidance"} if self.guidance_embedded else self.reads
+        if odd := rows.tensors.keys() - read - {LEVEL_TIME}:
+            told = f"takes no rows called {', '.join(sorted(odd))}; it reads {', '.join(sorted(read))}"
             raise InputError(f"the prior {self.name!r} {told}")
         rows = rows.for_batch(count)
         self.nfe += count

@@ -126,8 +126,8 @@ class DiffusersPrior(Prior):
 class StableDiffusionPrior(DiffusersPrior):
     """Stable Diffusion 1.x and 2.x: one CLIP text encoder, a U-Net."""
 
-    reads = frozenset({"text", "concat"})
     recommended = Recommended(7.5, 50)
+    reads = frozenset({"text", "concat"})
 
     def encode_text(self, prompts: str | Sequence[str], negative: str | Sequence[str] | None = None) -> Condition:
         """See Prior.encode_text."""
@@ -151,8 +151,8 @@ class StableDiffusionPrior(DiffusersPrior):
 class StableDiffusionXLPrior(DiffusersPrior):
     """SDXL: two text encoders, pooled embedding and size ids."""
 
-    reads = frozenset({"text", "pooled", "time_ids", "concat"})
     recommended = Recommended(5.0, 50)
+    reads = frozenset({"text", "pooled", "time_ids", "concat"})
 
     def encode_text(self, prompts: str | Sequence[str], negative: str | Sequence[str] | None = None) -> Condition:
         """See Prior.encode_text; without a negative prompt the unconditional branch follows the model's own rule."""
@@ -176,9 +176,10 @@ class StableDiffusionXLPrior(DiffusersPrior):
 class StableDiffusion3Prior(DiffusersPrior):
     """SD3 and SD3.5: a diffusion transformer on a rectified flow, CLIP and optional T5 text."""
 
+    recommended = Recommended(7.0, 28, solver="euler")
+
     backbone = "transformer"
     reads = frozenset({"text", "pooled"})
-    recommended = Recommended(7.0, 28, solver="euler")
 
     def __init__(self, pipe: Any, name: str = "", frozen: bool = True) -> None:
         super().__init__(pipe, name, frozen)
@@ -214,7 +215,7 @@ class FluxPrior(DiffusersPrior):
     """FLUX.1: latents packed in 2x2 patches, network time in [0, 1], guidance scale as an input where distilled."""
 
     backbone = "transformer"
-    reads = frozenset({"text", "pooled", "guidance"})
+    reads = frozenset({"text", "pooled"})
     latent_multiple = 2
     spacing = "trailing"
     recommended = Recommended(3.5, 28, solver="euler")

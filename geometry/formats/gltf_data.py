@@ -112,6 +112,8 @@ class Accessors:
         packed = width * dtype.itemsize
         stride = self.document["bufferViews"][view].get("byteStride", packed)
         data = self.view(view)
+        if stride < packed:  # rows that lie on each other would be any number of them
+            raise InputError(f"buffer view {view} has rows of {stride} bytes for values of {packed}")
         return np.ndarray((count, width), dtype, data, offset=offset, strides=(stride, dtype.itemsize))
 
     def _patched(self, values: NDArray[Any], sparse: dict[str, Any]) -> NDArray[Any]:

@@ -13,12 +13,14 @@ from ...utils.configs import load_config
 from ...utils.errors import InputError
 from ...utils.files import read_json
 from ..representation import Representation
+from .gaussians import GaussianConfig, Gaussians
 from .triangles import TriangleConfig, Triangles
 from .volume import Volume, VolumeShapeConfig
 
 SHAPES: dict[str, tuple[type[Representation], type[Any]]] = {
     Volume.kind: (Volume, VolumeShapeConfig),
     Triangles.kind: (Triangles, TriangleConfig),
+    Gaussians.kind: (Gaussians, GaussianConfig),
 }
 
 
@@ -26,9 +28,10 @@ SHAPES: dict[str, tuple[type[Representation], type[Any]]] = {
 class ShapeConfig:
     """`kind` chooses the representation; the parts of the others are ignored."""
 
-    kind: Literal["volume", "triangles"] = "volume"
+    kind: Literal["volume", "triangles", "gaussians"] = "volume"
     volume: VolumeShapeConfig = field(default_factory=VolumeShapeConfig)
     triangles: TriangleConfig = field(default_factory=TriangleConfig)
+    gaussians: GaussianConfig = field(default_factory=GaussianConfig)
 
 
 def make_shape(config: ShapeConfig, generator: torch.Generator | None = None) -> Representation:

@@ -9,12 +9,14 @@ import torch
 import trimesh
 from torch import Tensor
 
-from unproject.geometry.cameras import Camera
+from unproject.geometry.cameras import Camera, quaternion_from_rotation
 from unproject.geometry.extract import EmptySurfaceError
 from unproject.geometry.fields import FieldConfig, GridConfig, HeadConfig
 from unproject.geometry.meshes import Mesh
 from unproject.geometry.representation import MeshConfig, Representation
 from unproject.geometry.shapes import (
+    GaussianConfig,
+    Gaussians,
     ShapeConfig,
     TriangleConfig,
     Triangles,
@@ -23,12 +25,15 @@ from unproject.geometry.shapes import (
     load_shape,
     make_shape,
 )
+from unproject.geometry.splats import GaussianCloud
+from unproject.geometry.splats.harmonics import C0
 from unproject.geometry.volume import VolumeConfig
 from unproject.utils.errors import InputError
 from unproject.utils.ramps import Moment
 from unproject.utils.seeds import generator
 
-KINDS = ("grid", "hash", "triplane", "triangles")
+KINDS = ("grid", "hash", "triplane", "triangles", "gaussians")
+STORED = ("grid", "triangles", "gaussians")  # hold the colours of the body
 RADIUS, SHARP = 0.5, 0.0005  # metres; a density of that width is nearly a surface
 BODIES = {  # an ellipsoid A (x - c): the sphere, and one whose axes, size and place are all different
     "sphere": (torch.eye(3) / RADIUS, torch.zeros(3)),
@@ -63,8 +68,25 @@ def colour(points: Tensor) -> Tensor:
     return 0.5 + points * points.new_tensor([0.4, 0.5, -0.45]) + 0.1 * points.roll(1, dims=-1)
 
 
+def discs(body: str, level: int = 6) -> Gaussians:
+    """Flat Gaussians all over a body: round discs on the unit sphere, mapped to the body as it is."""
+    matrix, centre = BODIES[body]
+    ball = torch.from_numpy(trimesh.creation.icosphere(level).vertices).float()
+    shape = torch.linalg.inv(matrix)
+    across = torch.eye(3) - ball[:, :, None] * ball[:, None]  # onto the tangent plane
+    values, axes = torch.linalg.eigh((shape @ across @ shape.mT).double())  # of a disc of radius one
+    scales = (0.83 / 2**level * values.clamp_min(0).sqrt()).clamp_min(1e-4)
+    turn = quaternion_from_rotation(axes * torch.linalg.det(axes)[:, None, None])
+    points = ball @ shape.mT + centre
+    sh = ((colour(points) - 0.5) / C0)[:, None]
+    cloud = GaussianCloud.from_values(points, scales.float(), turn.float(), torch.full((len(points),), 0.999), sh)
+    return Gaussians.from_cloud(cloud, GaussianConfig(count=2, antialiased=True))
+
+
 def shape_of(kind: str, body: str, sharp: float = 0.01) -> Representation:
     """A body in each representation: what a grid and triangles store, and what the others begin with."""
+    if kind == "gaussians":
+        return discs(body)
     if kind == "triangles":
         ball = Mesh.from_trimesh(trimesh.creation.icosphere(4))
         matrix, centre = BODIES[body]
@@ -98,7 +120,7 @@ def camera(size: int = 96, views: int = 2) -> Camera:
 @pytest.mark.parametrize("body", BODIES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_renders_are_those_of_the_body(kind: str, body: str) -> None:
-    view, shape = camera(44), shape_of(kind, body, SHARP)
+    view, shape = camera(512 if kind == "gaussians" else 44), shape_of(kind, body, SHARP)  # blurred by half a pixel
     with torch.no_grad():
         seen = shape.render(view, background=0.3)
     inside, depth, normal = hit(view, body)
@@ -109,7 +131,7 @@ def test_renders_are_those_of_the_body(kind: str, body: str) -> None:
     assert float((seen.depth - depth)[core].abs().mean()) < 0.01 * RADIUS
     angle = torch.rad2deg(torch.acos((seen.normal * normal).sum(-1, keepdim=True).clamp(-1, 1)))
     assert float(angle[core].mean()) < 2.0
-    if kind in ("grid", "triangles"):
+    if kind in STORED:
         expected = colour(view.unproject(depth))
         assert float((seen.rgb - expected).abs()[core[..., 0]].mean()) < 0.02
     outside = seen.alpha[..., 0] == 0
@@ -121,6 +143,8 @@ def test_gradients_match_finite_differences(kind: str) -> None:
     """Four pixels in float64; what a triangle covers has no gradient, nor have the weights of a volume's normals."""
     if kind == "triangles":
         shape: Representation = Triangles(TriangleConfig(subdivisions=1)).double()
+    elif kind == "gaussians":
+        shape = Gaussians(GaussianConfig(count=12, degree=2, opacity=0.6), generator(2)).double()
     else:
         field = FieldConfig(kind=kind, head=HeadConfig(beta=(0.2,)), grid=GridConfig(sides=(5,), starts=(0,)))
         shape = Volume(VolumeShapeConfig(field, VolumeConfig(hidden=0.0)), generator(0)).double()
@@ -134,7 +158,7 @@ def test_gradients_match_finite_differences(kind: str) -> None:
 
     def loss() -> Tensor:
         seen = shape.render(view, background=0.3)
-        maps = [seen.rgb, seen.depth, *([seen.normal] if kind == "triangles" else [])]
+        maps = [seen.rgb, seen.depth, *([seen.normal] if kind in ("triangles", "gaussians") else [])]
         return sum((m * w).sum() for m, w in zip(maps, pull.split((3, 1, 3), dim=-1), strict=False))
 
     loss().backward()
@@ -164,7 +188,7 @@ def test_meshes_are_closed_and_coloured(kind: str) -> None:
     assert float(distance(mesh.vertices, "body").abs().max()) < 0.01
     outward = ((mesh.vertices - centre) @ matrix.mT @ matrix * mesh.vertex_normals).sum(-1)
     assert bool((outward > 0).all())
-    if kind in ("grid", "triangles"):
+    if kind in STORED:
         found = shape.surface_color(mesh.vertices, mesh.vertex_normals, config)
         assert float((found - colour(mesh.vertices)).abs().mean()) < 0.02
 
@@ -172,8 +196,8 @@ def test_meshes_are_closed_and_coloured(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_files_bring_back_the_same_renders(kind: str, tmp_path: Path) -> None:
     made = make_shape(
-        ShapeConfig("triangles")
-        if kind == "triangles"
+        ShapeConfig(kind)
+        if kind in ("triangles", "gaussians")
         else ShapeConfig("volume", VolumeShapeConfig(FieldConfig(kind, grid=GridConfig((9, 17), (0, 0.5))))),
         generator(3),
     )
@@ -203,7 +227,7 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
     folder = Triangles(TriangleConfig(subdivisions=1)).save(tmp_path / "a")
     document = (folder / "representation.json").read_text()
     (folder / "representation.json").write_text(document.replace("triangles", "clouds"))
-    with pytest.raises(InputError, match="kind 'clouds'; have volume, triangles"):
+    with pytest.raises(InputError, match="kind 'clouds'; have volume, triangles, gaussians"):
         load_shape(folder)
     volume = Volume(VolumeShapeConfig()).save(tmp_path / "b")
     (folder / "representation.json").write_text((volume / "representation.json").read_text())

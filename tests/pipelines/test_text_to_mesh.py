@@ -75,7 +75,7 @@ class BoxPrior(Prior):
     """Pixels as latents; the posterior mean is the box from the row's camera, whatever the noise."""
 
     name, scheduler_config, image_size, latent_shape = "box", SD_SCHEDULE, SIZE, (3, SIZE, SIZE)
-    frames, recipe = 4, "toybox"
+    frames, recipe, reads = 4, "toybox", frozenset({"text", "cameras"})
 
     def __init__(self) -> None:
         self.scene, self.schedule = RayMesh(box()), NoiseSchedule.from_config(SD_SCHEDULE)
@@ -194,6 +194,7 @@ def test_cost_and_history_are_reported(made):
 def test_output_folder_holds_everything(made, tmp_path):
     names = {path.name for path in made[0].save(tmp_path, frames=2, size=32)}
     assert names == {"mesh.glb", "mesh.report.json", "turntable.gif", "turntable.mp4", "sheet.png", "run.json"}
+    assert json.loads((tmp_path / "mesh.report.json").read_text())["solid"] is True
     record = json.loads((tmp_path / "run.json").read_text())
     assert record["nfe"] == {"denoiser": 160} and record["notes"]["mesh"]["watertight"] is True
     assert Mesh.load(tmp_path / "mesh.glb").textures["base_color"].shape == (96, 96, 3)

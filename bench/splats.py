@@ -1,0 +1,130 @@
+"""What drawing splats and their gradients costs a processor: compiled tiles beside every Gaussian at every pixel.
+
+The comparison is by algorithm: the other way, common in pure-torch rasterisers, evaluates each Gaussian at each pixel
+and lets torch differentiate. Seconds are processor seconds of all threads, which neighbours on the machine disturb
+least.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..geometry.cameras import Camera
+from ..geometry.splats import rasterization, rasterization_reference
+from ..utils.seeds import generator
+from .intervals import digits
+from .runner import Context
+
+TWIN, TILES = "every Gaussian at every pixel", "compiled tiles"
+ARRAYS = ("means", "quats", "scales", "opacities", "colors")
+
+
+@dataclass(frozen=True)
+class SplatBench:
+    """Sizes of the experiment: (Gaussians, pixels along an edge, metres of a usual standard deviation)."""
+
+    compared: tuple[tuple[int, int, float], ...] = ((1000, 64, 0.04), (10_000, 256, 0.02))
+    curve: tuple[tuple[int, int, float], ...] = (
+        (25_000, 256, 0.0126),
+        (50_000, 256, 0.0089),
+        (100_000, 256, 0.0063),
+        (200_000, 256, 0.0045),
+        (200_000, 512, 0.0045),
+        (200_000, 1024, 0.0045),
+    )
+    rounds: int = 3
+    memory_steps: int = 1000
+
+
+QUICK = SplatBench(((100, 16, 0.05),), ((200, 32, 0.03),), 1, 30)
+
+
+def run(context: Context) -> dict[str, Any]:
+    """Processor seconds of pictures with all gradients, and what memory a long run takes."""
+    config = QUICK if context.quick else SplatBench()
+    table: list[dict[str, Any]] = []
+    for index, sizes in enumerate((*config.compared, *config.curve)):
+        scene, view = splats(sizes[0], sizes[2], context.seed), looking(sizes[1])
+        ways: dict[str, Callable[..., Any]] = {TILES: rasterization}
+        if index < len(config.compared):
+            ways = {TWIN: rasterization_reference, **ways}
+        rows = [
+            {"way": way, **facts(draw, scene, view, config.rounds if way == TILES else 1)} for way, draw in ways.items()
+        ]
+        for row in rows:
+            row |= {"gaussians": sizes[0], "px": sizes[1]}
+            if len(rows) > 1:
+                row["times_faster"] = digits(rows[0]["seconds"] / row["seconds"])
+        table += rows
+    table.sort(key=lambda row: row["way"] == TILES)
+    first = config.compared[0]
+    grown = memory_growth(splats(first[0], first[2], context.seed), looking(first[1]), config.memory_steps)
+    return {"config": asdict(config), "seeds": [context.seed], "table": table, "memory_growth_mb": grown}
+
+
+def splats(count: int, size: float, seed: int) -> dict[str, Tensor]:
+    """Gaussians of all shapes in a ball, harmonics of degree 3."""
+    rng = generator(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=rng)
+
+    values = {
+        "means": 0.35 * normal(count, 3),
+        "quats": normal(count, 4),
+        "scales": size * torch.exp(0.5 * normal(count, 3)),
+        "opacities": 0.95 * torch.rand(count, generator=rng) + 0.03,
+        "colors": 0.4 * normal(count, 16, 3),
+    }
+    return {name: value.requires_grad_() for name, value in values.items()}
+
+
+def looking(px: int) -> dict[str, Any]:
+    """One camera."""
+    camera = Camera.orbit(25.0, 20.0, 3.0, 34.0, px)
+    return {"viewmats": camera.w2c, "Ks": camera.K, "width": px, "height": px, "sh_degree": 3}
+
+
+def step(draw: Callable[..., Any], scene: dict[str, Tensor], view: dict[str, Any]) -> tuple[float, float]:
+    """Processor seconds of a picture, and of it with all gradients."""
+    began = time.process_time()
+    image, _, _ = draw(**scene, **view)
+    drawn = time.process_time()
+    image.square().sum().backward()
+    for value in scene.values():
+        value.grad = None
+    return drawn - began, time.process_time() - began
+
+
+def facts(draw: Callable[..., Any], scene: dict[str, Tensor], view: dict[str, Any], rounds: int) -> dict[str, Any]:
+    """Medians over rounds; the compiled way has a round before to compile."""
+    if draw is rasterization:
+        step(draw, scene, view)
+    seconds = np.median([step(draw, scene, view) for _ in range(rounds)], axis=0)
+    return {"drawing": digits(seconds[0]), "seconds": digits(seconds[1])}
+
+
+def memory_growth(scene: dict[str, Tensor], view: dict[str, Any], steps: int) -> float:
+    """Megabytes by which the resident memory grows from a tenth of the steps to the last."""
+    early = 0.0
+    for index in range(steps):
+        step(rasterization, scene, view)
+        if index == steps // 10:
+            early = resident_mb()
+    return digits(resident_mb() - early)
+
+
+def resident_mb() -> float:
+    """Resident memory of this process in megabytes; 0 where the system does not say."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * 4096 / 1e6
+    except OSError:
+        return 0.0

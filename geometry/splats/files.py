@@ -1,0 +1,108 @@
+"""Files of splats: 3DGS PLY (exact), packed PLY, .splat, SPZ and GLB; written atomically, re-opened and compared.
+
+PLY and .splat keep the world they are in, as meshes in PLY do; SPZ and GLB are turned to glTF's axes and back.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ...utils.errors import InputError, UnprojectError
+from ...utils.files import atomic_path
+from .cloud import GaussianCloud
+from .gltf import gltf_axes, read_glb, write_glb
+from .harmonics import C0
+from .ply import read_ply, write_packed_ply, write_ply
+from .spz import read_spz, write_spz
+
+SUFFIXES = (".ply", ".compressed.ply", ".splat", ".spz", ".glb")
+SPLAT = np.dtype([("xyz", "<f4", 3), ("scale", "<f4", 3), ("rgba", "u1", 4), ("turn", "u1", 4)])
+
+
+def save_splats(cloud: GaussianCloud, path: str | Path) -> Path:
+    """Writes the format of the suffix, one of SUFFIXES, and reads it back.
+
+    Raises InputError for an unknown suffix or an empty or non-finite cloud, MissingExtraError for SPZ without
+    zstandard, UnprojectError when the file reads back wrong.
+    """
+    path = Path(path)
+    kind = suffix_of(path)
+    if not len(cloud):
+        raise InputError(f"the splats for {path.name} are empty; nothing to write")
+    if not bool(cloud.finite.all()):
+        raise InputError(
+            f"{int((~cloud.finite).sum())} splats for {path.name} are not finite; keep cloud[cloud.finite]"
+        )
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(encode(cloud.detached(), kind))
+        back = decode(temporary.read_bytes(), kind, str(path))
+        if len(back) != len(cloud) or back.degree != (0 if kind == ".splat" else cloud.degree):
+            raise UnprojectError(f"{path} read back differently from what was written; nothing was kept")
+    return path
+
+
+def load_splats(path: str | Path) -> GaussianCloud:
+    """Reads any of SUFFIXES; Gaussians with NaN or infinite numbers are dropped. Raises InputError when unusable."""
+    path = Path(path)
+    kind = suffix_of(path)
+    if not path.is_file():
+        raise InputError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; give a file of splats")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be opened: {error.strerror}") from error
+    cloud = decode(data, kind, str(path))
+    cloud = cloud if bool(cloud.finite.all()) else cloud[cloud.finite]
+    if not len(cloud):
+        raise InputError(f"{path} holds no splats with finite numbers")
+    return cloud
+
+
+def suffix_of(path: Path) -> str:
+    """The one of SUFFIXES that a path ends with. Raises InputError for another."""
+    name = path.name.lower()
+    found = [suffix for suffix in SUFFIXES if name.endswith(suffix)]
+    if not found:
+        raise InputError(f"splats cannot be stored as {path.suffix or path.name!r}; use one of {', '.join(SUFFIXES)}")
+    return max(found, key=len)
+
+
+def encode(cloud: GaussianCloud, kind: str) -> bytes:
+    """The bytes of a file."""
+    if kind == ".spz":
+        return write_spz(gltf_axes(cloud))
+    writers = {".ply": write_ply, ".compressed.ply": write_packed_ply, ".splat": _write_splat, ".glb": write_glb}
+    return writers[kind](cloud)
+
+
+def decode(data: bytes, kind: str, where: str) -> GaussianCloud:
+    """The inverse of `encode`; both kinds of PLY are told apart by their headers."""
+    if kind == ".spz":
+        return gltf_axes(read_spz(data, where), back=True)
+    readers = {".ply": read_ply, ".compressed.ply": read_ply, ".splat": _read_splat, ".glb": read_glb}
+    return readers[kind](data, where)
+
+
+def _write_splat(cloud: GaussianCloud) -> bytes:
+    """32 bytes each: position, scale, sRGB and opacity, quaternion (w, x, y, z) around 128; no harmonics."""
+    table = np.zeros(len(cloud), SPLAT)
+    table["xyz"], table["scale"] = cloud.means.numpy(), cloud.scales.numpy()
+    rgba = torch.cat([cloud.colors, cloud.opacities[:, None]], dim=1)
+    turn = torch.nn.functional.normalize(cloud.quaternions, dim=1)
+    table["rgba"] = (rgba.clamp(0, 1) * 255).round().byte().numpy()
+    table["turn"] = (turn * 128 + 128).round().clamp(0, 255).byte().numpy()
+    return table.tobytes()
+
+
+def _read_splat(data: bytes, where: str) -> GaussianCloud:
+    if not data or len(data) % SPLAT.itemsize:
+        raise InputError(f"{where} has {len(data)} bytes; a .splat file has {SPLAT.itemsize} for each Gaussian")
+    table = np.frombuffer(data, SPLAT)
+    values = {name: torch.from_numpy(table[name].astype(np.float32)) for name in SPLAT.names or ()}
+    sh = ((values["rgba"][:, :3] / 255 - 0.5) / C0)[:, None]
+    scales = torch.where(values["scale"] >= 0, values["scale"], torch.nan)
+    turn, opacity = (values["turn"] - 128) / 128, values["rgba"][:, 3] / 255
+    return GaussianCloud.from_values(values["xyz"], scales, turn, opacity, sh)

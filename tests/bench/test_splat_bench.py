@@ -1,0 +1,15 @@
+"""What is said of the cost of splats: rows, baseline first, memory."""
+
+from __future__ import annotations
+
+from unproject.bench import splats
+from unproject.bench.runner import Context
+
+
+def test_rows_compare_the_compiled_way_with_the_plain_one() -> None:
+    found = splats.run(Context("splats", quick=True))
+    first, *others = found["table"]
+    assert first["way"] == splats.TWIN and first["times_faster"] == 1 and first["seconds"] >= first["drawing"] > 0
+    assert [row["way"] for row in others] == [splats.TILES] * 2
+    assert [(row["gaussians"], row["px"]) for row in found["table"]] == [(100, 16), (100, 16), (200, 32)]
+    assert "times_faster" not in others[1] and isinstance(found["memory_growth_mb"], float)

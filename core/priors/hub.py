@@ -7,7 +7,7 @@ no mirror mends.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ def reachable() -> bool:
     return True
 
 
-def fetch_file(repo: str, filename: str, options: Mapping[str, Any], known: Iterable[str] = ()) -> Path:
+def fetch_file(repo: str, filename: str, options: Mapping[str, Any], known: Sequence[str] = ()) -> Path:
     """One file of a repository, from the cache where it is there.
 
     Args:
@@ -74,7 +74,7 @@ def list_files(repo: str, options: Mapping[str, Any]) -> list[str]:
         raise Unfetched(reason(error, repo, "")) from error
 
 
-def reason(error: BaseException, repo: str, filename: str, known: Iterable[str] = ()) -> str:
+def reason(error: BaseException, repo: str, filename: str, known: Sequence[str] = ()) -> str:
     """Why the hub's client failed, and what can be done."""
     from huggingface_hub import errors
 
@@ -83,14 +83,14 @@ def reason(error: BaseException, repo: str, filename: str, known: Iterable[str] 
             f"{repo} is gated: accept its licence at {PAGE}/{repo} and log in with `hf auth login`, or set HF_TOKEN "
             "to a token of an account that has"
         )
+    near = [] if repo in known else difflib.get_close_matches(repo, known, n=3, cutoff=0.7)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
     if isinstance(error, errors.RepositoryNotFoundError):
-        near = difflib.get_close_matches(repo, list(known), n=3, cutoff=0.7)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
         return f"{repo} is not on the hub, or private and needs HF_TOKEN{hint}"
     if isinstance(error, errors.RevisionNotFoundError):
         return f"{repo} has no such revision; see {PAGE}/{repo}/tree/main"
     if isinstance(error, errors.LocalEntryNotFoundError):
-        return f"{repo} is not in the cache and the hub cannot be reached"
+        return f"{repo} is not in the cache and the hub cannot be reached{hint}"
     if isinstance(error, errors.EntryNotFoundError):
         return f"{repo} has no {filename}"
     return f"{repo}: {type(error).__name__}: {first_line(error)}"

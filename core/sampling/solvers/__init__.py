@@ -9,6 +9,7 @@ from ..calibration import Fingerprint
 from ..dpm_v3_statistics import ModelStatistics
 from ..prediction import Kind
 from .base import Solver, Steps, advanced
+from .consistency import Consistency
 from .ddim import DDIM
 from .decisions import SolverSchedule, StepDecision, preset
 from .dpm_v3 import DPMSolverV3
@@ -18,7 +19,16 @@ from .usf import UnifiedSolver
 from .wrapped import RECIPES, WrappedSolver
 
 SOLVERS = ("ddim", *RECIPES, "ghvb", "hb")  # the command line's names that need nothing else
-PATTERNS = ("dpm-v3[:ORDER]", "ghvb:R,BETA", "ghvb:NUMBER", "hb:R,BETA", "hb:SOLVER,BETA", "usf:FILE", "edict[:MIXING]")
+PATTERNS = (
+    "lcm",
+    "dpm-v3[:ORDER]",
+    "ghvb:R,BETA",
+    "ghvb:NUMBER",
+    "hb:R,BETA",
+    "hb:SOLVER,BETA",
+    "usf:FILE",
+    "edict[:MIXING]",
+)
 CALIBRATED = ("dpm-v3", "usf")  # families whose solvers come from files
 _DEFAULTS = {"ghvb": "4,0.8", "hb": "4,0.9", "dpm-v3": "2", "edict": "0.93"}
 
@@ -51,6 +61,8 @@ def make_solver(
         return DDIM(eta)
     if family in RECIPES and not argument:
         return WrappedSolver(family, flow, kind)
+    if family == "lcm" and not argument:
+        return Consistency()
     if family == "dpm-v3":
         return DPMSolverV3(_statistics(name, statistics, expected), int(_number(name, argument)))
     if family == "ghvb":
@@ -110,6 +122,7 @@ __all__ = [
     "EDICT",
     "PATTERNS",
     "SOLVERS",
+    "Consistency",
     "DPMSolverV3",
     "HeavyBall",
     "LinearMultistep",

@@ -19,6 +19,7 @@ from .calibrate import CalibrateSolver, SearchSolver
 from .common import Command
 from .completion import Completion
 from .demo import Demo
+from .distill import Distill
 from .edit import Edit, Restore
 from .files import Convert, Inspect
 from .image import MAP_COMMANDS, Pointcloud
@@ -44,6 +45,7 @@ COMMANDS: tuple[type[Command], ...] = (
     Methods,
     Bench,
     Train,
+    Distill,
     Doctor,
     Demo,
     Completion,

@@ -14,15 +14,14 @@ import torch
 
 from ...utils.configs import load_config, to_dict
 from ...utils.errors import InputError
-from ...utils.files import read_json, weights_root
+from ...utils.files import STUDENT, read_json, student_folder
 from ..priors import load_prior
 from ..priors.base import Recommended
 from ..priors.diffusers import DiffusersPrior
 from .kinds import Full, Kind, Lora, Told
-from .student import ABOUT, Student
+from .student import Student
 
 KINDS: dict[str, type[Kind]] = {kind.name: kind for kind in (Full, Told, Lora)}
-EMBEDDED = "students"  # folder of embedded students beside the embedded priors
 
 
 @dataclass(frozen=True)
@@ -60,19 +59,6 @@ def kind_of(name: str, settings: Mapping[str, Any]) -> Kind:
     return load_config(KINDS[name], dict(settings))
 
 
-def find_student(name: str | Path) -> Path:
-    """The folder of a student: one on disk, or an embedded one by name. Raises InputError where there is none."""
-    places = [Path(name), weights_root() / EMBEDDED / str(name)]
-    for place in places:
-        if (place / ABOUT).is_file():
-            return place
-    inside = weights_root() / EMBEDDED
-    have = ", ".join(sorted(one.name for one in inside.iterdir())) if inside.is_dir() else "none"
-    raise InputError(
-        f"student {str(name)!r}: no folder with {ABOUT}; make one with `unproject distill` (embedded: {have})"
-    )
-
-
 def load_student(
     name: str | Path,
     prior: str | Path | None = None,
@@ -91,8 +77,8 @@ def load_student(
 
     Raises InputError for folders that are no students, and priors that an adapter does not fit.
     """
-    folder = find_student(name)
-    values = read_json(folder / ABOUT)
+    folder = student_folder(name)
+    values = read_json(folder / STUDENT)
     kind = kind_of(values["kind"], values["settings"])
     about = load_config(About, {key: values[key] for key in values if key not in ("kind", "settings", "base")})
     if kind.stock:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...utils.configs import to_dict
 from ...utils.errors import InputError
-from ...utils.files import read_json, write_json
+from ...utils.files import STUDENT, read_json, write_json
 from ..priors.diffusers import DiffusersPrior
 from ..priors.embedded import MultiViewPrior
 from ..priors.rows import Condition
@@ -22,8 +22,6 @@ from ..sampling.prediction import Prediction
 from ..training.export import folder_path
 from .kinds import Full, Kind
 from .teacher import Teacher, prior_hash
-
-ABOUT = "distill.json"
 
 
 class Student:
@@ -88,13 +86,13 @@ class Student:
         """Writes its weights as its kind does, and distill.json with what it is and what else there is `about` it."""
         with folder_path(folder) as temporary:
             self.kind.write(self.prior, temporary)
-            write_json(temporary / ABOUT, {**self.recipe, "base": self.base, **(about or {})})
+            write_json(temporary / STUDENT, {**self.recipe, "base": self.base, **(about or {})})
         return Path(folder)
 
     def load(self, folder: str | Path) -> None:
         """Takes the weights that `save` wrote. Raises InputError for a student of another prior or kind."""
         folder = Path(folder)
-        about, mine = read_json(folder / ABOUT), {**self.recipe, "base": self.base}
+        about, mine = read_json(folder / STUDENT), {**self.recipe, "base": self.base}
         odd = [name for name, value in mine.items() if about.get(name) != value]
         if odd:
             raise InputError(f"{folder} holds another student ({', '.join(f'{n} {about.get(n)}' for n in odd)})")

@@ -18,12 +18,14 @@ from ..priors.base import Recommended
 from ..priors.diffusers import DiffusersPrior
 from ..training.config import TrainerConfig
 from ..training.trainer import Trainer, TrainResult
+from .arcflow import Arcing, ArcObjective
 from .consistency import ConsistencyObjective, Consistent
 from .export import About, export, kind_of
 from .guided import GuidanceObjective, Guiding, Halving, ProgressiveObjective
 from .objective import Distillation
 from .pairs import PairPlan, make_pairs
 from .rectify import Phased, PhasedObjective, Rectifying, RectifyObjective, check_coupled
+from .speedupnet import SpeedingUp, SpeedUpObjective
 from .student import Student
 from .teacher import Teacher
 
@@ -42,6 +44,8 @@ OBJECTIVES: dict[str, Made] = {
     "consistency": Made(Consistent, ConsistencyObjective),
     "rectify": Made(Rectifying, RectifyObjective, coupled=True),
     "phased": Made(Phased, PhasedObjective),
+    "speed-up": Made(SpeedingUp, SpeedUpObjective),
+    "arc": Made(Arcing, ArcObjective),
 }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -18,10 +18,12 @@ from ...utils.files import STUDENT, read_json, student_folder
 from ..priors import load_prior
 from ..priors.base import Recommended
 from ..priors.diffusers import DiffusersPrior
+from .arcflow import Mixture
 from .kinds import Full, Kind, Lora, Told
+from .speedupnet import NegativeAdapter
 from .student import Student
 
-KINDS: dict[str, type[Kind]] = {kind.name: kind for kind in (Full, Told, Lora)}
+KINDS: dict[str, type[Kind]] = {kind.name: kind for kind in (Full, Told, Lora, NegativeAdapter, Mixture)}
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def kind_of(name: str, settings: Mapping[str, Any]) -> Kind:
     """A kind from plain values. Raises InputError for unknown names and settings."""
     if name not in KINDS:
         raise InputError(f"student kind {name!r} is unknown; have {', '.join(KINDS)}")
-    return load_config(KINDS[name], dict(settings))
+    return cast(Kind, load_config(cast(Any, KINDS[name]), dict(settings)))
 
 
 def load_student(

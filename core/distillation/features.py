@@ -22,9 +22,9 @@ class Taps(Mapping[str, Tensor]):
         odd = [name for name in names if name not in known]
         if odd:
             raise InputError(f"{type(network).__name__} has no module {odd[0]!r} to tap")
-        self._modules, self._seen, self._hooks = {name: known[name] for name in names}, {}, []
-        self._seen: dict[str, Tensor]
-        self._hooks: list[Any]
+        self._modules = {name: known[name] for name in names}
+        self._seen: dict[str, Tensor] = {}
+        self._hooks: list[Any] = []
 
     def __enter__(self) -> Taps:
         for name, module in self._modules.items():

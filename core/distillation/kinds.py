@@ -11,7 +11,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import diffusers
 import torch
@@ -54,7 +54,9 @@ class Kind:
         pipe, name, config = prior.pipe, prior.backbone, dict(prior.scheduler_config)
         given = {name: getattr(pipe, name), "scheduler": pipe.scheduler}
         scheduler = given["scheduler"]
-        if config["_class_name"] != type(scheduler).__name__:
+        if any(scheduler.config.get(key) != value for key, value in config.items() if key != "_class_name") or (
+            config["_class_name"] != type(scheduler).__name__
+        ):
             scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
         try:
             pipe.register_modules(**{name: prior.network, "scheduler": scheduler})
@@ -111,7 +113,7 @@ class Told(Kind):
             state = "takes a guidance scale already" if prior.guidance_embedded else "cannot be told a guidance scale"
             raise InputError(f"the network of {prior.name} {state}; make a student of kind full or lora of it")
         with fixed_init(seed):
-            made = type(network).from_config({**config, "time_cond_proj_dim": SCALE_FEATURES})
+            made = cast(Any, type(network)).from_config({**config, "time_cond_proj_dim": SCALE_FEATURES})
         made.to(prior.device, prior.dtype)
         weights = dict(network.state_dict())
         projection = next(name for name in made.state_dict() if name not in weights)

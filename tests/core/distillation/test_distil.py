@@ -107,7 +107,7 @@ def test_steps_caches_and_guidance_of_a_student(tiny_folders, tmp_path):
     pipe = TextToImage(load_student(folder), "native")
     made = pipe("a dog", seed=0, output_type="latent")
     assert made.nfe == 4 and made.plan.solver == "lcm" and made.plan.guidance == 3.0
-    with pytest.raises(InputError, match="steps=3: .*was distilled to 1, 2, 4; take one"):
+    with pytest.raises(InputError, match=r"steps=3: .*was distilled to 1, 2, 4; take one"):
         pipe("a dog", num_inference_steps=3)
     with pytest.raises(InputError, match="reuse features across"):
         pipe("a dog", cache="deep:2")

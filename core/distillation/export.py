@@ -20,10 +20,11 @@ from ..priors.base import Recommended
 from ..priors.diffusers import DiffusersPrior
 from .arcflow import Mixture
 from .kinds import Full, Kind, Lora, Told
+from .prune import Pruned
 from .speedupnet import NegativeAdapter
 from .student import Student
 
-KINDS: dict[str, type[Kind]] = {kind.name: kind for kind in (Full, Told, Lora, NegativeAdapter, Mixture)}
+KINDS: dict[str, type[Kind]] = {kind.name: kind for kind in (Full, Told, Lora, NegativeAdapter, Mixture, Pruned)}
 
 
 @dataclass(frozen=True)

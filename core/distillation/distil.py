@@ -25,6 +25,7 @@ from .guided import GuidanceObjective, Guiding, Halving, ProgressiveObjective
 from .objective import Distillation
 from .pairs import PairPlan, make_pairs
 from .prune import FeatureMatching, FeatureObjective
+from .quest import Selective, SelectiveObjective
 from .rectify import Phased, PhasedObjective, Rectifying, RectifyObjective, check_coupled
 from .speedupnet import SpeedingUp, SpeedUpObjective
 from .student import Student
@@ -48,6 +49,7 @@ OBJECTIVES: dict[str, Made] = {
     "speed-up": Made(SpeedingUp, SpeedUpObjective),
     "arc": Made(Arcing, ArcObjective),
     "features": Made(FeatureMatching, FeatureObjective),
+    "selective": Made(Selective, SelectiveObjective),
 }
 
 

@@ -2,9 +2,9 @@
 
     q = clamp(round(x / delta) + z, 0, 2^b - 1),   x' = (q - z) delta,
 gradients pass the rounding, so that d x' / d delta is round(x / delta) - x / delta inside the range and the clipped
-bound minus z outside (Esser et al. 2020, LSQ). Weights have a scale for each output channel, chosen among shrunk ranges for
-the least |w - w'|^2.4; inputs have a scale for each of some model times, as activations of a diffusion model change
-along the run, and the one of the nearest time is used. Products of attention stay as they are.
+bound minus z outside (Esser et al. 2020, LSQ). Weights have a scale for each output channel, chosen among shrunk
+ranges for the least |w - w'|^2.4; inputs have a scale for each of some model times, as activations of a diffusion
+model change along the run, and the one of the nearest time is used. Products of attention stay as they are.
 """
 
 from __future__ import annotations

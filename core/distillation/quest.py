@@ -107,7 +107,7 @@ class Quantised(Kind):
         activate(prior.network, True)
 
     def write(self, prior: DiffusersPrior, folder: Path) -> None:
-        """Packed integers and scales in one file, with what is not quantised as it is; and in plain/ the network in half
+        """Packed integers and scales in one file with what is not quantised; and plain/, the network in half
         precision with the same weights, for stock diffusers."""
         save_file(stored(prior.network), folder / FILE)
         plain = plain_network(prior.network).half()

@@ -73,6 +73,14 @@ def _shared(target: Tensor, axis: int, mine: int, theirs: int) -> Tensor:
 
 
 @torch.no_grad()
+def reset_posterior(vae: AutoencoderKL, logvar: float) -> None:
+    """Makes the posterior's log-variance `logvar` for any picture; its mean stays."""
+    channels = vae.config.latent_channels
+    vae.quant_conv.weight[channels:] = 0
+    vae.quant_conv.bias[channels:] = logvar
+
+
+@torch.no_grad()
 def standardised(vae: AutoencoderKL, means: Tensor, deviations: Tensor) -> AutoencoderKL:
     """A copy whose latents are (z - means) / deviations, channel by channel (C,), and which decodes them alike.
 

@@ -18,7 +18,7 @@ from unproject.core.training.objectives.vae import (
     opponent,
     to_model,
 )
-from unproject.core.training.objectives.vae_weights import begin_with_codec, save_vae, standardised
+from unproject.core.training.objectives.vae_weights import begin_with_codec, reset_posterior, save_vae, standardised
 from unproject.utils.errors import InputError
 
 VAE = VAEConfig(widths=(8, 8), norm_groups=4, image_size=8, validation_images=6)
@@ -227,3 +227,12 @@ def test_a_wider_codec_computes_what_the_given_one_does_and_its_copies_part(vae)
     assert (slopes[:, 0] - slopes[:, 1]).abs().max() > 0.1 * slopes.abs().max()
     with pytest.raises(InputError, match="does not fit"):
         begin_with_codec(build_vae(replace(VAE, widths=(12, 12)), 0), given, "given")
+
+
+def test_a_fresh_posterior_keeps_its_means(vae):
+    images = to_model(Renders().images(np.arange(3)))
+    begin_with_codec(again := build_vae(VAE, 5), vae, "given")
+    reset_posterior(again, -3.0)
+    found = again.encode(images).latent_dist
+    torch.testing.assert_close(found.mean, vae.encode(images).latent_dist.mean, rtol=0, atol=0)
+    assert torch.equal(found.logvar, torch.full_like(found.logvar, -3.0))

@@ -22,7 +22,7 @@ from ..geometry.posed import PosedImages, orbit_like
 from ..geometry.posed_files import load_posed
 from ..geometry.splats import GaussianCloud, save_splats
 from ..geometry.splats.drawing import SplatView
-from ..geometry.splats.surface import SurfaceConfig, solid_of, surface_of
+from ..geometry.splats.surface import SurfaceConfig, surface_of
 from ..geometry.turntable import film
 from ..utils.configs import load_config, to_dict
 from ..utils.pictures import grid, save_image
@@ -55,7 +55,7 @@ class ImagesToSplatsOutput(BaseOutput):
     def mesh(self, config: SurfaceConfig | None = None, fuse_pictures: bool = False) -> Mesh:
         """A solid, coloured at its vertices; fuse_pictures: only depth that the pictures' cameras see is fused."""
         config, cameras = config or SurfaceConfig(), self.pictures.cameras if fuse_pictures else None
-        return solid_of(surface_of(self.splats, config, cameras), config)
+        return surface_of(self.splats, config, cameras)
 
     def sheet(self) -> np.ndarray:
         """Held-out pictures above what the splats show there."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from .intervals import digits, share, spread
 from .runner import Context
 
 RECIPES = ("default", "mcmc")
-METHODS = ("tsdf", "levels")
+METHODS: tuple[Literal["tsdf", "levels"], ...] = ("tsdf", "levels")
 WRONG = (0.01, 0.01)  # radians, and extents: deviations of disturbed poses
 SHOWN = 3  # held-out view of the picture
 
@@ -44,11 +44,12 @@ class FitBench:
     size: int = 128
     steps: int | None = None  # None: the recipe's
     resolution: int = 160  # of the meshes
+    fused: tuple[int, int] = (64, 320)  # views whose depth is fused, and their pixels
     samples: int = 50_000  # points of each surface
     poses: bool = True  # also disturbed ones, of the first toy
 
 
-QUICK = FitBench(("a red chair",), 16, 48, 60, 40, 2000, False)
+QUICK = FitBench(("a red chair",), 16, 48, 60, 40, (12, 64), 2000, False)
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -93,7 +94,8 @@ def meshes(fitted: SplatFit, truth: Mesh, config: FitBench, seed: int) -> dict[s
     """F-score at 1 % of the diagonal, and whether it is a solid, by both ways to a mesh; 0 where there is none."""
     facts: dict[str, Any] = {}
     for method in METHODS:
-        settings = SurfaceConfig(method=method, resolution=config.resolution)  # type: ignore[arg-type]
+        views, px = config.fused
+        settings = SurfaceConfig(method=method, resolution=config.resolution, views=views, size=px)
         began = time.process_time()
         try:
             mesh = surface_of(fitted.cloud, settings)

@@ -43,7 +43,7 @@ SPREAD = 0.5  # of the distance from the cameras to what they look at: radius of
 class SplatFitConfig:
     """configs/fit/*.yaml: how splats follow pictures; what changes during the run is given in shares of it."""
 
-    steps: int = 3000
+    steps: int = 2000
     views: int = 1  # pictures of each step
     sizes: tuple[tuple[float, float], ...] = ((0, 0.5), (0.2, 1.0))  # (from share, factor on the pictures' size)
     ssim: float = 0.2  # weight of 1 - SSIM; L1 has the rest

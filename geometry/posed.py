@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,7 +60,7 @@ class PosedImages:
         """Some of the pictures."""
         index = torch.as_tensor(rows, dtype=torch.int64)
         parts = {name: getattr(self, name) for name in ("images", "alpha", "valid")}
-        kept = {name: None if value is None else value[index] for name, value in parts.items()}
+        kept: dict[str, Any] = {name: None if value is None else value[index] for name, value in parts.items()}
         names = tuple(self.names[i] for i in index.tolist()) if self.names else ()
         return replace(self, cameras=self.cameras[index], names=names, **kept)
 

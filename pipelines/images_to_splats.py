@@ -43,7 +43,7 @@ class ImagesToSplatsOutput(BaseOutput):
     pictures: PosedImages
     held_out: PosedImages  # not learnt from; those learnt from where none are held out
     metrics: dict[str, float]  # "psnr" in dB and "ssim", means over held-out pictures; "splats", their number
-    per_picture: list[dict[str, float]]
+    per_picture: list[dict[str, Any]]  # "picture" (its name), "psnr", "ssim"
     cameras: Camera | None  # refined ones of the pictures that were learnt from; None: they are as given
     seed: int
     started: datetime

@@ -41,7 +41,7 @@ class SurfaceConfig:
     views: int = 64  # from which depth is fused where no cameras are given
     size: int = 320  # pixels of these views
     keep: float = 0.02  # pieces below this share of the area are dropped
-    faces: int = 40_000  # at most
+    faces: int = 20_000  # at most
 
     def __post_init__(self) -> None:
         if self.resolution < 8 or self.views < 1 or self.size < 16 or self.faces < 4 or self.level <= 0:
@@ -142,5 +142,6 @@ def opacity_lattice(cloud: GaussianCloud, centre: Tensor, radius: float, resolut
     reach = REACH * covariance.diagonal(dim1=-2, dim2=-1).sqrt()
     lattice = np.zeros((resolution,) * 3, np.float32)
     parts = (cloud.means.double(), precision, reach, cloud.opacities.double())
-    add_gaussians(*(part.contiguous().numpy() for part in parts), low, spacing, lattice)
+    means, precisions, reaches, opacities = (part.contiguous().numpy() for part in parts)
+    add_gaussians(means, precisions, reaches, opacities, low, spacing, lattice)
     return lattice, low, spacing

@@ -15,13 +15,14 @@ from unproject.utils.errors import InputError
 
 
 def test_rows_compare_relocation_with_density_control(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fit, "QUICK", replace(fit.QUICK, views=9, size=32, steps=4, resolution=16, poses=True))
+    small = replace(fit.QUICK, views=9, size=24, steps=2, resolution=10, fused=(3, 16), samples=100, poses=True)
+    monkeypatch.setattr(fit, "QUICK", small)
     found = fit.run(Context("fit", quick=True, out=tmp_path))
     assert [row["fit"] for row in found["table"][:2]] == ["default", "mcmc"]
     assert {"psnr", "ssim", "splats", "seconds", "f_score_tsdf", "solid_levels"} <= found["table"][0].keys()
     plain, refined = found["table"][2:]
     assert plain["degrees_off"] > 0.3 and plain["metres_off"] > 0.01 and refined["degrees_off"] != plain["degrees_off"]
-    assert (tmp_path / "fit.png").is_file() and found["fits"]["mcmc"][0]["steps"] == 4
+    assert (tmp_path / "fit.png").is_file() and found["fits"]["mcmc"][0]["steps"] == 2
 
 
 def test_toys_are_named_in_words() -> None:

@@ -30,7 +30,7 @@ CONFIG = SplatFitConfig(steps=25, sizes=((0, 1.0),), held_out=0, splats=SPLATS)
 def test_photographs_of_a_phone_are_straightened_and_fitted() -> None:
     pictures = load_posed(BESIDE / "fox", downscale=32)
     assert len(pictures) == 4 and pictures.images.shape[1:] == (60, 34, 3) and pictures.alpha is None
-    assert pictures.valid is not None and float(pictures.valid.float().mean()) > 0.95
+    assert pictures.valid is not None and float(pictures.valid.float().mean()) > 0.85
     begun, done = (fit_splats(pictures, replace(CONFIG, steps=steps)) for steps in (1, 25))
     assert done.measured(pictures)[2]["psnr"] > begun.measured(pictures)[2]["psnr"] + 2
 

@@ -42,7 +42,7 @@ class FitBench:
     toys: tuple[str, ...] = ("a red chair", "a blue dog", "a green truck")
     views: int = 100
     size: int = 128
-    steps: int | None = 700  # None: the recipe's; a third of those reach most of the quality
+    steps: int | None = None  # None: the recipe's
     resolution: int = 160  # of the meshes
     fused: tuple[int, int] = (64, 320)  # views whose depth is fused, and their pixels
     samples: int = 50_000  # points of each surface

@@ -66,10 +66,12 @@ def surface_of(cloud: GaussianCloud, config: SurfaceConfig = SurfaceConfig(), ca
     )
     mesh = solid_surface(bare, config.keep, config.faces)
     assert mesh.vertex_normals is not None
-    tolerance = 3 * 2 * radius / config.resolution
+    tolerance, firm = 3 * 2 * radius / config.resolution, denser(cloud, DENSER)
 
     def render(camera: Camera, channels: tuple[str, ...], background: float) -> RenderOutput:
-        return draw(cloud, camera, channels, background, antialiased=False, eps2d=SHARP)[0]
+        """Colours as they are seen, depth of the surface."""
+        depth = draw(firm, camera, ("depth",), background, eps2d=SHARP, antialiased=False)[0].depth
+        return replace(draw(cloud, camera, ("rgb",), background)[0], depth=depth)
 
     return replace(mesh, vertex_colors=seen_colors(render, views, mesh.vertices, mesh.vertex_normals, tolerance))
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..core.distillation.score import GuidanceOut
 from ..core.training.checkpoints import (
+    copy_into,
     latest_checkpoint,
     read_document,
     read_tensors,
@@ -97,10 +98,18 @@ class Optimisation:
         check_terms(config.losses, self.shape)
         self.health = Health(config.health, self.shape.bounds)
         self.held = HeldTargets(config.fit)
-        self.loop = Loop([self._player()], {"shape": self._loss})
+        self.loop = self._loop()
         self.nfe, self.seconds = 0, 0.0  # of the whole run, resumed or not
         self.history: list[dict[str, float]] = []  # the log of each step
         self._looked: dict[str, float] = {}  # log of the newest look by the prior
+
+    def _loop(self) -> Loop:
+        """The representation, and the twin of a rule that has one."""
+        twin = self.guide.twin
+        if twin is None:
+            return Loop([self._player()], {"shape": self._loss})
+        losses = {"shape": self._loss, "twin": lambda turn: twin.loss(self.generator)}
+        return Loop([self._player(), twin.player()], losses)
 
     def _player(self) -> Player:
         config, shape = self.config, self.shape
@@ -135,6 +144,7 @@ class Optimisation:
         signals: list[int] = []
 
         def after(step: int, log: dict[str, float]) -> None:
+            log = {key.removeprefix("shape/"): value for key, value in log.items()}
             self.history.append({"step": step, **{key: round(value, 6) for key, value in log.items()}})
             self.nfe, self.seconds = self.guide.nfe - asked, time.perf_counter() - began
             every = self.config.checkpoint_every
@@ -227,6 +237,7 @@ class Optimisation:
         state: dict[str, Tensor] = {"generator": self.generator.get_state()}
         state.update({f"held.{i}": rows for i, rows in enumerate(self.held.sets)})
         tensors = {"shape": dict(self.shape.state_dict()), "optimizer": parts["optimizer"], "state": state}
+        tensors |= {"twin": dict(self.loop.players["twin"].named)} if "twin" in self.loop.players else {}
         facts = {"step": self.step, "seed": self.seed, "guided_by": self.guided_by, "config": to_dict(self.config)}
         facts |= {"health": self.health.streak, "pixels": self.held.pixels}
         facts |= {"nfe": self.nfe, "seconds": self.seconds, "history": self.history}
@@ -253,6 +264,8 @@ class Optimisation:
                 "or delete this one"
             )
         self.shape.restore(read_tensors(checkpoint, "shape"), str(checkpoint))
+        if "twin" in self.loop.players:
+            copy_into(self.loop.players["twin"].named, read_tensors(checkpoint, "twin"), str(checkpoint))
         slots = {"optimizer": read_tensors(checkpoint, "optimizer"), "ema": {}}
         self.loop.load_optimizers(slots, read_document(checkpoint, "players"))
         state = read_tensors(checkpoint, "state")

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from .geometry.points import PointCloud
     from .pipelines.edit_image import EditImage
     from .pipelines.image_to_geometry import ImageToDepth, ImageToGeometry, ImageToNormals
+    from .pipelines.images_to_splats import ImagesToSplats
     from .pipelines.restore_image import RestoreImage
-    from .pipelines.shortcuts import depth, normals
+    from .pipelines.shortcuts import depth, fit_splats, normals
     from .pipelines.text_to_image import TextToImage
     from .pipelines.text_to_mesh import TextToMesh
     from .utils.errors import InputError, UnprojectError
@@ -36,6 +37,7 @@ __all__ = [
     "ImageToDepth",
     "ImageToGeometry",
     "ImageToNormals",
+    "ImagesToSplats",
     "InputError",
     "Mesh",
     "PointCloud",
@@ -46,6 +48,7 @@ __all__ = [
     "UnprojectError",
     "__version__",
     "depth",
+    "fit_splats",
     "load_prior",
     "normals",
 ]
@@ -58,6 +61,7 @@ _HOMES = {
     "ImageToDepth": ".pipelines.image_to_geometry",
     "ImageToGeometry": ".pipelines.image_to_geometry",
     "ImageToNormals": ".pipelines.image_to_geometry",
+    "ImagesToSplats": ".pipelines.images_to_splats",
     "InputError": ".utils.errors",
     "Mesh": ".geometry.meshes",
     "PointCloud": ".geometry.points",
@@ -67,6 +71,7 @@ _HOMES = {
     "TextToMesh": ".pipelines.text_to_mesh",
     "UnprojectError": ".utils.errors",
     "depth": ".pipelines.shortcuts",
+    "fit_splats": ".pipelines.shortcuts",
     "load_prior": ".core.priors",
     "normals": ".pipelines.shortcuts",
 }

@@ -21,8 +21,10 @@ from .completion import Completion
 from .demo import Demo
 from .edit import Edit, Restore
 from .files import Convert, Inspect
+from .fit import Fit
 from .image import MAP_COMMANDS, Pointcloud
 from .info import Doctor, Methods, Priors
+from .render import Render
 from .replay import replayed
 from .text import TextToImage, TextToMesh
 from .train import Train
@@ -37,6 +39,8 @@ COMMANDS: tuple[type[Command], ...] = (
     Restore,
     CalibrateSolver,
     SearchSolver,
+    Fit,
+    Render,
     Toybox,
     Convert,
     Inspect,

@@ -26,12 +26,14 @@ from .image import MAP_COMMANDS, Pointcloud
 from .info import Doctor, Methods, Priors
 from .render import Render
 from .replay import replayed
-from .text import TextToImage, TextToMesh
+from .shapes import TextToMesh, TextToSplats
+from .text import TextToImage
 from .train import Train
 from .world import Toybox
 
 COMMANDS: tuple[type[Command], ...] = (
     TextToMesh,
+    TextToSplats,
     TextToImage,
     *MAP_COMMANDS.values(),
     Pointcloud,

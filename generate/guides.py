@@ -73,14 +73,17 @@ class MultiViewGuide(ScoreGuide):
 class ViewTextGuide(ScoreGuide):
     """For single-image priors: the prompt with "front view", "side view", "back view" or "top view" added."""
 
-    def __init__(self, config: ScoreConfig, prior: Prior, prompt: str, negative: str | None = None) -> None:
-        """With `config.perp_neg` the words of neighbouring views are mixed and those of others push away."""
+    def __init__(
+        self, config: ScoreConfig, prior: Prior, prompt: str, negative: str | None = None, shows: str = ""
+    ) -> None:
+        """`shows`: words for another kind of picture, at the end. With `config.perp_neg` the words of neighbouring
+        views are mixed and those of others push away."""
         if config.perp_neg and prior.guidance_embedded:
             raise InputError(f"score.perp_neg needs branches of guidance, which {prior.name} takes as an input instead")
         self.rows = list(VIEW_TEXT)
-        texts = [f"{prompt}, {VIEW_TEXT[name]}" for name in self.rows]
+        texts = [f"{prompt}, {VIEW_TEXT[name]}{_ending(shows)}" for name in self.rows]
         self.conditions = encoded(config, prior, texts, negative)
-        self.score = ScoreDistillation(config, prior, encoded(config, prior, [prompt], negative))
+        self.score = ScoreDistillation(config, prior, encoded(config, prior, [prompt + _ending(shows)], negative))
 
     def __call__(self, images: Tensor, camera: Camera, share: float, generator: torch.Generator) -> GuidanceOut:
         """See Guide."""
@@ -117,12 +120,23 @@ def encoded(config: ScoreConfig, prior: Prior, texts: list[str], negative: str |
 
 
 def make_guide(
-    config: ScoreConfig, prior: Prior, prompt: str, negative: str | None = None, views: int | None = None
+    config: ScoreConfig,
+    prior: Prior,
+    prompt: str,
+    negative: str | None = None,
+    views: int | None = None,
+    shows: str = "",
 ) -> Guide:
     """The guide that suits a prior: joint views when it knows cameras, view words otherwise.
 
     `views` is the number of consecutive renders that see each other; None: as many as the prior learnt to draw.
+    `shows`: words for another kind of picture, such as "normal map".
     """
     if prior.multiview:
-        return MultiViewGuide(config, prior, prior.encode_text([prompt], negative), views or prior.frames)
-    return ViewTextGuide(config, prior, prompt, negative)
+        condition = encoded(config, prior, [prompt + _ending(shows)], negative)
+        return MultiViewGuide(config, prior, condition, views or prior.frames)
+    return ViewTextGuide(config, prior, prompt, negative, shows)
+
+
+def _ending(shows: str) -> str:
+    return f", {shows}" if shows else ""

@@ -27,10 +27,12 @@ from ..utils.ramps import Moment, Ramp
 from .guides import Guide
 from .health import Health, HealthConfig
 from .held_targets import FitConfig, HeldTargets
+from .normal_guide import NormalGuide
 from .regularisers import LossWeights, Scene, active_terms, check_terms, regularisation
 from .resumable import ResumableRun
 from .views import ViewConfig, draw_backgrounds, draw_cameras
 
+Watch = Callable[[int, Tensor, Camera, GuidanceOut], None]  # step, renders (B, 3, S, S), cameras, what was answered
 StepEnd = Callable[["Optimisation", int, dict[str, float]], None]
 
 
@@ -79,10 +81,12 @@ class Optimisation(ResumableRun):
         seed: int,
         device: torch.device | str = "cpu",
         guided_by: Mapping[str, Any] | None = None,
+        normals: NormalGuide | None = None,
     ) -> None:
-        """`guided_by`: what defines the guide, plain values by name; checkpoints of another guide do not resume."""
+        """`guided_by`: what defines the guide, plain values by name; checkpoints of another guide do not resume.
+        `normals` pulls on rendered normals, where targets are not held."""
         super().__init__(config, seed, device)
-        self.config, self.guide = config, guide
+        self.config, self.guide, self.normals = config, guide, normals
         self.guided_by: dict[str, Any] = to_dict(guided_by or {})
         self.shape = make_shape(config.shape, self.generator).to(device)
         check_terms(config.losses, self.shape)
@@ -90,6 +94,7 @@ class Optimisation(ResumableRun):
         self.held = HeldTargets(config.fit)
         self.loop = self._loop()
         self.nfe = 0  # of the whole run, resumed or not
+        self.watch: Watch | None = None
         self._looked: dict[str, float] = {}  # log of the newest look by the prior
 
     def _loop(self) -> Loop:
@@ -147,9 +152,14 @@ class Optimisation(ResumableRun):
     def _pull(self, terms: dict[str, float]) -> LossOut:
         """Through whole renders."""
         camera, background = self._drawn()
-        seen = self.shape.render(camera, channels(terms), background, self.generator)
-        guidance = self._ask(seen, camera)
-        loss, log = self._regularised(guidance.loss, seen, camera.rays()[1], terms)
+        share, normals = self.now.share, self.normals
+        asked = normals is not None and normals.config.at(share) > 0
+        seen = self.shape.render(camera, CHANNELS if asked else channels(terms), background, self.generator)
+        pull = self._ask(seen, camera).loss
+        if normals is not None and asked:
+            more, told = normals(seen, camera, self.config.guided_px, share, self.generator)
+            pull, self._looked = pull + more, {**self._looked, **told}
+        loss, log = self._regularised(pull, seen, camera.rays()[1], terms)
         self.health.check(self.step, self.shape, seen, camera, float(loss.detach()))
         return LossOut(loss, {**self._looked, **log})
 
@@ -173,7 +183,10 @@ class Optimisation(ResumableRun):
         return LossOut(loss, {**self._looked, **log, "fit": float(fitted.detach())})
 
     def _ask(self, seen: RenderOutput, camera: Camera) -> GuidanceOut:
-        guidance = self.guide(self._for_prior(seen.rgb), camera, self.now.share, self.generator)
+        images = self._for_prior(seen.rgb)
+        guidance = self.guide(images, camera, self.now.share, self.generator)
+        if self.watch is not None:
+            self.watch(self.step, images.detach(), camera, guidance)
         self._looked = {**guidance.log, "alpha": float(seen.alpha.detach().mean())}
         return guidance
 

@@ -85,6 +85,7 @@ class GuidanceOut(NamedTuple):
     log: dict[str, float]
     weight: Tensor  # (B,) W of the recon form
     target_rgb: Tensor | None = None  # (B, 3, H, W) in [0, 1], the decoded target; spaces "image" and "both"
+    noised: Tensor | None = None  # (B, C, h, w), the state that the prior was asked at
 
 
 class DivergedError(UnprojectError):
@@ -164,7 +165,7 @@ class ScoreDistillation:
             loss = loss + strength * image_loss(images, target_rgb, weight)
         norm = float(grad.flatten(1).square().sum(1).mean().sqrt())
         log = {"t": float(index.double().mean()) / self.schedule.steps, "grad": norm, "loss": float(loss.detach())}
-        return GuidanceOut(loss, norm, index, target, log, weight, target_rgb)
+        return GuidanceOut(loss, norm, index, target, log, weight, target_rgb, pull.ahead.x)
 
     def repeated(self, batch: int) -> Condition:
         """The objects' own condition for `batch` images, as many of each."""

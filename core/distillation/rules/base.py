@@ -139,6 +139,7 @@ class Rule(ABC):
     """A frozen dataclass of the settings of one paper; calling it is the paper's equation."""
 
     negative: ClassVar[bool] = False  # it asks the branch "negative" beside the unconditional one
+    guided: ClassVar[bool] = True  # it has a guidance scale
     twin: ClassVar[bool] = False  # it needs a second network that learns the renders' score
     targets: ClassVar[bool] = False  # its target is a denoised image: rescale and walks of the recon form apply
 

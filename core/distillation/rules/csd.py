@@ -20,6 +20,7 @@ class CSD(Rule):
     """
 
     negative: ClassVar[bool] = True
+    guided: ClassVar[bool] = False
     condition: tuple[float, ...] = (1.0,)  # a
     against: tuple[float, ...] = (0, 0.0, -1.0, 1)  # b, of the negative prompt
     empty: tuple[float, ...] = (0, -1.0, 0.0, 1)  # e, of the empty prompt

@@ -66,7 +66,7 @@ class Student:
         self.prior = prior.with_network(network, prior.prediction_type)
         self.schedule = NoiseSchedule.from_config(prior.scheduler_config)
         if lora is not None:
-            add_adapter(network, lora, seed)
+            _add_adapter(network, lora, seed)
 
     @property
     def network(self) -> nn.Module:
@@ -138,8 +138,7 @@ class Student:
             copy_into(_adapter(self.network), values, str(folder))
 
 
-def add_adapter(network: nn.Module, lora: Lora, seed: int) -> None:
-    """Adds the adapter in place, with initial weights of its own seed. Raises InputError where nothing takes one."""
+def _add_adapter(network: nn.Module, lora: Lora, seed: int) -> None:
     if not isinstance(network, PeftAdapterMixin):
         raise InputError(f"{type(network).__name__} takes no adapters; make the student without lora")
     from peft import LoraConfig  # heavy

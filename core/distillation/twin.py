@@ -6,19 +6,20 @@ import copy
 from functools import partial
 
 import torch
+from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from ...utils.errors import InputError
 from ..priors.base import Prior
 from ..priors.diffusers import DiffusersPrior, StableDiffusionPrior
 from ..priors.embedded import MultiViewPrior
-from ..priors.multiview import inflate
+from ..priors.multiview import MultiViewUNet
 from ..priors.rows import Condition
 from ..sampling.denoiser import Denoiser
 from ..training.loss import LossOut
 from ..training.players import Moves, Player
 from .rules.vsd import VSD
-from .student import Lora, Student, add_adapter
+from .student import Lora, Student
 
 
 class Twin:
@@ -84,13 +85,12 @@ def _copied(prior: DiffusersPrior, lora: Lora, seed: int) -> tuple[DiffusersPrio
     if not isinstance(prior, StableDiffusionPrior):
         student = Student(prior, lora, seed)
         return student.prior, student.network
-    if isinstance(prior, MultiViewPrior):
-        views = copy.deepcopy(prior.views).requires_grad_(False)
-        other = copy.copy(prior)
-        other.views, other.network, other.nfe = views, views.unet, 0
-    else:
-        views = inflate(copy.deepcopy(prior.pipe.unet).requires_grad_(False))
-        other = MultiViewPrior(copy.copy(prior.pipe), views, prior.name, frames=1)
-        views.camera_embedding.requires_grad_(True)
-    add_adapter(views.unet, lora, seed)
+    student = Student(StableDiffusionPrior(prior.pipe, prior.name), lora, seed)
+    known = copy.deepcopy(prior.views.camera_embedding) if isinstance(prior, MultiViewPrior) else None
+    assert isinstance(student.network, UNet2DConditionModel)
+    views = MultiViewUNet(student.network, known)
+    trained = [p for p in views.unet.parameters() if p.requires_grad]
+    other = MultiViewPrior(copy.copy(prior.pipe), views, prior.name, frames=prior.frames)  # freezes everything
+    for parameter in [*trained, *([] if known else views.camera_embedding.parameters())]:
+        parameter.requires_grad_(True)
     return other, views

@@ -11,6 +11,8 @@ from unproject.bench import asd, stabledreamer
 from unproject.bench.distilled import BEHIND, at_rows, chroma, made, rows_of_a_step
 from unproject.bench.score_distillation import RULES, pull_variance, recipe_of
 from unproject.bench.toy_latents import Renders
+from unproject.core.distillation.rules import RuleConfig
+from unproject.core.distillation.rules.inverted import SDI
 from unproject.core.priors import SD_SCHEDULE, GaussianMixturePrior
 from unproject.pipelines.text_to_shape import load_recipe
 from unproject.toybox.captions import Meaning, Phrase
@@ -26,7 +28,7 @@ def prior() -> GaussianMixturePrior:
     return made_
 
 
-@pytest.mark.parametrize(("rule", "rows"), [("sds", 8), ("asd", 12), ("csd", 12), ("recon", 8)])
+@pytest.mark.parametrize(("rule", "rows"), [("sds", 8), ("asd", 12), ("csd", 8), ("recon", 8)])
 def test_steps_follow_from_the_rows_of_a_rule(rule, rows):
     model = prior()
     recipe = load_recipe(None, model, rule, "text-to-splats")
@@ -42,10 +44,12 @@ def test_all_rules_have_one_window_but_those_that_are_one():
         assert (found.window == plain) == (rule != "hifa")
 
 
-def test_variance_of_the_pull_tells_rules_apart():
+def test_a_pull_without_noise_has_no_variance():
     model, views = prior(), torch.rand(4, 3, SIZE, SIZE, generator=generator(0))
-    found = {rule: pull_variance(recipe_of(rule, model, 64), model, views, 4) for rule in ("sds", "asd", "sdi")}
-    assert found["sdi"] < found["asd"] < found["sds"]
+    recipe = recipe_of("sdi", model, 64)
+    still = replace(recipe.score, rule=RuleConfig("sdi", sdi=SDI(eta=0.0)))
+    assert pull_variance(replace(recipe, score=still), model, views, 3) < 1e-12
+    assert pull_variance(recipe, model, views, 3) > 1e-6
 
 
 def test_saturation_looks_at_the_object_alone():
@@ -79,13 +83,17 @@ def test_the_noise_error_of_an_exact_prior_is_its_posterior_variance():
     assert errors[0] > errors[1] > errors[2]
 
 
-def test_variances_of_shifts_are_in_order():
-    model = prior()
-    meanings = [Meaning((Phrase("cube", "red"),))] * 4
-    given = Renders(torch.rand(4, 3, SIZE, SIZE, generator=generator(2)), meanings)
-    config = asd.AsdBench(pulled=4, draws=4)
-    found = {name: sum(asd.variance(model, given, name, 0.5, config)) for name in ("sds", "csd", "asd")}
-    assert found["csd"] < found["sds"] and found["asd"] < found["sds"]
+def test_variance_of_sds_on_a_gaussian():
+    """Of x - x0: (sigma alpha tau^2 / v)^2 for each element, against a mean of sigma^2 (x - mu) / v."""
+    model = GaussianMixturePrior(torch.zeros(1, 3, SIZE, SIZE), torch.tensor([0.5]), scheduler_config=SD_SCHEDULE)
+    given = Renders(torch.rand(4, 3, SIZE, SIZE, generator=generator(2)), [Meaning((Phrase("cube", "red"),))] * 4)
+    draws = 60
+    found = asd.variance(model, given, "sds", 0.5, asd.AsdBench(pulled=4, draws=draws))
+    level = model.path.at_index(torch.tensor(round(0.5 * 999.0))).item()
+    spread = (level.sigma * level.alpha * 0.25) ** 2
+    means = (level.sigma**2 * (2 * given.images - 1)).square().flatten(1).mean(1)
+    expected = spread / (means + spread / draws)
+    torch.testing.assert_close(torch.tensor(found), expected.float(), rtol=0.1, atol=0)
 
 
 def test_settings_of_the_dream_change_what_they_say():

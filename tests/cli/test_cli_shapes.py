@@ -63,7 +63,7 @@ def test_splats_their_report_and_pictures_are_written(run: Run, asked: list[dict
     assert len(load_splats("out/chair.splat")) == 20
     assert json.loads(Path("out/chair.report.json").read_text())["splats"] == 20
     code, _, err = run("text-to-splats", "a red chair", "-o", "out/chair.splat")
-    assert code == 2 and "already there" in err
+    assert code == 2 and "was made with --negative fog, --rule asd" in err
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def test_everything_is_written_and_reads_back(tmp_path):
 
 @pytest.mark.parametrize("config", [SD_SCHEDULE, {**SD_SCHEDULE, "prediction_type": "v_prediction"}, FLOW_SCHEDULE],
                          ids=["eps", "v", "flow"])  # fmt: skip
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "perp-neg"])  # which mixes embeddings
 def test_every_packaged_rule_optimises(rule, config):
     if rule == "vsd":
         with pytest.raises(InputError, match="needs a prior with a network"):

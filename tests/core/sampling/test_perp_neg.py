@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from unproject.core.priors import FLOW_SCHEDULE, SD_SCHEDULE, GaussianMixturePrior
+from unproject.core.distillation.score import ScoreConfig
+from unproject.core.priors import FLOW_SCHEDULE, SD_SCHEDULE, GaussianMixturePrior, load_prior
 from unproject.core.sampling.denoiser import Denoiser
 from unproject.core.sampling.guidance import ClassifierFree
 from unproject.core.sampling.perp_neg import PerpNeg, negative_branch
+from unproject.generate.guides import make_guide
 from unproject.generate.views import perp_neg_views
 from unproject.geometry.cameras import Camera
 from unproject.utils.errors import InputError
@@ -87,3 +89,20 @@ def test_views_push_away_those_that_they_are_far_from():
 def test_weights_need_a_row_for_each_negative():
     with pytest.raises(InputError, match="expected \\(negatives, samples\\)"):
         PerpNeg(7.5, torch.zeros(3))
+
+
+def test_a_guide_tells_each_camera_its_own_views(tiny_folders):
+    """Texts and weights of a batch are those of its cameras one by one."""
+    score = ScoreConfig(form="score", guidance=7.5, rescale=0.0, weight="sigma2", perp_neg=True)
+    guide = make_guide(score, load_prior(tiny_folders["sd"]), "a red dog")
+    camera = Camera.orbit([0.0, 50, 120, 200], [0.0, 10, 80, 0], 3.0, 40.0, 32)
+    condition, perp = guide._perpendicular(camera)
+    for row in range(4):
+        alone, one = guide._perpendicular(camera[torch.tensor([row])])
+        torch.testing.assert_close(one.weights[:, 0], perp.weights[:, row])
+        for name in ("cond", "null", negative_branch(0), negative_branch(1)):
+            torch.testing.assert_close(alone[name]["text"][0], condition[name]["text"][row])
+    images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    before = guide.nfe
+    out = guide(images, camera, 0.5, torch.Generator().manual_seed(1))
+    assert guide.nfe - before == 4 * 4 and out.grad_norm > 0

@@ -12,6 +12,7 @@ HEAD = "toybox-geometry"
 JUDGE = "judge"
 SOLVERS = "core/sampling/solvers"
 CACHES = "core/sampling/caches"
+FAMILY = ("generate", "core/distillation", "core/distillation/rules", "geometry/splats", "geometry/shapes")
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,42 @@ EXPERIMENTS: dict[str, Experiment] = {
         "text_to_mesh",
         ("prompts", "the toybox's own"),
         weights=(JUDGE, "toybox-mv"),
-        method=("generate", "core/distillation", "geometry/fields"),
+        method=("generate", "core/distillation", "core/distillation/rules", "geometry/fields"),
+    ),
+    "score-distillation": Experiment(
+        "Rules of score distillation at the same prompts, seeds and network rows",
+        "score_distillation",
+        ("rule", "sds"),
+        weights=(JUDGE, "toybox-mv"),
+        method=FAMILY,
+    ),
+    "asd": Experiment(
+        "Asynchronous score distillation: the error of the noise estimate over time, and the variance of the pull",
+        "asd",
+        ("quantity", "sds"),
+        weights=(),
+        method=FAMILY,
+    ),
+    "stabledreamer": Experiment(
+        "StableDreamer: annealed levels, spaces and representations",
+        "stabledreamer",
+        ("setting", "fixed window"),
+        weights=(JUDGE, "toybox-mv"),
+        method=FAMILY,
+    ),
+    "mvdream": Experiment(
+        "Four views that see each other against view words: two fronts",
+        "mvdream",
+        ("prior", "single images, view words"),
+        weights=(JUDGE, "toybox-mv"),
+        method=FAMILY,
+    ),
+    "richdreamer": Experiment(
+        "A prior of normals beside that of colours at equal network rows",
+        "richdreamer",
+        ("guides", "colours"),
+        weights=(JUDGE,),
+        method=FAMILY,
     ),
     "geometry-heads": Experiment(
         "Depth and normals against simple baselines",

@@ -21,15 +21,19 @@ from .completion import Completion
 from .demo import Demo
 from .edit import Edit, Restore
 from .files import Convert, Inspect
+from .fit import Fit
 from .image import MAP_COMMANDS, Pointcloud
 from .info import Doctor, Methods, Priors
+from .render import Render
 from .replay import replayed
-from .text import TextToImage, TextToMesh
+from .shapes import TextToMesh, TextToSplats
+from .text import TextToImage
 from .train import Train
 from .world import Toybox
 
 COMMANDS: tuple[type[Command], ...] = (
     TextToMesh,
+    TextToSplats,
     TextToImage,
     *MAP_COMMANDS.values(),
     Pointcloud,
@@ -37,6 +41,8 @@ COMMANDS: tuple[type[Command], ...] = (
     Restore,
     CalibrateSolver,
     SearchSolver,
+    Fit,
+    Render,
     Toybox,
     Convert,
     Inspect,

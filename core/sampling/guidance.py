@@ -48,6 +48,22 @@ class Conditional:
 
 
 @dataclass(frozen=True)
+class Unconditional:
+    """The branch of the negative or empty prompt as it is."""
+
+    def needs(self, level: Level) -> tuple[str, ...]:
+        """See Guidance.needs."""
+        return (NULL,)
+
+    def __call__(self, predictions: Mapping[str, Prediction]) -> Prediction:
+        """See Guidance."""
+        return predictions[NULL]
+
+    def __str__(self) -> str:
+        return "0"
+
+
+@dataclass(frozen=True)
 class ClassifierFree:
     """null + scale (cond - null); the conditional branch alone where the scale is 1 or outside the interval."""
 

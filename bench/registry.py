@@ -115,6 +115,14 @@ EXPERIMENTS: dict[str, Experiment] = {
         weights=None,
         method=("geometry/splats",),
     ),
+    "fit": Experiment(
+        "Splats fitted to posed pictures: held-out views, cost, meshes, wrong poses",
+        "fit",
+        ("fit", "default"),
+        prior="",
+        weights=None,
+        method=("geometry/splats", "toybox"),
+    ),
     "codec": Experiment(
         "What the codec loses of pictures and maps, and what limits drawings",
         "codec",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,9 +56,10 @@ def load_nerfstudio(path: str | Path, undo_applied: bool = True) -> tuple[Camera
     return views.camera, views.names
 
 
-def nerfstudio_views(path: str | Path, undo_applied: bool = True) -> Views:
+def nerfstudio_views(path: str | Path, undo_applied: bool = True, taken: Collection[str] = ()) -> Views:
     """Cameras, image names and lenses of a transforms.json (nerfstudio, NeRF-synthetic), in file order.
 
+    taken: entries that somebody else reads.
     undo_applied: take back the file's `applied_transform` and `applied_scale`, which returns COLMAP data to COLMAP's
     world. Sizes that the file does not give come from the images beside it. Entries that are not carried over are named
     in a warning. Poses are float32, or float64 where float32 would round them. Raises InputError for missing fields,
@@ -82,7 +83,7 @@ def nerfstudio_views(path: str | Path, undo_applied: bool = True) -> Views:
         raise InputError(f"{path} is not a usable transforms.json: {error!r}") from error
     if not 0 < scale < float("inf"):
         raise InputError(f"{path} has applied_scale {scale}; it must be above 0")
-    entries = {key for part in (document, *document["frames"]) for key in part} - HONOURED
+    entries = {key for part in (document, *document["frames"]) for key in part} - HONOURED - set(taken)
     if entries:
         warnings.warn(f"{path.name}: not kept: {', '.join(sorted(entries))}", UserWarning, stacklevel=2)
     stacked = torch.stack(poses)

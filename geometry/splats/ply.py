@@ -7,6 +7,7 @@ length; `comment SplatRenderMode: mip` or `2dgs` says how it is to be drawn, and
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ def read_ply(data: bytes, where: str) -> GaussianCloud:
     if vertices is None or not vertices.length or any(one.count for one in vertices.properties):
         raise InputError(f"{where} holds no splats: there are no plain rows of vertex")
     if set(PACKED) <= set(vertices.names):
-        return unpack(elements, where)
+        return replace(unpack(elements, where), mode=_mode(data[: header.size]))
     flat = "scale_2" not in vertices.names
     rest = sum(name.startswith("f_rest_") for name in vertices.names)
     if rest not in (0, 9, 24, 45):

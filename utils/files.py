@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .errors import InputError, NotWritableError, NotWrittenError, UnprojectError
+from .errors import InputError, NotWritableError, NotWrittenError, UnprojectError, damage
 
 REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG}
 
@@ -141,6 +141,14 @@ def write_json(path: str | Path, value: Any) -> Path:
     return write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def is_there(path: Path) -> bool:
+    """Whether a file is there, for names that were read from somewhere: too long or impossible ones are not."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def read_json(path: str | Path) -> Any:
     """Reads JSON. Raises InputError for a missing, unreadable or malformed file."""
     try:
@@ -149,8 +157,8 @@ def read_json(path: str | Path) -> Any:
         raise InputError(f"{path} does not exist") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid JSON: {error}") from error
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits too
+        raise InputError(f"{path} is not valid JSON: {damage(error)}") from error
 
 
 def weights_root() -> Path:

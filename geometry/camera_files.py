@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..utils.errors import InputError
+from ..utils.errors import InputError, damage
 from ..utils.files import read_json, write_json, write_text
 from .cameras import Camera, from_colmap, from_nerfstudio, to_colmap, to_nerfstudio
 from .colmap_model import Posed, has_points, read_model
@@ -80,7 +80,7 @@ def nerfstudio_views(path: str | Path, undo_applied: bool = True, taken: Collect
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path} is not a usable transforms.json: {error!r}") from error
+        raise InputError(f"{path} is not a usable transforms.json: {damage(error)}") from error
     if not 0 < scale < float("inf"):
         raise InputError(f"{path} has applied_scale {scale}; it must be above 0")
     entries = {key for part in (document, *document["frames"]) for key in part} - HONOURED - set(taken)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..utils.errors import InputError
+from ..utils.errors import InputError, damage
 from .lenses import Lens, lens_of_colmap
 
 # number in cameras.bin: name, count of parameters
@@ -47,7 +47,7 @@ def read_model(folder: Path) -> list[Posed]:
     except (KeyError, IndexError, ValueError, struct.error) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{folder} is not a usable COLMAP {'text' if text else 'binary'} model: {error!r}") from error
+        raise InputError(f"{folder} is not a usable COLMAP {'text' if text else 'binary'} model: {damage(error)}") from error
     if not entries:
         raise InputError(f"{folder / ('images.txt' if text else 'images.bin')} lists no images")
     return [entry for _, entry in sorted(entries.items())]

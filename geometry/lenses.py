@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..utils.decoding import image_size
 from ..utils.errors import InputError
+from ..utils.files import is_there
 
 # camera_model of transforms.json, as nerfstudio reads it
 NERFSTUDIO = {
@@ -157,7 +158,7 @@ def _size(frame: Mapping[str, Any], path: Path) -> tuple[int, int]:
     image = path.parent / str(frame["file_path"]).replace("\\", "/")
     for suffix in SUFFIXES:
         file = image.with_name(image.name + suffix)
-        if file.is_file():
+        if is_there(file):
             return image_size(file)
     missing = " and ".join(key for key in ("w", "h") if key not in frame)
     raise InputError(

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ...utils.digests import digest
-from ...utils.errors import InputError
+from ...utils.errors import InputError, damage
 from ...utils.files import atomic_path
 from ...utils.seeds import generator
 from ..priors.base import Prior
@@ -193,7 +193,7 @@ class Calibration:
             values["latent_shape"] = tuple(values["latent_shape"])
             return cls(metadata["kind"], tensors, Fingerprint(**values), json.loads(metadata["settings"]))
         except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"calibration {path} has damaged metadata ({error!r}); calibrate again") from error
+            raise InputError(f"calibration {path} has damaged metadata: {damage(error)}; calibrate again") from error
 
     def check(self, expected: Fingerprint, ignore: Iterable[str] = (), name: str = "") -> None:
         """Raises InputError that lists every difference between this artefact's fingerprint and `expected`."""

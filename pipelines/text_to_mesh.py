@@ -19,7 +19,7 @@ from ..core.training.checkpoints import remove_checkpoints
 from ..generate.finish import textured_mesh, write_pictures
 from ..generate.guides import make_guide
 from ..generate.optimise import Optimisation, OptimiseConfig
-from ..generate.views import turntable_cameras
+from ..generate.views import turntable_cameras, views_around
 from ..geometry.inspection import write_report
 from ..geometry.meshes import Mesh
 from ..geometry.report import MeshReport
@@ -159,7 +159,7 @@ class TextToMesh(PriorPipeline):
         self._optimise(work, recipe, folder, prompt, callback_on_step_end)
         optimised = time.perf_counter()
         with under_way("mesh and texture"):
-            mesh = textured_mesh(work.shape, recipe.mesh)
+            mesh = textured_mesh(work.shape, recipe.mesh, views_around(recipe.optimise.views))
         seconds = {"optimise": work.seconds, "mesh": time.perf_counter() - optimised}
         return TextToMeshOutput(
             mesh=mesh,

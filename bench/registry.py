@@ -123,6 +123,21 @@ EXPERIMENTS: dict[str, Experiment] = {
         weights=None,
         method=("geometry/splats", "toybox"),
     ),
+    "direct25": Experiment(
+        "Meshes from multi-view normals: hulls, Poisson's surface and fusion of exact maps",
+        "direct25",
+        ("way", "visual hull"),
+        prior="",
+        weights=None,
+        method=("generate/fuse.py", "toybox"),
+    ),
+    "solids": Experiment(
+        "Meshes of fresh prompts and real ones as solids, by every measure",
+        "solids",
+        ("surface", "lattice"),
+        weights=("toybox-mv",),
+        method=("geometry", "generate", "core/distillation"),
+    ),
     "codec": Experiment(
         "What the codec loses of pictures and maps, and what limits drawings",
         "codec",

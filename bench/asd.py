@@ -81,11 +81,9 @@ def run(context: Context) -> dict[str, Any]:
     given = renders("test", (config.renders + 3) // 4)
     latents, condition = encoded(prior, given.images), prior.encode_text(given.prompts)
     times = [0.02 + 0.96 * i / (config.levels - 1) for i in range(config.levels)]
-    curve = [
-        {"t": round(t, 3), "error": bootstrapped(noise_error(prior, latents, condition, t * 999, context.seed).numpy())}
-        for t in times
-    ]
-    rank = float(stats.spearmanr(times, [row["error"]["mean"] for row in curve]).statistic)
+    errors = [bootstrapped(noise_error(prior, latents, condition, t * 999, context.seed).numpy()) for t in times]
+    curve = [{"t": round(t, 3), "error": error} for t, error in zip(times, errors, strict=True)]
+    rank = float(stats.spearmanr(times, [error["mean"] for error in errors]).statistic)
     rows = [
         {"quantity": name, "t": time, "variance": bootstrapped(variance(prior, given, name, time, config))}
         for time in config.times

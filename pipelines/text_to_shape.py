@@ -136,7 +136,12 @@ class TextToShape(PriorPipeline):
         if folder is None:
             return Optimisation(recipe.optimise, guide, seed, self.prior.device, normals=normals)
         prior = fingerprint(self.prior)
-        guided_by = {"prompt": prompt, "negative_prompt": negative, "prior": prior, "score": recipe.score}
+        guided_by: dict[str, Any] = {
+            "prompt": prompt,
+            "negative_prompt": negative,
+            "prior": prior,
+            "score": recipe.score,
+        }
         guided_by |= {"normals": recipe.normals} if recipe.normals.used else {}
         work = Optimisation(recipe.optimise, guide, seed, self.prior.device, guided_by, normals)
         folder.mkdir(parents=True, exist_ok=True)

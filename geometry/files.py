@@ -95,9 +95,11 @@ def _parse(path: Path, data: bytes, notes: Notes) -> list[Piece]:
 
 @contextlib.contextmanager
 def _parsing(path: Path) -> Iterator[None]:
-    """Parsers fail in many ways on damaged files; all become an InputError that names the file."""
+    """Parsers fail in many ways on damaged files; all become an InputError that names the file. Numbers that overflow
+    are found when all are there."""
     try:
-        yield
+        with np.errstate(all="ignore"):
+            yield
     except (MemoryError, OSError):
         raise  # of the machine, not of the file
     except InputError as error:
@@ -140,7 +142,7 @@ def read_points(path: str | Path) -> tuple[Tensor, Tensor | None, Tensor | None,
     if not np.isfinite(points).all():
         raise InputError(f"{path} holds points that are not finite")
     colors, normals = finite_or_none(colors, "colours", notes), finite_or_none(normals, "normals", notes)
-    near, origin = near_origin(points)
+    near, origin = near_origin(points, str(path))
     notes.say()
     return near, _tensor(colors), _tensor(normals), origin
 

@@ -20,8 +20,8 @@ import numpy as np
 from ..geometry.cameras import Camera
 from ..utils.errors import InputError
 from ..utils.files import atomic_path, read_json, write_json
-from ..utils.temporary import sweep
 from ..utils.progress import Progress
+from ..utils.temporary import sweep
 from .captions import caption, view_word
 from .materials import srgb_from_linear
 from .places import make_scene

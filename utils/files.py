@@ -25,8 +25,9 @@ REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, 
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yields a temporary file beside `path` (same suffix); on success it replaces `path`, on any failure it is removed.
 
-    What a killed process left of the same file goes away (`temporary.sweep`). Raises NotWritableError when the folder cannot be made or written, NotWrittenError when the disk is full. Errors of
-    other files that are read meanwhile pass as they are.
+    What a killed process left of the same file goes away (`temporary.sweep`). Raises NotWritableError when the folder
+    cannot be made or written, NotWrittenError when the disk is full. Errors of other files that are read meanwhile pass
+    as they are.
     """
     path = Path(path)
     temporary, handle = sibling(path), -1

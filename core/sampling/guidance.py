@@ -21,6 +21,7 @@ from .prediction import Prediction
 
 EVERYWHERE = (0.0, 1.0)  # the whole train time
 
+
 class Guidance(Protocol):
     """A frozen dataclass of its settings; `str` tells them, for fingerprints and messages."""
 

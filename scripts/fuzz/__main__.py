@@ -29,9 +29,10 @@ from .kinds import KINDS
 from .making import CHUNK, cases
 from .minimise import smaller
 
-LONGEST_S = 10.0
+LONGEST_S = 10.0  # of the processor: the machine may be busy
+STUCK_S = 300.0  # of the clock
 MEMORY = 2 << 30  # bytes of address space that reading one case may take
-NOW = struct.Struct("<qd")
+NOW = struct.Struct("<qqdd")
 EXAMPLES = 3  # findings of one sort and place that are kept
 
 
@@ -47,9 +48,15 @@ class Worker:
     folder: Path
 
     @property
-    def now(self) -> tuple[int, float]:
-        """(number of the case, when it began)."""
-        return NOW.unpack(self.shared[: NOW.size])
+    def now(self) -> tuple[int, bool, float, float]:
+        """(number of the case, whether it is being read, seconds since then by the clock, and of the processor)."""
+        number, busy, began, used = NOW.unpack(self.shared[: NOW.size])
+        try:
+            words = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+            used = (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK") - used
+        except OSError:
+            used = 0.0
+        return number, bool(busy), time.time() - began, used
 
 
 @dataclass
@@ -85,12 +92,14 @@ class Run:
             if time.monotonic() - told > 10 or not (queue or workers):
                 told = time.monotonic()
                 left = (told - began) * (total - done) / max(done, 1)
-                print(f"{done}/{total} cases, {len(self.findings)} findings, {left:.0f} s left", file=sys.stderr, flush=True)
+                told_in = f"{done}/{total} cases, {len(self.findings)} findings, {left:.0f} s left"
+                print(told_in, file=sys.stderr, flush=True)
+                write_json(self.out / "fuzz.json", self.report())
 
     def _start(self, kind: Kind, chunk: int, first: int, count: int) -> Worker:
         folder = Path(tempfile.mkdtemp(prefix="unproject-fuzz-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
         shared = mmap.mmap(-1, NOW.size)
-        shared[: NOW.size] = NOW.pack(first, time.time())
+        shared[: NOW.size] = NOW.pack(first, 0, time.time(), 0.0)
         pid = os.fork()
         if pid == 0:
             code = 1
@@ -105,9 +114,9 @@ class Run:
 
     def _look(self, worker: Worker) -> int | None:
         """None while it works; else 0 when its chunk is done, or the number of the case to go on with."""
-        number, began = worker.now
+        number, busy, passed, used = worker.now
         pid, status = os.waitpid(worker.pid, os.WNOHANG)
-        hangs = pid == 0 and number >= 0 and time.time() - began > LONGEST_S
+        hangs = pid == 0 and busy and (used > LONGEST_S or passed > STUCK_S)
         if pid == 0 and not hangs:
             return None
         if hangs:
@@ -121,11 +130,10 @@ class Run:
         error = worker.folder / "error"
         ended = error.read_text() if error.is_file() else f"the process ended with {status}"
         sort, told = ("hang", f"more than {LONGEST_S:g} s") if hangs else ("killed", ended[-400:])
-        case = next(c for i, c in enumerate(cases(worker.kind, self.seed, worker.chunk)) if i == number) if number >= 0 else None
-        if case is not None:
-            self._keep(case, Wrong(sort, told, f"{case.name}: {case.made}"), worker.chunk, number)
+        case = next(c for i, c in enumerate(cases(worker.kind, self.seed, worker.chunk)) if i == number)
+        self._keep(case, Wrong(sort if busy else f"{sort} afterwards", told, case.name), worker.chunk, number)
         shutil.rmtree(worker.folder)
-        return number + 1 if number + 1 < CHUNK and number >= 0 else 0
+        return number + 1 if number + 1 < CHUNK else 0
 
     def _take(self, worker: Worker, whole: bool) -> None:
         """What a process has written about its cases."""
@@ -139,7 +147,14 @@ class Run:
             if "tally" in entry:
                 self.tallies.setdefault(worker.kind.name, Tally()).add(Tally(**entry["tally"]))
                 continue
-            case = Case(worker.kind.name, entry["name"], bytes.fromhex(entry["data"]), entry["made"], entry["unknown"], entry["refuse"])
+            case = Case(
+                worker.kind.name,
+                entry["name"],
+                bytes.fromhex(entry["data"]),
+                entry["made"],
+                entry["unknown"],
+                entry["refuse"],
+            )
             self._keep(case, Wrong(*entry["wrong"]), worker.chunk, entry["number"])
 
     def _keep(self, case: Case, wrong: Wrong, chunk: int, number: int) -> None:
@@ -151,9 +166,24 @@ class Run:
             return
         folder = self.out / "failures" / f"{case.kind}-{hashlib.sha256(case.data).hexdigest()[:12]}"
         write_bytes(folder / case.name, case.data)
-        about = {**asdict(case), "data": None, "wrong": wrong._asdict(), "chunk": chunk, "number": number, "seed": self.seed}
+        about = {
+            **asdict(case),
+            "data": None,
+            "wrong": wrong._asdict(),
+            "chunk": chunk,
+            "number": number,
+            "seed": self.seed,
+        }
         write_json(folder / "about.json", about)
-        found.append({"file": str(folder / case.name), "told": wrong.told, "bytes": len(case.data), "made": case.made, "times": 1})
+        found.append(
+            {
+                "file": str(folder / case.name),
+                "told": wrong.told,
+                "bytes": len(case.data),
+                "made": case.made,
+                "times": 1,
+            }
+        )
 
     def report(self) -> dict[str, Any]:
         """All that is known, as JSON."""
@@ -195,22 +225,21 @@ def _work(kind: Kind, seed: int, chunk: int, first: int, count: int, shared: mma
     silent = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silent, 1)
     os.dup2(silent, 2)
-    shared[: NOW.size] = NOW.pack(-1, time.time())
     listed = list(cases(kind, seed, chunk, count))[first:]
     _limit_memory()
     tally, known = Tally(), set[tuple[str, str]]()
     with open(folder / "told.jsonl", "a", buffering=1) as told:
         for number, case in enumerate(listed, first):
-            shared[: NOW.size] = NOW.pack(number, time.time())
-            began = time.perf_counter()
+            shared[: NOW.size] = NOW.pack(number, 1, time.time(), time.process_time())
+            began = time.process_time()
             outcome, wrong = judge(kind, case, folder)
-            took = time.perf_counter() - began
+            took = time.process_time() - began
             one = Tally(1, int(outcome == "read"), int(outcome == "refused"), int(bool(case.unknown)), took, took)
             tally.add(one)
             told.write(json.dumps({"tally": asdict(one)}) + "\n")
             if wrong is None:
                 continue
-            shared[: NOW.size] = NOW.pack(-1, time.time())
+            shared[: NOW.size] = NOW.pack(number, 0, time.time(), time.process_time())
             if (wrong.sort, wrong.where) not in known and not case.unknown:
                 known.add((wrong.sort, wrong.where))
                 case = smaller(case, lambda some, w=wrong: _same(judge(kind, some, folder)[1], w))  # type: ignore[misc]
@@ -266,7 +295,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return again(options.again)
     unknown = set(options.only) - set(KINDS)
     if unknown or options.cases < 1:
-        raise InputError(f"--only {' '.join(unknown)} is none of {', '.join(KINDS)}" if unknown else "--cases must be 1 or more")
+        raise InputError(
+            f"--only {' '.join(unknown)} is none of {', '.join(KINDS)}" if unknown else "--cases must be 1 or more"
+        )
     run, kinds = Run(options.seed, options.out.absolute(), options.jobs), [KINDS[n] for n in options.only or KINDS]
     warm_up(kinds)
     run.go(kinds, options.cases)
@@ -283,7 +314,8 @@ def show(report: dict[str, Any]) -> None:
     print(table(report["table"], None))
     for entry in report["findings"]:
         first = entry["examples"][0]
-        print(f"{entry['kind']} {entry['sort']} ({first['times']} and more): {entry['where']}\n  {first['told']}\n  {first['file']}")
+        print(f"{entry['kind']} {entry['sort']} ({first['times']} and more): {entry['where']}")
+        print(f"  {first['told']}\n  {first['file']}")
     print(f"{report['cases']} cases with seed {report['seed']}: {len(report['findings'])} findings")
 
 

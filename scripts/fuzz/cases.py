@@ -37,7 +37,7 @@ class Kind:
 
     name: str
     read: Callable[[Path], None]
-    """Reads and looks at a file. Raises InputError for what is refused, Odd for values that should not have come."""
+    """Reads and looks at a file. Raises InputError for what is refused, OddError for values that should not have come."""
     samples: Callable[[], Sequence[Sample]]
     share: float
     """of all cases"""
@@ -53,7 +53,7 @@ class Kind:
     """whether a message has to name the file"""
 
 
-class Odd(AssertionError):
+class OddError(AssertionError):
     """A reader gave something that no file may give."""
 
 

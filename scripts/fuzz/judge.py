@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ...utils.errors import InputError, UnprojectError
-from .cases import Case, Kind, Odd, Wrong
+from .cases import Case, Kind, OddError, Wrong
 
 LONGEST = 1500  # characters of a message
 PYTHON = re.compile(
@@ -45,7 +45,11 @@ def judge(kind: Kind, case: Case, folder: Path) -> tuple[str, Wrong | None]:
         if case.refuse and not refused:
             wrong = Wrong("swallowed", f"{case.made}: not refused", case.made.split(",")[-1].strip())
         elif case.unknown.lower() not in everything.lower():
-            wrong = Wrong("swallowed", f"{case.made}: {case.unknown} is not named in {everything[:200]!r}", case.made.split(",")[-1].strip())
+            wrong = Wrong(
+                "swallowed",
+                f"{case.made}: {case.unknown} is not named in {everything[:200]!r}",
+                case.made.split(",")[-1].strip(),
+            )
     return "read" if error is None else "refused", wrong
 
 
@@ -53,13 +57,13 @@ def _of_error(error: BaseException, kind: Kind, path: Path) -> Wrong | None:
     where, text = _where(error), " ".join(str(error).split())
     if isinstance(error, MemoryError) or "can't allocate memory" in text:
         return Wrong("memory", text[:200], where)
-    if isinstance(error, Odd):
+    if isinstance(error, OddError):
         return Wrong("odd", text[:300], kind.name + ": " + re.sub(r"[\d.e+-]+", "#", text)[:60])
     if not isinstance(error, UnprojectError):
         return Wrong("crash", f"{type(error).__name__}: {text[:300]}", where)
     if not text:
         return Wrong("unclear", "an empty message", where)
-    if len(text) > LONGEST:
+    if len(text) > LONGEST and kind.name != "options":  # whose messages hold the help
         return Wrong("unclear", f"a message of {len(text)} characters: {text[:200]}", where)
     if PYTHON.search(text):
         return Wrong("unclear", text[:300], where)

@@ -25,8 +25,21 @@ POSE = [[1, 0, 0, 1], [0, 0, -1, 2], [0, 1, 0, 3], [0, 0, 0, 1]]
 def cameras() -> list[Sample]:
     """Our own, NeRF-synthetic without sizes, a file with much beside the poses."""
     frames = [{"file_path": f"./photo{i}", "transform_matrix": POSE} for i in range(2)]
-    synthetic = {"camera_angle_x": 0.69, "frames": [{**frame, "file_path": "./photo", "rotation": 0.1} for frame in frames]}
-    more = {"fl_x": 50, "fl_y": 51.5, "cx": 31, "cy": 24, "w": 64, "h": 48, "k1": 0, "aabb_scale": 4, "applied_scale": 0.5}
+    synthetic = {
+        "camera_angle_x": 0.69,
+        "frames": [{**frame, "file_path": "./photo", "rotation": 0.1} for frame in frames],
+    }
+    more = {
+        "fl_x": 50,
+        "fl_y": 51.5,
+        "cx": 31,
+        "cy": 24,
+        "w": 64,
+        "h": 48,
+        "k1": 0,
+        "aabb_scale": 4,
+        "applied_scale": 0.5,
+    }
     applied = {"applied_transform": [[1, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0]], "ply_file_path": "a.ply"}
     with tempfile.TemporaryDirectory() as folder:
         own = save_nerfstudio(Path(folder, "a.json"), _three(), ["a.png", "b.png", "c.png"]).read_bytes()
@@ -74,7 +87,11 @@ def configs() -> list[Sample]:
     found = [Sample(f"recipe-{path.stem}.yaml", path.read_bytes()) for path in CONFIGS.glob("text-to-mesh/*.yaml")]
     found += [Sample(f"train-{path.stem}.yaml", path.read_bytes()) for path in CONFIGS.glob("train/*.yaml")]
     records = (
-        {"command": "text-to-image", "config": {"prompt": "a red chair", "steps": None, "seed": 3}, "notes": {"plan": {"steps": 9}}},
+        {
+            "command": "text-to-image",
+            "config": {"prompt": "a red chair", "steps": None, "seed": 3},
+            "notes": {"plan": {"steps": 9}},
+        },
         {"command": "depth", "config": {"image": ["a.png"], "ensemble": 2}, "status": "done"},
         {"command": "text-to-mesh", "prompt": "a blue dog", "faces": 500},
     )
@@ -100,8 +117,18 @@ def tensors() -> list[Sample]:
 
 def prompts() -> list[Sample]:
     """Sentences of the grammar, of a person, of other scripts, and long ones."""
-    texts = ("a red chair", "two blue dogs, seen from behind", "a small striped mug to the left of a wooden table, depth map")
-    others = ("Ein Stuhl mit Ölfarbe", "红色的椅子 ♥ 🪑", "a " * 200 + "chair", "(masterpiece:1.2), [chair|dog] --no hands", "a\tred\nchair")
+    texts = (
+        "a red chair",
+        "two blue dogs, seen from behind",
+        "a small striped mug to the left of a wooden table, depth map",
+    )
+    others = (
+        "Ein Stuhl mit Ölfarbe",
+        "红色的椅子 ♥ 🪑",
+        "a " * 200 + "chair",
+        "(masterpiece:1.2), [chair|dog] --no hands",
+        "a\tred\nchair",
+    )
     return [Sample("prompt.txt", text.encode()) for text in (*texts, *others)]
 
 
@@ -109,7 +136,20 @@ def lines() -> list[Sample]:
     """Command lines that are understood."""
     found = (
         ["text-to-mesh", "a red chair", "--steps", "30", "--faces", "2000", "--guidance", "9.5", "-o", "chair.glb"],
-        ["text-to-image", "a red chair", "--count", "2", "--solver", "dpm++", "--cache", "deep:3", "--size", "64", "--seed", "5"],
+        [
+            "text-to-image",
+            "a red chair",
+            "--count",
+            "2",
+            "--solver",
+            "dpm++",
+            "--cache",
+            "deep:3",
+            "--size",
+            "64",
+            "--seed",
+            "5",
+        ],
         ["text-to-image", "--prompts", "words.txt", "--quality", "fast", "-o", "folder"],
         ["depth", "photo.png", "folder", "--ensemble", "2", "--recursive", "-o", "made"],
         ["normals", "photo.png", "-o", "made.png"],
@@ -128,7 +168,11 @@ def lines() -> list[Sample]:
 
 def neighbours() -> dict[str, bytes]:
     """Files that command lines name."""
-    record = {"command": "text-to-image", "config": {"prompt": "a red chair", "seed": 3}, "notes": {"plan": {"steps": 9}}}
+    record = {
+        "command": "text-to-image",
+        "config": {"prompt": "a red chair", "seed": 3},
+        "notes": {"plan": {"steps": 9}},
+    }
     flat = [Sample(name, data) for name, data in pictures() if name in ("rgb.png", "grey.png")]
     return {
         "photo.png": flat[0].data,
@@ -160,7 +204,14 @@ def library(path: Path) -> None:
 
 def everything() -> list[Sample]:
     """What `inspect` takes."""
-    return [*meshes.glbs(), *meshes.plain_meshes(), *meshes.plys(), *meshes.clouds(), Sample("body.obj", meshes.OBJ), *pictures()[:6]]
+    return [
+        *meshes.glbs(),
+        *meshes.plain_meshes(),
+        *meshes.plys(),
+        *meshes.clouds(),
+        Sample("body.obj", meshes.OBJ),
+        *pictures()[:6],
+    ]
 
 
 def _objs() -> list[Sample]:
@@ -192,7 +243,18 @@ KINDS = {
         Kind("colmap-binary", readers.model, binary_models, 0.03, binary_files, names=False),
         Kind("config", readers.config, configs, 0.05, planted=planted.in_config, grammar=grammars.documents, text=True),
         Kind("safetensors", readers.tensors, tensors, 0.04, planted=planted.in_tensors, grammar=grammars.headers),
-        Kind("prompt", readers.prompt, prompts, 0.03, planted=planted.in_prompt, grammar=grammars.prompts, text=True, names=False),
-        Kind("options", readers.options, lines, 0.03, neighbours, planted.in_options, grammars.command_lines, names=False),
+        Kind(
+            "prompt",
+            readers.prompt,
+            prompts,
+            0.03,
+            planted=planted.in_prompt,
+            grammar=grammars.prompts,
+            text=True,
+            names=False,
+        ),
+        Kind(
+            "options", readers.options, lines, 0.03, neighbours, planted.in_options, grammars.command_lines, names=False
+        ),
     )
 }

@@ -136,7 +136,9 @@ def everything() -> tuple[dict[str, Any], bytes]:
 def plain_meshes() -> list[Sample]:
     """STL and OFF."""
     solid = b"solid a\n" + b"".join(
-        b"facet normal 0 0 1\nouter loop\n" + b"".join(b"vertex %g %g %g\n" % tuple(p) for p in CORNERS[row]) + b"endloop\n"
+        b"facet normal 0 0 1\nouter loop\n"
+        + b"".join(b"vertex %g %g %g\n" % tuple(p) for p in CORNERS[row])
+        + b"endloop\n"
         b"endfacet\n"
         for row in FACES
     )

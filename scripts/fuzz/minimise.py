@@ -12,14 +12,22 @@ from .cases import Case
 
 
 def smaller(case: Case, fails: Callable[[Case], bool], seconds: float = 2.0) -> Case:
-    """Removes what can be removed, in halves, quarters, ..., as long as `fails` stays true and time (of the processor) is left."""
+    """Removes what can be removed, in halves, quarters, ..., while `fails` stays true and processor time is left."""
     until = time.process_time() + seconds
-    if case.name == "words.json":
-        words = json.loads(case.data)
+    words = _list(case) if case.name == "words.json" else None
+    if words is not None:
         made = _reduced(words, lambda some: fails(_with(case, json.dumps(some).encode())), until)
         return _with(case, json.dumps(made).encode())
     kept = _reduced(case.data, lambda some: fails(_with(case, bytes(some))), until)
     return _with(case, bytes(kept))
+
+
+def _list(case: Case) -> list[Any] | None:
+    try:
+        found = json.loads(case.data)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, list) else None
 
 
 def _with(case: Case, data: bytes) -> Case:

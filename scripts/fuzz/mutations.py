@@ -13,16 +13,119 @@ from typing import Any
 
 from .cases import Case, Kind, Sample
 
-INTERESTING = (0, 1, 2, 3, 127, 128, 255, 256, 32767, 32768, 65535, 2**24, 2**31 - 1, 2**31, 2**32 - 1, 2**63, 2**64 - 1)
+INTERESTING = (
+    0,
+    1,
+    2,
+    3,
+    127,
+    128,
+    255,
+    256,
+    32767,
+    32768,
+    65535,
+    2**24,
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+    2**63,
+    2**64 - 1,
+)
 WORDS = (
-    *(b"0", b"1", b"-1", b"nan", b"inf", b"-inf", b"1e999", b"1e-999", b"1e308", b"-0", b"0x10", b"1_0", b"1,5", b"NaN"),
-    *(b"2147483648", b"4294967296", b"9223372036854775808", b"99999999999999999999", b"9" * 5000, b"", b"x", b"/", b"//"),
-    *(b"\xff\xfe", b"\0", b"\xc3\x28", b"\xed\xa0\x80", b"#", b"\\", b"%s", b"{}", b"~", b"null", b"true", b"[", b"]", b'"'),
-    *(b"\r", b"\n", b"\t", b"\x0b", b"\x1c", "\u2028".encode(), "\u0660".encode(), "²".encode(), b"../" * 40, b"a" * 5000),
+    *(
+        b"0",
+        b"1",
+        b"-1",
+        b"nan",
+        b"inf",
+        b"-inf",
+        b"1e999",
+        b"1e-999",
+        b"1e308",
+        b"-0",
+        b"0x10",
+        b"1_0",
+        b"1,5",
+        b"NaN",
+    ),
+    *(
+        b"2147483648",
+        b"4294967296",
+        b"9223372036854775808",
+        b"99999999999999999999",
+        b"9" * 5000,
+        b"",
+        b"x",
+        b"/",
+        b"//",
+    ),
+    *(
+        b"\xff\xfe",
+        b"\0",
+        b"\xc3\x28",
+        b"\xed\xa0\x80",
+        b"#",
+        b"\\",
+        b"%s",
+        b"{}",
+        b"~",
+        b"null",
+        b"true",
+        b"[",
+        b"]",
+        b'"',
+    ),
+    *(
+        b"\r",
+        b"\n",
+        b"\t",
+        b"\x0b",
+        b"\x1c",
+        "\u2028".encode(),
+        "\u0660".encode(),
+        "²".encode(),
+        b"../" * 40,
+        b"a" * 5000,
+    ),
 )
 VALUES: tuple[Any, ...] = (
-    *(None, True, False, 0, 1, -1, 2, 0.5, 1e308, -1e308, 1e-320, float("nan"), float("inf"), 2**31, 2**53, 2**64, -(2**63)),
-    *("", "x", "0", "\0", "nan", "\ud800", "../x", "/etc/hostname", "data:,", "a" * 3000, [], {}, [[]], [None], {"": None}),
+    *(
+        None,
+        True,
+        False,
+        0,
+        1,
+        -1,
+        2,
+        0.5,
+        1e308,
+        -1e308,
+        1e-320,
+        float("nan"),
+        float("inf"),
+        2**31,
+        2**53,
+        2**64,
+        -(2**63),
+    ),
+    *(
+        "",
+        "x",
+        "0",
+        "\0",
+        "nan",
+        "\ud800",
+        "../x",
+        "/etc/hostname",
+        "data:,",
+        "a" * 3000,
+        [],
+        {},
+        [[]],
+        [None],
+        {"": None},
+    ),
     *([0] * 3, [0.0] * 16, ["a"], {"a": {"a": {}}}, [1e999, 1, 1], [[1, 2, 3]], 10**400, 4294967295, [-1], 1e20),
 )
 NUMBER = re.compile(rb"[-+]?\d+(\.\d*)?([eE][-+]?\d+)?")
@@ -85,7 +188,10 @@ def _bytes(rng: Random, data: bytes, other: bytes) -> tuple[bytes, str]:
         changed[at : at + length] = other[start : start + rng.choice((length, 200))]
     elif what == "swap":
         start = rng.randrange(size)
-        changed[at : at + length], changed[start : start + length] = data[start : start + length], data[at : at + length]
+        changed[at : at + length], changed[start : start + length] = (
+            data[start : start + length],
+            data[at : at + length],
+        )
     else:
         changed[at:at] = rng.choice((b"[", b"{", b'{"a":', b"(", b"- ")) * rng.choice((100, 3000, 100_000))
     return bytes(changed), f"{what} at {at}"

@@ -27,8 +27,14 @@ def in_gltf(rng: Random, samples: Sequence[Sample], word: str) -> Case:
     rest = sample.data[28 + length :] if binary else b""
     name, refuse = f"EXT_{word}", False
     what = rng.choice(("required", "used", "attribute", "primitive", "material", "texture"))
-    primitive = rng.choice([p for mesh in document["meshes"] for p in mesh["primitives"] if p.get("mode", 4) > 3] or [{}])
-    if what == "required" or (what != "used" and not primitive) or (what in ("material", "texture") and "materials" not in document):
+    primitive = rng.choice(
+        [p for mesh in document["meshes"] for p in mesh["primitives"] if p.get("mode", 4) > 3] or [{}]
+    )
+    if (
+        what == "required"
+        or (what != "used" and not primitive)
+        or (what in ("material", "texture") and "materials" not in document)
+    ):
         what, refuse = "required", True
         document.setdefault("extensionsRequired", []).insert(0, name)
         document.setdefault("extensionsUsed", []).append(name)
@@ -41,7 +47,9 @@ def in_gltf(rng: Random, samples: Sequence[Sample], word: str) -> Case:
         primitive.setdefault("extensions", {})[name] = {"scale": 2}
     else:
         material = document["materials"][0]
-        place: Any = material if what == "material" else material["pbrMetallicRoughness"].get("baseColorTexture", material)
+        place: Any = (
+            material if what == "material" else material["pbrMetallicRoughness"].get("baseColorTexture", material)
+        )
         place.setdefault("extensions", {})[name] = {"strength": 1}
     data = json.dumps(document).encode()
     return Case("", sample.name, glb(data, rest) if binary else data, f"{sample.name}, unknown {what}", name, refuse)
@@ -51,7 +59,9 @@ def in_obj(rng: Random, samples: Sequence[Sample], word: str) -> Case:
     """A statement of a mesh or of a library."""
     sample = rng.choice(samples)
     lines = sample.data.decode().replace("\\\n", "").splitlines()
-    lines.insert(rng.randrange(len(lines) + 1) if sample.name.endswith(".obj") else rng.randrange(1, len(lines)), f"{word} 1 2")
+    lines.insert(
+        rng.randrange(len(lines) + 1) if sample.name.endswith(".obj") else rng.randrange(1, len(lines)), f"{word} 1 2"
+    )
     return Case("", sample.name, "\n".join([*lines, ""]).encode(), f"{sample.name}, unknown statement", word)
 
 
@@ -100,17 +110,22 @@ def in_cameras(rng: Random, samples: Sequence[Sample], word: str) -> Case:
 def in_colmap(rng: Random, samples: Sequence[Sample], word: str) -> Case | None:
     """A camera model by name."""
     sample = _of(rng, samples, "cameras.txt")
-    return Case("", sample.name, sample.data.replace(b" PINHOLE ", f" {word.upper()} ".encode()), "model", word.upper(), True)
+    return Case(
+        "", sample.name, sample.data.replace(b" PINHOLE ", f" {word.upper()} ".encode()), "model", word.upper(), True
+    )
 
 
 def in_config(rng: Random, samples: Sequence[Sample], word: str) -> Case:
     """A key of a recipe or of an option of a record."""
     sample = rng.choice(samples)
     document = yaml.safe_load(sample.data)
-    inner = document["config"] if "config" in document else document
+    inner = document.get("config", document)
     if sample.name.startswith("priors"):
         inner = rng.choice(list(document["priors"].values()))
-    places = [inner, *(value for key, value in inner.items() if isinstance(value, dict) and key in ("model", "trainer", "mesh"))]
+    places = [
+        inner,
+        *(value for key, value in inner.items() if isinstance(value, dict) and key in ("model", "trainer", "mesh")),
+    ]
     rng.choice(places)[word] = rng.choice((1, "x", [1], {"a": 1}))
     return Case("", sample.name, json.dumps(document).encode(), f"{sample.name}, unknown key", word, True)
 
@@ -118,7 +133,7 @@ def in_config(rng: Random, samples: Sequence[Sample], word: str) -> Case:
 def in_prompt(rng: Random, samples: Sequence[Sample], word: str) -> Case:
     """A word that the embedded prior has never seen."""
     words = rng.choice([one for one in samples if one.data]).data.decode("utf-8", "surrogatepass").split()[:8]
-    words.insert(rng.randrange(len(words) + 1), word)
+    words.insert(rng.randrange(min(len(words), 3) + 1), word)  # the encoder sees the beginning
     return Case("", "prompt.txt", " ".join(words).encode("utf-8", "surrogatepass"), "unknown word", word)
 
 
@@ -127,7 +142,7 @@ def in_options(rng: Random, samples: Sequence[Sample], word: str) -> Case:
     words = json.loads(rng.choice(samples).data)
     what = rng.choice(("option", "command"))
     if what == "option":
-        words.insert(rng.randrange(1, len(words) + 1), f"--{word}")
+        words.append(f"--{word}")
     else:
         words[:1] = [word]
     return Case("", "words.json", json.dumps(words).encode(), f"unknown {what}", word, True)
@@ -144,6 +159,6 @@ def in_tensors(rng: Random, samples: Sequence[Sample], word: str) -> Case:
         told = json.loads(header["__metadata__"]["fingerprint"])
         header["__metadata__"]["fingerprint"] = json.dumps({**told, word: 1})
     text = json.dumps(header).encode()
-    return Case("", sample.name, len(text).to_bytes(8, "little") + text + sample.data[8 + size :], "unknown", word, True)
-
-
+    return Case(
+        "", sample.name, len(text).to_bytes(8, "little") + text + sample.data[8 + size :], "unknown", word, True
+    )

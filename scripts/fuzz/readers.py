@@ -34,20 +34,21 @@ from ...geometry.splats.files import load_splats
 from ...pipelines.prompts import warn_about, warn_about_negatives
 from ...pipelines.text_to_mesh import MeshRecipe
 from ...scripts import recipes
+from ...scripts.train import read_recipe
 from ...toybox.captions import parse as parse_caption
 from ...utils.configs import load_config, read_yaml, to_yaml
 from ...utils.decoding import has_transparency, image_size, read_layers
 from ...utils.errors import InputError
-from .cases import Odd
+from .cases import OddError
 
 MOST_PIXELS = 4_000_000
 
 
 def finite(name: str, values: Any, low: float = -math.inf, high: float = math.inf) -> None:
-    """Raises Odd for numbers that are not finite or not between the bounds."""
+    """Raises OddError for numbers that are not finite or not between the bounds."""
     array = values.detach().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
     if array.size and not (np.isfinite(array).all() and array.min() >= low and array.max() <= high):
-        raise Odd(f"{name} holds values outside [{low:g}, {high:g}] or none at all")
+        raise OddError(f"{name} holds values outside [{low:g}, {high:g}] or none at all")
 
 
 def picture(path: Path) -> None:
@@ -56,11 +57,11 @@ def picture(path: Path) -> None:
     layers = read_layers(path, MOST_PIXELS, 1)
     height, width, _ = layers.rgb.shape
     if (width, height) != size:
-        raise Odd(f"its header says {size}, the picture has {width} x {height}")
+        raise OddError(f"its header says {size}, the picture has {width} x {height}")
     if layers.alpha is not None:
         finite("alpha", layers.alpha, 0, 1)
         if not seen:
-            raise Odd("it is transparent where its header says it is not")
+            raise OddError("it is transparent where its header says it is not")
     finite("the picture", layers.over_white(), 0, 1 + 1e-6)
 
 
@@ -69,7 +70,7 @@ def mesh(path: Path) -> None:
     found = Mesh.load(path)
     finite("vertices", found.vertices)
     if not len(found.faces):
-        raise Odd("no faces")
+        raise OddError("no faces")
     finite("faces", found.faces, 0, len(found.vertices) - 1)
     for name in ("uv", "vertex_normals"):
         if getattr(found, name) is not None:
@@ -122,12 +123,12 @@ def model(path: Path) -> None:
 
 def _cameras(found: Camera, names: list[str]) -> None:
     if found.batch != len(names) or not names:
-        raise Odd(f"{len(names)} names for {found.batch} cameras")
+        raise OddError(f"{len(names)} names for {found.batch} cameras")
     finite("c2w", found.c2w)
     finite("K", found.K)
     turn = found.c2w[:, :3, :3].double()
     if float((turn @ turn.mT - torch.eye(3, dtype=torch.float64)).abs().max()) > 1e-2:
-        raise Odd("a pose that is no rotation")
+        raise OddError("a pose that is no rotation")
 
 
 RECIPES = {
@@ -152,11 +153,12 @@ def config(path: Path) -> None:
     if path.name.startswith("priors"):
         kind = Registry
     elif path.name.startswith("train"):
-        source = read_yaml(path)
-        if not isinstance(source, dict) or source.get("objective") not in RECIPES:
-            raise InputError(f"recipe {path} needs the key 'objective' with one of {', '.join(RECIPES)}")
-        kind = RECIPES[source.pop("objective")]
-    to_yaml(load_config(kind, source))
+        _, source = read_recipe(str(path), [])
+        kind = RECIPES[read_yaml(path)["objective"]]
+    try:
+        to_yaml(load_config(kind, source))
+    except InputError as error:  # as read_recipe's maker does
+        raise InputError(f"recipe {path}: {error}") from error
 
 
 def tensors(path: Path) -> None:
@@ -170,10 +172,10 @@ def tensors(path: Path) -> None:
 
 def prompt(path: Path) -> None:
     """A prompt alone and in a file, as the embedded prior sees it, with the name that its files get."""
-    text = path.read_bytes().decode("utf-8", "surrogatepass")
+    text = os.fsdecode(path.read_bytes())
     slug = distinct_slug(text)
-    if not slug or "/" in slug or "\0" in slug or len(slug.encode("utf-8", "surrogatepass")) > 220:
-        raise Odd(f"the file name {slug!r}")
+    if not slug or "/" in slug or "\0" in slug or len(os.fsencode(slug)) > 220:
+        raise OddError(f"the file name {slug!r}")
     chosen_prompts(None, path)
     prior = _prior()
     with contextlib.suppress(InputError):
@@ -191,7 +193,7 @@ def _prior() -> Any:
 
 def options(path: Path) -> None:
     """A command line up to the point where the work would begin; it leaves nothing behind."""
-    words = json.loads(path.read_bytes())
+    words = _line(path.read_bytes())
     before = _listing()
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
@@ -201,12 +203,22 @@ def options(path: Path) -> None:
         except SystemExit as stop:
             code = stop.code
             if code not in (0, 2, None):
-                raise Odd(f"exit code {code}") from stop
+                raise OddError(f"exit code {code}") from stop
             if code == 2:
                 told = err.getvalue() + out.getvalue()
                 raise InputError(told or "nothing was said") from stop
     if _listing() != before:
-        raise Odd("a dry run left files behind")
+        raise OddError("a dry run left files behind")
+
+
+def _line(data: bytes) -> list[str]:
+    """The words of a command line: a JSON list of them, or whatever else stands there; no word holds a zero."""
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError):
+        found = os.fsdecode(data).split()
+    words = found if isinstance(found, list) else [found]
+    return [str(word).replace("\0", "")[:4000] for word in words[:200]]
 
 
 def _listing() -> set[str]:

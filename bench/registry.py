@@ -204,6 +204,19 @@ EXPERIMENTS: dict[str, Experiment] = {
     "flair": Experiment(
         "Inpainting, super-resolution and deblurring with a frozen prior", "flair", ("method", "start")
     ),
+    "students": Experiment(
+        "Distilled students at 1 to 20 calls: equal pairs, updates and batch",
+        "students",
+        ("student", "none"),
+        method=("core/distillation", SOLVERS),
+    ),
+    "rectified-pairs": Experiment(
+        "What retraining on pairs straightens: coupled, shuffled, by path and parameterisation",
+        "rectified_pairs",
+        ("student", "none"),
+        weights=(),
+        method=("core/distillation",),
+    ),
     "embedded-dit": Experiment(
         "What the embedded transformer draws: accuracy, toy-FID, sweeps",
         "embedded_prior",

@@ -24,6 +24,8 @@ from .export import About, export, kind_of
 from .guided import GuidanceObjective, Guiding, Halving, ProgressiveObjective
 from .objective import Distillation
 from .pairs import PairPlan, make_pairs
+from .prune import FeatureMatching, FeatureObjective
+from .quest import Selective, SelectiveObjective
 from .rectify import Phased, PhasedObjective, Rectifying, RectifyObjective, check_coupled
 from .speedupnet import SpeedingUp, SpeedUpObjective
 from .student import Student
@@ -46,6 +48,8 @@ OBJECTIVES: dict[str, Made] = {
     "phased": Made(Phased, PhasedObjective),
     "speed-up": Made(SpeedingUp, SpeedUpObjective),
     "arc": Made(Arcing, ArcObjective),
+    "features": Made(FeatureMatching, FeatureObjective),
+    "selective": Made(Selective, SelectiveObjective),
 }
 
 

@@ -20,10 +20,14 @@ from ..priors.base import Recommended
 from ..priors.diffusers import DiffusersPrior
 from .arcflow import Mixture
 from .kinds import Full, Kind, Lora, Told
+from .prune import Pruned
+from .quest import Quantised
 from .speedupnet import NegativeAdapter
 from .student import Student
 
-KINDS: dict[str, type[Kind]] = {kind.name: kind for kind in (Full, Told, Lora, NegativeAdapter, Mixture)}
+KINDS: dict[str, type[Kind]] = {
+    kind.name: kind for kind in (Full, Told, Lora, NegativeAdapter, Mixture, Pruned, Quantised)
+}
 
 
 @dataclass(frozen=True)

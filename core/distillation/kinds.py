@@ -57,7 +57,7 @@ class Kind:
         if any(scheduler.config.get(key) != value for key, value in config.items() if key != "_class_name") or (
             config["_class_name"] != type(scheduler).__name__
         ):
-            scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
+            scheduler = getattr(diffusers, config["_class_name"]).from_config(told(config))
         try:
             pipe.register_modules(**{name: prior.network, "scheduler": scheduler})
             prior.save(folder)
@@ -74,6 +74,11 @@ class Kind:
         fitted = self.fitted(prior, 0)
         self.read(fitted, folder)
         return fitted
+
+
+def told(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config without diffusers' own notes, among them which values are to stay the defaults."""
+    return {name: value for name, value in config.items() if not name.startswith("_")}
 
 
 @dataclass(frozen=True)
@@ -108,7 +113,7 @@ class Told(Kind):
     def fitted(self, prior: DiffusersPrior, seed: int) -> DiffusersPrior:
         """See Kind.fitted. Raises InputError for networks that cannot be told a scale, or are already."""
         network = prior.network
-        config = dict(network.config) if isinstance(network, ConfigMixin) else {}
+        config = told(network.config) if isinstance(network, ConfigMixin) else {}
         if "time_cond_proj_dim" not in config or config["time_cond_proj_dim"]:
             state = "takes a guidance scale already" if prior.guidance_embedded else "cannot be told a guidance scale"
             raise InputError(f"the network of {prior.name} {state}; make a student of kind full or lora of it")

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .pipelines.shortcuts import depth, fit_splats, normals
     from .pipelines.text_to_image import TextToImage
     from .pipelines.text_to_mesh import TextToMesh
+    from .pipelines.text_to_splats import TextToSplats
     from .utils.errors import InputError, UnprojectError
 
 __version__ = "0.1.0"
@@ -45,6 +46,7 @@ __all__ = [
     "SamplingPlan",
     "TextToImage",
     "TextToMesh",
+    "TextToSplats",
     "UnprojectError",
     "__version__",
     "depth",
@@ -69,6 +71,7 @@ _HOMES = {
     "SamplingPlan": ".core.sampling.plan",
     "TextToImage": ".pipelines.text_to_image",
     "TextToMesh": ".pipelines.text_to_mesh",
+    "TextToSplats": ".pipelines.text_to_splats",
     "UnprojectError": ".utils.errors",
     "depth": ".pipelines.shortcuts",
     "fit_splats": ".pipelines.shortcuts",

@@ -19,6 +19,7 @@ from .calibrate import CalibrateSolver, SearchSolver
 from .common import Command
 from .completion import Completion
 from .demo import Demo
+from .distill import Distill
 from .edit import Edit, Restore
 from .files import Convert, Inspect
 from .fit import Fit
@@ -26,12 +27,14 @@ from .image import MAP_COMMANDS, Pointcloud
 from .info import Doctor, Methods, Priors
 from .render import Render
 from .replay import replayed
-from .text import TextToImage, TextToMesh
+from .shapes import TextToMesh, TextToSplats
+from .text import TextToImage
 from .train import Train
 from .world import Toybox
 
 COMMANDS: tuple[type[Command], ...] = (
     TextToMesh,
+    TextToSplats,
     TextToImage,
     *MAP_COMMANDS.values(),
     Pointcloud,
@@ -48,6 +51,7 @@ COMMANDS: tuple[type[Command], ...] = (
     Methods,
     Bench,
     Train,
+    Distill,
     Doctor,
     Demo,
     Completion,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..core.distillation.score import GuidanceOut
-from ..core.training.checkpoints import Tensors
+from ..core.training.checkpoints import Tensors, copy_into
 from ..core.training.loop import Loop
 from ..core.training.loss import LossOut
 from ..core.training.players import Moves, Player, Turn, named_groups
@@ -27,10 +27,12 @@ from ..utils.ramps import Moment, Ramp
 from .guides import Guide
 from .health import Health, HealthConfig
 from .held_targets import FitConfig, HeldTargets
+from .normal_guide import NormalGuide
 from .regularisers import LossWeights, Scene, active_terms, check_terms, regularisation
 from .resumable import ResumableRun
 from .views import ViewConfig, draw_backgrounds, draw_cameras
 
+Watch = Callable[[int, Tensor, Camera, GuidanceOut], None]  # step, renders (B, 3, S, S), cameras, what was answered
 StepEnd = Callable[["Optimisation", int, dict[str, float]], None]
 
 
@@ -79,18 +81,29 @@ class Optimisation(ResumableRun):
         seed: int,
         device: torch.device | str = "cpu",
         guided_by: Mapping[str, Any] | None = None,
+        normals: NormalGuide | None = None,
     ) -> None:
-        """`guided_by`: what defines the guide, plain values by name; checkpoints of another guide do not resume."""
+        """`guided_by`: what defines the guide, plain values by name; checkpoints of another guide do not resume.
+        `normals` pulls on rendered normals, where targets are not held."""
         super().__init__(config, seed, device)
-        self.config, self.guide = config, guide
+        self.config, self.guide, self.normals = config, guide, normals
         self.guided_by: dict[str, Any] = to_dict(guided_by or {})
         self.shape = make_shape(config.shape, self.generator).to(device)
         check_terms(config.losses, self.shape)
         self.health = Health(config.health, self.shape.bounds)
         self.held = HeldTargets(config.fit)
-        self.loop = Loop([self._player()], {"shape": self._loss})
+        self.loop = self._loop()
         self.nfe = 0  # of the whole run, resumed or not
+        self.watch: Watch | None = None
         self._looked: dict[str, float] = {}  # log of the newest look by the prior
+
+    def _loop(self) -> Loop:
+        """The representation, and the twin of a rule that has one."""
+        twin = self.guide.twin
+        if twin is None:
+            return Loop([self._player()], {"shape": self._loss})
+        losses = {"shape": self._loss, "twin": lambda turn: twin.loss(self.generator)}
+        return Loop([self._player(), twin.player()], losses)
 
     def _player(self) -> Player:
         config, shape = self.config, self.shape
@@ -139,9 +152,14 @@ class Optimisation(ResumableRun):
     def _pull(self, terms: dict[str, float]) -> LossOut:
         """Through whole renders."""
         camera, background = self._drawn()
-        seen = self.shape.render(camera, channels(terms), background, self.generator)
-        guidance = self._ask(seen, camera)
-        loss, log = self._regularised(guidance.loss, seen, camera.rays()[1], terms)
+        share, normals = self.now.share, self.normals
+        asked = normals is not None and normals.config.at(share) > 0
+        seen = self.shape.render(camera, CHANNELS if asked else channels(terms), background, self.generator)
+        pull = self._ask(seen, camera).loss
+        if normals is not None and asked:
+            more, told = normals(seen, camera, self.config.guided_px, share, self.generator)
+            pull, self._looked = pull + more, {**self._looked, **told}
+        loss, log = self._regularised(pull, seen, camera.rays()[1], terms)
         self.health.check(self.step, self.shape, seen, camera, float(loss.detach()))
         return LossOut(loss, {**self._looked, **log})
 
@@ -165,7 +183,10 @@ class Optimisation(ResumableRun):
         return LossOut(loss, {**self._looked, **log, "fit": float(fitted.detach())})
 
     def _ask(self, seen: RenderOutput, camera: Camera) -> GuidanceOut:
-        guidance = self.guide(self._for_prior(seen.rgb), camera, self.now.share, self.generator)
+        images = self._for_prior(seen.rgb)
+        guidance = self.guide(images, camera, self.now.share, self.generator)
+        if self.watch is not None:
+            self.watch(self.step, images.detach(), camera, guidance)
         self._looked = {**guidance.log, "alpha": float(seen.alpha.detach().mean())}
         return guidance
 
@@ -189,6 +210,7 @@ class Optimisation(ResumableRun):
     def own_state(self) -> tuple[Tensors, dict[str, Any]]:
         """See ResumableRun."""
         held = {f"held.{i}": rows for i, rows in enumerate(self.held.sets)}
+        held |= dict(self.loop.players["twin"].named) if self.guide.twin else {}
         return held, {"health": self.health.streak, "pixels": self.held.pixels, "nfe": self.nfe}
 
     def take_state(self, tensors: Tensors, facts: Mapping[str, Any]) -> None:
@@ -197,6 +219,9 @@ class Optimisation(ResumableRun):
         self.held.sets = [tensors[f"held.{i}"].to(self.device) for i in range(len(held))]
         self.held.pixels, self.health.streak = int(facts["pixels"]), dict(facts["health"])
         self.nfe = int(facts["nfe"])
+        if self.guide.twin:
+            learnt = {name: value for name, value in tensors.items() if name.startswith("twin.")}
+            copy_into(self.loop.players["twin"].named, learnt, "the twin of the checkpoint")
 
     @torch.no_grad()
     def picture(self, camera: Camera, background: float = 1.0) -> RenderOutput:

@@ -92,7 +92,10 @@ class ResumableRun(ABC):
         began = time.perf_counter() - self.seconds
         signals: list[int] = []
 
+        lead = f"{next(iter(self.loop.players))}/"  # its logs go by their own names, also among several
+
         def after(step: int, log: dict[str, float]) -> None:
+            log = {key.removeprefix(lead): value for key, value in log.items()}
             if step % self.log_every == 0 or step == self.plan.steps:
                 self.history.append({"step": step, **{key: round(value, 6) for key, value in log.items()}})
             if count is not None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .shortcuts import depth, fit_splats, normals
     from .text_to_image import TextToImage
     from .text_to_mesh import TextToMesh
+    from .text_to_splats import TextToSplats
 
 __all__ = [
     "EditImage",
@@ -24,6 +25,7 @@ __all__ = [
     "RestoreImage",
     "TextToImage",
     "TextToMesh",
+    "TextToSplats",
     "depth",
     "fit_splats",
     "normals",
@@ -38,6 +40,7 @@ _HOMES = {
     "RestoreImage": ".restore_image",
     "TextToImage": ".text_to_image",
     "TextToMesh": ".text_to_mesh",
+    "TextToSplats": ".text_to_splats",
     "depth": ".shortcuts",
     "fit_splats": ".shortcuts",
     "normals": ".shortcuts",

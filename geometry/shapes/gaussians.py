@@ -123,6 +123,15 @@ class Gaussians(Representation):
         sh = torch.cat([self.base, self.rest], dim=1)
         return GaussianCloud(self.means, self.log_scales, self.quaternions, self.logits, sh, mode)
 
+    @property
+    def shown(self) -> GaussianCloud:
+        """Those of `cloud` that are drawn: finite, inside the bounds, and not too faint to be seen."""
+        from ..splats.kernels_project import ALPHA_MIN  # numba
+
+        cloud = self.cloud
+        inside = cloud.means.norm(dim=-1) <= self.bounds
+        return cloud[cloud.finite & inside & (cloud.opacities >= ALPHA_MIN)]
+
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
         """Each part at its own rate."""
         c = self.config

@@ -262,15 +262,23 @@ def _validated(path: Path) -> dict[str, Any]:
     return {} if found is None else {"gltf_errors": found["errors"], "gltf_warnings": found["warnings"]}
 
 
+def _splat_columns(path: Path) -> bool:
+    """Whether a PLY has columns of splats, if not all of them."""
+    from ..geometry.formats.ply import is_splat
+    from ..geometry.formats.ply_data import read_header
+
+    return any(element.name == "vertex" and is_splat(element) for element in read_header(path).elements)
+
+
 def _inspect_points(path: Path) -> dict[str, Any]:
     import torch
 
     from ..geometry.points import PointCloud
 
-    cloud = PointCloud.load(path)
+    cloud, splats = PointCloud.load(path), _splat_columns(path)
     origin = torch.tensor(cloud.origin, dtype=torch.float64)
     return {
-        "kind": "point cloud",
+        "kind": "Gaussian splats" if splats else "point cloud",
         "points": len(cloud),
         "bounds_low": (cloud.points.amin(0).double() + origin).tolist(),
         "bounds_high": (cloud.points.amax(0).double() + origin).tolist(),

@@ -115,6 +115,29 @@ EXPERIMENTS: dict[str, Experiment] = {
         weights=None,
         method=("geometry/splats",),
     ),
+    "fit": Experiment(
+        "Splats fitted to posed pictures: held-out views, cost, meshes, wrong poses",
+        "fit",
+        ("fit", "default"),
+        prior="",
+        weights=None,
+        method=("geometry/splats", "toybox"),
+    ),
+    "direct25": Experiment(
+        "Meshes from multi-view normals: hulls, Poisson's surface and fusion of exact maps",
+        "direct25",
+        ("way", "visual hull"),
+        prior="",
+        weights=None,
+        method=("generate/fuse.py", "toybox"),
+    ),
+    "solids": Experiment(
+        "Meshes of fresh prompts and real ones as solids, by every measure",
+        "solids",
+        ("surface", "lattice"),
+        weights=("toybox-mv",),
+        method=("geometry", "generate", "core/distillation"),
+    ),
     "codec": Experiment(
         "What the codec loses of pictures and maps, and what limits drawings",
         "codec",
@@ -180,6 +203,19 @@ EXPERIMENTS: dict[str, Experiment] = {
     "focus": Experiment("Sentences with two objects under control of the attention", "focus", ("cost", "none")),
     "flair": Experiment(
         "Inpainting, super-resolution and deblurring with a frozen prior", "flair", ("method", "start")
+    ),
+    "students": Experiment(
+        "Distilled students at 1 to 20 calls: equal pairs, updates and batch",
+        "students",
+        ("student", "none"),
+        method=("core/distillation", SOLVERS),
+    ),
+    "rectified-pairs": Experiment(
+        "What retraining on pairs straightens: coupled, shuffled, by path and parameterisation",
+        "rectified_pairs",
+        ("student", "none"),
+        weights=(),
+        method=("core/distillation",),
     ),
     "embedded-dit": Experiment(
         "What the embedded transformer draws: accuracy, toy-FID, sweeps",

@@ -19,6 +19,7 @@ from .calibrate import CalibrateSolver, SearchSolver
 from .common import Command
 from .completion import Completion
 from .demo import Demo
+from .distill import Distill
 from .edit import Edit, Restore
 from .files import Convert, Inspect
 from .fit import Fit
@@ -50,6 +51,7 @@ COMMANDS: tuple[type[Command], ...] = (
     Methods,
     Bench,
     Train,
+    Distill,
     Doctor,
     Demo,
     Completion,

@@ -17,6 +17,7 @@ from .common import Seeded, Threaded, Writer, check_range, pick_device
 from .files import MESHES
 from .outputs import Target, distinct_slug
 from .showing import Shown
+from .splat_files import check_format
 
 if TYPE_CHECKING:
     from ..generate.splat_fit import SplatFitConfig
@@ -103,6 +104,8 @@ class Fit(Threaded, Seeded, Writer):
             )
         if self.mesh is not None and self.mesh.suffix.lower() not in (".glb", ".obj", ".stl", ".ply"):
             raise InputError(f"--mesh {self.mesh}: cannot write that; use .glb, .obj, .stl or .ply")
+        if self.out is not None and self.out.suffix.lower() == ".spz":
+            check_format(".spz")
         if not Path(self.recipe).is_file():
             config_path(f"fit/{self.recipe}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,6 +27,14 @@ def holds_splats(path: Path) -> bool:
     return path.suffix.lower() in SPLATS and path.is_file() and is_splat_file(path)
 
 
+def check_format(suffix: str) -> None:
+    """Raises MissingExtraError for a format whose package is not there, before work is spent on it."""
+    from ..utils.errors import need_extra
+
+    if suffix == ".spz" and find_spec("zstandard") is None:
+        need_extra("zstandard", "spz")
+
+
 def check_splats(source: Path, destination: Path, wanted: Wanted) -> None:
     """Raises InputError where splats cannot become what is wanted."""
     from ..geometry.splats.files import suffix_of
@@ -38,7 +47,7 @@ def check_splats(source: Path, destination: Path, wanted: Wanted) -> None:
     if wanted == "same" and suffix in (".obj", ".stl"):
         raise InputError(f"{source} holds splats, which {suffix} cannot; --to mesh makes a mesh of them")
     if wanted == "same":
-        suffix_of(destination)
+        check_format(suffix_of(destination))
 
 
 def convert_splats(source: Path, destination: Path, wanted: Wanted, faces: int, record: RunRecord) -> Shown:
@@ -78,11 +87,10 @@ def inspect_splats(path: Path) -> dict[str, Any]:
 def _mesh(cloud: GaussianCloud, faces: int) -> Mesh:
     from dataclasses import replace
 
-    from ..geometry.splats.surface import SurfaceConfig, solid_of, surface_of
+    from ..geometry.splats.surface import SurfaceConfig, surface_of
 
     config = SurfaceConfig()
-    config = replace(config, faces=faces) if faces else config
-    return solid_of(surface_of(cloud, config), config)
+    return surface_of(cloud, replace(config, faces=faces) if faces else config)
 
 
 def _warn(path: Path, lost: list[str]) -> None:

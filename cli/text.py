@@ -128,6 +128,9 @@ class TextToImage(TextCommand, SamplingCommand):
     """Draw this many images and write them as one sheet."""
     control: str | None = None
     """Keeps several subjects apart: focus[:STRENGTH] or attend-and-excite[:STRENGTH], as in focus:2 (default: none)."""
+    student: str | None = None
+    """A distilled student: a folder that `unproject distill` wrote, or the name of an embedded one. Steps, solver and
+    guidance come from its distill.json; an adapter goes on --prior where that is given."""
     subjects: str | None = None
     """Subjects of --control, words of the prompt, as in "red chair; blue dog" (default: read off the prompt)."""
 
@@ -139,6 +142,8 @@ class TextToImage(TextCommand, SamplingCommand):
     def check(self) -> None:
         """Ranges."""
         check_range("--count", self.count, 1, 4096)
+        if self.student is not None:
+            self._check_student(self.student)
         check_range("--grid", self.grid, 0, 1024)
         if self.grid and self.count > 1:
             raise InputError(f"give --grid {self.grid} or --count {self.count}, not both")
@@ -146,6 +151,16 @@ class TextToImage(TextCommand, SamplingCommand):
             images = max(self.grid, self.count)
             raise InputError(f"--boundary starts every image from one noise: all {images} images would be the same")
         super().check()
+
+    def _check_student(self, name: str) -> None:
+        from ..utils.files import student_folder
+
+        student_folder(name)
+        if self.lora or self.model_schedule:
+            other = "--lora" if self.lora else "--model-schedule"
+            raise InputError(f"--student {name} and {other} change the network both; give one")
+        if self.cache not in (None, "none"):
+            raise InputError(f"--cache {self.cache}: a student of few steps has nothing to reuse; leave it out")
 
     def check_words(self, words: str) -> None:
         """An empty prompt is allowed here and means whatever the prior likes."""
@@ -176,7 +191,13 @@ class TextToImage(TextCommand, SamplingCommand):
         """The pipeline, and the plan with what it needs loaded."""
         from ..pipelines.text_to_image import TextToImage as Pipeline
 
-        return Pipeline.from_pretrained(self.prior, **self.placement()), self.loaded_plan()
+        if self.student is None:
+            return Pipeline.from_pretrained(self.prior, **self.placement()), self.loaded_plan()
+        from ..core.distillation.export import load_student
+
+        given = {name: value for name, value in self.placement().items() if name != "quality"}
+        base = None if self.prior == "toybox" else self.prior
+        return Pipeline(load_student(self.student, base, **given), "native"), self.loaded_plan()
 
     def one(self, pipe: Any, job: Job, record: RunRecord, shown: Shown) -> None:
         """Draws and writes the images."""

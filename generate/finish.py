@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..core.distillation.score import DivergedError
 from ..geometry.bake import bake
+from ..geometry.cameras import Camera
 from ..geometry.extract import EmptySurfaceError
 from ..geometry.meshes import Mesh
 from ..geometry.representation import MeshConfig, Representation
@@ -33,10 +34,13 @@ def surface_of(shape: Representation, config: MeshConfig) -> Mesh:
     return solid_surface(mesh, config.keep, config.faces)
 
 
-def textured_mesh(shape: Representation, config: MeshConfig) -> Mesh:
-    """The surface with UV charts and a base colour texture."""
+def textured_mesh(shape: Representation, config: MeshConfig, seen_from: Camera | None = None) -> Mesh:
+    """The surface with UV charts and a base colour texture.
+
+    seen_from: views that the colours were learnt from; what none of them shows is filled from what they show.
+    """
     mesh = unwrap(surface_of(shape, config), config.texture)
-    return bake(mesh, lambda p, n: shape.surface_color(p, n, config), config.texture)
+    return bake(mesh, lambda p, n: shape.surface_color(p, n, config), config.texture, seen_from=seen_from)
 
 
 def write_pictures(mesh: Mesh, place: Callable[[str], Path], frames: int = 36, size: int = 256) -> list[Path]:

@@ -35,6 +35,7 @@ StepEnd = Callable[["SplatFit", int, dict[str, float]], None]
 GREYS = {"white": 1.0, "black": 0.0}
 NEAR, FAR = 0.01, 1000.0  # planes in extents of the scene
 TRIES = 100  # to find random places that pictures do not show as empty
+AROUND = 3.0  # extents
 SPREAD = 0.5  # of the distance from the cameras to what they look at: radius of the ball in which points are drawn
 
 
@@ -42,7 +43,7 @@ SPREAD = 0.5  # of the distance from the cameras to what they look at: radius of
 class SplatFitConfig:
     """configs/fit/*.yaml: how splats follow pictures; what changes during the run is given in shares of it."""
 
-    steps: int = 3000
+    steps: int = 2000
     views: int = 1  # pictures of each step
     sizes: tuple[tuple[float, float], ...] = ((0, 0.5), (0.2, 1.0))  # (from share, factor on the pictures' size)
     ssim: float = 0.2  # weight of 1 - SSIM; L1 has the rest
@@ -138,8 +139,7 @@ class SplatFit(ResumableRun):
         background = self._background(len(rows))
         target = pictures.picture(rows, background).to(self.device)
         seen = self.shape.render(self.cameras(rows, pictures.cameras), ("rgb",), background.to(self.device)).rgb
-        if pictures.valid is not None:
-            seen = torch.where(pictures.valid[rows].to(self.device), seen, target)
+        seen, target = told_parts(pictures, rows, seen, target)
         apart = (seen - target).abs().mean()
         loss = (1 - config.ssim) * apart
         if config.ssim:
@@ -210,8 +210,7 @@ class SplatFit(ResumableRun):
             target = pictures.picture([row], self.judged_over).to(self.device)
             camera = self.cameras([row]) if refined else self.planes(pictures.cameras[row]).to(self.device)
             seen = self.shape.render(camera, ("rgb",), self.judged_over).rgb
-            if pictures.valid is not None:
-                seen = torch.where(pictures.valid[[row]].to(self.device), seen, target)
+            seen, target = told_parts(pictures, [row], seen, target)
             found.append({"psnr": float(psnr(seen, target)), "ssim": float(ssim(seen, target))})
         return found
 
@@ -227,6 +226,14 @@ class SplatFit(ResumableRun):
         """See ResumableRun."""
         if self.pose_steps is not None:
             copy_into({"pose_steps": self.pose_steps}, tensors, "the checkpoint")
+
+
+def told_parts(pictures: PosedImages, rows: list[int], *maps: Tensor) -> tuple[Tensor, ...]:
+    """Maps (B, H, W, C) with 0 where the pictures say nothing."""
+    if pictures.valid is None:
+        return maps
+    told = pictures.valid[rows].to(maps[0])
+    return tuple(value * told for value in maps)
 
 
 def _digests(pictures: PosedImages) -> dict[str, str]:
@@ -256,10 +263,14 @@ def starting_cloud(pictures: PosedImages, config: SplatFitConfig, generator: tor
 def random_places(pictures: PosedImages, count: int, generator: torch.Generator) -> Tensor:
     """(count, 3) in a ball around what the cameras look at, where no picture shows that nothing is.
 
-    Pictures that leave next to nothing count for nothing.
+    Where everything covers, there is a world behind it: every other point lies in a ball of three extents, as gsplat's
+    random ones do. Pictures that leave next to nothing count for nothing.
     """
     middle = pictures.middle
-    radius = SPREAD * float((pictures.cameras.centres - middle).norm(dim=-1).median())
+    near = SPREAD * float((pictures.cameras.centres - middle).norm(dim=-1).median())
+    radius = torch.full((4 * count, 1), near)
+    if pictures.alpha is None:
+        radius[::2] = max(near, AROUND * pictures.extent)
     found: list[Tensor] = []
     for _ in range(TRIES):
         place = torch.nn.functional.normalize(torch.randn(4 * count, 3, generator=generator), dim=-1)

@@ -52,6 +52,18 @@ def draw_cameras(config: ViewConfig, size: int, generator: torch.Generator) -> C
     return Camera.orbit(azimuth, elevation, distance, fov, size)
 
 
+def views_around(config: ViewConfig, size: int = 128, turns: int = 8) -> Camera:
+    """Views that stand for all that may be drawn: `turns` of them at the bounds and in the middle of each elevation."""
+    low, high = config.elevation_deg
+    heights = [low, 0.5 * (low + high), high]
+    if config.high_share > 0:
+        heights.append(0.5 * sum(config.high_elevation_deg))
+    angle = 0.5 * sum(config.fov_y_deg)
+    azimuth = [360 * (turn + 0.5 * (row % 2)) / turns for row in range(len(heights)) for turn in range(turns)]
+    elevation = [height for height in heights for _ in range(turns)]
+    return Camera.orbit(azimuth, elevation, 1 / math.sin(math.radians(0.5 * angle)), angle, size)
+
+
 def draw_backgrounds(config: ViewConfig, generator: torch.Generator) -> Tensor:
     """sRGB (groups * views, 3), one colour for each group."""
     draw = torch.rand(config.groups, 5, generator=generator)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..utils.errors import InputError
+from ..utils.errors import InputError, damage
 from ..utils.files import read_json, write_json, write_text
 from .cameras import Camera, from_colmap, from_nerfstudio, to_colmap, to_nerfstudio
 from .colmap_model import Posed, has_points, read_model
@@ -20,6 +20,8 @@ from .points import PointCloud
 VIEW_ENTRIES = {"frames", "file_path", "transform_matrix", "applied_transform", "applied_scale"}
 LENS_ENTRIES = {"camera_model", "is_fisheye", "w", "h", "fl_x", "fl_y", "cx", "cy", "camera_angle_x", "camera_angle_y"}
 HONOURED = VIEW_ENTRIES | LENS_ENTRIES | set(DISTORTION)  # of transforms.json
+FARTHEST = 1e15  # of a camera's place, in the file's unit
+LEAST_ROTATION = 1e-2  # how far R R^T may be from the unit matrix
 LARGEST_LOSS = 1e-6  # of the cameras' spread: what float32 may round away before float64 is kept
 
 
@@ -56,9 +58,10 @@ def load_nerfstudio(path: str | Path, undo_applied: bool = True) -> tuple[Camera
     return views.camera, views.names
 
 
-def nerfstudio_views(path: str | Path, undo_applied: bool = True) -> Views:
+def nerfstudio_views(path: str | Path, undo_applied: bool = True, taken: Collection[str] = ()) -> Views:
     """Cameras, image names and lenses of a transforms.json (nerfstudio, NeRF-synthetic), in file order.
 
+    taken: entries that somebody else reads.
     undo_applied: take back the file's `applied_transform` and `applied_scale`, which returns COLMAP data to COLMAP's
     world. Sizes that the file does not give come from the images beside it. Entries that are not carried over are named
     in a warning. Poses are float32, or float64 where float32 would round them. Raises InputError for missing fields,
@@ -76,13 +79,15 @@ def nerfstudio_views(path: str | Path, undo_applied: bool = True) -> Views:
             poses.append(_matrix(frame["transform_matrix"], 4, 4))
         applied = _matrix(document["applied_transform"], 3, 4) if "applied_transform" in document else None
         scale = float(document.get("applied_scale", 1.0))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path} is not a usable transforms.json: {error!r}") from error
+        raise InputError(f"{path} is not a usable transforms.json: {damage(error)}") from error
     if not 0 < scale < float("inf"):
         raise InputError(f"{path} has applied_scale {scale}; it must be above 0")
-    entries = {key for part in (document, *document["frames"]) for key in part} - HONOURED
+    if applied is not None and not 1e-12 < abs(float(torch.linalg.det(applied[:, :3]))) < 1e12:
+        raise InputError(f"{path} has an applied_transform that cannot be taken back: {applied.tolist()}")
+    entries = {key for part in (document, *document["frames"]) for key in part} - HONOURED - set(taken)
     if entries:
         warnings.warn(f"{path.name}: not kept: {', '.join(sorted(entries))}", UserWarning, stacklevel=2)
     stacked = torch.stack(poses)
@@ -150,14 +155,25 @@ def _camera(path: Path, c2w: Tensor, lenses: Sequence[Lens]) -> Camera:
         raise InputError(f"{path} mixes the camera models {', '.join(sorted(models))}; keep one of them a file")
     if len(sizes) > 1:
         raise InputError(f"{path} mixes image sizes {sorted(sizes)}; resize the images to one size")
-    for i, lens in enumerate(lenses):
+    for i, (lens, pose) in enumerate(zip(lenses, c2w, strict=True)):
         check_lens(lens, f"{path}, view {i}")
+        _check_pose(pose, f"{path}, view {i}")
     K, (width, height) = torch.stack([lens.K for lens in lenses]), next(iter(sizes))
     centres = c2w[:, :3, 3]
     spread = float((centres - centres.mean(dim=0)).norm(dim=-1).max()) or 1.0
     if float((centres - centres.float().double()).abs().max()) <= LARGEST_LOSS * spread:
         c2w, K = c2w.float(), K.float()
     return Camera(c2w, K, width, height, model=models.pop())
+
+
+def _check_pose(pose: Tensor, where: str) -> None:
+    """Raises InputError for a pose (4, 4) that moves or turns nothing rigidly: scaled, sheared, mirrored or endless."""
+    turn, place = pose[:3, :3], pose[:3, 3]
+    if not bool((place.abs() < FARTHEST).all()):
+        raise InputError(f"{where} stands at {place.tolist()}, which is too far; scale the cameras down")
+    off = (turn @ turn.mT - torch.eye(3, dtype=turn.dtype)).abs().max()
+    if not float(off) < LEAST_ROTATION or float(torch.linalg.det(turn)) < 0:
+        raise InputError(f"{where} has a pose that is no rotation and place ({turn.tolist()}); export it without scale")
 
 
 def _matrix(values: Any, rows: int, columns: int) -> Tensor:

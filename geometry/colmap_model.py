@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..utils.errors import InputError
+from ..utils.errors import InputError, damage
 from .lenses import Lens, lens_of_colmap
 
 # number in cameras.bin: name, count of parameters
@@ -44,12 +45,17 @@ def read_model(folder: Path) -> list[Posed]:
     text = (folder / "cameras.txt").is_file() or not (folder / "cameras.bin").is_file()
     try:
         entries = _text(folder) if text else _binary(folder)
-    except (KeyError, IndexError, ValueError, struct.error) as error:
+    except (KeyError, IndexError, ValueError, OverflowError, struct.error) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{folder} is not a usable COLMAP {'text' if text else 'binary'} model: {error!r}") from error
+        kind = "text" if text else "binary"
+        raise InputError(f"{folder} is not a usable COLMAP {kind} model: {damage(error)}") from error
     if not entries:
         raise InputError(f"{folder / ('images.txt' if text else 'images.bin')} lists no images")
+    for entry in entries.values():
+        turn = math.hypot(*entry.pose[:4])
+        if len(entry.pose) != 7 or not all(map(math.isfinite, entry.pose)) or not 1e-6 < turn < 1e6:
+            raise InputError(f"{folder}: the image {entry.name[:80]} has no usable pose: {entry.pose}")
     return [entry for _, entry in sorted(entries.items())]
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..utils.decoding import image_size
 from ..utils.errors import InputError
+from ..utils.files import is_there
 
 # camera_model of transforms.json, as nerfstudio reads it
 NERFSTUDIO = {
@@ -33,6 +34,7 @@ COLMAP: dict[str, tuple[str, int, tuple[str, ...]]] = {
     "RADIAL_FISHEYE": ("fisheye", 3, ("k1", "k2")),
     "OPENCV_FISHEYE": ("fisheye", 4, ("k1", "k2", "k3", "k4")),
 }
+LONGEST = 1e12  # px: more is an affine camera by mistake
 DISTORTION = ("k1", "k2", "k3", "k4", "p1", "p2")
 NOT_BENT = 1e-9  # a smaller coefficient is none
 SUFFIXES = ("", ".png", ".jpg", ".jpeg", ".exr")  # NeRF-synthetic leaves .png out
@@ -104,8 +106,10 @@ def check_lens(lens: Lens, where: str) -> None:
     of a principal point outside the image."""
     K = lens.K
     focal = (float(K[0, 0]), float(K[1, 1]))
-    if not all(0 < f < math.inf for f in focal) or not bool(torch.isfinite(K).all()):
-        raise InputError(f"{where} has focal lengths {focal[0]:g}, {focal[1]:g} px; they must be above 0")
+    if not all(0 < f < LONGEST for f in focal):
+        raise InputError(f"{where} has focal lengths {focal[0]:g}, {focal[1]:g} px; they must be above 0 and finite")
+    if not bool((K.abs() < LONGEST).all()):
+        raise InputError(f"{where} has K {K.tolist()}, which holds numbers that are no pixels")
     if abs(float(K[0, 1])) > 1e-6 * focal[0]:
         raise InputError(
             f"{where} has skew {float(K[0, 1]):g} px, which camera files cannot hold; undistort the images"
@@ -157,10 +161,10 @@ def _size(frame: Mapping[str, Any], path: Path) -> tuple[int, int]:
     image = path.parent / str(frame["file_path"]).replace("\\", "/")
     for suffix in SUFFIXES:
         file = image.with_name(image.name + suffix)
-        if file.is_file():
+        if is_there(file):
             return image_size(file)
     missing = " and ".join(key for key in ("w", "h") if key not in frame)
     raise InputError(
-        f"{path} is not a usable transforms.json: it has no {missing}, and {image} is not there to tell; "
+        f"{path} is not a usable transforms.json: it has no {missing}, and {str(image)[:200]} is not there to tell; "
         'add "w" and "h" (px of the images) beside "frames"'
     )

@@ -6,12 +6,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..utils.errors import InputError
+from ..utils.seeds import generator as seeded
 from .cameras import Camera, invert_rigid
 from .meshes import Mesh
 from .outputs import over_background
@@ -58,7 +60,7 @@ class PosedImages:
         """Some of the pictures."""
         index = torch.as_tensor(rows, dtype=torch.int64)
         parts = {name: getattr(self, name) for name in ("images", "alpha", "valid")}
-        kept = {name: None if value is None else value[index] for name, value in parts.items()}
+        kept: dict[str, Any] = {name: None if value is None else value[index] for name, value in parts.items()}
         names = tuple(self.names[i] for i in index.tolist()) if self.names else ()
         return replace(self, cameras=self.cameras[index], names=names, **kept)
 
@@ -132,12 +134,12 @@ class PosedImages:
 def around(
     views: int, size: int, distance: float, fov_y_deg: float, elevation_deg: tuple[float, float] = (-20.0, 75.0)
 ) -> Camera:
-    """Cameras on a spiral from low to high, evenly over the part of the sphere around the origin.
+    """Cameras evenly over the part of the sphere around the origin between two elevations, on a spiral.
 
-    The golden angle lies between neighbours, so that any every-n-th of them looks from everywhere too.
+    They come in an order that is drawn once and for all, so that every n-th of them looks from everywhere too.
     """
     low, high = (math.sin(math.radians(e)) for e in elevation_deg)
-    index = torch.arange(views)
+    index = torch.randperm(views, generator=seeded(views))
     elevation = torch.rad2deg(torch.asin(low + (high - low) * (index + 0.5) / views))
     azimuth = torch.rad2deg(index * (math.pi * (3 - math.sqrt(5)))) % 360
     return Camera.orbit(azimuth, elevation, distance, fov_y_deg, size)

@@ -23,6 +23,7 @@ from .posed import SEEN_WHOLE, PosedImages, bytes_of, plain_colors, shrunk
 
 TRANSFORMS = ("transforms.json", "transforms_train.json")
 MODELS = (".", "sparse/0", "sparse", "colmap/sparse/0")  # where a COLMAP model lies in a folder
+POINTS = "ply_file_path"  # of transforms.json
 ASPECT = 0.01  # by which a picture's may differ from its camera's
 
 
@@ -38,7 +39,11 @@ def load_posed(source: str | Path, downscale: int = 1, images: str | Path | None
         raise InputError(f"downscale={downscale} must be 1 or more")
     file = source if source.is_file() else next((source / n for n in TRANSFORMS if (source / n).is_file()), None)
     if file is not None:
-        views, points, root = nerfstudio_views(file), _nerfstudio_points(file), Path(images or file.parent)
+        views, points, root = (
+            nerfstudio_views(file, taken=(POINTS,)),
+            _nerfstudio_points(file),
+            Path(images or file.parent),
+        )
     else:
         model = next((source / m for m in MODELS if _has_model(source / m)), None)
         if model is None:
@@ -110,7 +115,7 @@ def _colmap_points(model: Path) -> PointCloud | None:
 def _nerfstudio_points(file: Path) -> PointCloud | None:
     """Those of `ply_file_path`, which lie in the world of the poses as they are written."""
     document: Any = read_json(file)
-    name = document.get("ply_file_path") if isinstance(document, dict) else None
+    name = document.get(POINTS) if isinstance(document, dict) else None
     if name is None or not (file.parent / str(name)).is_file():
         return None
     cloud = PointCloud.load(file.parent / str(name))

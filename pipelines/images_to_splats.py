@@ -22,7 +22,7 @@ from ..geometry.posed import PosedImages, orbit_like
 from ..geometry.posed_files import load_posed
 from ..geometry.splats import GaussianCloud, save_splats
 from ..geometry.splats.drawing import SplatView
-from ..geometry.splats.surface import SurfaceConfig, solid_of, surface_of
+from ..geometry.splats.surface import SurfaceConfig, surface_of
 from ..geometry.turntable import film
 from ..utils.configs import load_config, to_dict
 from ..utils.pictures import grid, save_image
@@ -43,7 +43,7 @@ class ImagesToSplatsOutput(BaseOutput):
     pictures: PosedImages
     held_out: PosedImages  # not learnt from; those learnt from where none are held out
     metrics: dict[str, float]  # "psnr" in dB and "ssim", means over held-out pictures; "splats", their number
-    per_picture: list[dict[str, float]]
+    per_picture: list[dict[str, Any]]  # "picture" (its name), "psnr", "ssim"
     cameras: Camera | None  # refined ones of the pictures that were learnt from; None: they are as given
     seed: int
     started: datetime
@@ -55,7 +55,7 @@ class ImagesToSplatsOutput(BaseOutput):
     def mesh(self, config: SurfaceConfig | None = None, fuse_pictures: bool = False) -> Mesh:
         """A solid, coloured at its vertices; fuse_pictures: only depth that the pictures' cameras see is fused."""
         config, cameras = config or SurfaceConfig(), self.pictures.cameras if fuse_pictures else None
-        return solid_of(surface_of(self.splats, config, cameras), config)
+        return surface_of(self.splats, config, cameras)
 
     def sheet(self) -> np.ndarray:
         """Held-out pictures above what the splats show there."""

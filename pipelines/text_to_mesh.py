@@ -13,6 +13,7 @@ from diffusers.utils import BaseOutput
 
 from ..generate.diagnostics import Diagnostics
 from ..generate.finish import textured_mesh, write_pictures
+from ..generate.views import views_around
 from ..geometry.inspection import write_report
 from ..geometry.meshes import Mesh
 from ..geometry.report import MeshReport
@@ -109,7 +110,7 @@ class TextToMesh(TextToShape):
         made = self._made(prompt, negative_prompt, recipe, seed, out, resume, callback_on_step_end, diagnostics)
         work, optimised = made.work, time.perf_counter()
         with under_way("mesh and texture"):
-            mesh = textured_mesh(work.shape, recipe.mesh)
+            mesh = textured_mesh(work.shape, recipe.mesh, views_around(recipe.optimise.views))
         seconds = {"optimise": work.seconds, "mesh": time.perf_counter() - optimised}
         return TextToMeshOutput(
             mesh=mesh,

@@ -84,8 +84,6 @@ class Verdict:
     """(B,) probability that the camera stands in the half-space the front looks into"""
     azimuth_deg: Tensor
     """(B,) in [0, 360), 0 looks at the front; for single objects"""
-    azimuth_certainty: Tensor
-    """(B,) length of the predicted direction, 0 when the side cannot be told"""
 
     def best(self, question: str) -> list[str]:
         """The most probable answer of each picture."""
@@ -188,7 +186,7 @@ class Judge:
         front = torch.sigmoid(logits.pop("front")[:, 0])
         azimuth = torch.rad2deg(torch.atan2(direction[:, 1], direction[:, 0])) % 360
         probs = {name: logits[name].softmax(1) for name in self.answers}
-        return Verdict(self.answers, probs, front, azimuth, direction.norm(dim=1))
+        return Verdict(self.answers, probs, front, azimuth)
 
     def _two(self, images: Tensor) -> dict[str, Tensor]:
         """Logits of the questions that two objects answer."""

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ...utils.errors import InputError, UnprojectError
 from ...utils.ramps import Ramp
+from ...utils.recompute import in_parts
 from ..priors.base import Prior
 from ..priors.rows import Condition
 from ..sampling.denoiser import Denoiser
@@ -101,6 +102,7 @@ class ScoreDistillation:
         guidance, self.condition = guided_by(prior, condition, config.guidance)
         self.denoiser = Denoiser(prior, self.condition, guidance)
         self.schedule = self.denoiser.schedule
+        self.images_at_once: int | None = None  # encoded or decoded at once, for less memory; None: all
         self.twin: Twin | None = None
         if config.rule.made.twin:
             from .twin import Twin  # heavy: adapters
@@ -137,7 +139,7 @@ class ScoreDistillation:
         config, batch = self.config, images.shape[0]
         condition = self.repeated(batch) if condition is None else guided_by(self.prior, condition, config.guidance)[1]
         with torch.set_grad_enabled(torch.is_grad_enabled() and config.space != "image"):
-            x = self.prior.encode(images)
+            x = in_parts(self.prior.encode, self.images_at_once, images)
         groups = batch // condition.frames
         if index is None:
             per_group = config.window.indices(share, groups, self.schedule.steps, generator)
@@ -161,7 +163,7 @@ class ScoreDistillation:
         if config.space != "latent":
             strength = 1.0 if config.space == "image" else config.image_weight
             with torch.no_grad():
-                target_rgb = self.prior.decode(target).to(images)
+                target_rgb = in_parts(self.prior.decode, self.images_at_once, target).to(images)
             loss = loss + strength * image_loss(images, target_rgb, weight)
         norm = float(grad.flatten(1).square().sum(1).mean().sqrt())
         log = {"t": float(index.double().mean()) / self.schedule.steps, "grad": norm, "loss": float(loss.detach())}

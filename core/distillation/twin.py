@@ -18,8 +18,9 @@ from ..priors.rows import Condition
 from ..sampling.denoiser import Denoiser
 from ..training.loss import LossOut
 from ..training.players import Moves, Player
+from .kinds import Lora
 from .rules.vsd import VSD
-from .student import Lora, Student
+from .student import Student
 
 
 class Twin:

@@ -241,7 +241,7 @@ class Gaussians(Representation):
             self._replace(values)
         if config.noise:
             rate = self.config.mean_lr * self._mean_rate(now) * config.noise
-            self.means += tremble(self.cloud, rate / self.config.unit, rng)
+            self.means.add_(tremble(self.cloud, rate / self.config.unit, rng))
         return None if change is None else Regrown(change.kept, split=change.sources, names=GROWN)
 
     def _rows(self, rows: Tensor) -> dict[str, Tensor]:

@@ -70,13 +70,13 @@ class GaussianCloud:
             raise InputError(f"{len(points)} points are too few to know how large splats should be")
         place = points.detach().double().cpu().numpy()
         distance, _ = cKDTree(place).query(place, k=min(4, len(place)))
-        size = points.new_tensor((distance[:, 1:] ** 2).mean(1)).sqrt().clamp_min(1e-7) * size
+        side = points.new_tensor((distance[:, 1:] ** 2).mean(1)).sqrt().clamp_min(1e-7) * size
         turn = points.new_tensor([1.0, 0.0, 0.0, 0.0]).expand(len(points), 4).clone()
         sh = torch.zeros(len(points), 1, 3, dtype=points.dtype, device=points.device)
         if colors is not None:
             sh[:, 0] = (colors.to(points) - 0.5) / C0
         logits = points.new_full((len(points),), math.log(opacity / (1 - opacity)))
-        return cls(points.clone(), size.log()[:, None].expand(-1, 3).clone(), turn, logits, sh)
+        return cls(points.clone(), side.log()[:, None].expand(-1, 3).clone(), turn, logits, sh)
 
     @classmethod
     def cat(cls, clouds: Sequence[GaussianCloud]) -> GaussianCloud:

@@ -99,7 +99,7 @@ def losses(cloud: GaussianCloud, kind: str) -> list[str]:
         )
     if cloud.mode != "default" and kind in (".splat", ".spz", ".glb"):
         lost.append(f"the render mode {cloud.mode} is not said")
-    if cloud.mode == "2dgs" and kind != ".ply":
+    if cloud.mode == "2dgs" and kind in (".splat", ".spz", ".glb"):
         lost.append("flat splats become thin ones")
     return lost
 

@@ -1,4 +1,4 @@
-"""Gaussians on a lattice: how opaque space is, and of what colour, summed up by compiled loops."""
+"""Gaussians on a lattice: how opaque space is, summed up by compiled loops."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ REACH = 3.0  # deviations
 
 @compiled
 def add_gaussians(
-    means: Array, precisions: Array, reaches: Array, opacities: Array, colors: Array, low: Array, spacing: float,
-    lattice: Array,
+    means: Array, precisions: Array, reaches: Array, opacities: Array, low: Array, spacing: float, lattice: Array
 ) -> None:  # fmt: skip
-    """Adds o exp(-d^T P d / 2) (1, r, g, b) of N Gaussians to a lattice (X, Y, Z, 4) whose first point is `low`.
+    """Adds o exp(-d^T P d / 2) of N Gaussians to a lattice (X, Y, Z) whose first point is `low`.
 
-    means (N, 3), precisions (N, 3, 3), reaches (N, 3) half sides of the box that counts, colors (N, 3).
+    means (N, 3), precisions (N, 3, 3), reaches (N, 3) half sides of the box that counts.
     """
     sides = lattice.shape
     first, last = np.empty(3, np.int64), np.empty(3, np.int64)
@@ -40,7 +39,4 @@ def add_gaussians(
                     far += 2 * (P[0, 1] * x * y + P[0, 2] * x * z + P[1, 2] * y * z)
                     if far > REACH * REACH:
                         continue
-                    weight = opacities[n] * math.exp(-0.5 * far)
-                    lattice[i, j, k, 0] += weight
-                    for c in range(3):
-                        lattice[i, j, k, 1 + c] += weight * colors[n, c]
+                    lattice[i, j, k] += opacities[n] * math.exp(-0.5 * far)

@@ -82,8 +82,8 @@ class ViewTextGuide(ScoreGuide):
             raise InputError(f"score.perp_neg needs branches of guidance, which {prior.name} takes as an input instead")
         self.rows = list(VIEW_TEXT)
         texts = [f"{prompt}, {VIEW_TEXT[name]}{_ending(shows)}" for name in self.rows]
-        self.conditions = encoded(config, prior, texts, negative)
         self.score = ScoreDistillation(config, prior, encoded(config, prior, [prompt + _ending(shows)], negative))
+        self.conditions = encoded(config, prior, texts, negative)
 
     def __call__(self, images: Tensor, camera: Camera, share: float, generator: torch.Generator) -> GuidanceOut:
         """See Guide."""

@@ -26,6 +26,7 @@ from .embedded import EmbeddedPrior, MultiViewPrior
 from .lora import add_loras
 from .multiview import FRAMES, MultiViewUNet, base_of, read_manifest
 from .mvdream import PICKLED, as_safetensors, load_mvdream
+from .pixels import MANIFEST, PixelPrior, read_pixels
 from .single_file import MULTI_VIEW, kind_of, load_single_file, shapes_of
 from .variants import pick_variant
 
@@ -200,6 +201,8 @@ def _load_folder(
 ) -> DiffusersPrior:
     if (folder / "mv.json").is_file():
         return _load_multiview(folder, name, device, dtype, options)
+    if (folder / MANIFEST).is_file():
+        return _load_pixels(folder, name, device, dtype, options)
     if not (folder / "model_index.json").is_file():
         raise InputError(f"{folder} holds no model_index.json; a prior is a folder in diffusers' layout")
     half = dtype in (torch.float16, torch.bfloat16)
@@ -222,6 +225,16 @@ def _load_multiview(
     manifest = read_manifest(folder)
     prior = MultiViewPrior(base.pipe, views, name, vocabulary, int(str(manifest.get("frames", FRAMES))))
     return prior.learnt_at(int(str(manifest.get("image_size", prior.image_size))))
+
+
+def _load_pixels(folder: Path, name: str, device: Any, dtype: torch.dtype, options: dict[str, Any]) -> DiffusersPrior:
+    with told(f"the prior of pixels in {folder}", device), quiet():
+        unet, source, factor = read_pixels(folder, dtype)
+        unet.to(device)
+    base = load_prior(source, device, dtype, **options)
+    if not isinstance(base, StableDiffusionPrior):
+        raise InputError(f"the base {source} of the prior of pixels {folder} is not a Stable Diffusion prior")
+    return PixelPrior(base, unet, factor, name)
 
 
 def _load_checkpoint(path: Path, device: Any, dtype: torch.dtype, options: dict[str, Any]) -> DiffusersPrior:

@@ -52,7 +52,7 @@ class Direct25Bench:
     pictured: int = 6
 
 
-QUICK = Direct25Bench(2, 48, (4,), FuseConfig(hull=32, start_faces=600, steps=40, edge=(0.06, 0.23)), 5000, 2)
+QUICK = Direct25Bench(2, 48, (4,), FuseConfig(hull=32, steps=40, edge=(0.06, 0.23)), 5000, 2)
 
 
 class Seen(NamedTuple):

@@ -134,8 +134,8 @@ def bake_views(
     known = (weights > SAID).cpu().numpy()
     if not known.any():
         raise InputError("no view shows the mesh; do cameras and mesh belong together?")
-    values = (total / weights.clamp_min(SAID)[:, None]).cpu().numpy()
-    values = torch.from_numpy(diffused(values, known, texels.points.cpu().float().numpy()))
+    shown = (total / weights.clamp_min(SAID)[:, None]).cpu().numpy()
+    values = torch.from_numpy(diffused(shown, known, texels.points.cpu().float().numpy()))
     maps = {"base_color": values[:, :3]}
     if len(columns) > 1:
         maps["metallic_roughness"] = values[:, 3:]

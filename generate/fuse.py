@@ -25,6 +25,7 @@ from ..geometry.solid import solid_surface
 from ..utils.errors import InputError
 
 RAMP = 5.0  # steps of warm-up for moments that remember nothing
+SETTLING = 0.75  # share of the run after which triangles stay as they are: each collapse costs a little of the shape
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,9 @@ class FuseConfig:
 
     hull: int = 64  # samples along an edge of the cube, whose cells are the first triangles
     steps: int = 120
-    lr: float = 0.3  # edge lengths a step; falls to a tenth over the second half of the run
+    lr: float = 0.2  # edge lengths a step; falls to a tenth over the second half of the run
     betas: tuple[float, float] = (0.8, 0.8)  # of the moments
-    laplacian: float = 0.2
+    laplacian: float = 0.1
     creases: float = 0.1  # weight of the normal consistency between neighbouring faces
     alpha: float = 1.0  # weight of the silhouettes beside that of the normals, which is one
     speed: float = 0.3  # of a vertex at which its edges keep their length
@@ -116,7 +117,8 @@ class Fusion:
         loss = self.loss(vertices)
         (gradient,) = torch.autograd.grad(loss, vertices)
         self._move(gradient)
-        self._remesh()
+        if self.steps <= SETTLING * self.config.steps:
+            self._remesh()
         return float(loss.detach())
 
     def _move(self, gradient: Tensor) -> None:

@@ -24,6 +24,7 @@ from .unwrap import unwrap
 
 Query = Callable[[Tensor, Tensor], Tensor]
 SAID = 1e-4  # weight of all views together from which a texel counts as seen
+LEARNT = 0.01  # weight of one view (a slant of 72 degrees) from which what was optimised knows its colours
 CARRIED = ("base_color", "metallic_roughness")  # a normal map is relative to the triangles it was made for
 
 
@@ -163,7 +164,7 @@ def _seen(mesh: Mesh, texels: Texels, cameras: Camera) -> NDArray[np.bool_]:
         if not len(left):
             break
         weight, _ = view_weights(scene, points[left].flatten(0, 1), normals[left].flatten(0, 1), cameras[view])
-        known[left] = (weight.view(-1, 4) > SAID).any(dim=1)
+        known[left] = (weight.view(-1, 4) > LEARNT).any(dim=1)
     return known[texels.faces].cpu().numpy()
 
 

@@ -50,8 +50,8 @@ def convert(
     """A representation of the kind and config `target` with the surface and colours of `source`.
 
     mesh: how the surface of a source that is no mesh is taken; None: the defaults. generator: of the points that fits
-    and Gaussians use; None: seed 0. Raises InputError where it makes no sense: inner space from an open mesh, densities from a surface,
-    a surface that the target's bounds do not hold; EmptySurfaceError for a source without a surface.
+    and Gaussians use; None: seed 0. Raises InputError where it makes no sense: inner space from an open mesh, densities
+    from a surface, a surface that the target's bounds do not hold; EmptySurfaceError for a source without a surface.
     """
     draw = seeded(0) if generator is None else generator
     surface = _colored_surface(source, mesh or MeshConfig())

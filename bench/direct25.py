@@ -44,8 +44,8 @@ FOV_DEG = 40.0
 class Direct25Bench:
     """Sizes of the experiment."""
 
-    objects: int = 8  # of distinct nouns
-    size: int = 128  # px
+    objects: int = 6  # of distinct nouns
+    size: int = 96  # px
     views: tuple[int, ...] = (4, 8)
     fuse: FuseConfig = field(default_factory=FuseConfig)
     samples: int = 50_000  # points a mesh in the measures

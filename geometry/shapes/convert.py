@@ -39,6 +39,7 @@ from .volume import Volume
 FIT_STEPS, FIT_POINTS = 400, 8192  # of fields that hold no nodes
 FLAT = 0.05  # thickness of Gaussians on a surface, of their width
 OPAQUE = 0.98  # of Gaussians on a surface
+SPREAD = 1.2  # deviation of Gaussians at random places, of their mean distance: holes in one of a thousand places
 
 
 def convert(
@@ -88,7 +89,7 @@ def _triangles(surface: Mesh, target: ShapeConfig, draw: torch.Generator) -> Rep
 def _gaussians(surface: Mesh, target: ShapeConfig, draw: torch.Generator) -> Representation:
     count = target.gaussians.count
     points, normals, _ = sample_surface(surface, count, draw)
-    width = 0.75 * math.sqrt(surface.check().area / count)  # neighbours overlap, so that nothing shines through
+    width = SPREAD * math.sqrt(surface.check().area / count)
     axis = nn.functional.one_hot(normals.abs().argmin(dim=-1), 3).to(normals)
     first = nn.functional.normalize(torch.linalg.cross(normals, axis), dim=-1)
     turn = torch.stack([first, torch.linalg.cross(normals, first), normals], dim=-1)

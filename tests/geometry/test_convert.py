@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -72,13 +73,13 @@ def test_a_mesh_becomes_everything_and_comes_back(kind: str) -> None:
     seen = torch.sigmoid(back.color_logits.detach())
     assert float((seen - colour(back.vertices.detach())).abs().mean()) < 0.03
     volume = 4 / 3 * torch.pi / float(torch.linalg.det(MATRIX).abs())
-    assert back.mesh.check().signed_volume == pytest.approx(volume, rel=0.06 if kind == "gaussians" else 0.02)
+    assert back.mesh.check().signed_volume == pytest.approx(volume, rel=0.1 if kind == "gaussians" else 0.02)
 
 
 @pytest.mark.parametrize("field", ["hash", "triplane"])
 def test_fields_without_nodes_are_fitted(field: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unproject.geometry.shapes.convert.FIT_STEPS", 60)
-    monkeypatch.setattr("unproject.geometry.shapes.convert.FIT_POINTS", 2048)
+    for name, value in (("FIT_STEPS", 60), ("FIT_POINTS", 2048)):
+        monkeypatch.setattr(sys.modules[convert.__module__], name, value)
     made = convert(body(), ShapeConfig("volume", VolumeShapeConfig(FieldConfig(field, head=SHARP), VolumeConfig(0.04))))
     points = body().vertices[::7]
     value = made.field.snapshot().value_color(points)[0]

@@ -85,7 +85,7 @@ class Mesh:
         What the file holds beyond a mesh is named in a warning. Positions that float32 cannot hold get an `origin`.
         """
         piece = read_mesh(path)
-        positions, origin = near_origin(piece.positions)
+        positions, origin = near_origin(piece.positions, str(path))
         faces = torch.from_numpy(np.ascontiguousarray(piece.faces))
         uv, colors = _optional(piece.uv), _optional(piece.colors)
         mesh = weld_corners(positions, faces, _optional(piece.normals), uv, piece.textures, colors)

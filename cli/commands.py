@@ -21,8 +21,9 @@ from .completion import Completion
 from .demo import Demo
 from .edit import Edit, Restore
 from .files import Convert, Inspect
-from .image import MAP_COMMANDS, Pointcloud
+from .image import MAP_COMMANDS
 from .info import Doctor, Methods, Priors
+from .points import Pointcloud
 from .replay import replayed
 from .text import TextToImage, TextToMesh
 from .train import Train

@@ -54,6 +54,11 @@ class Command:
         """Why no single file comes out that - could name; empty where one does."""
         return "" if self.kinds else "it writes no single file"
 
+    @property
+    def streamed(self) -> str:
+        """The suffix of what goes to standard output."""
+        return self.kinds[0]
+
     def slug(self) -> str:
         """The base name of the outputs."""
         return self.name

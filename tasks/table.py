@@ -35,6 +35,8 @@ class TaskConfig:
     """how the prior is used; concat: the target's latent is denoised beside the picture's"""
     pipeline: str = ""
     """class of diffusers in whose layout such heads are published; empty: none"""
+    colormap: str = ""
+    """of its pictures, where another one would do; empty where the colours have a meaning"""
     schedule: TaskSchedule = field(default_factory=TaskSchedule)
 
 

@@ -14,8 +14,10 @@ import tyro
 from ..utils.configs import to_dict, to_yaml
 from ..utils.errors import InputError, UnprojectError
 from ..utils.files import write_json
+from ..utils.progress import under_way
 from ..utils.runs import RunRecord, plain
 from ..utils.threads import pin
+from .estimates import Estimate
 from .outputs import Target, check_new, check_places
 from .showing import Shown, plain_warnings, show
 from .streams import STREAM, given_by_pipe, to_stdout
@@ -84,6 +86,10 @@ class Command:
     def plan(self) -> list[str]:
         """What a dry run says, line by line."""
         return []
+
+    def estimate(self) -> Estimate | None:
+        """What a run will take; None where nobody knows."""
+        return None
 
     def run(self, record: RunRecord, target: Target) -> Shown:
         """Does the work."""
@@ -160,9 +166,12 @@ def _execute(command: Command) -> int:
     command.check_places(target)
     if command.dry_run:
         return _show_plan(command, target)
+    estimate = command.estimate()
+    if estimate is not None:
+        estimate.tell(command.name)
     record = RunRecord(command.name, to_dict(command), getattr(command, "seed", None))
     try:
-        with record, plain_warnings(record):
+        with record, plain_warnings(record), under_way(command.name):
             threads = getattr(command, "threads", None)
             if threads is not None:
                 pin(threads)
@@ -219,7 +228,9 @@ def check_picture(option: str, path: Path) -> None:
 
 def _show_plan(command: Command, target: Target) -> int:
     where = str(target.file(target.suffix) if target.suffix else target.folder)
-    lines = [*command.plan(), *([f"would write to {where}"] if command.leaves_files else [])]
+    estimate = command.estimate()
+    taken = [] if estimate is None else estimate.lines()
+    lines = [*command.plan(), *taken, *([f"would write to {where}"] if command.leaves_files else [])]
     if command.json:
         print(json_module.dumps({"command": command.name, "dry_run": True, "plan": lines, "out": where}))
     else:

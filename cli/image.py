@@ -16,6 +16,7 @@ from ..utils.bands import Compression, need_exr
 from ..utils.errors import InputError
 from ..utils.runs import RunRecord
 from .common import Seeded, check_range
+from .estimates import Estimate, of_pictures
 from .folders import LIFTED, distinct_stems, find, pixels_of
 from .jobs import SOME_FAILED, Job, run_jobs, sort_out
 from .outputs import Target, check_apart, check_new, check_places
@@ -184,6 +185,19 @@ class ImageCommand(PriorCommand, Seeded):
         told = [*failed, *found.kept, *skipped]
         record.notes.update(skipped=told)
         return Shown([f"skipped: {t}" for t in told], data={"skipped": told}, exit_code=SOME_FAILED if failed else 0)
+
+    def estimate(self) -> Estimate | None:
+        """See Command.estimate."""
+        if not self.known_cost:
+            return None
+        target = self.target()
+        left = sort_out(self, self.jobs(target)[0], target, self.overwrite).left
+        pixels = [pixels_of(Path(job.source)) for job in left]
+        return of_pictures(pixels, self.ensemble * (self.steps or 1), self.seconds_per_megapixel())
+
+    def seconds_per_megapixel(self) -> float:
+        """Of writing a picture's files."""
+        return 0.4
 
     def settings(self) -> dict[str, Any]:
         """How the pipeline is called."""

@@ -62,6 +62,11 @@ class PriorCommand(Threaded):
         for text in self.lora:
             split_scale(text, "--lora")
 
+    @property
+    def known_cost(self) -> bool:
+        """Whether `estimates` speaks of this prior on this device."""
+        return self.prior in EMBEDDED and pick_device(self.device) == "cpu"
+
     def known(self) -> list[str]:
         """Names --prior accepts."""
         return prior_names()

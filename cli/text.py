@@ -14,6 +14,7 @@ from ..utils.errors import InputError
 from ..utils.locks import alone_in
 from ..utils.runs import RunRecord
 from .common import Seeded, check_range
+from .estimates import Estimate, of_drawing, of_meshes
 from .jobs import SOME_FAILED, Job, run_jobs, sort_out
 from .outputs import Target, check_new, check_places, distinct_slug
 from .priors import PriorCommand
@@ -23,6 +24,9 @@ from .showing import Shown
 
 if TYPE_CHECKING:
     from ..core.sampling.plan import SamplingPlan
+
+
+USUAL_MESH_STEPS = 45  # of the embedded recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +179,13 @@ class TextToImage(TextCommand, SamplingCommand):
         """Of all images, as if nothing could be compressed."""
         return 1_000_000 + 3 * (self.grid or self.count) * (self.size or 512) ** 2
 
+    def estimate(self) -> Estimate | None:
+        """See Command.estimate."""
+        if not self.known_cost:
+            return None
+        images = len(chosen_prompts(self.prompt, self.prompts)) * (self.grid or self.count)
+        return of_drawing(images, self.size, self.steps, self.guidance != 1, self.batch)
+
     def load(self) -> Any:
         """The pipeline, and the plan with what it needs loaded."""
         from ..pipelines.text_to_image import TextToImage as Pipeline
@@ -263,6 +274,13 @@ class TextToMesh(TextCommand):
     def size_bytes(self) -> int:
         """Of a mesh, its texture and films; twice, for the checkpoints."""
         return 100_000_000
+
+    def estimate(self) -> Estimate | None:
+        """See Command.estimate."""
+        if not self.known_cost or self.recipe != "default":
+            return None
+        share = 1.0 if self.steps is None else self.steps / USUAL_MESH_STEPS
+        return of_meshes(len(chosen_prompts(self.prompt, self.prompts)), share, self.frames, self.view_size)
 
     def load(self) -> Any:
         """The pipeline."""

@@ -44,7 +44,7 @@ def write_png(path: str | Path, parts: Bands, height: int, compression: Compress
             rows[:, 0], rows[0, 1:] = UP, raw[0] - above
             rows[1:, 1:] = raw[1:] - raw[:-1]
             above = raw[-1].copy()
-            file.write(_chunk(b"IDAT", packer.compress(rows)))
+            file.write(_chunk(b"IDAT", packer.compress(rows.data)))
         file.write(_chunk(b"IDAT", packer.flush()) + _chunk(b"IEND", b""))
     return Path(path)
 
@@ -87,7 +87,7 @@ def write_tiff(
         strips = (np.ascontiguousarray(part, "<f4") for part in parts)
         tifffile.imwrite(
             temporary,
-            (zlib.compress(strip, level) for strip in strips) if level else strips,
+            (zlib.compress(strip.data, level) for strip in strips) if level else strips,
             shape=shape,
             dtype=np.float32,
             photometric="minisblack" if len(shape) == 2 else "rgb",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -176,8 +175,7 @@ def _vectors(pxr: Any, values: Tensor) -> Any:
 
 
 def _whole(pxr: Any, values: Tensor) -> Any:
-    flat: Sequence[int] = values.detach().cpu().int().reshape(-1).contiguous().numpy()
-    return pxr.Vt.IntArray.FromNumpy(flat)
+    return pxr.Vt.IntArray.FromNumpy(values.detach().cpu().int().reshape(-1).contiguous().numpy())
 
 
 def _array(values: Tensor) -> NDArray[np.float32]:

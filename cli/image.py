@@ -37,6 +37,7 @@ class ImageCommand(PriorCommand, Seeded):
     prior: str = "toybox"
     """toybox, a geometry head's name (marigold-depth, ...) or folder, or a hub id owner/name."""
     base: Annotated[str | None, tyro.conf.Suppress] = None
+    lora: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
     image: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Pictures, folders of pictures, or - for standard input."""
     recursive: bool = False

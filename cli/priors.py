@@ -55,10 +55,6 @@ class PriorCommand(Threaded):
             _check_known("--base", self.base, prior_names())
         if self.revision is not None and (is_file or self.prior in EMBEDDED or Path(self.prior).is_dir()):
             raise InputError(f"--revision {self.revision} serves priors on the hub, not --prior {self.prior}")
-        if self.lora and not self.takes_file:
-            raise InputError(
-                f"--lora {self.lora[0]} serves priors that draw, not the heads of {self.name}; leave it out"
-            )
         for text in self.lora:
             split_scale(text, "--lora")
 

@@ -15,8 +15,9 @@ from .jobs import sort_out
 from .outputs import Target, check_apart, size_text, slugify
 from .points import Pointcloud
 from .priors import PriorCommand, head_of
+from .shapes import TextToMesh
 from .showing import Shown, Table
-from .text import TextToImage, TextToMesh
+from .text import TextToImage
 from .world import room_photo
 
 

@@ -192,8 +192,7 @@ class Pointcloud(ImageCommand):
         self, path: Path, picture: np.ndarray, valid: np.ndarray, record: RunRecord, target: Target
     ) -> tuple[np.ndarray, np.ndarray, Path]:
         """The picture as a pinhole sees it, where it shows something, and the file that it was written to."""
-        from ..geometry.intrinsics import read_lens
-        from ..geometry.undistort import undistorted
+        from ..geometry.intrinsics import read_lens, undistorted
         from ..utils.pictures import save_image
 
         assert self.K is not None

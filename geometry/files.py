@@ -81,6 +81,7 @@ def read_mesh(path: str | Path) -> Piece:
         pieces = _parse(path, data, notes)
         for piece in pieces:
             _check_arrays(piece.positions, piece.faces, path)
+            piece.drop_what_is_not_finite(notes)
     if not pieces:
         raise InputError(f"{path} holds no triangles; for a point cloud use PointCloud.load")
     with parsing(path):

@@ -2,20 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..utils.errors import InputError
 from ..utils.files import read_json
-from .lenses import DISTORTION, lens_of_frame
-from .undistort import DistortedLens, opencv_coefficients
+from .distortion import COEFFICIENTS, FISHEYE, RATIONAL, straightened
+from .lenses import lens_of_frame
 
 Matrix = str | Path | np.ndarray
 Size = tuple[int, int]  # (width, height) px
 OPENCV_SHIFT = 0.5  # px: there pixel centres are whole numbers
+
+
+@dataclass(frozen=True)
+class DistortedLens:
+    """A pinhole's matrix, or an equidistant fisheye's, and how the lens departs from it."""
+
+    K: np.ndarray  # (3, 3) px, pixel centres at +0.5
+    bent: Mapping[str, float] = field(default_factory=dict)  # of distortion.RATIONAL, or of FISHEYE
+    fisheye: bool = False
+
+    def __post_init__(self) -> None:
+        known = FISHEYE if self.fisheye else RATIONAL
+        odd = [name for name in self.bent if name not in known]
+        if odd or not all(math.isfinite(value) for value in self.bent.values()):
+            raise InputError(f"distortion {dict(self.bent)}: known are finite {', '.join(known)}")
+
+    @property
+    def is_bent(self) -> bool:
+        """Whether there is anything to undo."""
+        return self.fisheye or bool(self.bent)
+
+
+def opencv_coefficients(values: Sequence[Any], fisheye: bool) -> dict[str, float]:
+    """The list that OpenCV writes (4, 5 or 8 numbers, of a fisheye 4; the rest of 12 and 14 has to be zero) by name.
+
+    Raises InputError for others.
+    """
+    names = FISHEYE if fisheye else RATIONAL
+    flat = [float(value) for value in np.asarray(values, dtype=np.float64).reshape(-1)]
+    if any(flat[len(names) :]):
+        raise InputError(f"distortion coefficients {flat}: those after {names[-1]} (thin prism, tilt) are not undone")
+    return {name: value for name, value in zip(names, flat) if value}
+
+
+def undistorted(
+    picture: np.ndarray, lens: DistortedLens, valid: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """(picture (H, W, 3) float32 of a pinhole with the same matrix and size, (H, W) bool of where it shows something).
+
+    What lies outside the lens's picture, or was not valid there, is black and not valid. Raises InputError where
+    nothing is left.
+    """
+    layers = torch.ones(*picture.shape[:2], 4)
+    layers[..., :3] = torch.from_numpy(np.ascontiguousarray(picture, dtype=np.float32))
+    if valid is not None:
+        layers[..., 3] = torch.from_numpy(valid).float()
+    straight, seen = straightened(layers, torch.from_numpy(lens.K), lens.bent, lens.fisheye)
+    inside = seen[..., 0] & (straight[..., 3] > 0.5)
+    if not bool(inside.any()):
+        raise InputError("nothing of the picture is left after undistorting; the distortion seems to be another lens's")
+    return (straight[..., :3] * inside[..., None]).numpy(), inside.numpy()
 
 
 def check_intrinsics(K: Matrix, undistort: bool = False) -> None:
@@ -57,10 +111,10 @@ def read_intrinsics(
 
 def _check_distortion(source: Matrix, lens: DistortedLens, undistort: bool) -> None:
     named = "K" if isinstance(source, np.ndarray) else str(source)
-    if lens.bent and not undistort:
+    if lens.is_bent and not undistort:
         kind = "is of a fisheye" if lens.fisheye else "has lens distortion"
-        raise InputError(f"{named} {kind}; --undistort takes it out of the picture (in Python geometry.undistort)")
-    if undistort and not lens.bent:
+        raise InputError(f"{named} {kind}; --undistort takes it out of the picture (in Python intrinsics.undistorted)")
+    if undistort and not lens.is_bent:
         raise InputError(f"{named} has no lens distortion that --undistort could take out; leave it out")
 
 
@@ -108,26 +162,23 @@ def _lens_of_document(
     lenses = []
     for frame in document["frames"]:
         try:
-            whole = {**document, **frame}
-            bent = {key: float(whole.get(key, 0.0)) for key in DISTORTION}
-            lens = lens_of_frame({**whole, **dict.fromkeys(DISTORTION, 0.0)}, path)
+            lens = lens_of_frame({**document, **frame}, path)
             name = Path(str(frame["file_path"]).replace("\\", "/")).name
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise (
-                error if isinstance(error, InputError) else InputError(f"{path}: a frame is damaged: {error!r}")
-            ) from error
+            told = error if isinstance(error, InputError) else InputError(f"{path}: a frame is damaged: {error!r}")
+            raise told from error
         if lens.model == "ortho":
             raise InputError(f"{path} is of an orthographic camera, which has no camera matrix; leave --K out")
-        distortion = {key: value for key, value in bent.items() if value}
-        matrix = DistortedLens(_checked(lens.K.numpy(), path), distortion, lens.model == "fisheye")
+        fisheye = lens.model == "fisheye"
+        odd = sorted(set(lens.bent) - set(FISHEYE if fisheye else COEFFICIENTS))
+        if odd:  # k4 of nerfstudio's pinholes is another one than OpenCV's
+            raise InputError(f"{path} has the distortion {', '.join(odd)}, which is not undone; undistort the images")
+        matrix = DistortedLens(_checked(lens.K.numpy(), path), lens.bent, fisheye)
         lenses.append((name, matrix, (lens.width, lens.height)))
     if not lenses:
         raise InputError(f"{path} has no frames")
     first = lenses[0]
-    if all(
-        np.array_equal(m.K, first[1].K) and (m.coefficients, s) == (first[1].coefficients, first[2])
-        for _, m, s in lenses
-    ):
+    if all(np.array_equal(m.K, first[1].K) and (m.bent, s) == (first[1].bent, first[2]) for _, m, s in lenses):
         return first[1], first[2]
     wanted = None if picture is None else Path(picture).name
     own = [one for one in lenses if (wanted is not None and wanted in (one[0], Path(one[0]).stem)) or one[0] == wanted]

@@ -22,7 +22,7 @@ from .colors import linear_from_srgb
 from .far import near_origin
 from .formats.border import file_bytes, floats, levels, parsing, positions_of
 from .formats.gltf_data import split_chunks
-from .formats.piece import Floats, Notes
+from .formats.piece import Floats, Notes, finite_or_none
 from .formats.plain import read_xyz
 from .formats.ply import read_points_ply
 from .formats.ply_data import columns_of, ply_header, vertex_rows
@@ -84,7 +84,8 @@ def read_points(path: str | Path) -> tuple[Tensor, Tensor | None, Tensor | None,
         points, colors, normals = _parse(data, path, notes)
     if not np.isfinite(points).all():
         raise InputError(f"{path} holds points that are not finite")
-    near, origin = near_origin(points)
+    colors, normals = finite_or_none(colors, "colours", notes), finite_or_none(normals, "normals", notes)
+    near, origin = near_origin(points, str(path))
     notes.say()
     return near, _tensor(colors), _tensor(normals), origin
 

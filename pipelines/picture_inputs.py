@@ -169,7 +169,7 @@ def photo_camera(
         fov_deg: field of view of the longer side.
         K: intrinsics in px with pixel centres at +0.5, (3, 3), or a JSON file as `intrinsics.read_lens` takes it.
         photo: the picture's file.
-        undistorted: the distortion in K was taken out of the picture (geometry.undistort); otherwise K may have none.
+        undistorted: the distortion in K was taken out of the picture (intrinsics.undistorted); else K may have none.
 
     The camera stands upright at the origin of our world (z up) and looks along -x.
     """

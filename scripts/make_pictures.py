@@ -97,7 +97,7 @@ def verbs(out: Path) -> Path:
     camera = photo_camera(192, 192)
     surface = RayMesh(made.depth.surface(photo, camera, max_faces=60_000))
     aside = surface.render(replace(camera, c2w=_aside(25.0, 2.5) @ camera.c2w), background=1.0, light=None)
-    strips = {
+    strips: dict[str, list[Any]] = {
         "depth": [photo, colourise(made.depth.depth[0], low=0.0, high=1.0)],
         "normals": [photo, normals_to_rgb(made.normals.normals[0])],
         "pointcloud": [photo, aside.rgb[0]],
@@ -109,15 +109,17 @@ def verbs(out: Path) -> Path:
     return path
 
 
-def _drawn() -> dict[str, list[npt.NDArray[Any]]]:
+def _drawn() -> dict[str, list[Any]]:
     """Strips of the commands that draw."""
-    drawer = TextToImage.from_pretrained("toybox")
+    drawer: Any = TextToImage.from_pretrained("toybox")
     prompts = ["a blue car", "a yellow duck", "a green bottle"]
     drawings = np.asarray(drawer(prompts, seed=0, output_type="np").images)
     chair = np.asarray(drawer("a red chair", seed=0, output_type="np").images)[0]
-    edited = EditImage(drawer.prior)(chair, "a red chair", "a blue chair").images[0]
+    editor: Any = EditImage(drawer.prior)
+    edited = editor(chair, "a red chair", "a blue chair").images[0]
     small = to_rgb8(drawings[0]).reshape(16, 4, 16, 4, 3).mean((1, 3)).round().astype(np.uint8)
-    restored = RestoreImage(drawer.prior)(small, "super-resolution:4", seed=0).images[0]
+    restorer: Any = RestoreImage(drawer.prior)
+    restored = restorer(small, "super-resolution:4", seed=0).images[0]
     return {
         "text-to-image": list(drawings),
         "edit": [chair, np.asarray(edited)],

@@ -11,24 +11,26 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...utils.errors import InputError
+from ...utils.errors import InputError, damage
 from ..far import world_positions
 from ..stored import NO_ORIGIN, Origin
 
 
 @contextlib.contextmanager
 def parsing(path: Path) -> Iterator[None]:
-    """Parsers fail in many ways on damaged files; all become an InputError that names the file."""
+    """Parsers fail in many ways on damaged files; all become an InputError that names the file. Numbers that overflow
+    are found when all are there."""
     try:
-        yield
+        with np.errstate(all="ignore"):
+            yield
     except (MemoryError, OSError):
         raise  # of the machine, not of the file
     except InputError as error:
-        text = str(error)
-        raise error if str(path) in text else InputError(f"{path}: {text}") from error
+        if str(path) in str(error):
+            raise
+        raise InputError(f"{path}: {error}") from error
     except Exception as error:
-        text = str(error) or type(error).__name__
-        raise InputError(f"{path} cannot be read as {path.suffix}: {text}") from error
+        raise InputError(f"{path} cannot be read as {path.suffix}: {damage(error)}") from error
 
 
 def file_bytes(path: Path, suffixes: tuple[str, ...], what: str) -> bytes:

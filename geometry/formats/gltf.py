@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ MODES = {0: "points", 1: "lines", 2: "a line loop", 3: "a line strip"}
 STRIP, FAN = 5, 6
 SPLATS = "KHR_gaussian_splatting"
 PACKED = (DRACO, "EXT_meshopt_compression", "KHR_meshopt_compression")
+READ_ATTRIBUTES = ("POSITION", "NORMAL", "TANGENT", "COLOR_0", "TEXCOORD_", "JOINTS_", "WEIGHTS_")  # or named otherwise
 FROM_GLTF = [2, 0, 1]  # columns: our (x, y, z) are glTF's (z, x, y)
 DEEPEST = 500  # levels of nodes
 
@@ -51,10 +52,10 @@ def read_gltf(data: bytes, path: Path, notes: Notes) -> list[Piece]:
     return pieces
 
 
-def check_required(document: dict[str, Any], path: Path) -> None:
+def check_required(document: dict[str, Any], path: Path, honoured: Collection[str] = HONOURED) -> None:
     """Raises InputError when the file requires an extension that is not honoured."""
     for name in document.get("extensionsRequired", []):
-        if name not in HONOURED and not (name == DRACO and draco()):
+        if name not in honoured and not (name == DRACO and draco()):
             advice = ADVICE.get(str(name), "export it without that extension")
             raise InputError(f"{path} requires {name}, which is not read; {advice}")
 
@@ -128,6 +129,9 @@ def _primitive(
     piece = Piece(positions, _triangles(index, mode), normals)
     if primitive.get("targets"):
         notes.add("morph targets")
+    others = [name for name in attributes if not name.startswith(READ_ATTRIBUTES)]
+    if others:
+        notes.add(f"attributes {', '.join(others)[:120]}")
     surface = materials.surface(primitive.get("material"))
     piece = _textured(piece, surface.textures, attributes, accessors, notes)
     vertex = None
@@ -207,6 +211,21 @@ def _name_losses(document: dict[str, Any], notes: Notes) -> None:
             notes.add(f"{len(document[key])} {key}")
     decoded = {DRACO} if draco() else set()
     required = set(document.get("extensionsRequired", ()))
-    others = [str(name) for name in document.get("extensionsUsed", ()) if name not in HONOURED | required | decoded]
+    named = [*document.get("extensionsUsed", ()), *_extensions(document)]
+    others = [str(name) for name in dict.fromkeys(named) if name not in HONOURED | required | decoded]
     if others:
         notes.add(f"the extensions {', '.join(others)}")
+
+
+def _extensions(document: dict[str, Any]) -> list[str]:
+    """The extensions that stand anywhere in a document, also where `extensionsUsed` is silent about them."""
+    found, waiting = [], list[Any]([document])
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            inner = value.get("extensions")
+            found += list(inner) if isinstance(inner, dict) else []
+            waiting += [item for key, item in value.items() if key != "extras"]
+        elif isinstance(value, list):
+            waiting += value
+    return found

@@ -62,11 +62,6 @@ class DepthCodec(TargetCodec):
             raise InputError(f"quantile={self.quantile} must lie in [0, 0.5)")
 
     @property
-    def larger_is(self) -> str:
-        """What large picture values mean."""
-        return "near" if self.space == "disparity" else "far"
-
-    @property
     def invariance(self) -> Invariance:
         """See TargetCodec.invariance."""
         return "affine" if self.shift else "scale"
@@ -189,7 +184,7 @@ class DepthCodec(TargetCodec):
 
     def legend(self, height: int, colormap: str = "") -> Picture:
         """See TargetCodec.legend."""
-        ends = ("0 far", "1 near") if self.larger_is == "near" else ("0 near", "1 far")
+        ends = ("0 far", "1 near") if self.space == "disparity" else ("0 near", "1 far")
         return scale_bar(height, colormap or self.colormap, *ends)
 
     def compared(self, maps: Tensor, target: Tensor, valid: Tensor) -> tuple[Picture, Picture]:

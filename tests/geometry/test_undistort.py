@@ -11,8 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from unproject.geometry.intrinsics import check_intrinsics, read_intrinsics, read_lens
-from unproject.geometry.undistort import DistortedLens, opencv_coefficients, undistorted
+from unproject.geometry.distortion import bend
+from unproject.geometry.intrinsics import (
+    DistortedLens,
+    check_intrinsics,
+    opencv_coefficients,
+    read_intrinsics,
+    read_lens,
+    undistorted,
+)
 from unproject.utils.errors import InputError
 
 K = np.array([[80.0, 0, 52.0], [0, 76.0, 34.0], [0, 0, 1]])
@@ -37,8 +44,8 @@ def by_hand(x: float, y: float, k: dict[str, float], fisheye: bool) -> tuple[flo
 @pytest.mark.parametrize(("k", "fisheye"), [(RADIAL, False), ({**RADIAL, "k4": 0.02}, False), (FISHEYE, True)])
 def test_directions_are_bent_as_opencv_says(k: dict[str, float], fisheye: bool) -> None:
     for x, y in ((0.3, -0.2), (-0.55, 0.4), (0.01, 0.5)):
-        found = DistortedLens(K, k, fisheye).distort(*torch.tensor([x, y], dtype=torch.float64))
-        np.testing.assert_allclose([float(v) for v in found], by_hand(x, y, k, fisheye), rtol=1e-12)
+        found = bend(torch.tensor([x, y], dtype=torch.float64), k, fisheye)
+        np.testing.assert_allclose(found, by_hand(x, y, k, fisheye), rtol=1e-12)
 
 
 def smooth(u: Any, v: Any) -> Any:
@@ -53,7 +60,7 @@ def test_a_bent_picture_becomes_straight(k: dict[str, float], fisheye: bool) -> 
     wanted = np.stack([(u - K[0, 2]) / K[0, 0], (v - K[1, 2]) / K[1, 1]])
     lens, xy = DistortedLens(K, k, fisheye), torch.from_numpy(wanted)
     for _ in range(100):
-        xy = xy + torch.from_numpy(wanted) - torch.stack(lens.distort(xy[0], xy[1]))
+        xy = xy + torch.from_numpy(wanted) - bend(xy.movedim(0, -1), k, fisheye).movedim(-1, 0)
     bent = smooth(xy[0].numpy() * K[0, 0] + K[0, 2], xy[1].numpy() * K[1, 1] + K[1, 2]).astype(np.float32)
     straight, inside = undistorted(bent, lens)
     away = np.zeros_like(inside)
@@ -104,7 +111,7 @@ def document(path: Path, value: Any) -> Path:
 def test_lenses_of_files(tmp_path: Path) -> None:
     matrix = {"camera_matrix": K.tolist(), "dist_coeffs": [-0.2, 0.1, 0, 0], "width": WIDTH, "height": HEIGHT}
     lens = read_lens(document(tmp_path / "a.json", matrix), (WIDTH, HEIGHT))
-    assert lens.coefficients == {"k1": -0.2, "k2": 0.1} and lens.K[0, 2] == 52.5 and not lens.fisheye
+    assert lens.bent == {"k1": -0.2, "k2": 0.1} and lens.K[0, 2] == 52.5 and not lens.fisheye
     with pytest.raises(InputError, match="lens distortion; --undistort takes it out"):
         check_intrinsics(tmp_path / "a.json")
     check_intrinsics(tmp_path / "a.json", undistort=True)
@@ -122,7 +129,7 @@ def test_a_transforms_json_gives_the_lens_of_its_picture(tmp_path: Path) -> None
     common = {"w": WIDTH, "h": HEIGHT, "camera_model": "OPENCV", "k1": 0.05, "frames": []}
     path = document(tmp_path / "t.json", {**common, "frames": [frame("a.png", 50), frame("b.png", 60)]})
     assert read_lens(path, (WIDTH, HEIGHT), "elsewhere/b.png").K[0, 0] == 60
-    assert read_lens(path, picture="a.png").coefficients == {"k1": 0.05}
+    assert read_lens(path, picture="a.png").bent == {"k1": 0.05}
     with pytest.raises(InputError, match=r"several lenses and no frame named c\.png"):
         read_lens(path, picture="c.png")
     with pytest.raises(InputError, match="K is for 104 x 66 px, the picture has 66 x 104"):

@@ -14,7 +14,7 @@ from ..utils.files import read_json
 from ..utils.runs import RunRecord
 from .common import Writer, check_range
 from .folders import MESH_KINDS, POINT_KINDS
-from .outputs import Target, size_text
+from .outputs import Target, need_format, size_text
 from .showing import Shown, Table
 from .splat_files import SPLATS, Wanted, check_splats, convert_splats, holds_splats, inspect_splats
 
@@ -71,10 +71,7 @@ class Convert(Writer):
         if wanted not in known:
             what = f"{self.source} holds points without triangles; they" if points else "a mesh"
             raise InputError(f"cannot write {self.destination}: {what} can become {', '.join(known)}")
-        if wanted.startswith(".usd"):
-            from ..geometry.formats.usd import need_usd
-
-            need_usd()
+        need_format(self.destination)
 
     @property
     def _cameras(self) -> bool:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
 import platform
 import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -148,7 +148,7 @@ def _extra_checks() -> list[dict[str, Any]]:
     """Optional packages, looked for and not imported."""
     checks = []
     for name, (extra, use) in EXTRAS.items():
-        here = importlib.util.find_spec(name) is not None
+        here = find_spec(name) is not None
         checks.append(_check("extra", extra, here, use + ("" if here else f": pip install 'unproject[{extra}]'")))
     return checks
 

@@ -14,7 +14,7 @@ from ..utils.runs import RunRecord
 from .common import check_range
 from .folders import CAMERA, MESH_KINDS, POINT_KINDS, UNDISTORTED
 from .image import ImageCommand
-from .outputs import Target
+from .outputs import Target, need_format
 
 if TYPE_CHECKING:
     import numpy as np
@@ -118,10 +118,8 @@ class Pointcloud(ImageCommand):
         named = "" if self.out is None or self.out.is_dir() else self.out.suffix.lower()
         if named and named not in self.suffixes:
             raise InputError(f"--out {self.out} is none of --format {self.format}; name it after one, or give a folder")
-        if any(suffix.startswith(".usd") for suffix in self.suffixes):
-            from ..geometry.formats.usd import need_usd
-
-            need_usd()
+        for suffix in self.suffixes:
+            need_format(Path(f"{self.noun}{suffix}"))
 
     def _check_matrix(self, path: Path) -> None:
         from ..geometry.intrinsics import check_intrinsics
@@ -149,9 +147,11 @@ class Pointcloud(ImageCommand):
     def one(self, pipe: Any, path: Path, picture: np.ndarray, record: RunRecord, target: Target) -> None:
         """Writes the cloud or mesh of one picture and its camera."""
         from ..geometry.camera_files import save_nerfstudio
-        from ..pipelines.picture_inputs import photo_camera
+        from ..pipelines.picture_inputs import is_panorama, photo_camera
         from ..pipelines.validity import file_valid
 
+        if is_panorama(path):
+            raise InputError(f"{path} is a panorama of all directions, which no pinhole is; cut views out of it first")
         valid, shown = file_valid(path, picture), path
         height, width, _ = picture.shape
         camera = photo_camera(width, height, fov_deg=self.fov, K=self.K, photo=path, undistorted=self.undistort)

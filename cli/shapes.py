@@ -13,8 +13,9 @@ from ..utils.locks import alone_in
 from ..utils.runs import RunRecord
 from .common import check_range
 from .estimates import Estimate, of_meshes
+from .folders import MESH_KINDS
 from .jobs import Job
-from .outputs import Target
+from .outputs import Target, need_format
 from .prompts import chosen_prompts
 from .showing import Shown
 from .text import TextCommand
@@ -150,7 +151,7 @@ class TextToMesh(ShapeCommand):
     """Make a textured mesh from a prompt, with a sheet of views and a turntable film."""
 
     name: ClassVar[str] = "text-to-mesh"
-    kinds: ClassVar[tuple[str, ...]] = (".glb", ".obj", ".stl", ".ply")
+    kinds: ClassVar[tuple[str, ...]] = MESH_KINDS
     makes: ClassVar[str] = "mesh"
 
     faces: int | None = None
@@ -160,6 +161,8 @@ class TextToMesh(ShapeCommand):
         """Ranges."""
         if self.faces is not None:
             check_range("--faces", self.faces, 4, 10_000_000)
+        if self.out is not None:
+            need_format(self.out)
         super().check()
 
     def endings(self, target: Target) -> tuple[str, ...]:
@@ -225,6 +228,8 @@ class TextToSplats(ShapeCommand):
         """The mesh."""
         if self.mesh is not None and self.mesh.suffix.lower() not in TextToMesh.kinds:
             raise InputError(f"--mesh {self.mesh}: cannot write that; use {', '.join(TextToMesh.kinds)}")
+        if self.mesh is not None:
+            need_format(self.mesh)
         if self.mesh is not None and self.many:
             raise InputError(f"--mesh {self.mesh} is one file and --prompts makes several; leave it out")
         super().check()

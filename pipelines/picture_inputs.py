@@ -186,6 +186,18 @@ def photo_camera(
     return Camera(torch.tensor(UPRIGHT)[None], matrix[None], width, height)
 
 
+def is_panorama(path: str | Path) -> bool:
+    """Whether a picture says in its XMP that it shows all directions (Google's GPano, as phones and 360-degree cameras
+    write it)."""
+    try:
+        with Image.open(path) as image:
+            told = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp") or b""
+    except (OSError, ValueError, SyntaxError):
+        return False
+    text = told.decode("utf-8", "replace") if isinstance(told, bytes) else str(told)
+    return "ProjectionType" in text and "equirectangular" in text
+
+
 def exif_focal_px(path: str | Path, width: int, height: int) -> float | None:
     """Focal length in px from the 35-mm equivalent in a photo's EXIF (same diagonal angle), None without one."""
     try:

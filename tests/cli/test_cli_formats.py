@@ -171,6 +171,14 @@ def test_a_mesh_of_a_picture(run: Run, photo: np.ndarray, suffix: str) -> None:
     assert not report["solid"] and "a choice, not a measurement" in report["bounds"]["scale_from"]
 
 
+def test_a_panorama_is_no_pinhole(run: Run, photo: np.ndarray) -> None:
+    told = b'<x xmlns:GPano="http://ns.google.com/photos/1.0/panorama/" GPano:ProjectionType="equirectangular"/>'
+    Image.new("RGB", (16, 8)).save("all.jpg", xmp=told)
+    code, _, err = run("pointcloud", "all.jpg")
+    assert code == 2 and "all.jpg is a panorama of all directions" in err and "cut views out of it" in err
+    assert run("depth", "all.jpg")[0] == 0
+
+
 def test_a_bent_picture_is_straightened_first(run: Run, photo: np.ndarray) -> None:
     matrix = {"K": [[20, 0, 8], [0, 20, 6], [0, 0, 1]], "dist_coeffs": [0.4, 0, 0, 0]}
     Path("lens.json").write_text(json.dumps(matrix))

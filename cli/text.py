@@ -226,6 +226,9 @@ class TextToMesh(TextCommand):
     work: Path | None = None
     """Folder for checkpoints and preview.png, which stays (default: .NAME.work beside the mesh, removed at the end).
     The same command typed again goes on where an interrupted one was."""
+    step_memory: float = 2.0
+    """Gigabytes that the activations of a step may take; what needs more is computed in parts, with the same
+    gradients."""
     view_size: int = 256
     """Pixels of the views in the film; those on the sheet are half as large."""
     frames: int = 72
@@ -240,6 +243,7 @@ class TextToMesh(TextCommand):
         """Ranges."""
         check_range("--frames", self.frames, 0, 1000)
         check_range("--view-size", self.view_size, 16, 2048)
+        check_range("--step-memory", self.step_memory, 0.01, 1000)
         if self.steps is not None:
             check_range("--steps", self.steps, 1, 100_000)
         if self.faces is not None:
@@ -281,6 +285,7 @@ class TextToMesh(TextCommand):
                 num_inference_steps=self.steps,
                 guidance_scale=self.guidance,
                 faces=self.faces,
+                step_memory_gb=self.step_memory,
                 out=work,
                 resume=not self.overwrite,
             )

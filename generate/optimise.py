@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from dataclasses import field as default
 from functools import partial
 from pathlib import Path
@@ -39,9 +40,11 @@ from .guides import Guide
 from .health import Health, HealthConfig
 from .held_targets import FitConfig, HeldTargets
 from .regularisers import LossWeights, Scene, active_terms, check_terms, regularisation
+from .step_memory import BUDGET_GB, StepMemory
 from .views import ViewConfig, draw_backgrounds, draw_cameras
 
 StepEnd = Callable[["Optimisation", int, dict[str, float]], None]
+COVER = "cover"  # number of a step that only its health check sees
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class OptimiseConfig:
 
     steps: int = 300
     sizes: tuple[tuple[float, int], ...] = ((0, 32), (0.4, 64))  # (from share, px): renders grow during the run
+    groups: tuple[tuple[float, int], ...] = ()  # (from share, groups of views a step) in place of views.groups
     guided_px: int = 64  # renders are resized to this for the prior; 0: as rendered
     fit: FitConfig = default(default_factory=FitConfig)
     lr: tuple[float, ...] = (0, 1.0, 0.2, 1)  # factor on the representation's own rates
@@ -69,12 +73,19 @@ class OptimiseConfig:
             raise InputError(
                 f"sizes={self.sizes} must start at 0 and be in order, shares of the run, such as [[0, 32], [0.5, 64]]"
             )
+        if any(not 0 <= start <= 1 or number < 1 for start, number in self.groups):
+            raise InputError(f"groups={self.groups} must be (share of the run, groups of views), such as [[0.5, 1]]")
         if min(px for _, px in self.sizes) < 4:
             raise InputError(f"sizes={self.sizes}: renders need at least 4 px")
 
     def size_at(self, now: Moment) -> int:
         """Side of the renders in px."""
         return [px for start, px in self.sizes if now.reached(start)][-1]
+
+    def views_at(self, now: Moment) -> ViewConfig:
+        """What is looked at: fewer groups of views, say, once renders have grown."""
+        reached = [number for start, number in sorted(self.groups) if now.reached(start)]
+        return replace(self.views, groups=reached[-1]) if reached else self.views
 
 
 class Optimisation:
@@ -87,8 +98,12 @@ class Optimisation:
         seed: int,
         device: torch.device | str = "cpu",
         guided_by: Mapping[str, Any] | None = None,
+        step_memory_gb: float = BUDGET_GB,
     ) -> None:
-        """`guided_by`: what defines the guide, plain values by name; checkpoints of another guide do not resume."""
+        """`guided_by`: what defines the guide, plain values by name; checkpoints of another guide do not resume.
+
+        `step_memory_gb`: of the activations of a step; what needs more is computed in parts, with the same gradients.
+        """
         self.config, self.guide, self.seed = config, guide, seed
         self.guided_by: dict[str, Any] = to_dict(guided_by or {})
         self.generator = seeded(seed)
@@ -98,9 +113,12 @@ class Optimisation:
         self.health = Health(config.health, self.shape.bounds)
         self.held = HeldTargets(config.fit)
         self.loop = Loop([self._player()], {"shape": self._loss})
+        self.loop.recover, self.loop.watch = self._recovered, self._watched
+        guide.score.checks = False  # `_watched` does it, with all other numbers of a step
+        self.memory = StepMemory(self.shape, guide.score, step_memory_gb)
         self.nfe, self.seconds = 0, 0.0  # of the whole run, resumed or not
         self.history: list[dict[str, float]] = []  # the log of each step
-        self._looked: dict[str, float] = {}  # log of the newest look by the prior
+        self._looked: dict[str, Tensor | float] = {}  # log of the newest look by the prior
 
     def _player(self) -> Player:
         config, shape = self.config, self.shape
@@ -148,7 +166,10 @@ class Optimisation:
 
         with stop_signals(signals.append) if out is not None else contextlib.nullcontext():
             left = self.step < self.config.steps
-            self.loop.run(self.config.steps, after)
+            try:
+                self.loop.run(self.config.steps, after)
+            finally:
+                self.memory.release()
             if out is not None and left and self.config.checkpoint_every:
                 self._try_save(out)
         self.shape.on_step(self.now, self.generator)
@@ -163,37 +184,50 @@ class Optimisation:
     def _loss(self, turn: Turn) -> LossOut:
         """The loss of a gradient step; the first of each turn begins with a look by the prior."""
         terms = active_terms(self.config.losses, self.now.share)
+        views, size = self.config.views_at(self.now), self.config.size_at(self.now)
+        self.memory.fit(views.views * views.groups, size, self.config.guided_px or size, channels(terms))
+        self._before = self.generator.get_state(), list(self.held.sets), self.held.pixels, dict(self.health.streak)
         if not self.config.fit.steps:
             return self._pull(terms)
         if turn.repeat == 0:
             self._hold()
         return self._follow(terms)
 
+    def _recovered(self, player: str, error: Exception) -> bool:
+        """Whether a step is made again that failed; then nothing remembers the failed try."""
+        if not self.memory.recover(error, self.step):
+            return False
+        if player == "shape":
+            state, self.held.sets, self.held.pixels, self.health.streak = self._before
+            self.generator.set_state(state)
+        return True
+
     def _drawn(self) -> tuple[Camera, Tensor]:
-        """Cameras and the colours behind the object, after all schedules have moved."""
+        """Cameras and the colours behind the object, after all schedules have moved; on the CPU."""
         self.shape.on_step(self.now, self.generator)
-        camera = draw_cameras(self.config.views, self.config.size_at(self.now), self.generator).to(self.device)
-        return camera, draw_backgrounds(self.config.views, self.generator).to(camera.c2w)
+        views = self.config.views_at(self.now)
+        camera = draw_cameras(views, self.config.size_at(self.now), self.generator)
+        return camera, draw_backgrounds(views, self.generator)
 
     def _pull(self, terms: dict[str, float]) -> LossOut:
         """Through whole renders."""
         camera, background = self._drawn()
-        seen = self.shape.render(camera, channels(terms), background, self.generator)
-        guidance = self._ask(seen, camera)
-        loss, log = self._regularised(guidance.loss, seen, camera.rays()[1], terms)
-        self.health.check(self.step, self.shape, seen, camera, float(loss.detach()))
+        here = camera.to(self.device)
+        seen = self.shape.render(here, channels(terms), background.to(here.c2w), self.generator)
+        guidance = self._ask(seen, camera, here)
+        loss, log = self._regularised(guidance.loss, seen, here.rays()[1], terms)
         return LossOut(loss, {**self._looked, **log})
 
     def _hold(self) -> None:
         """Holds new targets."""
         with torch.no_grad():
             camera, background = self._drawn()
-            seen = self.shape.render(camera, ("rgb", "alpha", "depth"), background, self.generator)
-            guidance = self._ask(seen, camera)
-        self.health.check(self.step, self.shape, seen, camera, float(guidance.loss))
+            here = camera.to(self.device)
+            seen = self.shape.render(here, ("rgb", "alpha", "depth"), background.to(here.c2w), self.generator)
+            guidance = self._ask(seen, camera, here)
         if guidance.target_rgb is None:
             raise InputError('fit.steps needs targets as images; set score.space to "image"')
-        self.held.add(camera, background, guidance.target_rgb, guidance.weight)
+        self.held.add(here, background, guidance.target_rgb, guidance.weight)
 
     def _follow(self, terms: dict[str, float]) -> LossOut:
         """On rays of all targets that are held."""
@@ -201,16 +235,27 @@ class Optimisation:
         part = self.shape.render(rays, channels(terms), rays.background[None, None], self.generator)
         fitted = self.held.loss(part.rgb[0, 0], rays)
         loss, log = self._regularised(fitted, part, rays.rays()[1], terms)
-        return LossOut(loss, {**self._looked, **log, "fit": float(fitted.detach())})
+        return LossOut(loss, {**self._looked, **log, "fit": fitted.detach()})
 
-    def _ask(self, seen: RenderOutput, camera: Camera) -> GuidanceOut:
+    def _ask(self, seen: RenderOutput, camera: Camera, here: Camera) -> GuidanceOut:
+        """What the guide says of renders; the camera is given on the CPU and on the device."""
         guidance = self.guide(self._for_prior(seen.rgb), camera, self.now.share, self.generator)
-        self._looked = {**guidance.log, "alpha": float(seen.alpha.detach().mean())}
+        self._looked = {**guidance.log, "alpha": seen.alpha.detach().mean(), COVER: self.health.cover(seen, here)}
         return guidance
+
+    def _watched(self, player: str, turn: Turn, loss: float, logs: dict[str, float]) -> None:
+        """Raises DivergedError before a step is made with numbers that are none, or of a shape that is lost."""
+        if player != "shape":
+            return
+        cover = logs.pop(COVER)
+        if turn.repeat == 0:
+            if not math.isfinite(logs["grad"]):
+                raise self.guide.score.diverged(f" at step {self.step}")
+            self.health.judge(self.step, self.shape, cover, loss + logs["loss"])  # finite if both are
 
     def _regularised(
         self, loss: Tensor, seen: RenderOutput, directions: Tensor, terms: dict[str, float]
-    ) -> tuple[Tensor, dict[str, float]]:
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         extra, log = regularisation(terms, self.shape, Scene(seen, directions), self.generator)
         return loss + extra, log
 

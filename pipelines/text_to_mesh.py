@@ -19,6 +19,7 @@ from ..core.training.checkpoints import remove_checkpoints
 from ..generate.finish import textured_mesh, write_pictures
 from ..generate.guides import make_guide
 from ..generate.optimise import Optimisation, OptimiseConfig
+from ..generate.step_memory import BUDGET_GB
 from ..generate.views import turntable_cameras
 from ..geometry.inspection import write_report
 from ..geometry.meshes import Mesh
@@ -126,6 +127,7 @@ class TextToMesh(PriorPipeline):
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         faces: int | None = None,
+        step_memory_gb: float = BUDGET_GB,
         out: str | Path | None = None,
         resume: bool = True,
         callback_on_step_end: StepEnd | None = None,
@@ -140,6 +142,8 @@ class TextToMesh(PriorPipeline):
             num_inference_steps: optimisation steps; the schedules of the recipe keep their shares.
             guidance_scale: classifier-free guidance; None: the recipe's.
             faces: triangles at most; None: the recipe's.
+            step_memory_gb: what the activations of a step may take; what needs more is computed in parts, with the
+                same gradients.
             out: folder for checkpoints and preview.png; None: nothing is written. With it Ctrl-C and SIGTERM finish
                 the step, save it and raise Stopped, a KeyboardInterrupt; the same call goes on from there.
             resume: continue from a checkpoint in `out`, which has to be of the same prompts, prior, recipe and seed;
@@ -155,7 +159,7 @@ class TextToMesh(PriorPipeline):
         warn_about_negatives(self.prior, negative_prompt, REAL_BACKBONES)
         started = datetime.now(timezone.utc)
         folder = None if out is None else Path(out)
-        work = self._begun(recipe, seed, prompt, negative_prompt, folder, resume)
+        work = self._begun(recipe, seed, prompt, negative_prompt, folder, resume, step_memory_gb)
         self._optimise(work, recipe, folder, prompt, callback_on_step_end)
         optimised = time.perf_counter()
         with under_way("mesh and texture"):
@@ -177,15 +181,22 @@ class TextToMesh(PriorPipeline):
         )
 
     def _begun(
-        self, recipe: MeshRecipe, seed: int, prompt: str, negative: str | None, folder: Path | None, resume: bool
+        self,
+        recipe: MeshRecipe,
+        seed: int,
+        prompt: str,
+        negative: str | None,
+        folder: Path | None,
+        resume: bool,
+        step_memory_gb: float,
     ) -> Optimisation:
         """The optimisation at its start, or where the newest checkpoint in `folder` was written."""
         guide = make_guide(recipe.score, self.prior, prompt, negative, recipe.optimise.views.views)
         if folder is None:
-            return Optimisation(recipe.optimise, guide, seed, self.prior.device)
+            return Optimisation(recipe.optimise, guide, seed, self.prior.device, step_memory_gb=step_memory_gb)
         prior = fingerprint(self.prior)
         guided_by = {"prompt": prompt, "negative_prompt": negative, "prior": prior, "score": recipe.score}
-        work = Optimisation(recipe.optimise, guide, seed, self.prior.device, guided_by)
+        work = Optimisation(recipe.optimise, guide, seed, self.prior.device, guided_by, step_memory_gb)
         folder.mkdir(parents=True, exist_ok=True)
         if resume:
             work.resume(folder)

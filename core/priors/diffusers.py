@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from ...utils.errors import InputError
 from ...utils.seeds import sample_noise
 from .base import PredictionType, Prior, Recommended
+from .footprint import encoder_numbers, network_numbers
 from .noise import predicts
+from .placement import WHOLE, execution_device
 from .rows import COND, NULL, Condition, Rows
 
 DEFAULT_EMBEDDED_GUIDANCE = 3.5  # FLUX.1-dev
@@ -30,6 +32,8 @@ class DiffusersPrior(Prior):
 
     backbone = "unet"
     spacing: str | None = None  # of the sigmas that the family's pipeline itself gives to its scheduler
+    upcasts = False  # whether the stock pipeline decodes in float32 where a VAE's config says force_upcast
+    placement = WHOLE
 
     def __init__(self, pipe: Any, name: str = "", frozen: bool = True) -> None:
         """`frozen`: False leaves the networks as trainable as they are."""
@@ -46,8 +50,7 @@ class DiffusersPrior(Prior):
         self.vae_factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
         self.latent_shape = (channels, side, side)
         self.image_size = side * self.vae_factor
-        weight = next(self.network.parameters())
-        self.device, self.dtype = weight.device, weight.dtype
+        self.dtype = next(self.network.parameters()).dtype
         if (precise := self._dtype_for(self.vae, self.vae.dtype)) != self.vae.dtype:
             self.vae.to(dtype=precise)
         if self.few_steps:  # their teacher's guidance is in the weights
@@ -66,9 +69,55 @@ class DiffusersPrior(Prior):
         return {**parts, self.backbone: self.network}
 
     def _dtype_for(self, module: nn.Module, dtype: torch.dtype | None) -> torch.dtype | None:
-        """A codec that overflows in half precision (SDXL's) stays in float32."""
-        overflows = bool(self.vae.config.get("force_upcast")) and dtype == torch.float16
+        """A codec that overflows in half precision (SDXL's) stays in float32.
+
+        Other families' configs say so too when they are written, as it is the default, and their pipelines never look.
+        """
+        overflows = self.upcasts and bool(self.vae.config.get("force_upcast")) and dtype == torch.float16
         return torch.float32 if overflows and module is self.vae else dtype
+
+    @property
+    def device(self) -> torch.device:
+        """See Prior.device; what is offloaded comes there when it is asked."""
+        return execution_device(self.network)
+
+    def to(self: P, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> P:
+        """See Prior.to. Raises InputError for a prior that is offloaded or quantised."""
+        if self.placement.offload != "none" or self.placement.weights != "full":
+            raise InputError(
+                f"the prior {self.name!r} is loaded with offload={self.placement.offload!r} and "
+                f"weights={self.placement.weights!r}, which decide its place; load it again for another one"
+            )
+        return super().to(device, dtype)
+
+    def encode_bytes(self, height: int, width: int, by_block: bool = False) -> int:
+        """See Prior.encode_bytes."""
+        numbers = encoder_numbers(self.vae.config, by_block)
+        return int(numbers * height * width * self.vae.dtype.itemsize)
+
+    def encode_by_block(self, wanted: bool) -> None:
+        """See Prior.encode_by_block; by diffusers' own checkpointing."""
+        if wanted != self.vae.encoder.gradient_checkpointing:
+            (self.vae.enable_gradient_checkpointing if wanted else self.vae.disable_gradient_checkpointing)()
+
+    def row_bytes(self, height: int, width: int) -> int:
+        """See Prior.row_bytes."""
+        pixels = height * width // self.vae_factor**2
+        settings = getattr(self.pipe, self.backbone).config
+        return int(network_numbers(type(self.network).__name__, settings, pixels) * self.dtype.itemsize)
+
+    def smaller_setting(self) -> str:
+        """See Prior.smaller_setting: the next of half precision, offloading and quantised weights."""
+        place = self.placement
+        if self.dtype == torch.float32:
+            return "use half precision: --dtype bfloat16 or float16"
+        if place.offload in ("none", "text"):
+            return "move one network at a time to the device: --offload model"
+        if place.weights == "full":
+            return "store the weights in 8 bit: --weights float8"
+        if place.offload == "model":
+            return "move one layer at a time to the device: --offload sequential"
+        return "use a smaller prior or smaller renders (optimise.sizes)"
 
     def with_network(self: P, network: nn.Module, kind: PredictionType) -> P:
         """This prior with another network, whose output is of another kind; everything else is shared.
@@ -77,8 +126,7 @@ class DiffusersPrior(Prior):
         """
         other = copy.copy(self)
         other.network, other.prediction_type, other.nfe = network, kind, 0
-        weight = next(network.parameters())
-        other.device, other.dtype = weight.device, weight.dtype
+        other.dtype = next(network.parameters()).dtype
         return other
 
     def _state(self, x: Tensor, rows: Rows) -> Tensor:
@@ -90,7 +138,7 @@ class DiffusersPrior(Prior):
         self, images: Tensor, sample: bool = False, generator: torch.Generator | Sequence[torch.Generator] | None = None
     ) -> Tensor:
         """See Prior.encode: (posterior - shift) * scale, the posterior's mean unless `sample`."""
-        posterior = self.vae.encode((2 * images - 1).to(self.vae.device, self.vae.dtype)).latent_dist
+        posterior = self.vae.encode((2 * images - 1).to(execution_device(self.vae), self.vae.dtype)).latent_dist
         latents = posterior.mean
         if sample:
             if generator is None:
@@ -103,7 +151,7 @@ class DiffusersPrior(Prior):
     def decode(self, latents: Tensor, clamp: bool = True) -> Tensor:
         """See Prior.decode."""
         shift, scale = latent_affine(self.vae.config, latents)
-        latents = (latents / scale + shift).to(self.vae.device, self.vae.dtype)
+        latents = (latents / scale + shift).to(execution_device(self.vae), self.vae.dtype)
         images = self.vae.decode(latents, return_dict=False)[0].float() / 2 + 0.5
         return images.clamp(0, 1) if clamp else images
 
@@ -151,6 +199,7 @@ class StableDiffusionPrior(DiffusersPrior):
 class StableDiffusionXLPrior(DiffusersPrior):
     """SDXL: two text encoders, pooled embedding and size ids."""
 
+    upcasts = True
     recommended = Recommended(5.0, 50)
     reads = frozenset({"text", "pooled", "time_ids", "concat"})
 

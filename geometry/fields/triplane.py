@@ -43,6 +43,11 @@ class TriplaneField(Field):
         """Edge of a texel in metres."""
         return 2 * self.half_side / (self.config.side - 1)
 
+    @property
+    def kept_numbers(self) -> int:
+        """See Field: the point on three planes, and what the decoder keeps."""
+        return 6 + self.decoder.kept_numbers
+
     def query(self) -> Query:
         """Sum of the three projections, then the decoder."""
 

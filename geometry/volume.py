@@ -102,21 +102,21 @@ def ray_shifts(near: Tensor, generator: torch.Generator | None) -> Tensor:
 
 
 class Room:
-    """How many samples a call makes room for: a little more than the last one had, so that nobody waits for a count.
+    """How many samples a call makes room for: more than the calls before had, so that nobody waits for a count.
 
     On a CPU, where counting costs no wait, there is room for exactly as many as there are.
     """
 
     def __init__(self) -> None:
-        self._last: int | None = None
+        self._most = 0  # of the last calls; older ones are forgotten by and by
 
     def on(self, device: torch.device) -> int | None:
         """Samples to make room for; None: count them, as for rays with gradients, which keep every place."""
-        return None if self._last is None or device.type == "cpu" else self._last + self._last // 8
+        return None if not self._most or device.type == "cpu" else self._most + self._most // 8
 
     def enough(self, count: int, given: int | None) -> bool:
         """Whether `count` samples had room in `given` places."""
-        self._last = count
+        self._most = max(count, self._most - self._most // 32)
         return given is None or count <= given
 
 

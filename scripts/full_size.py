@@ -83,10 +83,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("docs/results/full-size.json"))
     options = parser.parse_args(arguments)
     prior = load_prior(options.folder)
-    found = {"distillation": distillation(prior), "agreement": agreement(prior)}
     millions = sum(p.numel() for p in prior.parameters()) / 1e6
-    facts = {"model": "Stable Diffusion 1.5, random weights, float32", "millions": round(millions, 1), **found}
-    print(write_json(options.out, {**facts, "versions": versions(), "machine": machine()}))
+    facts: dict[str, Any] = {"model": "Stable Diffusion 1.5, random weights, float32", "millions": round(millions, 1)}
+    facts |= {"versions": versions(), "machine": machine()}
+    for name, measure in (("distillation", distillation), ("agreement", agreement)):
+        facts[name] = measure(prior)
+        print(write_json(options.out, facts), facts[name], flush=True)
     return 0
 
 

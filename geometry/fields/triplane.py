@@ -52,7 +52,7 @@ class TriplaneField(Field):
         """Sum of the three projections, then the decoder."""
 
         def ask(points: Tensor) -> Tensor:
-            flat = torch.stack([points[:, list(axes)] for axes in AXES]) / self.half_side  # (3, N, 2)
+            flat = torch.stack([points[:, a : b + 1 : b - a] for a, b in AXES]) / self.half_side  # (3, N, 2)
             read = nn.functional.grid_sample(
                 self.planes, flat[:, None].to(self.planes), align_corners=True, padding_mode="border"
             )

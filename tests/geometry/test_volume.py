@@ -226,7 +226,7 @@ def test_room_for_more_or_fewer_samples_changes_nothing(extra, monkeypatch):
     given: list[int | None] = []
 
     def guess(room: Room, device: torch.device) -> int | None:
-        given.append(None if room._last is None else room._last + (extra if len(given) == 1 else 0))
+        given.append(room._most + (extra if len(given) == 1 else 0) if room._most else None)
         return given[-1]
 
     monkeypatch.setattr(Room, "on", guess)

@@ -72,7 +72,7 @@ class Health:
     @torch.no_grad()
     def check_parameters(self, step: int, shape: nn.Module) -> None:
         """Raises DivergedError when a parameter is not finite or far too large."""
-        named = dict(shape.named_parameters())
+        named = {name: p for name, p in shape.named_parameters() if p.numel()}
         for name, largest in zip(named, torch.stack([p.abs().amax() for p in named.values()]).tolist(), strict=True):
             if not math.isfinite(largest) or largest > self.config.largest:
                 raise DivergedError(f"step {step}: {name} reached {largest:.3g}; lower lr or set score.clip")

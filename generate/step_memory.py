@@ -25,30 +25,36 @@ class StepMemory:
     of them fails: then the parts are halved and the step is made again.
     """
 
-    def __init__(self, shape: Representation, score: ScoreDistillation, budget_gb: float = BUDGET_GB) -> None:
+    def __init__(
+        self, shape: Representation, scores: Sequence[ScoreDistillation], budget_gb: float = BUDGET_GB
+    ) -> None:
+        """`scores` distil one prior."""
         if not budget_gb > 0:
             raise InputError(f"step_memory_gb={budget_gb} must be above 0; the default is {BUDGET_GB:g}")
-        self.shape, self.score = shape, score
+        self.shape, self.scores, self.prior = shape, scores, scores[0].prior
         self.budget = budget_gb * 1e9  # bytes
         self._least = self._largest = 0  # bytes of the largest part as small as they get, and of all in one part
 
     def fit(self, views: int, size: int, seen_px: int, channels: Sequence[str]) -> None:
         """Chooses the parts of a step with so many renders of `size` px, shown to the prior at `seen_px`."""
-        prior = self.score.prior
+        prior = self.prior
         by_block = prior.encode_bytes(seen_px, seen_px) > self.budget
         prior.encode_by_block(by_block)
         image, row = prior.encode_bytes(seen_px, seen_px, by_block), prior.row_bytes(seen_px, seen_px)
         ray = self.shape.ray_bytes(channels)
         self._least = max(image, row * prior.frames, ray * LEAST_RAYS)
         self._largest = max(image * views, ray * views * size**2, 2 * row * views)
-        self.score.images_at_once = max(1, int(self.budget // image)) if image else None
+        for score in self.scores:
+            score.images_at_once = max(1, int(self.budget // image)) if image else None
         self.shape.rays_at_once = max(LEAST_RAYS, int(self.budget // ray)) if ray else None
         prior.rows_at_once = max(1, int(self.budget // row)) if row else None
 
     def release(self) -> None:
         """Everything in one part again: others ask the same prior."""
-        self.score.images_at_once = self.shape.rays_at_once = self.score.prior.rows_at_once = None
-        self.score.prior.encode_by_block(False)
+        for score in self.scores:
+            score.images_at_once = None
+        self.shape.rays_at_once = self.prior.rows_at_once = None
+        self.prior.encode_by_block(False)
 
     def recover(self, error: Exception, step: int) -> bool:
         """Halves the parts after memory ran out; False for other errors.
@@ -61,7 +67,7 @@ class StepMemory:
         if not self._largest or self.budget <= self._least:
             raise UnprojectError(
                 f"step {step}: out of memory with one render and {LEAST_RAYS} rays at a time; "
-                f"{self.score.prior.smaller_setting()}"
+                f"{self.prior.smaller_setting()}"
             ) from error
         self.budget = min(self.budget, self._largest) / 2
         warnings.warn(

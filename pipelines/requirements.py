@@ -23,7 +23,7 @@ from ..generate.step_memory import LEAST_RAYS
 from ..geometry.representation import CHANNELS
 from ..geometry.shapes import make_shape
 from ..utils.configs import load_config
-from .text_to_mesh import MeshRecipe, load_recipe
+from .text_to_shape import MeshRecipe, load_recipe
 
 Verb = Literal["text-to-mesh", "text-to-image"]
 CARDS = (8, 12, 16, 24, 48)  # GiB

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from ..utils.seeds import generator
 SIDE_PX, VIEWS, STEPS = 512, 4, 2
 
 
-def agreement(prior: DiffusersPrior) -> dict[str, Any]:
+def agreement(prior: DiffusersPrior) -> Iterator[dict[str, Any]]:
     """Largest difference of latents from the stock pipeline's, of two DDIM steps with guidance from one noise."""
     began = time.perf_counter()
     noise = torch.randn(1, *prior.latent_shape, generator=generator(0))
@@ -37,11 +38,11 @@ def agreement(prior: DiffusersPrior) -> dict[str, Any]:
     stock = prior.pipe("a red chair", latents=noise, **options).images
     ours: Any = TextToImage(prior)("a red chair", latents=noise, solver="ddim", **options)
     worst = float((ours.images - stock).abs().max() / stock.abs().max())
-    return {"steps": STEPS, "largest_difference": worst, "seconds": round(time.perf_counter() - began, 1)}
+    yield {"steps": STEPS, "largest_difference": worst, "seconds": round(time.perf_counter() - began, 1)}
 
 
-def distillation(prior: DiffusersPrior) -> dict[str, Any]:
-    """Peak resident memory of steps of SDS on four renders, in parts as `StepMemory` chooses them."""
+def distillation(prior: DiffusersPrior) -> Iterator[dict[str, Any]]:
+    """After each step of SDS on four renders the peak resident memory, in parts as `StepMemory` chooses them."""
     config = ScoreConfig(form="score", guidance=100.0, rescale=0.0, weight="sigma2")
     score = ScoreDistillation(config, prior, prior.encode_text(["a red chair"]))
     budget = BUDGET_GB * 1e9
@@ -51,19 +52,19 @@ def distillation(prior: DiffusersPrior) -> dict[str, Any]:
     renders = torch.rand(VIEWS, 3, SIDE_PX, SIDE_PX, generator=generator(1)).requires_grad_()
     _forget_peak()
     began = time.perf_counter()
-    for step in range(STEPS):
+    for step in range(1, STEPS + 1):
         renders.grad = None
         score(renders, 0.5, generator(step)).loss.backward()
-    assert renders.grad is not None
-    return {
-        "views": VIEWS,
-        "px": SIDE_PX,
-        "steps": STEPS,
-        "peak_gb": round(_peak_bytes() / 1e9, 2),
-        "network_rows": prior.nfe,
-        "finite": bool(torch.isfinite(renders.grad).all()),
-        "seconds": round(time.perf_counter() - began, 1),
-    }
+        assert renders.grad is not None
+        yield {
+            "views": VIEWS,
+            "px": SIDE_PX,
+            "steps": step,
+            "peak_gb": round(_peak_bytes() / 1e9, 2),
+            "network_rows": prior.nfe,
+            "finite": bool(torch.isfinite(renders.grad).all()),
+            "seconds": round(time.perf_counter() - began, 1),
+        }
 
 
 def _forget_peak() -> None:
@@ -87,8 +88,8 @@ def main(arguments: list[str] | None = None) -> int:
     facts: dict[str, Any] = {"model": "Stable Diffusion 1.5, random weights, float32", "millions": round(millions, 1)}
     facts |= {"versions": versions(), "machine": machine()}
     for name, measure in (("distillation", distillation), ("agreement", agreement)):
-        facts[name] = measure(prior)
-        print(write_json(options.out, facts), facts[name], flush=True)
+        for facts[name] in measure(prior):
+            print(write_json(options.out, facts), facts[name], flush=True)
     return 0
 
 

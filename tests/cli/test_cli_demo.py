@@ -16,7 +16,8 @@ import pytest
 from unproject.cli import demo, info
 from unproject.cli.image import ImageCommand
 from unproject.cli.priors import PriorCommand, head_of
-from unproject.cli.text import TextToImage, TextToMesh
+from unproject.cli.shapes import TextToMesh
+from unproject.cli.text import TextToImage
 from unproject.utils.pictures import save_image
 
 Run = Callable[..., tuple[int, str, str]]

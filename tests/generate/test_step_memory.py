@@ -12,7 +12,7 @@ from unproject.core.priors import GaussianMixturePrior
 from unproject.generate.guides import make_guide
 from unproject.generate.optimise import Optimisation, OptimiseConfig
 from unproject.generate.step_memory import LEAST_RAYS, StepMemory
-from unproject.pipelines.text_to_mesh import MeshRecipe
+from unproject.pipelines.text_to_shape import MeshRecipe
 from unproject.utils.configs import load_config
 from unproject.utils.errors import InputError, UnprojectError
 from unproject.utils.ramps import Moment
@@ -132,7 +132,7 @@ def test_parts_follow_from_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(score.prior, "row_bytes", lambda h, w: int(2e8))
     monkeypatch.setattr(score.prior, "encode_by_block", by_block.append)
     monkeypatch.setattr(work.shape, "ray_bytes", lambda channels: 100_000)
-    memory = StepMemory(work.shape, score, 2.0)
+    memory = StepMemory(work.shape, [score], 2.0)
     memory.fit(4, 64, 512, ("rgb", "alpha", "depth"))
     assert (score.images_at_once, work.shape.rays_at_once, score.prior.rows_at_once) == (1, 20_000, 10)
     assert by_block == [True]
@@ -147,7 +147,7 @@ def test_parts_follow_from_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     memory.release()
     assert (score.images_at_once, work.shape.rays_at_once, score.prior.rows_at_once) == (None, None, None)
     with pytest.raises(InputError, match="step_memory_gb=0 must be above 0"):
-        StepMemory(work.shape, score, 0)
+        StepMemory(work.shape, [score], 0)
 
 
 def test_groups_fall_when_renders_grow() -> None:

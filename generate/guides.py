@@ -21,6 +21,11 @@ class Guide(Protocol):
     """What pulls renders towards a prompt."""
 
     @property
+    def score(self) -> ScoreDistillation:
+        """The distillation behind it."""
+        ...
+
+    @property
     def nfe(self) -> int:
         """Network rows spent so far by all who ask the same network."""
         ...

@@ -18,6 +18,7 @@ from ..generate.diagnostics import Diagnostics
 from ..generate.guides import make_guide
 from ..generate.normal_guide import NormalGuide, NormalsConfig
 from ..generate.optimise import Optimisation, OptimiseConfig
+from ..generate.step_memory import BUDGET_GB
 from ..generate.views import turntable_cameras
 from ..geometry.representation import MeshConfig
 from ..utils.configs import config_path, load_config, read_yaml, to_dict
@@ -78,6 +79,7 @@ class TextToShape(PriorPipeline):
     """Base of pipelines from prompts to shapes with any prior."""
 
     recipes: ClassVar[str]  # folder of the packaged recipes
+    step_memory_gb: float = BUDGET_GB  # of the activations of a step; what needs more is computed in parts
 
     def __init__(
         self, prior: Prior, recipe: MeshRecipe | str | Path | None = None, rule: str | Path | None = None
@@ -132,7 +134,7 @@ class TextToShape(PriorPipeline):
         started = datetime.now(timezone.utc)
         folder = None if out is None else Path(out)
         first = self._first_stage(recipe, seed, prompt, negative, folder, resume)
-        work = _started(recipe, self.prior, seed, prompt, negative, folder, resume)
+        work = _started(recipe, self.prior, seed, prompt, negative, folder, resume, self.step_memory_gb)
         if first is not None and work.step == 0:
             work.shape.restore(dict(first.shape.state_dict()), "the first stage")
             work.nfe, work.seconds = first.nfe, first.seconds
@@ -152,7 +154,7 @@ class TextToShape(PriorPipeline):
         optimise = replace(recipe.optimise, steps=recipe.begin.steps, sizes=((0, side),), guided_px=side)
         own = replace(recipe, score=recipe.begin.score, optimise=optimise, normals=NormalsConfig(), begin=BeginConfig())
         place = None if folder is None else folder / "first"
-        work = _started(own, prior, seed, prompt, negative, place, resume)
+        work = _started(own, prior, seed, prompt, negative, place, resume, self.step_memory_gb)
         self._optimise(work, own, place, f"{prompt}, first with {prior.name}", None)
         return work
 
@@ -189,19 +191,27 @@ class TextToShape(PriorPipeline):
 
 
 def _started(
-    recipe: MeshRecipe, prior: Prior, seed: int, prompt: str, negative: str | None, folder: Path | None, resume: bool
+    recipe: MeshRecipe,
+    prior: Prior,
+    seed: int,
+    prompt: str,
+    negative: str | None,
+    folder: Path | None,
+    resume: bool,
+    budget_gb: float,
 ) -> Optimisation:
-    """The optimisation with a prior at its start, or where the newest checkpoint in `folder` was written."""
+    """The optimisation with a prior at its start, or where the newest checkpoint in `folder` was written; a step
+    keeps `budget_gb` of activations."""
     views = recipe.optimise.views.views
     guide = make_guide(recipe.score, prior, prompt, negative, views)
     normals = NormalGuide(recipe.normals, recipe.score, prior, prompt, views) if recipe.normals.used else None
     if folder is None:
-        return Optimisation(recipe.optimise, guide, seed, prior.device, normals=normals)
+        return Optimisation(recipe.optimise, guide, seed, prior.device, None, normals, budget_gb)
     guided_by: dict[str, Any] = {"prompt": prompt, "negative_prompt": negative, "prior": fingerprint(prior)}
     guided_by |= {"score": recipe.score}
     guided_by |= {"normals": recipe.normals} if recipe.normals.used else {}
     guided_by |= {"begin": recipe.begin} if recipe.begin.prior else {}
-    work = Optimisation(recipe.optimise, guide, seed, prior.device, guided_by, normals)
+    work = Optimisation(recipe.optimise, guide, seed, prior.device, guided_by, normals, budget_gb)
     folder.mkdir(parents=True, exist_ok=True)
     if resume:
         work.resume(folder)

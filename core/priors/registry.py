@@ -27,6 +27,7 @@ from .lora import add_loras
 from .multiview import FRAMES, MultiViewUNet, base_of, read_manifest
 from .mvdream import PICKLED, as_safetensors, load_mvdream
 from .pixels import MANIFEST, PixelPrior, read_pixels
+from .placement import WHOLE, Placement, place
 from .single_file import MULTI_VIEW, kind_of, load_single_file, shapes_of
 from .variants import pick_variant
 
@@ -56,6 +57,9 @@ class PriorEntry:
     file: str | None = None  # a checkpoint that is loaded instead of a pipeline folder
     base: str | None = None  # the id whose other parts such a checkpoint needs
     half: Literal["float16", "bfloat16"] = "float16"  # the half precision whose range its networks keep within
+    frames: int = 1  # views of one object that it draws at once
+    parts: dict[str, float] = field(default_factory=dict)  # millions of parameters and buffers: network, vae, text ...
+    live: float = 0.0  # numbers per latent pixel and row that live at once in a call of the network, at its own size
     recommended: Recommended = field(default_factory=Recommended)
     note: str = ""
 
@@ -137,6 +141,7 @@ def load_prior(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     lora: str | Path | Sequence[str | Path] = (),
+    placement: Placement = WHOLE,
     **options: Any,
 ) -> DiffusersPrior:
     """A frozen prior.
@@ -149,15 +154,19 @@ def load_prior(
         device: where the networks live.
         dtype: their dtype; files in another are cast.
         lora: adapters added to the weights, each "FILE" or "FILE:SCALE" (`lora.add_loras`).
+        placement: what is kept off the device, quantised or compiled.
         options: `base`, the prior that gives a checkpoint file its settings and the parts it lacks; others are passed
             to diffusers' loading (e.g. revision, variant, cache_dir, local_files_only).
 
     Raises InputError when it is unknown, unreachable, gated or of a family that is not supported.
     """
-    prior = _load(name_or_path, device, dtype, options)
+    whole = placement.offload == "none" and placement.weights == "full"
+    prior = _load(name_or_path, device if whole else "cpu", dtype, options)
     loras = [lora] if isinstance(lora, (str, Path)) else list(lora)
     if loras:
         add_loras(prior, loras)
+    with told(f"the prior {prior.name}", device):
+        place(prior, device, placement)
     return prior
 
 

@@ -186,7 +186,7 @@ class Calibration:
             raise InputError(f"calibration {path} is not a safetensors file: {damage(error)}") from error
         if metadata.get("version") != str(VERSION):
             raise InputError(
-                f"{path} has calibration version {metadata.get('version', 'none')}, expected {VERSION}; calibrate again"
+                f"{path} has calibration version {metadata.get('version', 'none')[:40]}, expected {VERSION}; calibrate again"
             )
         try:
             values = json.loads(metadata["fingerprint"])

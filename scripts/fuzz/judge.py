@@ -17,7 +17,7 @@ from .cases import Case, Kind, OddError, Wrong
 LONGEST = 1500  # characters of a message
 PYTHON = re.compile(
     r"Traceback|object at 0x|NoneType|not subscriptable|unsupported operand|has no attribute|argument of type|"
-    r"object is not|must be str|list indices|unhashable|KeyError|IndexError|TypeError|AttributeError|"
+    r"object is not|must be str|list indices|unhashable type|KeyError|IndexError|TypeError|AttributeError|"
     r"out of bounds for axis|could not broadcast|cannot reshape|numpy\.|np\.|takes \d+ positional|expected str, bytes"
 )
 HERE = Path(__file__).parent

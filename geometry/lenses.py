@@ -62,7 +62,9 @@ def lens_of_frame(frame: Mapping[str, Any], path: Path) -> Lens:
     model = NERFSTUDIO.get(named.upper())
     if model is None:
         known = ", ".join(NERFSTUDIO)
-        raise InputError(f"{path} has camera_model {named}, which is not read (known: {known}); reproject the images")
+        raise InputError(
+            f"{path} has camera_model {named[:80]}, which is not read (known: {known}); reproject the images"
+        )
     reject_distortion(path, {key: frame.get(key, 0.0) for key in DISTORTION})
     width, height = _size(frame, path)
     fx, fy = _focal(frame, "x", width, path), _focal(frame, "y", height, path)
@@ -123,7 +125,7 @@ def check_lens(lens: Lens, where: str) -> None:
 
 def reject_distortion(path: str | Path, lens: Mapping[str, Any]) -> None:
     """Raises InputError when any coefficient is not zero."""
-    bent = {key: value for key, value in lens.items() if not abs(float(value)) <= 1e-9}
+    bent = {key: float(value) for key, value in lens.items() if not abs(float(value)) <= 1e-9}
     if bent:
         raise InputError(f"{path} has lens distortion {bent}; undistort the images first (colmap image_undistorter)")
 

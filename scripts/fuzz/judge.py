@@ -63,7 +63,9 @@ def _of_error(error: BaseException, kind: Kind, path: Path) -> Wrong | None:
         return Wrong("crash", f"{type(error).__name__}: {text[:300]}", where)
     if not text:
         return Wrong("unclear", "an empty message", where)
-    if len(text) > LONGEST and kind.name != "options":  # whose messages hold the help
+    if kind.name == "options":  # the parser's words, with the help
+        return None
+    if len(text) > LONGEST:
         return Wrong("unclear", f"a message of {len(text)} characters: {text[:200]}", where)
     if PYTHON.search(text):
         return Wrong("unclear", text[:300], where)

@@ -31,10 +31,10 @@ class TaskConfig:
     """the command's help"""
     codec: str
     """name of the target in tasks/codecs"""
-    access: Literal["concat"] = "concat"
-    """how the prior is used; concat: the target's latent is denoised beside the picture's"""
     pipeline: str = ""
     """class of diffusers in whose layout such heads are published; empty: none"""
+    colormap: str = ""
+    """of its pictures, where another one would do; empty where the colours have a meaning"""
     schedule: TaskSchedule = field(default_factory=TaskSchedule)
 
 

@@ -13,12 +13,13 @@ from urllib.parse import unquote
 import numpy as np
 from numpy.typing import NDArray
 
-from ...utils.errors import InputError
+from ...utils.errors import InputError, damage
+from ...utils.files import is_there
 
 MAGIC, VERSION, JSON_CHUNK, BIN_CHUNK = 0x46546C67, 2, 0x4E4F534A, 0x004E4942
 COMPONENTS = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
 WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT4": 16}
-MOST_VALUES = 1 << 30  # of an accessor without data, which is filled with zeros
+MOST_VALUES = 1 << 24  # of an accessor without data, which is filled with zeros
 
 
 def split_chunks(data: bytes) -> tuple[dict[str, Any], bytes]:
@@ -46,7 +47,7 @@ def parse_document(text: bytes) -> dict[str, Any]:
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"the JSON of the glTF is damaged: {error}") from error
+        raise InputError(f"the JSON of the glTF is damaged: {damage(error)}") from error
     if not isinstance(document, dict):
         raise InputError("the JSON of the glTF is not an object")
     version = str(document.get("asset", {}).get("version", "2.0"))
@@ -61,12 +62,15 @@ class Accessors:
     def __init__(self, document: dict[str, Any], blob: bytes, folder: Path) -> None:
         self.document, self._blob, self._folder = document, blob, folder
         self._buffers: dict[int, bytes] = {}
+        self._given: dict[int, NDArray[Any]] = {}
 
     def array(self, index: int, colors: bool = False) -> NDArray[Any]:
         """(N, C) of an accessor: stored type, or float64 where it is normalised (colours always are)."""
         entry = self.document["accessors"][index]
         dtype, width, count = np.dtype(COMPONENTS[entry["componentType"]]), WIDTHS[entry["type"]], entry["count"]
-        if "bufferView" in entry:
+        if index in self._given:
+            values = self._given[index]
+        elif "bufferView" in entry:
             values = self._strided(entry["bufferView"], entry.get("byteOffset", 0), dtype, width, count)
         elif "sparse" in entry and 0 <= count * width < MOST_VALUES:
             values = np.zeros((count, width), dtype)
@@ -77,6 +81,14 @@ class Accessors:
         if dtype.kind != "f" and (colors or entry.get("normalized")):
             return np.asarray(np.maximum(values.astype(np.float64) / np.iinfo(dtype).max, -1.0))
         return values
+
+    def give(self, index: int, values: NDArray[Any]) -> None:
+        """What an accessor without data holds, (N, C) decompressed. Raises InputError where it does not fit."""
+        entry = self.document["accessors"][index]
+        shape = (entry["count"], WIDTHS[entry["type"]])
+        if values.shape != shape:
+            raise InputError(f"accessor {index} has {shape} values and {values.shape} were decompressed")
+        self._given[index] = values.astype(COMPONENTS[entry["componentType"]])
 
     def view(self, index: int) -> bytes:
         """The bytes of a buffer view."""
@@ -98,8 +110,8 @@ class Accessors:
         if "://" in uri:
             raise InputError(f"{uri} is an address; nothing is fetched: save the file beside the glTF")
         path = self._folder / unquote(uri)
-        if not path.is_file():
-            raise InputError(f"{path} is missing; it belongs beside the glTF")
+        if not is_there(path):
+            raise InputError(f"{str(path)[:200]} is missing; it belongs beside the glTF")
         return path.read_bytes()
 
     def _buffer(self, index: int) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ TYPES = {
 }
 KINDS = {"f4": "float", "f8": "double", "u1": "uchar"}
 LONGEST_HEADER = 1 << 24  # bytes
+COUNT = re.compile(r"[0-9]{1,18}")
 
 
 @dataclass
@@ -88,7 +90,7 @@ def parse_header(data: bytes) -> Header:
             continue
         if words[0] == "format" and len(words) > 1:
             order = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}.get(words[1])
-        elif words[0] == "element" and len(words) == 3 and words[2].isdigit():
+        elif words[0] == "element" and len(words) == 3 and COUNT.fullmatch(words[2]):
             elements.append(Element(words[1], int(words[2])))
         elif words[0] == "property":
             if not elements:
@@ -189,10 +191,12 @@ class _Binary:
 
 class _Text:
     def __init__(self, data: bytes) -> None:
+        words = data.split()
         try:
-            self._values = np.array(data.split()).astype(np.float64)
+            self._values = np.array(words).astype(np.float64)
         except ValueError as error:
-            raise InputError(f"its text holds something else than numbers: {error}") from error
+            odd = next((word for word in words if not _is_number(word)), b"")
+            raise InputError(f"its text holds {odd[:40].decode('latin-1')!r} where a number belongs") from error
         self._at = 0
 
     def take(self, element: Element) -> dict[str, Any]:
@@ -200,12 +204,12 @@ class _Text:
         if all(one.count is None for one in element.properties):
             width = len(element.properties)
             table = self._next(element.length * width, element).reshape(element.length, width)
-            return {one.name: table[:, i].astype(one.dtype) for i, one in enumerate(element.properties)}
+            return {one.name: _cast(table[:, i], one) for i, one in enumerate(element.properties)}
         columns: dict[str, list[Any]] = {one.name: [] for one in element.properties}
         for _ in range(element.length):
             for one in element.properties:
-                count = 1 if one.count is None else int(self._next(1, element)[0])
-                values = self._next(count, element).astype(one.dtype)
+                count = 1 if one.count is None else int(_cast(self._next(1, element), Property(one.name, one.count))[0])
+                values = _cast(self._next(count, element), one)
                 columns[one.name].append(values if one.count is not None else values[0])
         return {one.name: columns[one.name] if one.count else np.array(columns[one.name]) for one in element.properties}
 
@@ -216,26 +220,66 @@ class _Text:
         return self._values[self._at - count : self._at]
 
 
-def ply_bytes(
-    positions: NDArray[Any], normals: NDArray[Any] | None, rgb: NDArray[Any] | None, faces: NDArray[Any] | None = None
-) -> bytes:
-    """A binary little-endian file: positions in their own precision, float normals, uchar colours, int faces."""
-    wide = "f8" if positions.dtype == np.float64 else "f4"
-    columns = [(("x", "y", "z"), positions, wide)]
+def _is_number(word: bytes) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def _cast(values: NDArray[np.float64], one: Property) -> NDArray[Any]:
+    """Numbers of a text as their column's type. Raises InputError for what such a column cannot hold."""
+    kind = np.dtype(one.dtype)
+    if kind.kind in "ui":
+        limits = np.iinfo(kind)
+        odd = values[~((values >= limits.min) & (values <= limits.max))]
+        if len(odd):
+            raise InputError(f"property {one.name} holds {odd[0]:g}, which is no {kind.name}")
+    with np.errstate(over="ignore"):
+        return values.astype(kind)
+
+
+Columns = list[tuple[tuple[str, ...], NDArray[Any], str]]
+
+
+def columns_of(positions: NDArray[Any], normals: NDArray[Any] | None, rgb: NDArray[Any] | None) -> Columns:
+    """(names, values (N, 3), type) of what a vertex holds: positions in their own precision, float normals, uchar
+    colours."""
+    columns: Columns = [(("x", "y", "z"), positions, "f8" if positions.dtype == np.float64 else "f4")]
     if normals is not None:
         columns.append((("nx", "ny", "nz"), normals, "f4"))
     if rgb is not None:
         columns.append((("red", "green", "blue"), rgb, "u1"))
-    table = np.zeros(len(positions), dtype=[(name, f"<{kind}") for names, _, kind in columns for name in names])
+    return columns
+
+
+def ply_header(columns: Columns, vertices: int, faces: int | None = None) -> bytes:
+    """The header of a binary little-endian file."""
+    lines = ["ply", "format binary_little_endian 1.0", f"element vertex {vertices}"]
+    lines += [f"property {KINDS[kind]} {name}" for names, _, kind in columns for name in names]
+    if faces is not None:
+        lines += [f"element face {faces}", "property list uchar int vertex_indices"]
+    return ("\n".join([*lines, "end_header"]) + "\n").encode()
+
+
+def vertex_rows(columns: Columns) -> NDArray[Any]:
+    """The rows of the vertices as the file holds them."""
+    table = np.empty(len(columns[0][1]), dtype=[(name, f"<{kind}") for names, _, kind in columns for name in names])
     for names, values, _ in columns:
         for i, name in enumerate(names):
             table[name] = values[:, i]
-    lines = ["ply", "format binary_little_endian 1.0", f"element vertex {len(positions)}"]
-    lines += [f"property {KINDS[kind]} {name}" for names, _, kind in columns for name in names]
-    body = table.tobytes()
+    return table
+
+
+def ply_bytes(
+    positions: NDArray[Any], normals: NDArray[Any] | None, rgb: NDArray[Any] | None, faces: NDArray[Any] | None = None
+) -> bytes:
+    """A binary little-endian file: vertices as `columns_of` says, int faces."""
+    columns = columns_of(positions, normals, rgb)
+    body = vertex_rows(columns).tobytes()
     if faces is not None:
-        lines += [f"element face {len(faces)}", "property list uchar int vertex_indices"]
         rows = np.zeros(len(faces), dtype=[("count", "u1"), ("corners", "<i4", (3,))])
         rows["count"], rows["corners"] = 3, faces
         body += rows.tobytes()
-    return ("\n".join([*lines, "end_header"]) + "\n").encode() + body
+    return ply_header(columns, len(positions), None if faces is None else len(faces)) + body

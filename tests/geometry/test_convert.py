@@ -30,7 +30,8 @@ SHARP = HeadConfig(beta=(0.01,), beta_min=0.01)
 TARGETS = {
     "triangles": ShapeConfig("triangles"),
     "grid": ShapeConfig(
-        "volume", VolumeShapeConfig(FieldConfig("grid", head=SHARP, grid=GridConfig((17, 33), (0, 0))), VolumeConfig(0.04))
+        "volume",
+        VolumeShapeConfig(FieldConfig("grid", head=SHARP, grid=GridConfig((17, 33), (0, 0))), VolumeConfig(0.04)),
     ),
     "tetrahedra": ShapeConfig("tetrahedra", tetrahedra=TetrahedraConfig(resolution=28)),
     "gaussians": ShapeConfig("gaussians", gaussians=GaussianConfig(count=6000)),

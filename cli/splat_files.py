@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..utils.errors import InputError
 from ..utils.runs import RunRecord
+from .folders import MESH_KINDS, POINT_KINDS
+from .outputs import need_format
 from .showing import Shown
 
 if TYPE_CHECKING:
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
     from ..geometry.splats import GaussianCloud
 
 SPLATS = (".ply", ".splat", ".spz", ".glb")  # last suffixes of files of splats
-MESH_FILES = (".glb", ".obj", ".stl", ".ply")
 Wanted = Literal["same", "points", "mesh"]
 
 
@@ -40,10 +41,12 @@ def check_splats(source: Path, destination: Path, wanted: Wanted) -> None:
     from ..geometry.splats.files import suffix_of
 
     suffix = destination.suffix.lower()
-    if wanted == "points" and suffix != ".ply":
-        raise InputError(f"points become .ply, not {destination}")
-    if wanted == "mesh" and suffix not in MESH_FILES:
-        raise InputError(f"cannot write a mesh to {destination}; use {', '.join(MESH_FILES)}")
+    if wanted == "points" and suffix not in POINT_KINDS:
+        raise InputError(f"points become {', '.join(POINT_KINDS)}, not {destination}")
+    if wanted == "mesh" and suffix not in MESH_KINDS:
+        raise InputError(f"cannot write a mesh to {destination}; use {', '.join(MESH_KINDS)}")
+    if wanted != "same":
+        need_format(destination)
     if wanted == "same" and suffix in (".obj", ".stl"):
         raise InputError(f"{source} holds splats, which {suffix} cannot; --to mesh makes a mesh of them")
     if wanted == "same":

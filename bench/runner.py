@@ -66,7 +66,7 @@ def run_experiment(
     path = context.out / f"{name}.json"
     rests_on = fingerprints(name, context.prior)
     pinned, began = pin(threads), time.perf_counter()
-    with under_way(name, _usual_seconds(path, quick)):
+    with under_way(name, usual_seconds(path, quick)):
         result = getattr(module, made.entry)(context)
     record = {
         "experiment": name,
@@ -86,7 +86,7 @@ def run_experiment(
     return record
 
 
-def _usual_seconds(path: Path, quick: bool) -> float | None:
+def usual_seconds(path: Path, quick: bool) -> float | None:
     """What the experiment took when it was last run in the same way."""
     try:
         record = read_json(path)

@@ -16,7 +16,7 @@ import threading
 import traceback
 from collections.abc import Iterator, Sequence
 
-from ..utils.errors import Stopped, UnprojectError
+from ..utils.errors import Stopped, UnprojectError, out_of_memory
 
 
 class _Terminated(KeyboardInterrupt):
@@ -102,11 +102,3 @@ def _told(error: Exception) -> str:
 def _impossible_name(error: Exception) -> bool:
     """Whether a file was named that no file system can hold."""
     return isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether the machine had too little memory: Python's, numpy's, and torch's error on any device."""
-    if isinstance(error, MemoryError):
-        return True
-    told = str(error).lower()
-    return isinstance(error, RuntimeError) and ("out of memory" in told or "can't allocate memory" in told)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,25 +14,31 @@ from ..utils.errors import InputError
 from ..utils.files import read_json
 from ..utils.runs import RunRecord
 from .common import Writer, check_range
-from .outputs import Target, size_text
+from .folders import MESH_KINDS, POINT_KINDS
+from .outputs import Target, need_format, size_text
 from .showing import Shown, Table
+from .splat_files import SPLATS, Wanted, check_splats, convert_splats, holds_splats, inspect_splats
 
 MESHES = (".glb", ".gltf", ".obj", ".stl", ".ply", ".off")
-WRITES = (".glb", ".obj", ".stl", ".ply")
+READS = (*MESHES, ".xyz")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Convert(Writer):
-    """Turn a mesh, a point cloud or a set of cameras into another format; the suffixes decide which."""
+    """Turn a mesh, splats, a point cloud or a set of cameras into another format; the suffixes decide which."""
 
     name: ClassVar[str] = "convert"
 
     source: tyro.conf.Positional[Path]
-    """Mesh (.glb .gltf .obj .stl .ply .off), point cloud (.ply), transforms.json, or a COLMAP text folder."""
+    """Mesh (.glb .gltf .obj .stl .ply .off), splats (.ply .compressed.ply .splat .spz .glb), points (.ply .glb .obj
+    .xyz), transforms.json, or a COLMAP folder."""
     destination: tyro.conf.Positional[Path]
-    """.glb, .obj, .stl or .ply for meshes; .ply for points; .json or a folder (COLMAP text) for cameras."""
+    """.glb, .obj, .stl, .ply or .usdz for meshes; .ply, .compressed.ply, .splat, .spz or .glb for splats; .ply, .glb,
+    .obj, .xyz or .usdz for points; .json or a folder (COLMAP text) for cameras."""
     faces: int = 0
     """Simplify a mesh to this many triangles at most; its colours are carried over (0 = leave it)."""
+    to: Wanted = "same"
+    """What splats become: splats, points at their centres, or a mesh of their surface."""
 
     def check(self) -> None:
         """Paths and suffixes."""
@@ -46,19 +53,39 @@ class Convert(Writer):
         if self._cameras:
             if wanted not in (".json", ""):
                 raise InputError(f"cameras become .json or a folder, not {self.destination}")
-        elif source not in MESHES:
-            raise InputError(f"cannot read {self.source}; use {', '.join(MESHES)}, transforms.json or a COLMAP folder")
-        elif wanted not in WRITES:
-            raise InputError(f"cannot write {self.destination}; use {', '.join(WRITES)}")
-        if self.faces and (self._cameras or is_point_cloud(self.source)):
+        elif holds_splats(self.source):
+            check_splats(self.source, self.destination, self.to)
+        elif source in (".spz", ".splat"):
+            raise InputError(f"{self.source} is no file; give one of splats")
+        elif source not in READS:
+            raise InputError(f"cannot read {self.source}; use {', '.join(READS)}, transforms.json or a COLMAP folder")
+        else:
+            self._check_geometry(wanted)
+        if self.to != "same" and not self._splats:
+            raise InputError(f"--to {self.to} is of splats and {self.source} holds none; leave it out")
+        if self.faces and (self._cameras or (self.to != "mesh" if self._splats else is_point_cloud(self.source))):
             raise InputError(f"--faces {self.faces} simplifies meshes and {self.source} is none; leave it out")
+
+    def _check_geometry(self, wanted: str) -> None:
+        points = is_point_cloud(self.source)
+        known = POINT_KINDS if points else MESH_KINDS
+        if wanted not in known:
+            what = f"{self.source} holds points without triangles; they" if points else "a mesh"
+            raise InputError(f"cannot write {self.destination}: {what} can become {', '.join(known)}")
+        need_format(self.destination)
 
     @property
     def _cameras(self) -> bool:
         return self.source.is_dir() or self.source.suffix.lower() == ".json"
 
+    @property
+    def _splats(self) -> bool:
+        return holds_splats(self.source)
+
     def written(self, target: Target) -> list[Path]:
         """See Command.written; a folder of cameras holds files of fixed names."""
+        if self._splats:
+            return [self.destination]
         if self.destination.suffix:
             meshes = not self._cameras and not is_point_cloud(self.source)
             reports = [self.destination.with_suffix(".report.json")] if meshes else []
@@ -79,6 +106,8 @@ class Convert(Writer):
         """Reads, converts, writes."""
         if self._cameras:
             return self._convert_cameras(record)
+        if self._splats:
+            return convert_splats(self.source, self.destination, self.to, self.faces, record)
         if is_point_cloud(self.source):
             return self._convert_points(record)
         from ..geometry.bake import carry_colors
@@ -100,8 +129,6 @@ class Convert(Writer):
     def _convert_points(self, record: RunRecord) -> Shown:
         from ..geometry.points import PointCloud
 
-        if self.destination.suffix.lower() != ".ply":
-            raise InputError(f"{self.source} holds points without triangles; they can only become .ply")
         cloud = PointCloud.load(self.source)
         record.keep(cloud.save, self.destination)
         return Shown([f"{len(cloud)} points"], data={"points": len(cloud)})
@@ -118,7 +145,7 @@ class Convert(Writer):
 
 @dataclass(frozen=True, kw_only=True)
 class Inspect(Writer):
-    """Tell what is in a mesh, point cloud, picture, array file, JSON record or model folder."""
+    """Tell what is in a mesh, splats, a point cloud, picture, array file, JSON record or model folder."""
 
     name: ClassVar[str] = "inspect"
     kinds: ClassVar[tuple[str, ...]] = (".json",)
@@ -139,8 +166,8 @@ class Inspect(Writer):
         """It has to be there."""
         if not self.path.exists():
             raise InputError(f"{self.path} does not exist")
-        if self.repair is not None and self.repair.suffix.lower() not in WRITES:
-            raise InputError(f"--repair {self.repair}: cannot write that; use {', '.join(WRITES)}")
+        if self.repair is not None and self.repair.suffix.lower() not in MESH_KINDS:
+            raise InputError(f"--repair {self.repair}: cannot write that; use {', '.join(MESH_KINDS)}")
         if self.repair is not None and self.repair.resolve() == self.path.resolve():
             raise InputError(f"--repair {self.repair} is the file itself; name another one")
 
@@ -160,10 +187,24 @@ class Inspect(Writer):
         return Shown(lines, [table], facts, exit_code=1 if self.strict and not solid else 0)
 
 
-def is_point_cloud(path: Path) -> bool:
-    """Whether a PLY file declares no faces; reads only its header."""
-    if path.suffix.lower() != ".ply":
+def only_points(path: Path) -> bool:
+    """Whether a GLB or OBJ draws points alone; False for what cannot be read, which its reader will tell."""
+    from ..geometry.formats.gltf_data import split_chunks
+    from ..geometry.formats.point_clouds import has_only_points
+
+    if path.suffix.lower() == ".glb":
+        with contextlib.suppress(InputError, AttributeError, TypeError):
+            return has_only_points(split_chunks(path.read_bytes())[0])
         return False
+    keys = {line.split(None, 1)[0] for line in path.read_bytes().splitlines() if line.strip()}
+    return b"v" in keys and not keys & {b"f", b"fo", b"curv", b"curv2", b"surf", b"l"}
+
+
+def is_point_cloud(path: Path) -> bool:
+    """Whether a file holds points and no triangles: a PLY by its header, a GLB by its modes, an OBJ by its lines."""
+    kind = path.suffix.lower()
+    if kind != ".ply":
+        return kind == ".xyz" or (kind in (".glb", ".obj") and only_points(path))
     from ..geometry.formats.ply_data import read_header
 
     try:
@@ -181,7 +222,9 @@ def inspect_path(path: Path) -> dict[str, Any]:
     if path.is_dir():
         return _inspect_folder(path)
     size = {"file": str(path), "size": size_text(path)}
-    if suffix in MESHES:
+    if holds_splats(path):
+        return {**size, **inspect_splats(path)}
+    if suffix in READS:
         return {**size, **(_inspect_points(path) if is_point_cloud(path) else _inspect_mesh(path))}
     if suffix in READ_SUFFIXES:
         return {**size, **_inspect_image(path)}
@@ -190,7 +233,7 @@ def inspect_path(path: Path) -> dict[str, Any]:
     if suffix == ".json":
         value = read_json(path)
         return {**size, **(value if isinstance(value, dict) else {"entries": len(value)})}
-    known = ", ".join((*MESHES, *READ_SUFFIXES, ".npz", ".npy", ".json"))
+    known = ", ".join(dict.fromkeys((*READS, *SPLATS, *READ_SUFFIXES, ".npz", ".npy", ".json")))
     raise InputError(f"cannot inspect {path}: known are {known} and model folders")
 
 
@@ -242,7 +285,8 @@ def _validated(path: Path) -> dict[str, Any]:
     return {} if found is None else {"gltf_errors": found["errors"], "gltf_warnings": found["warnings"]}
 
 
-def _splats(path: Path) -> bool:
+def _splat_columns(path: Path) -> bool:
+    """Whether a PLY has columns of splats, if not all of them."""
     from ..geometry.formats.ply import is_splat
     from ..geometry.formats.ply_data import read_header
 
@@ -254,7 +298,7 @@ def _inspect_points(path: Path) -> dict[str, Any]:
 
     from ..geometry.points import PointCloud
 
-    cloud, splats = PointCloud.load(path), _splats(path)
+    cloud, splats = PointCloud.load(path), _splat_columns(path)
     origin = torch.tensor(cloud.origin, dtype=torch.float64)
     return {
         "kind": "Gaussian splats" if splats else "point cloud",

@@ -7,19 +7,32 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..core.distillation.rules import NEGATIVE
 from ..core.distillation.score import GuidanceOut, ScoreConfig, ScoreDistillation
+from ..core.distillation.twin import Twin
 from ..core.priors import Condition, Prior
+from ..core.sampling.perp_neg import PerpNeg, negative_branch
 from ..geometry.cameras import Camera, to_mvdream
 from ..utils.errors import InputError
-from .views import VIEW_TEXT, view_classes
+from .views import VIEW_TEXT, perp_neg_views, view_classes
 
 
 class Guide(Protocol):
     """What pulls renders towards a prompt."""
 
     @property
+    def score(self) -> ScoreDistillation:
+        """The distillation behind it."""
+        ...
+
+    @property
     def nfe(self) -> int:
         """Network rows spent so far by all who ask the same network."""
+        ...
+
+    @property
+    def twin(self) -> Twin | None:
+        """A second network that learns from the renders as they are made, for rules that have one."""
         ...
 
     def __call__(self, images: Tensor, camera: Camera, share: float, generator: torch.Generator) -> GuidanceOut:
@@ -27,17 +40,30 @@ class Guide(Protocol):
         ...
 
 
-class MultiViewGuide:
-    """For priors that see the views of an object at once: cameras instead of words."""
+class ScoreGuide:
+    """What the guides that distil one prior share."""
 
-    def __init__(self, config: ScoreConfig, prior: Prior, condition: Condition, views: int) -> None:
-        """`condition` has one row; renders come in groups of `views` consecutive ones that see each other."""
-        self.score, self.views = ScoreDistillation(config, prior, condition), views
+    score: ScoreDistillation
 
     @property
     def nfe(self) -> int:
         """See Guide."""
-        return self.score.prior.nfe
+        return self.score.nfe
+
+    @property
+    def twin(self) -> Twin | None:
+        """See Guide."""
+        return self.score.twin
+
+
+class MultiViewGuide(ScoreGuide):
+    """For priors that see the views of an object at once: cameras instead of words."""
+
+    def __init__(self, config: ScoreConfig, prior: Prior, condition: Condition, views: int) -> None:
+        """`condition` has one row; renders come in groups of `views` consecutive ones that see each other."""
+        if config.perp_neg:
+            raise InputError(f"score.perp_neg is for priors of single images; {prior.name} knows cameras, leave it out")
+        self.score, self.views = ScoreDistillation(config, prior, condition), views
 
     def __call__(self, images: Tensor, camera: Camera, share: float, generator: torch.Generator) -> GuidanceOut:
         """See Guide. Raises InputError when the cameras are no whole groups."""
@@ -46,36 +72,76 @@ class MultiViewGuide:
             raise InputError(f"{camera.batch} cameras are no groups of views={self.views}")
         cameras = to_mvdream(camera.c2w).to(images)
         seen = self.score.condition.repeat(groups).with_views(cameras, self.views)
-        return self.score(images, share, generator, condition=seen)
+        return self.score(images, share, generator, condition=seen, told=seen)
 
 
-class ViewTextGuide:
+class ViewTextGuide(ScoreGuide):
     """For single-image priors: the prompt with "front view", "side view", "back view" or "top view" added."""
 
-    def __init__(self, config: ScoreConfig, prior: Prior, prompt: str, negative: str | None = None) -> None:
+    def __init__(
+        self, config: ScoreConfig, prior: Prior, prompt: str, negative: str | None = None, shows: str = ""
+    ) -> None:
+        """`shows`: words for another kind of picture, at the end. With `config.perp_neg` the words of neighbouring
+        views are mixed and those of others push away."""
+        if config.perp_neg and prior.guidance_embedded:
+            raise InputError(f"score.perp_neg needs branches of guidance, which {prior.name} takes as an input instead")
         self.rows = list(VIEW_TEXT)
-        texts = [f"{prompt}, {VIEW_TEXT[name]}" for name in self.rows]
-        self.conditions = prior.encode_text(texts, negative)
-        self.score = ScoreDistillation(config, prior, self.conditions.index([0]))
-
-    @property
-    def nfe(self) -> int:
-        """See Guide."""
-        return self.score.prior.nfe
+        texts = [f"{prompt}, {VIEW_TEXT[name]}{_ending(shows)}" for name in self.rows]
+        self.score = ScoreDistillation(config, prior, encoded(config, prior, [prompt + _ending(shows)], negative))
+        self.conditions = encoded(config, prior, texts, negative)
 
     def __call__(self, images: Tensor, camera: Camera, share: float, generator: torch.Generator) -> GuidanceOut:
         """See Guide."""
-        rows = [self.rows.index(name) for name in view_classes(camera)]
-        return self.score(images, share, generator, condition=self.conditions.index(rows))
+        told = self.score.repeated(camera.batch)
+        if self.twin is not None and self.twin.cameras:
+            told = told.with_rows(cameras=to_mvdream(camera.c2w).to(images))
+        if not self.score.config.perp_neg:
+            rows = [self.rows.index(name) for name in view_classes(camera)]
+            return self.score(images, share, generator, condition=self.conditions.index(rows), told=told)
+        condition, guidance = self._perpendicular(camera)
+        return self.score(images, share, generator, condition=condition, guidance=guidance, told=told)
+
+    def _perpendicular(self, camera: Camera) -> tuple[Condition, PerpNeg]:
+        """Words mixed between neighbouring views, and the views that each camera is to be kept from."""
+        mixes, against, weights = perp_neg_views(camera, self.rows)
+        first, second, share = mixes
+        condition = self.conditions.index(first)
+        near = self.conditions.index(second)["cond"]["text"]
+        part = share.to(near)[:, None, None]
+        text = condition["cond"].with_tensors(text=torch.lerp(near, condition["cond"]["text"], part))
+        condition = condition.branch("cond", text)
+        for number, rows in enumerate(against):
+            condition = condition.branch(negative_branch(number), self.conditions.index(rows)["cond"])
+        return condition, PerpNeg(self.score.config.guidance, weights)
+
+
+def encoded(config: ScoreConfig, prior: Prior, texts: list[str], negative: str | None) -> Condition:
+    """The texts as conditions: a negative prompt is their unconditional branch, or one of its own for rules that ask
+    both."""
+    if negative is None or not config.rule.made.negative:
+        return prior.encode_text(texts, negative)
+    apart = prior.encode_text([negative] * len(texts))
+    return prior.encode_text(texts).branch(NEGATIVE, apart["cond"])
 
 
 def make_guide(
-    config: ScoreConfig, prior: Prior, prompt: str, negative: str | None = None, views: int | None = None
+    config: ScoreConfig,
+    prior: Prior,
+    prompt: str,
+    negative: str | None = None,
+    views: int | None = None,
+    shows: str = "",
 ) -> Guide:
     """The guide that suits a prior: joint views when it knows cameras, view words otherwise.
 
     `views` is the number of consecutive renders that see each other; None: as many as the prior learnt to draw.
+    `shows`: words for another kind of picture, such as "normal map".
     """
     if prior.multiview:
-        return MultiViewGuide(config, prior, prior.encode_text([prompt], negative), views or prior.frames)
-    return ViewTextGuide(config, prior, prompt, negative)
+        condition = encoded(config, prior, [prompt + _ending(shows)], negative)
+        return MultiViewGuide(config, prior, condition, views or prior.frames)
+    return ViewTextGuide(config, prior, prompt, negative, shows)
+
+
+def _ending(shows: str) -> str:
+    return f", {shows}" if shows else ""

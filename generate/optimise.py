@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import time
-import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from dataclasses import field as default
 from functools import partial
 from pathlib import Path
@@ -16,15 +14,8 @@ import torch
 from torch import Tensor
 
 from ..core.distillation.score import GuidanceOut
-from ..core.training.checkpoints import (
-    latest_checkpoint,
-    read_document,
-    read_tensors,
-    remove_broken,
-    save_checkpoint,
-)
+from ..core.training.checkpoints import Tensors, copy_into
 from ..core.training.loop import Loop
-from ..core.training.loop_parts import stop_signals
 from ..core.training.loss import LossOut
 from ..core.training.players import Moves, Player, Turn, named_groups
 from ..geometry.cameras import Camera
@@ -32,16 +23,20 @@ from ..geometry.outputs import RenderOutput
 from ..geometry.representation import CHANNELS
 from ..geometry.shapes import ShapeConfig, make_shape
 from ..utils.configs import to_dict
-from ..utils.errors import InputError, NotWrittenError, Stopped
+from ..utils.errors import InputError
 from ..utils.ramps import Moment, Ramp
-from ..utils.seeds import generator as seeded
 from .guides import Guide
 from .health import Health, HealthConfig
 from .held_targets import FitConfig, HeldTargets
+from .normal_guide import NormalGuide
 from .regularisers import LossWeights, Scene, active_terms, check_terms, regularisation
+from .resumable import ResumableRun
+from .step_memory import BUDGET_GB, StepMemory
 from .views import ViewConfig, draw_backgrounds, draw_cameras
 
+Watch = Callable[[int, Tensor, Camera, GuidanceOut], None]  # step, renders (B, 3, S, S), cameras, what was answered
 StepEnd = Callable[["Optimisation", int, dict[str, float]], None]
+COVER = "cover"  # number of a step that only its health check sees
 
 
 @dataclass(frozen=True)
@@ -50,6 +45,7 @@ class OptimiseConfig:
 
     steps: int = 300
     sizes: tuple[tuple[float, int], ...] = ((0, 32), (0.4, 64))  # (from share, px): renders grow during the run
+    groups: tuple[tuple[float, int], ...] = ()  # (from share, groups of views a step) in place of views.groups
     guided_px: int = 64  # renders are resized to this for the prior; 0: as rendered
     fit: FitConfig = default(default_factory=FitConfig)
     lr: tuple[float, ...] = (0, 1.0, 0.2, 1)  # factor on the representation's own rates
@@ -69,6 +65,8 @@ class OptimiseConfig:
             raise InputError(
                 f"sizes={self.sizes} must start at 0 and be in order, shares of the run, such as [[0, 32], [0.5, 64]]"
             )
+        if any(not 0 <= start <= 1 or number < 1 for start, number in self.groups):
+            raise InputError(f"groups={self.groups} must be (share of the run, groups of views), such as [[0.5, 1]]")
         if min(px for _, px in self.sizes) < 4:
             raise InputError(f"sizes={self.sizes}: renders need at least 4 px")
 
@@ -76,9 +74,16 @@ class OptimiseConfig:
         """Side of the renders in px."""
         return [px for start, px in self.sizes if now.reached(start)][-1]
 
+    def views_at(self, now: Moment) -> ViewConfig:
+        """What is looked at: fewer groups of views, say, once renders have grown."""
+        reached = [number for start, number in sorted(self.groups) if now.reached(start)]
+        return replace(self.views, groups=reached[-1]) if reached else self.views
 
-class Optimisation:
+
+class Optimisation(ResumableRun):
     """A representation on its way to satisfy a guide; the guide holds no state."""
+
+    document = "optimisation"
 
     def __init__(
         self,
@@ -87,20 +92,38 @@ class Optimisation:
         seed: int,
         device: torch.device | str = "cpu",
         guided_by: Mapping[str, Any] | None = None,
+        normals: NormalGuide | None = None,
+        step_memory_gb: float = BUDGET_GB,
     ) -> None:
-        """`guided_by`: what defines the guide, plain values by name; checkpoints of another guide do not resume."""
-        self.config, self.guide, self.seed = config, guide, seed
+        """`guided_by`: what defines the guide, plain values by name; checkpoints of another guide do not resume.
+        `normals` pulls on rendered normals, where targets are not held.
+
+        `step_memory_gb`: of the activations of a step; what needs more is computed in parts, with the same gradients.
+        """
+        super().__init__(config, seed, device)
+        self.config, self.guide, self.normals = config, guide, normals
         self.guided_by: dict[str, Any] = to_dict(guided_by or {})
-        self.generator = seeded(seed)
-        self.device = torch.device(device)
         self.shape = make_shape(config.shape, self.generator).to(device)
         check_terms(config.losses, self.shape)
         self.health = Health(config.health, self.shape.bounds)
         self.held = HeldTargets(config.fit)
-        self.loop = Loop([self._player()], {"shape": self._loss})
-        self.nfe, self.seconds = 0, 0.0  # of the whole run, resumed or not
-        self.history: list[dict[str, float]] = []  # the log of each step
-        self._looked: dict[str, float] = {}  # log of the newest look by the prior
+        self.loop = self._loop()
+        self.loop.recover, self.loop.watch = self._recovered, self._watched
+        scores = [guide.score, *([] if normals is None else [normals.guide.score])]
+        self.memory = StepMemory(self.shape, scores, step_memory_gb)
+        for score in scores:
+            score.checks = False  # `_watched` does it, with all other numbers of a step
+        self.nfe = 0  # of the whole run, resumed or not
+        self.watch: Watch | None = None
+        self._looked: dict[str, Tensor | float] = {}  # log of the newest look by the prior
+
+    def _loop(self) -> Loop:
+        """The representation, and the twin of a rule that has one."""
+        twin = self.guide.twin
+        if twin is None:
+            return Loop([self._player()], {"shape": self._loss})
+        losses = {"shape": self._loss, "twin": lambda turn: twin.loss(self.generator)}
+        return Loop([self._player(), twin.player()], losses)
 
     def _player(self) -> Player:
         config, shape = self.config, self.shape
@@ -108,92 +131,97 @@ class Optimisation:
             "shape",
             lambda: named_groups(shape, shape.param_groups(1.0)),
             partial(torch.optim.Adam, betas=config.adam_betas, eps=config.adam_eps),
-            rate=lambda step: Ramp.of(config.lr).at(Moment(step, config.steps).share),
+            rate=self._rate,
             moves=Moves(times=max(config.fit.steps, 1)),
             grows=shape.grows,
             before_step=lambda turn: shape.after_backward(self.now),
             after_step=lambda turn: shape.after_step(self.now),
         )
 
-    @property
-    def step(self) -> int:
-        """Steps that are done."""
-        return self.loop.step
-
-    @property
-    def now(self) -> Moment:
-        """Where the run is."""
-        return Moment(self.loop.step, self.config.steps)
+    def _rate(self, step: int) -> float | Sequence[float]:
+        """Factors on the rates: of the run, and those of the representation's own schedules."""
+        now = Moment(step, self.config.steps)
+        factor = Ramp.of(self.config.lr).at(now.share)
+        own = self.shape.rates(now)
+        return [factor * one for one in own] if own else factor
 
     def run(self, out: Path | None = None, on_step: StepEnd | None = None) -> None:
-        """The remaining steps; with `out` the state goes to out/ckpt-N every `checkpoint_every` steps and at the end.
+        """The remaining steps; see ResumableRun.go_on."""
+        asked = self.guide.nfe - self.nfe
 
-        With `out` SIGINT and SIGTERM end the run after a whole step, which is saved: raises Stopped. A disk that
-        refuses a checkpoint is told once and does not stop the work.
-        """
-        began, asked = time.perf_counter() - self.seconds, self.guide.nfe - self.nfe
-        signals: list[int] = []
+        def count() -> None:
+            self.nfe = self.guide.nfe - asked
 
-        def after(step: int, log: dict[str, float]) -> None:
-            self.history.append({"step": step, **{key: round(value, 6) for key, value in log.items()}})
-            self.nfe, self.seconds = self.guide.nfe - asked, time.perf_counter() - began
-            every = self.config.checkpoint_every
-            if out is not None and every and step % every == 0 and step < self.config.steps:
-                self._try_save(out)
-            if on_step is not None:
-                on_step(self, step, log)
-            if out is not None and signals:
-                self.save(out)
-                raise Stopped(step, self.config.steps, str(out), signals[0])
-
-        with stop_signals(signals.append) if out is not None else contextlib.nullcontext():
-            left = self.step < self.config.steps
-            self.loop.run(self.config.steps, after)
-            if out is not None and left and self.config.checkpoint_every:
-                self._try_save(out)
-        self.shape.on_step(self.now, self.generator)
-        self.seconds = time.perf_counter() - began
-
-    def _try_save(self, out: Path) -> None:
         try:
-            self.save(out)
-        except NotWrittenError as error:
-            warnings.warn(f"{error}; going on without it", stacklevel=2)
+            self.go_on(out, None if on_step is None else partial(on_step, self), count)
+        finally:
+            self.memory.release()
 
     def _loss(self, turn: Turn) -> LossOut:
         """The loss of a gradient step; the first of each turn begins with a look by the prior."""
         terms = active_terms(self.config.losses, self.now.share)
+        views, size = self.config.views_at(self.now), self.config.size_at(self.now)
+        self.memory.fit(views.views * views.groups, size, self.config.guided_px or size, self._channels(terms))
+        self._before = self.generator.get_state(), list(self.held.sets), self.held.pixels, dict(self.health.streak)
         if not self.config.fit.steps:
             return self._pull(terms)
         if turn.repeat == 0:
             self._hold()
         return self._follow(terms)
 
+    def _recovered(self, player: str, error: Exception) -> bool:
+        """Whether a step is made again that failed; then nothing remembers the failed try."""
+        if not self.memory.recover(error, self.step):
+            return False
+        if player == "shape":
+            state, self.held.sets, self.held.pixels, self.health.streak = self._before
+            self.generator.set_state(state)
+        return True
+
+    def _watched(self, player: str, turn: Turn, loss: float, logs: dict[str, float]) -> None:
+        """Raises DivergedError before a step is made with numbers that are none, or of a shape that is lost."""
+        if player != "shape":
+            return
+        cover = logs.pop(COVER)
+        if turn.repeat == 0:
+            if not all(math.isfinite(logs.get(name, 0.0)) for name in ("grad", "normals_grad")):
+                raise self.guide.score.diverged(f" at step {self.step}")
+            self.health.judge(self.step, self.shape, cover, loss + logs["loss"])  # finite if both are
+
     def _drawn(self) -> tuple[Camera, Tensor]:
-        """Cameras and the colours behind the object, after all schedules have moved."""
+        """Cameras and the colours behind the object, after all schedules have moved; on the CPU."""
         self.shape.on_step(self.now, self.generator)
-        camera = draw_cameras(self.config.views, self.config.size_at(self.now), self.generator).to(self.device)
-        return camera, draw_backgrounds(self.config.views, self.generator).to(camera.c2w)
+        views = self.config.views_at(self.now)
+        camera = draw_cameras(views, self.config.size_at(self.now), self.generator)
+        return camera, draw_backgrounds(views, self.generator)
+
+    def _channels(self, terms: Mapping[str, float]) -> tuple[str, ...]:
+        """What is rendered for a step: normals where a regulariser or a guide wants them."""
+        asked = self.normals is not None and self.normals.config.at(self.now.share) > 0
+        return CHANNELS if asked and not self.config.fit.steps else channels(terms)
 
     def _pull(self, terms: dict[str, float]) -> LossOut:
         """Through whole renders."""
         camera, background = self._drawn()
-        seen = self.shape.render(camera, channels(terms), background, self.generator)
-        guidance = self._ask(seen, camera)
-        loss, log = self._regularised(guidance.loss, seen, camera.rays()[1], terms)
-        self.health.check(self.step, self.shape, seen, camera, float(loss.detach()))
+        here, share, normals = camera.to(self.device), self.now.share, self.normals
+        seen = self.shape.render(here, self._channels(terms), background.to(here.c2w), self.generator)
+        pull = self._ask(seen, camera, here).loss
+        if normals is not None and normals.config.at(share) > 0:
+            more, told = normals(seen, camera, self.config.guided_px, share, self.generator)
+            pull, self._looked = pull + more, {**self._looked, **told}
+        loss, log = self._regularised(pull, seen, here.rays()[1], terms)
         return LossOut(loss, {**self._looked, **log})
 
     def _hold(self) -> None:
         """Holds new targets."""
         with torch.no_grad():
             camera, background = self._drawn()
-            seen = self.shape.render(camera, ("rgb", "alpha", "depth"), background, self.generator)
-            guidance = self._ask(seen, camera)
-        self.health.check(self.step, self.shape, seen, camera, float(guidance.loss))
+            here = camera.to(self.device)
+            seen = self.shape.render(here, ("rgb", "alpha", "depth"), background.to(here.c2w), self.generator)
+            guidance = self._ask(seen, camera, here)
         if guidance.target_rgb is None:
             raise InputError('fit.steps needs targets as images; set score.space to "image"')
-        self.held.add(camera, background, guidance.target_rgb, guidance.weight)
+        self.held.add(here, background, guidance.target_rgb, guidance.weight)
 
     def _follow(self, terms: dict[str, float]) -> LossOut:
         """On rays of all targets that are held."""
@@ -201,16 +229,20 @@ class Optimisation:
         part = self.shape.render(rays, channels(terms), rays.background[None, None], self.generator)
         fitted = self.held.loss(part.rgb[0, 0], rays)
         loss, log = self._regularised(fitted, part, rays.rays()[1], terms)
-        return LossOut(loss, {**self._looked, **log, "fit": float(fitted.detach())})
+        return LossOut(loss, {**self._looked, **log, "fit": fitted.detach()})
 
-    def _ask(self, seen: RenderOutput, camera: Camera) -> GuidanceOut:
-        guidance = self.guide(self._for_prior(seen.rgb), camera, self.now.share, self.generator)
-        self._looked = {**guidance.log, "alpha": float(seen.alpha.detach().mean())}
+    def _ask(self, seen: RenderOutput, camera: Camera, here: Camera) -> GuidanceOut:
+        """What the guide says of renders; the camera is given on the CPU, which asks about it, and on the device."""
+        images = self._for_prior(seen.rgb)
+        guidance = self.guide(images, camera, self.now.share, self.generator)
+        if self.watch is not None:
+            self.watch(self.step, images.detach(), camera, guidance)
+        self._looked = {**guidance.log, "alpha": seen.alpha.detach().mean(), COVER: self.health.cover(seen, here)}
         return guidance
 
     def _regularised(
         self, loss: Tensor, seen: RenderOutput, directions: Tensor, terms: dict[str, float]
-    ) -> tuple[Tensor, dict[str, float]]:
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         extra, log = regularisation(terms, self.shape, Scene(seen, directions), self.generator)
         return loss + extra, log
 
@@ -221,48 +253,25 @@ class Optimisation:
             images = torch.nn.functional.interpolate(images, (side, side), mode="bilinear", antialias=True)
         return images
 
-    def save(self, out: Path) -> Path:
-        """Writes out/ckpt-STEP, whole or absent."""
-        parts, players = self.loop.state()
-        state: dict[str, Tensor] = {"generator": self.generator.get_state()}
-        state.update({f"held.{i}": rows for i, rows in enumerate(self.held.sets)})
-        tensors = {"shape": dict(self.shape.state_dict()), "optimizer": parts["optimizer"], "state": state}
-        facts = {"step": self.step, "seed": self.seed, "guided_by": self.guided_by, "config": to_dict(self.config)}
-        facts |= {"health": self.health.streak, "pixels": self.held.pixels}
-        facts |= {"nfe": self.nfe, "seconds": self.seconds, "history": self.history}
-        return save_checkpoint(out, self.step, tensors, {"players": players, "optimisation": facts})
+    def identity(self) -> dict[str, Mapping[str, Any]]:
+        """See ResumableRun."""
+        return {"guided_by": self.guided_by, "config": to_dict(self.config)}
 
-    def resume(self, out: Path) -> bool:
-        """Continues from the newest checkpoint in `out`; False when there is none.
+    def own_state(self) -> tuple[Tensors, dict[str, Any]]:
+        """See ResumableRun."""
+        held = {f"held.{i}": rows for i, rows in enumerate(self.held.sets)}
+        held |= dict(self.loop.players["twin"].named) if self.guide.twin else {}
+        return held, {"health": self.health.streak, "pixels": self.held.pixels, "nfe": self.nfe}
 
-        Raises InputError when it was made with another config, guide or seed.
-        """
-        remove_broken(out)
-        checkpoint = latest_checkpoint(out)
-        if checkpoint is None:
-            return False
-        facts = read_document(checkpoint, "optimisation")
-        changed = [
-            *differences(facts.get("guided_by", {}), self.guided_by),
-            *differences(facts["config"], to_dict(self.config)),
-            *differences(facts, {"seed": self.seed}),
-        ]
-        if changed:
-            raise InputError(
-                f"{checkpoint} was made with another {', '.join(changed)}; choose another folder (out=, --work), "
-                "or delete this one"
-            )
-        self.shape.restore(read_tensors(checkpoint, "shape"), str(checkpoint))
-        slots = {"optimizer": read_tensors(checkpoint, "optimizer"), "ema": {}}
-        self.loop.load_optimizers(slots, read_document(checkpoint, "players"))
-        state = read_tensors(checkpoint, "state")
-        self.generator.set_state(state["generator"])
-        held = [name for name in state if name.startswith("held.")]
-        self.held.sets = [state[f"held.{i}"].to(self.device) for i in range(len(held))]
+    def take_state(self, tensors: Tensors, facts: Mapping[str, Any]) -> None:
+        """See ResumableRun."""
+        held = [name for name in tensors if name.startswith("held.")]
+        self.held.sets = [tensors[f"held.{i}"].to(self.device) for i in range(len(held))]
         self.held.pixels, self.health.streak = int(facts["pixels"]), dict(facts["health"])
-        self.nfe, self.seconds = int(facts["nfe"]), float(facts["seconds"])
-        self.history = list(facts["history"])
-        return True
+        self.nfe = int(facts["nfe"])
+        if self.guide.twin:
+            learnt = {name: value for name, value in tensors.items() if name.startswith("twin.")}
+            copy_into(self.loop.players["twin"].named, learnt, "the twin of the checkpoint")
 
     @torch.no_grad()
     def picture(self, camera: Camera, background: float = 1.0) -> RenderOutput:
@@ -273,15 +282,3 @@ class Optimisation:
 def channels(terms: Mapping[str, float]) -> tuple[str, ...]:
     """What has to be rendered for a loss on colours with these regularisers."""
     return CHANNELS if "orientation" in terms else ("rgb", "alpha", "depth")
-
-
-def differences(made: Mapping[str, Any], wanted: Mapping[str, Any], inside: str = "") -> list[str]:
-    """The dotted names of `wanted` that have another value in `made`, with that value."""
-    found: list[str] = []
-    for name, value in wanted.items():
-        other = made.get(name)
-        if isinstance(value, Mapping):
-            found += differences(other or {}, value, f"{inside}{name}.")
-        elif value != other:
-            found.append(f"{inside}{name} ({other!r})")
-    return found

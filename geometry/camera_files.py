@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from ..utils.errors import InputError, damage
 from ..utils.files import read_json, write_json, write_text
 from .cameras import Camera, from_colmap, from_nerfstudio, to_colmap, to_nerfstudio
 from .colmap_model import Posed, has_points, read_model
-from .lenses import DISTORTION, Lens, check_lens, colmap_row, lens_of_frame, nerfstudio_model
+from .lenses import DISTORTION, Lens, check_lens, colmap_row, lens_of_frame, nerfstudio_model, reject_distortion
 from .points import PointCloud
 
 VIEW_ENTRIES = {"frames", "file_path", "transform_matrix", "applied_transform", "applied_scale"}
@@ -43,13 +43,29 @@ def save_nerfstudio(path: str | Path, camera: Camera, names: Sequence[str], clou
     return write_json(path, document)
 
 
-def load_nerfstudio(path: str | Path, undo_applied: bool = True) -> tuple[Camera, list[str]]:
-    """Cameras and image names of a transforms.json (nerfstudio, NeRF-synthetic), in file order.
+class Views(NamedTuple):
+    """What a file says of its pictures."""
 
+    camera: Camera  # as pinholes would be, whatever bends the lenses
+    names: list[str]  # of the images
+    lenses: list[Lens]
+
+
+def load_nerfstudio(path: str | Path, undo_applied: bool = True) -> tuple[Camera, list[str]]:
+    """Cameras and image names of a transforms.json, see `nerfstudio_views`. Raises InputError for lens distortion."""
+    views = nerfstudio_views(path, undo_applied)
+    reject_distortion(path, views.lenses)
+    return views.camera, views.names
+
+
+def nerfstudio_views(path: str | Path, undo_applied: bool = True, taken: Collection[str] = ()) -> Views:
+    """Cameras, image names and lenses of a transforms.json (nerfstudio, NeRF-synthetic), in file order.
+
+    taken: entries that somebody else reads.
     undo_applied: take back the file's `applied_transform` and `applied_scale`, which returns COLMAP data to COLMAP's
     world. Sizes that the file does not give come from the images beside it. Entries that are not carried over are named
     in a warning. Poses are float32, or float64 where float32 would round them. Raises InputError for missing fields,
-    lens distortion, lenses that are not ours, mixed lenses or images of different sizes.
+    lenses that are not ours, mixed lenses or images of different sizes.
     """
     path = Path(path)
     document = read_json(path)
@@ -71,13 +87,13 @@ def load_nerfstudio(path: str | Path, undo_applied: bool = True) -> tuple[Camera
         raise InputError(f"{path} has applied_scale {scale}; it must be above 0")
     if applied is not None and not 1e-12 < abs(float(torch.linalg.det(applied[:, :3]))) < 1e12:
         raise InputError(f"{path} has an applied_transform that cannot be taken back: {applied.tolist()}")
-    entries = {key for part in (document, *document["frames"]) for key in part} - HONOURED
+    entries = {key for part in (document, *document["frames"]) for key in part} - HONOURED - set(taken)
     if entries:
         warnings.warn(f"{path.name}: not kept: {', '.join(sorted(entries))}", UserWarning, stacklevel=2)
     stacked = torch.stack(poses)
     if undo_applied:
         stacked[:, :3, 3] /= scale
-    return _camera(path, from_nerfstudio(stacked, applied if undo_applied else None), lenses), names
+    return Views(_camera(path, from_nerfstudio(stacked, applied if undo_applied else None), lenses), names, lenses)
 
 
 def save_colmap(folder: str | Path, camera: Camera, names: Sequence[str], cloud: PointCloud | None = None) -> Path:
@@ -109,18 +125,27 @@ def save_colmap(folder: str | Path, camera: Camera, names: Sequence[str], cloud:
 
 
 def load_colmap(folder: str | Path) -> tuple[Camera, list[str]]:
-    """Cameras and image names of a COLMAP model, text or binary, sorted by image id, in COLMAP's own world.
+    """Cameras and image names of a COLMAP model, see `colmap_views`. Raises InputError for lens distortion."""
+    folder = Path(folder)
+    views = colmap_views(folder)
+    reject_distortion(folder, views.lenses)
+    if has_points(folder):
+        warnings.warn(f"{folder}: not kept: the points and matches of the model", UserWarning, stacklevel=2)
+    return views.camera, views.names
 
-    Pinholes and equidistant fisheyes are read, models with distortion when theirs is zero. Raises InputError for the
-    others, for mixed lenses and for images of different sizes.
+
+def colmap_views(folder: str | Path) -> Views:
+    """Cameras, image names and lenses of a COLMAP model, text or binary, sorted by image id, in COLMAP's own world.
+
+    Pinholes and equidistant fisheyes are read. Raises InputError for others, for mixed lenses and for images of
+    different sizes.
     """
     folder = Path(folder)
     entries: list[Posed] = read_model(folder)
-    if has_points(folder):
-        warnings.warn(f"{folder}: not kept: the points and matches of the model", UserWarning, stacklevel=2)
     poses = torch.tensor([entry.pose for entry in entries], dtype=torch.float64)
     c2w = from_colmap(poses[:, :4], poses[:, 4:])
-    return _camera(folder, c2w, [entry.lens for entry in entries]), [entry.name for entry in entries]
+    lenses = [entry.lens for entry in entries]
+    return Views(_camera(folder, c2w, lenses), [entry.name for entry in entries], lenses)
 
 
 def _camera(path: Path, c2w: Tensor, lenses: Sequence[Lens]) -> Camera:

@@ -110,6 +110,11 @@ class Verdict:
         """The colour of that object."""
         return self.best("colour")
 
+    @property
+    def views(self) -> list[str]:
+        """front, side or back of each single object, within 45 degrees of their axis."""
+        return [_side(float((azimuth + 180) % 360 - 180)) for azimuth in self.azimuth_deg]
+
     def agrees(self, meanings: Sequence[Meaning]) -> dict[str, np.ndarray]:
         """For each thing sentences can say, flags (B,): True where the picture shows what its sentence says.
 
@@ -132,9 +137,13 @@ def _agreement(meaning: Meaning, seen: dict[str, str], turned_deg: float) -> dic
     right["count"] = bool(relation) or COUNTS[meaning.count] == seen["count"]
     for name in ("noun", "colour"):
         right[f"second_{name}"] = not relation or getattr(second, name) in (None, seen[f"second_{name}"])
-    side = "front" if abs(turned_deg) <= 45 else "back" if abs(turned_deg) >= 135 else "side"
-    right["view"] = meaning.view in (None, "top", side)
+    right["view"] = meaning.view in (None, "top", _side(turned_deg))
     return right
+
+
+def _side(turned_deg: float) -> str:
+    """The view class of an azimuth in [-180, 180]."""
+    return "front" if abs(turned_deg) <= 45 else "back" if abs(turned_deg) >= 135 else "side"
 
 
 class Judge:

@@ -17,6 +17,7 @@ from typing import Any
 from .errors import InputError, NotWritableError, NotWrittenError, UnprojectError, damage
 from .temporary import held_file, sibling, sweep
 
+STUDENT = "distill.json"  # what marks the folder of a distilled student
 REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG}
 
 
@@ -167,6 +168,18 @@ def read_json(path: str | Path) -> Any:
 def weights_root() -> Path:
     """Folder of the embedded weights: UNPROJECT_WEIGHTS or the package's weights/."""
     return Path(os.environ.get("UNPROJECT_WEIGHTS") or Path(__file__).resolve().parents[1] / "weights")
+
+
+def student_folder(name: str | Path) -> Path:
+    """The folder of a student: one on disk, or an embedded one by name. Raises InputError where there is none."""
+    inside = weights_root() / "students"
+    for place in (Path(name), inside / str(name)):
+        if (place / STUDENT).is_file():
+            return place
+    have = ", ".join(sorted(one.name for one in inside.iterdir())) if inside.is_dir() else "none"
+    raise InputError(
+        f"student {str(name)!r}: no folder with {STUDENT}; make one with `unproject distill` (embedded: {have})"
+    )
 
 
 def cache_root() -> Path:

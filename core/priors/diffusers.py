@@ -12,24 +12,32 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
 
 from ...utils.errors import InputError
 from ...utils.seeds import sample_noise
-from .base import PredictionType, Prior, Recommended
+from .base import PredictionType, Recommended
 from .noise import predicts
-from .rows import COND, NULL, Condition, Rows
+from .placed import PlacedPrior
+from .placement import execution_device
+from .rows import COND, NEGATIVE, NULL, Condition, Rows
 
 DEFAULT_EMBEDDED_GUIDANCE = 3.5  # FLUX.1-dev
-FEW_STEPS = ("LCMScheduler", "TCDScheduler", "FlowMatchLCMScheduler")  # schedulers that only distilled models come with
+FEW_STEPS = {  # schedulers that only distilled models come with, and the solvers that suit these
+    "LCMScheduler": "lcm",
+    "TCDScheduler": "ddim",
+    "FlowMatchLCMScheduler": "lcm",
+}
 P = TypeVar("P", bound="DiffusersPrior")
 
 
-class DiffusersPrior(Prior):
+class DiffusersPrior(PlacedPrior):
     """What the families share: the pipeline object, the VAE, truncation, saving."""
 
     backbone = "unet"
     spacing: str | None = None  # of the sigmas that the family's pipeline itself gives to its scheduler
+    upcasts = False  # whether the stock pipeline decodes in float32 where a VAE's config says force_upcast
 
     def __init__(self, pipe: Any, name: str = "", frozen: bool = True) -> None:
         """`frozen`: False leaves the networks as trainable as they are."""
@@ -46,12 +54,14 @@ class DiffusersPrior(Prior):
         self.vae_factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
         self.latent_shape = (channels, side, side)
         self.image_size = side * self.vae_factor
-        weight = next(self.network.parameters())
-        self.device, self.dtype = weight.device, weight.dtype
+        self.dtype = next(self.network.parameters()).dtype
         if (precise := self._dtype_for(self.vae, self.vae.dtype)) != self.vae.dtype:
             self.vae.to(dtype=precise)
-        if self.few_steps:  # their teacher's guidance is in the weights
-            self.recommended = Recommended(guidance=1.0, steps=4, solver=self.recommended.solver, distilled=True)
+        self.guidance_embedded = takes_scale(self.network)
+        if self.few_steps:  # their teacher's guidance is in the weights, or an input
+            scale = self.recommended.guidance if self.guidance_embedded else 1.0
+            solver = FEW_STEPS.get(config["_class_name"], self.recommended.solver)
+            self.recommended = Recommended(guidance=scale, steps=4, solver=solver, distilled=True)
         if frozen:
             self.freeze()
 
@@ -66,8 +76,11 @@ class DiffusersPrior(Prior):
         return {**parts, self.backbone: self.network}
 
     def _dtype_for(self, module: nn.Module, dtype: torch.dtype | None) -> torch.dtype | None:
-        """A codec that overflows in half precision (SDXL's) stays in float32."""
-        overflows = bool(self.vae.config.get("force_upcast")) and dtype == torch.float16
+        """A codec that overflows in half precision (SDXL's) stays in float32.
+
+        Other families' configs say so too when they are written, as it is the default, and their pipelines never look.
+        """
+        overflows = self.upcasts and bool(self.vae.config.get("force_upcast")) and dtype == torch.float16
         return torch.float32 if overflows and module is self.vae else dtype
 
     def with_network(self: P, network: nn.Module, kind: PredictionType) -> P:
@@ -77,9 +90,27 @@ class DiffusersPrior(Prior):
         """
         other = copy.copy(self)
         other.network, other.prediction_type, other.nfe = network, kind, 0
-        weight = next(network.parameters())
-        other.device, other.dtype = weight.device, weight.dtype
+        other.guidance_embedded = takes_scale(network)
+        other.dtype = next(network.parameters()).dtype
         return other
+
+    def on_path(self: P, config: Mapping[str, Any]) -> P:
+        """This prior as one of the noise path of another scheduler config."""
+        other = copy.copy(self)
+        other.scheduler_config, other.prediction_type, other.nfe = config, predicts(config), 0
+        return other
+
+    def _scale_features(self, x: Tensor, rows: Rows) -> Tensor | None:
+        """Features (B, d) of w = s - 1 for U-Nets that take a guidance scale s (rows "guidance", else 1).
+
+        [sin, cos] of 1000 w 10000^{-j / (d / 2 - 1)} (Kingma et al. 2021; Luo et al. 2023); None where it takes none.
+        """
+        if not self.guidance_embedded:
+            return None
+        scale = rows["guidance"] if "guidance" in rows else torch.ones(x.shape[0])
+        width = int(self.network.config["time_cond_proj_dim"])  # type: ignore[index]
+        weight = (scale.to(x.device, torch.float32) - 1) * 1000
+        return get_timestep_embedding(weight, width, downscale_freq_shift=1).to(self.dtype)
 
     def _state(self, x: Tensor, rows: Rows) -> Tensor:
         """The network's input: the state, behind the channels of a `concat` row where there is one."""
@@ -90,7 +121,7 @@ class DiffusersPrior(Prior):
         self, images: Tensor, sample: bool = False, generator: torch.Generator | Sequence[torch.Generator] | None = None
     ) -> Tensor:
         """See Prior.encode: (posterior - shift) * scale, the posterior's mean unless `sample`."""
-        posterior = self.vae.encode((2 * images - 1).to(self.vae.device, self.vae.dtype)).latent_dist
+        posterior = self.vae.encode((2 * images - 1).to(execution_device(self.vae), self.vae.dtype)).latent_dist
         latents = posterior.mean
         if sample:
             if generator is None:
@@ -103,7 +134,7 @@ class DiffusersPrior(Prior):
     def decode(self, latents: Tensor, clamp: bool = True) -> Tensor:
         """See Prior.decode."""
         shift, scale = latent_affine(self.vae.config, latents)
-        latents = (latents / scale + shift).to(self.vae.device, self.vae.dtype)
+        latents = (latents / scale + shift).to(execution_device(self.vae), self.vae.dtype)
         images = self.vae.decode(latents, return_dict=False)[0].float() / 2 + 0.5
         return images.clamp(0, 1) if clamp else images
 
@@ -127,7 +158,7 @@ class StableDiffusionPrior(DiffusersPrior):
     """Stable Diffusion 1.x and 2.x: one CLIP text encoder, a U-Net."""
 
     recommended = Recommended(7.5, 50)
-    reads = frozenset({"text", "concat"})
+    reads = frozenset({"text", "concat", NEGATIVE})
 
     def encode_text(self, prompts: str | Sequence[str], negative: str | Sequence[str] | None = None) -> Condition:
         """See Prior.encode_text."""
@@ -145,12 +176,15 @@ class StableDiffusionPrior(DiffusersPrior):
         return embeds[[distinct.index(text) for text in texts]]
 
     def _forward(self, x: Tensor, time: Tensor, rows: Rows) -> Tensor:
-        return self.network(self._state(x, rows), time, rows["text"].to(self.dtype), return_dict=False)[0]
+        text = torch.cat([rows["text"], rows[NEGATIVE]], 1) if NEGATIVE in rows else rows["text"]
+        told = {"timestep_cond": self._scale_features(x, rows), "return_dict": False}
+        return self.network(self._state(x, rows), time, text.to(self.dtype), **told)[0]
 
 
 class StableDiffusionXLPrior(DiffusersPrior):
     """SDXL: two text encoders, pooled embedding and size ids."""
 
+    upcasts = True
     recommended = Recommended(5.0, 50)
     reads = frozenset({"text", "pooled", "time_ids", "concat"})
 
@@ -170,7 +204,8 @@ class StableDiffusionXLPrior(DiffusersPrior):
             time_ids = torch.tensor([(height, width, 0, 0, height, width)]).expand(x.shape[0], -1)
         added = {"text_embeds": rows["pooled"].to(self.dtype), "time_ids": time_ids.to(x.device, self.dtype)}
         embeds = rows["text"].to(self.dtype)
-        return self.network(self._state(x, rows), time, embeds, added_cond_kwargs=added, return_dict=False)[0]
+        told = {"timestep_cond": self._scale_features(x, rows), "return_dict": False}
+        return self.network(self._state(x, rows), time, embeds, added_cond_kwargs=added, **told)[0]
 
 
 class StableDiffusion3Prior(DiffusersPrior):
@@ -223,7 +258,6 @@ class FluxPrior(DiffusersPrior):
     def __init__(self, pipe: Any, name: str = "", frozen: bool = True) -> None:
         super().__init__(pipe, name, frozen)
         settings = pipe.transformer.config
-        self.guidance_embedded = bool(settings["guidance_embeds"])
         side = getattr(pipe, "default_sample_size", 128)
         self.latent_shape = (settings["in_channels"] // 4, side, side)
         self.image_size = side * self.vae_factor
@@ -271,6 +305,12 @@ class FluxPrior(DiffusersPrior):
     def tokens(self, latents: Tensor) -> int:
         """See Prior.tokens."""
         return latents.shape[-2] * latents.shape[-1] // 4
+
+
+def takes_scale(network: nn.Module) -> bool:
+    """Whether a network is told the guidance scale: FLUX.1-dev's, and U-Nets with a `time_cond_proj_dim`."""
+    config = getattr(network, "config", {})
+    return bool(config.get("guidance_embeds") or config.get("time_cond_proj_dim"))
 
 
 def _patch_positions(rows: int, columns: int) -> Tensor:

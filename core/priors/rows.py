@@ -15,6 +15,7 @@ from torch import Tensor
 from ...utils.errors import InputError
 
 LEVEL_TIME = "level_time"  # rows (B,): model times of the states, where the network is told others
+NEGATIVE = "negative"  # rows (B, L, D): the negative prompt, of networks that read it beside the text
 COND, NULL = "cond", "null"  # the conditional branch, and the one of the negative or empty prompt
 Index = slice | Tensor | Sequence[int] | Sequence[bool]
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...utils.errors import InputError
 from ..priors.base import Prior
-from ..priors.rows import COND, NULL, Condition
+from ..priors.rows import COND, NEGATIVE, NULL, Condition
 from .levels import Level
 from .prediction import Prediction
 
@@ -48,6 +48,22 @@ class Conditional:
 
     def __str__(self) -> str:
         return "1"
+
+
+@dataclass(frozen=True)
+class Unconditional:
+    """The branch of the negative or empty prompt as it is."""
+
+    def needs(self, level: Level) -> tuple[str, ...]:
+        """See Guidance.needs."""
+        return (NULL,)
+
+    def __call__(self, predictions: Mapping[str, Prediction]) -> Prediction:
+        """See Guidance."""
+        return predictions[NULL]
+
+    def __str__(self) -> str:
+        return "0"
 
 
 @dataclass(frozen=True)
@@ -89,6 +105,26 @@ class ClassifierFree:
         return told if self.interval == EVERYWHERE else f"{told} interval {self.interval[0]:g}-{self.interval[1]:g}"
 
 
+@dataclass(frozen=True, eq=False)
+class ScaleOfEach:
+    """Classifier-free guidance with a scale for each row."""
+
+    scale: Tensor  # (B,)
+
+    def needs(self, level: Level) -> tuple[str, ...]:
+        """See Guidance.needs."""
+        return (COND, NULL)
+
+    def __call__(self, predictions: Mapping[str, Prediction]) -> Prediction:
+        """See Guidance."""
+        cond, null = predictions[COND], predictions[NULL]
+        scale = self.scale.to(cond.x).reshape(-1, *[1] * (cond.x.ndim - 1))
+        return null + scale * (cond - null)
+
+    def __str__(self) -> str:
+        return "one of each row"
+
+
 def rescaled(guided: Prediction, cond: Prediction, share: float) -> Prediction:
     """The guided output with `share` of its per-sample std pulled to that of the conditional output."""
     raw, plain = guided.raw, cond.raw
@@ -104,9 +140,14 @@ def as_guidance(guidance: Guidance | float | None) -> Guidance:
     return ClassifierFree(float(guidance)) if isinstance(guidance, (int, float)) else guidance
 
 
-def guided(prior: Prior, condition: Condition, scale: float, rescale: float = 0.0) -> tuple[Guidance, Condition]:
-    """A guidance scale the way the prior takes it: by two branches, or as an input (rows "guidance") of models
-    distilled to take it."""
-    if not prior.guidance_embedded:
-        return ClassifierFree(scale, rescale), condition
-    return Conditional(), condition.with_rows(guidance=torch.tensor([scale], device=condition[COND]["text"].device))
+def guided(
+    prior: Prior, condition: Condition, scale: float | Tensor, rescale: float = 0.0
+) -> tuple[Guidance, Condition]:
+    """A guidance scale, a number or one for each row (B,), the way the prior takes it: by two branches, or as an input
+    (rows "guidance") of models distilled to take it; a negative prompt that is an input goes along."""
+    if prior.negative_embedded:
+        return Conditional(), condition.with_rows(**{NEGATIVE: condition[NULL]["text"]})
+    if prior.guidance_embedded:
+        told = scale if isinstance(scale, Tensor) else torch.tensor([scale])
+        return Conditional(), condition.with_rows(guidance=told.to(condition[COND]["text"].device))
+    return ScaleOfEach(scale) if isinstance(scale, Tensor) else ClassifierFree(scale, rescale), condition

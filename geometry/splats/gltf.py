@@ -34,6 +34,16 @@ def gltf_axes(cloud: GaussianCloud, back: bool = False) -> GaussianCloud:
     return cloud.transformed(matrix.mT if back else matrix)
 
 
+def declares_splats(path: Path) -> bool:
+    """Whether a GLB names the extension; False for one that cannot be read."""
+    try:
+        document, _ = split_chunks(path.read_bytes())
+    except (InputError, OSError):
+        return False
+    used = document.get("extensionsUsed")
+    return isinstance(used, list) and NAME in used
+
+
 def write_glb(cloud: GaussianCloud) -> bytes:
     """The file of a cloud in our world."""
     cloud = gltf_axes(cloud.detached())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,7 @@ def read_ply(data: bytes, where: str) -> GaussianCloud:
         raise InputError(f"{where} holds no splats: there are no plain rows of vertex")
     if set(PACKED) <= set(vertices.names):
         _name_losses(elements, {"vertex": PACKED, "chunk": RANGES, "sh": None}, where)
-        return unpack(elements, where)
+        return replace(unpack(elements, where), mode=_mode(data[: header.size]))
     flat = "scale_2" not in vertices.names
     rest = sum(name.startswith("f_rest_") for name in vertices.names)
     if rest not in (0, 9, 24, 45):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -284,15 +285,23 @@ def _validated(path: Path) -> dict[str, Any]:
     return {} if found is None else {"gltf_errors": found["errors"], "gltf_warnings": found["warnings"]}
 
 
+def _splat_columns(path: Path) -> bool:
+    """Whether a PLY has columns of splats, if not all of them."""
+    from ..geometry.formats.ply import is_splat
+    from ..geometry.formats.ply_data import read_header
+
+    return any(element.name == "vertex" and is_splat(element) for element in read_header(path).elements)
+
+
 def _inspect_points(path: Path) -> dict[str, Any]:
     import torch
 
     from ..geometry.points import PointCloud
 
-    cloud = PointCloud.load(path)
+    cloud, splats = PointCloud.load(path), _splat_columns(path)
     origin = torch.tensor(cloud.origin, dtype=torch.float64)
     return {
-        "kind": "point cloud",
+        "kind": "Gaussian splats" if splats else "point cloud",
         "points": len(cloud),
         "bounds_low": (cloud.points.amin(0).double() + origin).tolist(),
         "bounds_high": (cloud.points.amax(0).double() + origin).tolist(),
@@ -333,7 +342,7 @@ def _inspect_folder(path: Path) -> dict[str, Any]:
     records = (path / name for name in names if (path / name).is_file())
     found = next(records, next(iter(sorted(path.glob("*.run.json"))), None))
     if found is None:
-        raise InputError(f"{path} is neither a model folder nor the folder of a run ({', '.join(names)} are missing)")
+        raise InputError(f"{path} is neither a model folder nor that of a run; {_held(path)}")
     files = [file for file in path.rglob("*") if file.is_file()]
     return {
         "kind": "run" if found.name.endswith("run.json") else "model",
@@ -341,6 +350,23 @@ def _inspect_folder(path: Path) -> dict[str, Any]:
         "bytes": sum(file.stat().st_size for file in files),
         **read_json(found),
     }
+
+
+def _held(path: Path) -> str:
+    """What a folder holds instead, and what can be done with that."""
+    from ..utils.pictures import READ_SUFFIXES
+
+    counts = Counter(file.suffix.lower() or "no suffix" for file in path.iterdir() if file.is_file())
+    if not counts:
+        return "it holds no files"
+    told = ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common(5))
+    if counts.keys() & set(READ_SUFFIXES):
+        return f"it holds pictures ({told}): inspect one of them, or give the folder to depth, normals or pointcloud"
+    if counts.keys() & set(MESHES):
+        return f"it holds {told}: inspect one of the files"
+    if {"cameras.txt", "cameras.bin"} & {file.name for file in path.iterdir()}:
+        return "it holds a COLMAP model: unproject convert turns it into transforms.json"
+    return f"it holds {told}; inspect one of the files"
 
 
 def _short(value: Any) -> str:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
@@ -38,6 +38,10 @@ class ImageCommand(PriorCommand, Seeded):
     """toybox, a geometry head's name (marigold-depth, ...) or folder, or a hub id owner/name."""
     base: Annotated[str | None, tyro.conf.Suppress] = None
     lora: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
+    offload: Annotated[Literal["auto", "none", "text", "model", "sequential"], tyro.conf.Suppress] = "auto"
+    weights: Annotated[Literal["full", "float8", "int8", "int4"], tyro.conf.Suppress] = "full"
+    vae: Annotated[Literal["whole", "slices", "tiles"], tyro.conf.Suppress] = "whole"
+    compile: Annotated[bool, tyro.conf.Suppress] = False
     image: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Pictures, folders of pictures, or - for standard input."""
     recursive: bool = False

@@ -11,10 +11,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from ..utils.runs import RunRecord, versions
 from .common import Writer
+from .needs import needs_shown
 from .outputs import Target
 from .showing import Shown, Table
 
@@ -80,12 +81,20 @@ class Methods(Info):
 
 @dataclass(frozen=True, kw_only=True)
 class Doctor(Info):
-    """Check this machine: packages, accelerators, tools and priors, and why some are not active."""
+    """Check this machine: packages, accelerators, tools and priors, and why some are not active. With --prior it tells
+    what a command needs of a card's memory."""
 
     name: ClassVar[str] = "doctor"
 
+    prior: str | None = None
+    """A prior whose needs are told; nothing is downloaded (default: the machine is checked)."""
+    verb: Literal["text-to-mesh", "text-to-image"] = "text-to-mesh"
+    """The command that is to run with --prior."""
+
     def run(self, record: RunRecord, target: Target) -> Shown:
         """Checks; a broken required package makes the last line say so, and the exit code 1."""
+        if self.prior is not None:
+            return needs_shown(self.prior, self.verb)
         checks = [
             *_package_checks(),
             *_extra_checks(),

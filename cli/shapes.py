@@ -48,6 +48,9 @@ class ShapeCommand(TextCommand):
     work: Path | None = None
     """Folder for checkpoints and preview.png, which stays (default: .NAME.work beside the result, removed at the end).
     The same command typed again goes on where an interrupted one was."""
+    step_memory: float = 2.0
+    """Gigabytes that the activations of a step may take; what needs more is computed in parts, with the same
+    gradients."""
     diagnostics: Path | None = None
     """Folder for strips of render, noised render, target and their difference, targets by view, gradient norms."""
     view_size: int = 256
@@ -64,6 +67,7 @@ class ShapeCommand(TextCommand):
         """Ranges, the recipe and the rule."""
         check_range("--frames", self.frames, 0, 1000)
         check_range("--view-size", self.view_size, 16, 2048)
+        check_range("--step-memory", self.step_memory, 0.01, 1000)
         if self.steps is not None:
             check_range("--steps", self.steps, 1, 100_000)
         if self.recipe != "default" and not Path(self.recipe).is_file():
@@ -103,6 +107,7 @@ class ShapeCommand(TextCommand):
     def one(self, pipe: Any, job: Job, record: RunRecord, shown: Shown) -> None:
         """Makes the result and its pictures; checkpoints are removed when all of them are written."""
         work = self.work or job.target.work
+        pipe.step_memory_gb = self.step_memory
         with alone_in(work):
             made = pipe(
                 job.source,

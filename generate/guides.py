@@ -21,6 +21,11 @@ class Guide(Protocol):
     """What pulls renders towards a prompt."""
 
     @property
+    def score(self) -> ScoreDistillation:
+        """The distillation behind it."""
+        ...
+
+    @property
     def nfe(self) -> int:
         """Network rows spent so far by all who ask the same network."""
         ...
@@ -82,8 +87,8 @@ class ViewTextGuide(ScoreGuide):
             raise InputError(f"score.perp_neg needs branches of guidance, which {prior.name} takes as an input instead")
         self.rows = list(VIEW_TEXT)
         texts = [f"{prompt}, {VIEW_TEXT[name]}{_ending(shows)}" for name in self.rows]
-        self.conditions = encoded(config, prior, texts, negative)
         self.score = ScoreDistillation(config, prior, encoded(config, prior, [prompt + _ending(shows)], negative))
+        self.conditions = encoded(config, prior, texts, negative)
 
     def __call__(self, images: Tensor, camera: Camera, share: float, generator: torch.Generator) -> GuidanceOut:
         """See Guide."""

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator, Sized
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
+from .device_memory import peak_device_memory_mb
+
 T = TypeVar("T")
 SILENCE_S = 30.0  # the longest that a run at work says nothing
 
@@ -54,8 +56,14 @@ class Progress:
         self._call("start", total, label, done)
 
     def advance(self, steps: int = 1, **fields: Any) -> None:
-        """Adds finished steps; fields (loss=..., x=...) are shown behind the bar, floats with four digits."""
+        """Adds finished steps; fields (loss=..., x=...) are shown behind the bar, floats with four digits.
+
+        So is the most memory that was in use on an accelerator.
+        """
         self.done += steps
+        peak = None if self._display is None else peak_device_memory_mb()
+        if peak is not None:
+            fields["memory"] = f"{peak / 1000:.1f}GB"
         if fields:
             self.note = " ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in fields.items())
         self._call("update", self.done, self.note)

@@ -26,6 +26,8 @@ from .embedded import EmbeddedPrior, MultiViewPrior
 from .lora import add_loras
 from .multiview import FRAMES, MultiViewUNet, base_of, read_manifest
 from .mvdream import PICKLED, as_safetensors, load_mvdream
+from .pixels import MANIFEST, PixelPrior, read_pixels
+from .placement import WHOLE, Placement, place
 from .single_file import MULTI_VIEW, kind_of, load_single_file, shapes_of
 from .variants import pick_variant
 
@@ -55,6 +57,9 @@ class PriorEntry:
     file: str | None = None  # a checkpoint that is loaded instead of a pipeline folder
     base: str | None = None  # the id whose other parts such a checkpoint needs
     half: Literal["float16", "bfloat16"] = "float16"  # the half precision whose range its networks keep within
+    frames: int = 1  # views of one object that it draws at once
+    parts: dict[str, float] = field(default_factory=dict)  # millions of parameters and buffers: network, vae, text ...
+    live: float = 0.0  # numbers per latent pixel and row that live at once in a call of the network, at its own size
     recommended: Recommended = field(default_factory=Recommended)
     note: str = ""
 
@@ -136,6 +141,7 @@ def load_prior(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     lora: str | Path | Sequence[str | Path] = (),
+    placement: Placement = WHOLE,
     **options: Any,
 ) -> DiffusersPrior:
     """A frozen prior.
@@ -148,15 +154,19 @@ def load_prior(
         device: where the networks live.
         dtype: their dtype; files in another are cast.
         lora: adapters added to the weights, each "FILE" or "FILE:SCALE" (`lora.add_loras`).
+        placement: what is kept off the device, quantised or compiled.
         options: `base`, the prior that gives a checkpoint file its settings and the parts it lacks; others are passed
             to diffusers' loading (e.g. revision, variant, cache_dir, local_files_only).
 
     Raises InputError when it is unknown, unreachable, gated or of a family that is not supported.
     """
-    prior = _load(name_or_path, device, dtype, options)
+    whole = placement.offload == "none" and placement.weights == "full"
+    prior = _load(name_or_path, device if whole else "cpu", dtype, options)
     loras = [lora] if isinstance(lora, (str, Path)) else list(lora)
     if loras:
         add_loras(prior, loras)
+    with told(f"the prior {prior.name}", device):
+        place(prior, device, placement)
     return prior
 
 
@@ -200,6 +210,8 @@ def _load_folder(
 ) -> DiffusersPrior:
     if (folder / "mv.json").is_file():
         return _load_multiview(folder, name, device, dtype, options)
+    if (folder / MANIFEST).is_file():
+        return _load_pixels(folder, name, device, dtype, options)
     if not (folder / "model_index.json").is_file():
         raise InputError(f"{folder} holds no model_index.json; a prior is a folder in diffusers' layout")
     half = dtype in (torch.float16, torch.bfloat16)
@@ -222,6 +234,16 @@ def _load_multiview(
     manifest = read_manifest(folder)
     prior = MultiViewPrior(base.pipe, views, name, vocabulary, int(str(manifest.get("frames", FRAMES))))
     return prior.learnt_at(int(str(manifest.get("image_size", prior.image_size))))
+
+
+def _load_pixels(folder: Path, name: str, device: Any, dtype: torch.dtype, options: dict[str, Any]) -> DiffusersPrior:
+    with told(f"the prior of pixels in {folder}", device), quiet():
+        unet, source, factor = read_pixels(folder, dtype)
+        unet.to(device)
+    base = load_prior(source, device, dtype, **options)
+    if not isinstance(base, StableDiffusionPrior):
+        raise InputError(f"the base {source} of the prior of pixels {folder} is not a Stable Diffusion prior")
+    return PixelPrior(base, unet, factor, name)
 
 
 def _load_checkpoint(path: Path, device: Any, dtype: torch.dtype, options: dict[str, Any]) -> DiffusersPrior:

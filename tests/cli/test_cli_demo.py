@@ -184,3 +184,15 @@ def test_a_broken_package_hides_no_other_check(run: Run, few_packages: None, mon
 def test_a_machine_in_order_is_exit_code_0(run: Run, few_packages: None) -> None:
     code, out, _ = run("doctor")
     assert (code, "everything required works" in out) == (0, True)
+
+
+@pytest.mark.parametrize("prior", ["sd21-base", "mvdream", "sdxl", "sd35-medium", "flux-dev"])
+@pytest.mark.parametrize("verb", ["text-to-mesh", "text-to-image"])
+def test_the_doctor_tells_what_fits_which_card(run: Run, prior: str, verb: str) -> None:
+    code, out, _ = run("doctor", "--prior", prior, "--verb", verb, "--json")
+    told = json.loads(out)
+    assert code == 0 and [row["card_gib"] for row in told["cards"]] == [8, 12, 16, 24, 48]
+    fitting = [row["needs_gb"]["total"] for row in told["cards"] if row["settings"]]
+    assert told["cards"][-1]["settings"] is not None and len(fitting) >= 1
+    for row in told["cards"]:
+        assert row["settings"] is None or row["needs_gb"]["total"] <= 1.0737 * row["card_gib"]

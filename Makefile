@@ -1,11 +1,11 @@
-# make demo | test | lint | bench | clean. The first call builds .venv; later calls start at once.
+# make demo | test | lint | bench | gpu-check | clean. The first call builds .venv; later calls start at once.
 PYTHON ?= python3
 OUT ?= outputs
 BIN := .venv/bin
 JOBS ?= 2
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMBA_NUM_THREADS=1
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench gpu-check clean
 .DEFAULT_GOAL := test
 
 demo: .stamps/venv
@@ -21,6 +21,9 @@ lint: .stamps/venv .stamps/types/unproject
 
 bench: .stamps/venv
 	$(BIN)/unproject bench --all --out docs/results
+
+gpu-check: .stamps/venv
+	$(BIN)/python -m unproject.scripts.gpu_check --out $(OUT)/gpu-check.json
 
 clean:
 	rm -rf .stamps build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -20,6 +20,7 @@ from .priors import PriorCommand
 from .prompts import check_prompt, chosen_prompts
 from .sampling import SamplingCommand
 from .showing import Shown
+from .steering import ImagePromptCommand, SteeredCommand
 
 if TYPE_CHECKING:
     from ..core.sampling.plan import SamplingPlan
@@ -119,7 +120,7 @@ class TextCommand(PriorCommand, Seeded):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextToImage(TextCommand, SamplingCommand):
+class TextToImage(TextCommand, SamplingCommand, SteeredCommand):
     """Draw images from a prompt."""
 
     name: ClassVar[str] = "text-to-image"
@@ -197,6 +198,7 @@ class TextToImage(TextCommand, SamplingCommand):
                 seed=self.seed,
                 batch_size=self.batch,
                 output_type="np",
+                **self.prompt_pictures(),
             )
         record.notes["plan"] = made.plan.to_dict()
         record.notes["seeds"] = made.seeds
@@ -207,7 +209,7 @@ class TextToImage(TextCommand, SamplingCommand):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextToMesh(TextCommand):
+class TextToMesh(TextCommand, ImagePromptCommand):
     """Make a textured mesh from a prompt, with a sheet of views and a turntable film."""
 
     name: ClassVar[str] = "text-to-mesh"
@@ -283,6 +285,7 @@ class TextToMesh(TextCommand):
                 faces=self.faces,
                 out=work,
                 resume=not self.overwrite,
+                **self.prompt_pictures(),
             )
             self._write(made, job, record)
         if self.work is None and not record.rescued:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..core.distillation.score import GuidanceOut, ScoreConfig, ScoreDistillation
 from ..core.priors import Condition, Prior
+from ..core.priors.image_prompt import with_picture
 from ..geometry.cameras import Camera, to_mvdream
 from ..utils.errors import InputError
 from .views import VIEW_TEXT, view_classes
@@ -52,10 +53,20 @@ class MultiViewGuide:
 class ViewTextGuide:
     """For single-image priors: the prompt with "front view", "side view", "back view" or "top view" added."""
 
-    def __init__(self, config: ScoreConfig, prior: Prior, prompt: str, negative: str | None = None) -> None:
+    def __init__(
+        self,
+        config: ScoreConfig,
+        prior: Prior,
+        prompt: str,
+        negative: str | None = None,
+        picture: Tensor | None = None,
+    ) -> None:
+        """`picture` (1, 3, H, W) in [0, 1] is what the prior's IP-Adapter reads, from every side the same."""
         self.rows = list(VIEW_TEXT)
         texts = [f"{prompt}, {VIEW_TEXT[name]}" for name in self.rows]
         self.conditions = prior.encode_text(texts, negative)
+        if picture is not None:
+            self.conditions = with_picture(prior, self.conditions, picture)
         self.score = ScoreDistillation(config, prior, self.conditions.index([0]))
 
     @property
@@ -70,12 +81,18 @@ class ViewTextGuide:
 
 
 def make_guide(
-    config: ScoreConfig, prior: Prior, prompt: str, negative: str | None = None, views: int | None = None
+    config: ScoreConfig,
+    prior: Prior,
+    prompt: str,
+    negative: str | None = None,
+    views: int | None = None,
+    picture: Tensor | None = None,
 ) -> Guide:
     """The guide that suits a prior: joint views when it knows cameras, view words otherwise.
 
     `views` is the number of consecutive renders that see each other; None: as many as the prior learnt to draw.
+    `picture` is one that the prior reads beside the words, which priors of several views do not.
     """
     if prior.multiview:
         return MultiViewGuide(config, prior, prior.encode_text([prompt], negative), views or prior.frames)
-    return ViewTextGuide(config, prior, prompt, negative)
+    return ViewTextGuide(config, prior, prompt, negative, picture)

@@ -25,11 +25,14 @@ from ..geometry.meshes import Mesh
 from ..geometry.report import MeshReport
 from ..geometry.representation import MeshConfig, Representation
 from ..utils.configs import load_config, to_dict
+from ..utils.digests import digest
 from ..utils.errors import InputError
 from ..utils.pictures import grid, save_image
 from ..utils.progress import Progress, under_way
 from ..utils.runs import RunRecord
 from .base import PriorPipeline
+from .picture_conditions import read_picture
+from .picture_inputs import PictureLike
 from .prompts import check_guidance, warn_about, warn_about_negatives
 from .sampling_parts import whole_number
 
@@ -126,6 +129,7 @@ class TextToMesh(PriorPipeline):
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         faces: int | None = None,
+        ip_adapter_image: PictureLike | None = None,
         out: str | Path | None = None,
         resume: bool = True,
         callback_on_step_end: StepEnd | None = None,
@@ -140,6 +144,7 @@ class TextToMesh(PriorPipeline):
             num_inference_steps: optimisation steps; the schedules of the recipe keep their shares.
             guidance_scale: classifier-free guidance; None: the recipe's.
             faces: triangles at most; None: the recipe's.
+            ip_adapter_image: what the prior's IP-Adapter looks at; every view is shown the same.
             out: folder for checkpoints and preview.png; None: nothing is written. With it Ctrl-C and SIGTERM finish
                 the step, save it and raise Stopped, a KeyboardInterrupt; the same call goes on from there.
             resume: continue from a checkpoint in `out`, which has to be of the same prompts, prior, recipe and seed;
@@ -155,7 +160,7 @@ class TextToMesh(PriorPipeline):
         warn_about_negatives(self.prior, negative_prompt, REAL_BACKBONES)
         started = datetime.now(timezone.utc)
         folder = None if out is None else Path(out)
-        work = self._begun(recipe, seed, prompt, negative_prompt, folder, resume)
+        work = self._begun(recipe, seed, prompt, negative_prompt, folder, resume, ip_adapter_image)
         self._optimise(work, recipe, folder, prompt, callback_on_step_end)
         optimised = time.perf_counter()
         with under_way("mesh and texture"):
@@ -177,14 +182,24 @@ class TextToMesh(PriorPipeline):
         )
 
     def _begun(
-        self, recipe: MeshRecipe, seed: int, prompt: str, negative: str | None, folder: Path | None, resume: bool
+        self,
+        recipe: MeshRecipe,
+        seed: int,
+        prompt: str,
+        negative: str | None,
+        folder: Path | None,
+        resume: bool,
+        picture: PictureLike | None = None,
     ) -> Optimisation:
         """The optimisation at its start, or where the newest checkpoint in `folder` was written."""
-        guide = make_guide(recipe.score, self.prior, prompt, negative, recipe.optimise.views.views)
+        seen = read_picture(self.prior, picture)
+        guide = make_guide(recipe.score, self.prior, prompt, negative, recipe.optimise.views.views, seen)
         if folder is None:
             return Optimisation(recipe.optimise, guide, seed, self.prior.device)
         prior = fingerprint(self.prior)
         guided_by = {"prompt": prompt, "negative_prompt": negative, "prior": prior, "score": recipe.score}
+        if seen is not None:
+            guided_by["ip_adapter_image"] = digest({"picture": seen})
         work = Optimisation(recipe.optimise, guide, seed, self.prior.device, guided_by)
         folder.mkdir(parents=True, exist_ok=True)
         if resume:

@@ -7,6 +7,7 @@ pipeline classes come from the table below, never from the repository that holds
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,10 +18,12 @@ from torch import Tensor, nn
 from ...utils.errors import InputError
 from ...utils.seeds import sample_noise
 from .base import PredictionType, Prior, Recommended
+from .control import IMAGE_PROMPT, PictureControl, summed
 from .noise import predicts
 from .rows import COND, NULL, Condition, Rows
 
 DEFAULT_EMBEDDED_GUIDANCE = 3.5  # FLUX.1-dev
+LCM_GUIDANCE = 8.5  # of consistency models that are told the scale
 FEW_STEPS = ("LCMScheduler", "TCDScheduler", "FlowMatchLCMScheduler")  # schedulers that only distilled models come with
 P = TypeVar("P", bound="DiffusersPrior")
 
@@ -29,6 +32,8 @@ class DiffusersPrior(Prior):
     """What the families share: the pipeline object, the VAE, truncation, saving."""
 
     backbone = "unet"
+    steerable = False  # whether controls and image prompts can be added
+    controls: tuple[PictureControl, ...] = ()
     spacing: str | None = None  # of the sigmas that the family's pipeline itself gives to its scheduler
 
     def __init__(self, pipe: Any, name: str = "", frozen: bool = True) -> None:
@@ -50,8 +55,10 @@ class DiffusersPrior(Prior):
         self.device, self.dtype = weight.device, weight.dtype
         if (precise := self._dtype_for(self.vae, self.vae.dtype)) != self.vae.dtype:
             self.vae.to(dtype=precise)
-        if self.few_steps:  # their teacher's guidance is in the weights
-            self.recommended = Recommended(guidance=1.0, steps=4, solver=self.recommended.solver, distilled=True)
+        self.guidance_embedded = bool(settings.get("time_cond_proj_dim"))
+        if self.few_steps:  # their teacher's guidance is in the weights, or an input
+            scale = LCM_GUIDANCE if self.guidance_embedded else 1.0
+            self.recommended = Recommended(guidance=scale, steps=4, solver=self.recommended.solver, distilled=True)
         if frozen:
             self.freeze()
 
@@ -63,7 +70,29 @@ class DiffusersPrior(Prior):
     def modules(self) -> dict[str, nn.Module]:
         """See Prior.modules."""
         parts = {name: part for name, part in self.pipe.components.items() if isinstance(part, nn.Module)}
-        return {**parts, self.backbone: self.network}
+        beside = {control.row: control.network for control in self.controls}
+        return {**parts, **beside, self.backbone: self.network}
+
+    def controlled(self: P, controls: Sequence[PictureControl]) -> P:
+        """This prior with controls beside its network (`steering.with_controls`); everything else is shared."""
+        other = copy.copy(self)
+        other.controls, other.nfe = tuple(controls), 0
+        other.reads = self.reads | {control.row for control in controls}
+        return other
+
+    def _asked(self, x: Tensor, time: Tensor, rows: Rows, more: dict[str, Any] | None = None) -> Tensor:
+        """The answer of a U-Net with what steers it; `more` are its further conditions."""
+        state, text, more = self._state(x, rows), rows["text"].to(self.dtype), more or {}
+        steered = [control.added(state, time, text, rows, more) for control in self.controls]
+        if IMAGE_PROMPT in self.reads:
+            more = {**more, "image_embeds": [rows[IMAGE_PROMPT].to(self.dtype)[:, None]]}
+        added = {**summed(steered), **({"added_cond_kwargs": more} if more else {})}
+        settings: Any = self.network.config
+        if width := settings.get("time_cond_proj_dim"):
+            scale = rows.get("guidance")  # (B,)
+            scale = torch.full((len(x),), LCM_GUIDANCE) if scale is None else scale
+            added["timestep_cond"] = scale_embedding(scale.to(x.device, torch.float32), width).to(self.dtype)
+        return self.network(state, time, text, **added, return_dict=False)[0]
 
     def _dtype_for(self, module: nn.Module, dtype: torch.dtype | None) -> torch.dtype | None:
         """A codec that overflows in half precision (SDXL's) stays in float32."""
@@ -128,6 +157,7 @@ class StableDiffusionPrior(DiffusersPrior):
 
     recommended = Recommended(7.5, 50)
     reads = frozenset({"text", "concat"})
+    steerable = True
 
     def encode_text(self, prompts: str | Sequence[str], negative: str | Sequence[str] | None = None) -> Condition:
         """See Prior.encode_text."""
@@ -145,7 +175,7 @@ class StableDiffusionPrior(DiffusersPrior):
         return embeds[[distinct.index(text) for text in texts]]
 
     def _forward(self, x: Tensor, time: Tensor, rows: Rows) -> Tensor:
-        return self.network(self._state(x, rows), time, rows["text"].to(self.dtype), return_dict=False)[0]
+        return self._asked(x, time, rows)
 
 
 class StableDiffusionXLPrior(DiffusersPrior):
@@ -153,6 +183,7 @@ class StableDiffusionXLPrior(DiffusersPrior):
 
     recommended = Recommended(5.0, 50)
     reads = frozenset({"text", "pooled", "time_ids", "concat"})
+    steerable = True
 
     def encode_text(self, prompts: str | Sequence[str], negative: str | Sequence[str] | None = None) -> Condition:
         """See Prior.encode_text; without a negative prompt the unconditional branch follows the model's own rule."""
@@ -169,8 +200,7 @@ class StableDiffusionXLPrior(DiffusersPrior):
             height, width = (side * self.vae_factor for side in x.shape[-2:])
             time_ids = torch.tensor([(height, width, 0, 0, height, width)]).expand(x.shape[0], -1)
         added = {"text_embeds": rows["pooled"].to(self.dtype), "time_ids": time_ids.to(x.device, self.dtype)}
-        embeds = rows["text"].to(self.dtype)
-        return self.network(self._state(x, rows), time, embeds, added_cond_kwargs=added, return_dict=False)[0]
+        return self._asked(x, time, rows, added)
 
 
 class StableDiffusion3Prior(DiffusersPrior):
@@ -285,6 +315,15 @@ def two_branches(
     """The condition of models with token and pooled embeddings, (B, L, D) and (B, P) in both branches."""
     null = Rows({"text": null_text, "pooled": null_pooled})
     return Condition({COND: Rows({"text": text, "pooled": pooled}), NULL: null}, prompts)
+
+
+def scale_embedding(scale: Tensor, width: int) -> Tensor:
+    """(B, width) of guidance scales (B,): sines and cosines of w = 1000 (s - 1) (Meng et al. 2023; Luo et al. 2023)."""
+    half = width // 2
+    rates = torch.exp(torch.arange(half, device=scale.device) * (-math.log(10000.0) / (half - 1)))
+    angles = 1000 * (scale - 1)[:, None] * rates
+    whole = torch.cat([angles.sin(), angles.cos()], 1)
+    return torch.nn.functional.pad(whole, (0, width % 2))
 
 
 def latent_affine(config: Mapping[str, Any], like: Tensor) -> tuple[Tensor | float, Tensor | float]:

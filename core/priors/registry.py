@@ -20,13 +20,15 @@ from ...utils.errors import InputError
 from ...utils.files import read_json, weights_root
 from . import hub
 from .base import Recommended
-from .build import build, family_of, missing_parts, pipeline_class, quiet, told
+from .build import build, class_of, family_of, missing_parts, pipeline_class, quiet, told
 from .diffusers import DiffusersPrior, StableDiffusionPrior
 from .embedded import EmbeddedPrior, MultiViewPrior
+from .image_prompt import add_image_prompt
 from .lora import add_loras
 from .multiview import FRAMES, MultiViewUNet, base_of, read_manifest
-from .mvdream import PICKLED, as_safetensors, load_mvdream
+from .mvdream import PICKLED, as_safetensors, is_port, load_mvdream, load_port
 from .single_file import MULTI_VIEW, kind_of, load_single_file, shapes_of
+from .steering import with_controls
 from .variants import pick_variant
 
 EMBEDDED = {
@@ -56,6 +58,7 @@ class PriorEntry:
     base: str | None = None  # the id whose other parts such a checkpoint needs
     half: Literal["float16", "bfloat16"] = "float16"  # the half precision whose range its networks keep within
     recommended: Recommended = field(default_factory=Recommended)
+    controls: dict[str, str] = field(default_factory=dict)  # hub ids of ControlNets by what they look at
     note: str = ""
 
     @property
@@ -117,7 +120,7 @@ def entry_of(name_or_path: str | Path) -> tuple[str, PriorEntry] | None:
     bare = {repo.split("/")[1]: known for repo, known in owners.items()}
     chosen = next((owners[repo.lower()] for repo in names if repo.lower() in owners), None)
     chosen = chosen or bare.get(place.resolve().name.lower())
-    if chosen is None or registry()[chosen].family != values.get("_class_name"):
+    if chosen is None or registry()[chosen].family != class_of(values):
         return None
     return chosen, registry()[chosen]
 
@@ -136,6 +139,8 @@ def load_prior(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     lora: str | Path | Sequence[str | Path] = (),
+    controlnet: Any = (),
+    ip_adapter: str | Path | None = None,
     **options: Any,
 ) -> DiffusersPrior:
     """A frozen prior.
@@ -148,6 +153,9 @@ def load_prior(
         device: where the networks live.
         dtype: their dtype; files in another are cast.
         lora: adapters added to the weights, each "FILE" or "FILE:SCALE" (`lora.add_loras`).
+        controlnet: networks that steer it by pictures, one or several of "FOLDER", "FOLDER:SCALE" or modules
+            (`steering.with_controls`).
+        ip_adapter: "FILE" or "FILE:SCALE" of an IP-Adapter, which makes it read a picture beside the words.
         options: `base`, the prior that gives a checkpoint file its settings and the parts it lacks; others are passed
             to diffusers' loading (e.g. revision, variant, cache_dir, local_files_only).
 
@@ -157,7 +165,10 @@ def load_prior(
     loras = [lora] if isinstance(lora, (str, Path)) else list(lora)
     if loras:
         add_loras(prior, loras)
-    return prior
+    if ip_adapter is not None:
+        add_image_prompt(prior, ip_adapter)
+    nets = list(controlnet) if isinstance(controlnet, (list, tuple)) else [controlnet]
+    return with_controls(prior, nets) if nets else prior
 
 
 def _load(name_or_path: str | Path, device: Any, dtype: torch.dtype, options: dict[str, Any]) -> DiffusersPrior:
@@ -202,6 +213,8 @@ def _load_folder(
         return _load_multiview(folder, name, device, dtype, options)
     if not (folder / "model_index.json").is_file():
         raise InputError(f"{folder} holds no model_index.json; a prior is a folder in diffusers' layout")
+    if is_port(read_json(folder / "model_index.json")):
+        return load_port(folder, name, device, dtype)
     half = dtype in (torch.float16, torch.bfloat16)
     prior = build(folder, name, device, dtype, options, entry.variant if entry and half else None)
     if entry is not None:
@@ -292,6 +305,8 @@ def _fetch(repo: str, options: Mapping[str, Any], where: dict[str, Any], preferr
     if where["local_files_only"]:
         return index.parent
     values = read_json(index)
+    if is_port(values):
+        return hub.fetch_settings(repo, where, weights=True)
     family = family_of(values, repo)
     missing = missing_parts(family, values)
     variant = pick_variant(hub.list_files(repo, where), options.get("variant"), preferred, missing)

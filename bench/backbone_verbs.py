@@ -22,7 +22,7 @@ from ..pipelines.image_to_geometry import ImageToGeometry
 from ..pipelines.text_to_mesh import MeshRecipe, TextToMesh
 from ..tasks.geometry_head import GeometryHead, HeadConfig
 from ..utils.configs import load_config
-from ..utils.errors import UnprojectError
+from ..utils.errors import InputError, UnprojectError
 from ..utils.seeds import generator
 
 CELLS = 8  # latent rows and columns of a small picture
@@ -98,16 +98,15 @@ def calibrate(prior: DiffusersPrior) -> None:
     """Model statistics."""
     sizes = Sizes(guidance=2.0, size=side_of(prior), steps=2, batch=1)
     pipe = TextToImage(prior)
-    found = measure_statistics(pipe, ["a dog"], sizes, cells=2, derivative="difference")
+    found = measure_statistics(pipe, ["a dog", "a chair"], sizes, cells=2, derivative="difference")
     finite(torch.stack([found.ell, found.s, found.b]))
 
 
 def head(prior: DiffusersPrior) -> None:
     """A geometry head grown out of the network."""
     if not isinstance(prior, StableDiffusionPrior) or prior.multiview:
-        raise UnprojectError("heads grow out of the U-Nets of Stable Diffusion")
-    plain = copy.copy(prior)
-    grown = GeometryHead.from_prior(plain, HeadConfig(processing_resolution=side_of(prior)))
+        raise InputError("heads grow out of the U-Nets of Stable Diffusion")
+    grown = GeometryHead.from_prior(copy.copy(prior), HeadConfig(processing_resolution=side_of(prior)))
     grown.to(prior.device, prior.dtype)
     for made in ImageToGeometry(grown)(_picture(prior)).maps.values():
         finite(made.prediction)
@@ -118,9 +117,8 @@ def control(prior: DiffusersPrior) -> None:
     from diffusers import ControlNetModel
 
     if not prior.steerable:
-        raise UnprojectError("controls steer the U-Nets of Stable Diffusion and SDXL")
-    factor = prior.vae_factor
-    widths = {8: (16, 32, 96, 256), 4: (4, 8, 8)}[factor]
+        raise InputError("controls steer the U-Nets of Stable Diffusion and SDXL")
+    widths = {8: (16, 32, 96, 256), 4: (4, 8, 8)}[prior.vae_factor]
     net = ControlNetModel.from_unet(prior.network, conditioning_embedding_out_channels=widths)
     rng = generator(0)
     for layer in (*net.controlnet_down_blocks, net.controlnet_mid_block):
@@ -145,3 +143,14 @@ VERBS: dict[str, Callable[[DiffusersPrior], Any]] = {
     "--control-image": control,
     "depth, normals": head,
 }
+
+
+def suits(verb: str, prior: DiffusersPrior) -> bool:
+    """Whether a verb is meant for a kind of backbone; elsewhere it is to be refused by name."""
+    single = isinstance(prior, StableDiffusionPrior) and not prior.multiview
+    return {
+        "--cache deep": prior.backbone == "unet",
+        "--cache regions": prior.backbone == "transformer",
+        "--control-image": prior.steerable,
+        "depth, normals": single,
+    }.get(verb, True)

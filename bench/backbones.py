@@ -19,8 +19,8 @@ from ..core.priors import MultiViewPrior, inflate
 from ..core.priors.build import from_pipeline
 from ..core.priors.diffusers import DiffusersPrior
 from ..scripts.random_backbones import FULL, TINY
-from ..utils.errors import InputError, UnprojectError
-from .backbone_verbs import VERBS
+from ..utils.errors import InputError
+from .backbone_verbs import VERBS, suits
 from .runner import Context
 
 NAMES = {"sd15": "Stable Diffusion 1.x", "sd21": "2.x", "sdxl": "SDXL", "sd3": "SD3", "flux": "FLUX.1"}
@@ -68,17 +68,18 @@ def tried(
     """("yes", "refused" or "fails", lines about failures) of a verb in some precisions."""
     states, told = [], []
     for dtype in dtypes:
+        prior = random_prior(family, device, dtype, full)
+        meant, state, why = suits(verb, prior), YES, "it was not refused"
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                VERBS[verb](random_prior(family, device, dtype, full))
-            states.append(YES)
-        except UnprojectError as error:
-            states.append(REFUSED if isinstance(error, InputError) or "the U-Nets of" in str(error) else FAILS)
-            told += [f"{dtype}: {error}"] if states[-1] == FAILS else []
+                VERBS[verb](prior)
         except Exception as error:  # a table of what works has to say what does not
-            states.append(FAILS)
-            told.append(f"{dtype}: {type(error).__name__}: {str(error).splitlines()[0][:160]}")
+            state = REFUSED if isinstance(error, InputError) else FAILS
+            why = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"
+        right = state == (YES if meant else REFUSED)
+        states.append(state if right else FAILS)
+        told += [] if right else [f"{dtype}: {why}"]
     return next(state for state in (FAILS, REFUSED, YES) if state in states), told
 
 

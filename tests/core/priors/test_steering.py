@@ -21,9 +21,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from unproject.core.distillation.score import ScoreConfig
 from unproject.core.priors import StableDiffusionPrior, load_prior
 from unproject.core.priors.steering import with_controls
+from unproject.generate.guides import make_guide
+from unproject.geometry.cameras import Camera
 from unproject.pipelines import TextToImage
+from unproject.pipelines.picture_conditions import read_picture
 from unproject.scripts.random_backbones import seeded, tiny_unet
 from unproject.utils.errors import InputError
 from unproject.utils.seeds import generator
@@ -208,3 +212,21 @@ def test_what_cannot_steer_is_told(tiny_folders: dict[str, Path], tmp_path: Path
     with pytest.raises(InputError, match="needs a CLIP image encoder of width 16"):
         load_prior(tiny_folders["sd"], ip_adapter=path)
     assert isinstance(plain, StableDiffusionPrior) and plain.reads == {"text", "concat"}
+
+
+def test_every_view_of_a_mesh_is_shown_the_picture(tiny_folders: dict[str, Path], tmp_path: Path) -> None:
+    path = image_adapter(load_prior(tiny_folders["sd"]).network, tmp_path / "ip")
+    prior = load_prior(tiny_folders["sd"], ip_adapter=path)
+    seen = read_picture(prior, picture(2)[0])
+    guide: Any = make_guide(ScoreConfig(guidance=5.0), prior, "a chair", picture=seen)
+    shown, nothing = (guide.conditions[name]["image_prompt"] for name in ("cond", "null"))
+    assert shown.shape == nothing.shape == (4, 16) and not nothing.any()
+    assert shown[0].any() and torch.equal(shown, shown[:1].expand(4, -1))
+    camera, images = Camera.orbit([0.0, 90.0, 180.0, 270.0], 15.0, 3.0, 34.0, 32), picture(6, 4)
+    other: Any = make_guide(ScoreConfig(guidance=5.0), prior, "a chair", picture=read_picture(prior, picture(9)[0]))
+    losses = [float(one(images, camera, 0.5, generator(0)).loss) for one in (guide, guide, other)]
+    assert losses[0] == losses[1] != losses[2]
+    with pytest.raises(InputError, match="give the picture"):
+        read_picture(prior, None)
+    with pytest.raises(InputError, match="reads no pictures"):
+        make_guide(ScoreConfig(), load_prior(tiny_folders["sd"]), "a chair", picture=seen)

@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from .geometry.points import PointCloud
     from .pipelines.edit_image import EditImage
     from .pipelines.image_to_geometry import ImageToDepth, ImageToGeometry, ImageToNormals
+    from .pipelines.images_to_splats import ImagesToSplats
     from .pipelines.restore_image import RestoreImage
-    from .pipelines.shortcuts import depth, normals
+    from .pipelines.shortcuts import depth, fit_splats, normals
     from .pipelines.text_to_image import TextToImage
     from .pipelines.text_to_mesh import TextToMesh
+    from .pipelines.text_to_splats import TextToSplats
     from .utils.errors import InputError, UnprojectError
 
 __version__ = "0.1.0"
@@ -36,6 +38,7 @@ __all__ = [
     "ImageToDepth",
     "ImageToGeometry",
     "ImageToNormals",
+    "ImagesToSplats",
     "InputError",
     "Mesh",
     "PointCloud",
@@ -43,9 +46,11 @@ __all__ = [
     "SamplingPlan",
     "TextToImage",
     "TextToMesh",
+    "TextToSplats",
     "UnprojectError",
     "__version__",
     "depth",
+    "fit_splats",
     "load_prior",
     "normals",
 ]
@@ -58,6 +63,7 @@ _HOMES = {
     "ImageToDepth": ".pipelines.image_to_geometry",
     "ImageToGeometry": ".pipelines.image_to_geometry",
     "ImageToNormals": ".pipelines.image_to_geometry",
+    "ImagesToSplats": ".pipelines.images_to_splats",
     "InputError": ".utils.errors",
     "Mesh": ".geometry.meshes",
     "PointCloud": ".geometry.points",
@@ -65,8 +71,10 @@ _HOMES = {
     "SamplingPlan": ".core.sampling.plan",
     "TextToImage": ".pipelines.text_to_image",
     "TextToMesh": ".pipelines.text_to_mesh",
+    "TextToSplats": ".pipelines.text_to_splats",
     "UnprojectError": ".utils.errors",
     "depth": ".pipelines.shortcuts",
+    "fit_splats": ".pipelines.shortcuts",
     "load_prior": ".core.priors",
     "normals": ".pipelines.shortcuts",
 }

@@ -12,6 +12,7 @@ HEAD = "toybox-geometry"
 JUDGE = "judge"
 SOLVERS = "core/sampling/solvers"
 CACHES = "core/sampling/caches"
+FAMILY = ("generate", "core/distillation", "core/distillation/rules", "geometry/splats", "geometry/shapes")
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,42 @@ EXPERIMENTS: dict[str, Experiment] = {
         "text_to_mesh",
         ("prompts", "the toybox's own"),
         weights=(JUDGE, "toybox-mv"),
-        method=("generate", "core/distillation", "geometry/fields"),
+        method=("generate", "core/distillation", "core/distillation/rules", "geometry/fields"),
+    ),
+    "score-distillation": Experiment(
+        "Rules of score distillation at the same prompts, seeds and network rows",
+        "score_distillation",
+        ("rule", "sds"),
+        weights=(JUDGE, "toybox-mv"),
+        method=FAMILY,
+    ),
+    "asd": Experiment(
+        "Asynchronous score distillation: the error of the noise estimate over time, and the variance of the pull",
+        "asd",
+        ("quantity", "sds"),
+        weights=(),
+        method=FAMILY,
+    ),
+    "stabledreamer": Experiment(
+        "StableDreamer: annealed levels, spaces and representations",
+        "stabledreamer",
+        ("setting", "fixed window"),
+        weights=(JUDGE, "toybox-mv"),
+        method=FAMILY,
+    ),
+    "mvdream": Experiment(
+        "Four views that see each other against view words: two fronts",
+        "mvdream",
+        ("prior", "single images, view words"),
+        weights=(JUDGE, "toybox-mv"),
+        method=FAMILY,
+    ),
+    "richdreamer": Experiment(
+        "A prior of normals beside that of colours at equal network rows",
+        "richdreamer",
+        ("guides", "colours"),
+        weights=(JUDGE,),
+        method=FAMILY,
     ),
     "geometry-heads": Experiment(
         "Depth and normals against simple baselines",
@@ -86,6 +122,29 @@ EXPERIMENTS: dict[str, Experiment] = {
         prior="",
         weights=None,
         method=("geometry/splats",),
+    ),
+    "fit": Experiment(
+        "Splats fitted to posed pictures: held-out views, cost, meshes, wrong poses",
+        "fit",
+        ("fit", "default"),
+        prior="",
+        weights=None,
+        method=("geometry/splats", "toybox"),
+    ),
+    "direct25": Experiment(
+        "Meshes from multi-view normals: hulls, Poisson's surface and fusion of exact maps",
+        "direct25",
+        ("way", "visual hull"),
+        prior="",
+        weights=None,
+        method=("generate/fuse.py", "toybox"),
+    ),
+    "solids": Experiment(
+        "Meshes of fresh prompts and real ones as solids, by every measure",
+        "solids",
+        ("surface", "lattice"),
+        weights=("toybox-mv",),
+        method=("geometry", "generate", "core/distillation"),
     ),
     "codec": Experiment(
         "What the codec loses of pictures and maps, and what limits drawings",
@@ -152,6 +211,19 @@ EXPERIMENTS: dict[str, Experiment] = {
     "focus": Experiment("Sentences with two objects under control of the attention", "focus", ("cost", "none")),
     "flair": Experiment(
         "Inpainting, super-resolution and deblurring with a frozen prior", "flair", ("method", "start")
+    ),
+    "students": Experiment(
+        "Distilled students at 1 to 20 calls: equal pairs, updates and batch",
+        "students",
+        ("student", "none"),
+        method=("core/distillation", SOLVERS),
+    ),
+    "rectified-pairs": Experiment(
+        "What retraining on pairs straightens: coupled, shuffled, by path and parameterisation",
+        "rectified_pairs",
+        ("student", "none"),
+        weights=(),
+        method=("core/distillation",),
     ),
     "embedded-dit": Experiment(
         "What the embedded transformer draws: accuracy, toy-FID, sweeps",

@@ -124,11 +124,12 @@ def make_one(wanted: Wanted, prior: str, seed: int, config: MeshBench, folder: s
 def judged_views(mesh: Mesh, config: MeshBench) -> torch.Tensor:
     """Eight views (8, 3, H, W) over light grey, as the texture is (the prior paints its shading)."""
     background = torch.full((3,), 0.85)
-    out = RayMesh(mesh).render(_cameras(config), ("rgb", "alpha"), background, supersample=2)
+    out = RayMesh(mesh).render(cameras(config), ("rgb", "alpha"), background, supersample=2)
     return out.rgb.permute(0, 3, 1, 2).clamp(0, 1)
 
 
-def _cameras(config: MeshBench) -> Camera:
+def cameras(config: MeshBench) -> Camera:
+    """The eight sides."""
     distance = orbit_distance(0.95, 32.0)
     return Camera.orbit(list(map(float, AZIMUTHS)), config.elevation_deg, distance, 32.0, config.view_size)
 
@@ -143,10 +144,10 @@ def true_views(wanted: Wanted, config: MeshBench, seed: int) -> torch.Tensor:
     """The same eight sides (8, 3, H, W) of a toybox instance: what the judge makes of the real thing."""
     program = ObjectProgram(wanted.noun, wanted.colour, seed=seed)
     renderer = Renderer(object_scene(program, np.random.default_rng(seed)))
-    cameras = _cameras(config)
+    orbit = cameras(config)
     sides = [
         renderer.render(c2w.astype(float), K.astype(float), config.view_size).rgb
-        for c2w, K in zip(cameras.c2w.numpy(), cameras.K.numpy(), strict=True)
+        for c2w, K in zip(orbit.c2w.numpy(), orbit.K.numpy(), strict=True)
     ]
     return torch.from_numpy(np.stack(sides)).float().permute(0, 3, 1, 2)
 

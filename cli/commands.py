@@ -19,17 +19,22 @@ from .calibrate import CalibrateSolver, SearchSolver
 from .common import Command
 from .completion import Completion
 from .demo import Demo
+from .distill import Distill
 from .edit import Edit, Restore
 from .files import Convert, Inspect
+from .fit import Fit
 from .image import MAP_COMMANDS, Pointcloud
 from .info import Doctor, Methods, Priors
+from .render import Render
 from .replay import replayed
-from .text import TextToImage, TextToMesh
+from .shapes import TextToMesh, TextToSplats
+from .text import TextToImage
 from .train import Train
 from .world import Toybox
 
 COMMANDS: tuple[type[Command], ...] = (
     TextToMesh,
+    TextToSplats,
     TextToImage,
     *MAP_COMMANDS.values(),
     Pointcloud,
@@ -37,6 +42,8 @@ COMMANDS: tuple[type[Command], ...] = (
     Restore,
     CalibrateSolver,
     SearchSolver,
+    Fit,
+    Render,
     Toybox,
     Convert,
     Inspect,
@@ -44,6 +51,7 @@ COMMANDS: tuple[type[Command], ...] = (
     Methods,
     Bench,
     Train,
+    Distill,
     Doctor,
     Demo,
     Completion,

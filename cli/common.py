@@ -14,11 +14,13 @@ import tyro
 from ..utils.configs import to_dict, to_yaml
 from ..utils.errors import InputError, UnprojectError
 from ..utils.files import write_json
-from ..utils.runs import RunRecord, plain
+from ..utils.runs import RunRecord, earlier, held, plain
 from ..utils.threads import pin
 from .outputs import Target, check_new, check_places
 from .showing import Shown, plain_warnings, show
 from .streams import STREAM, given_by_pipe, to_stdout
+
+HOW_TO_TELL = ("json", "print_config", "dry_run", "overwrite")  # of a run, not of its result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,10 +107,18 @@ class Writer(Command):
     """Replace outputs that are already there."""
 
     def check_places(self, target: Target) -> None:
-        """See Command.check_places; and that nothing is overwritten unasked."""
-        if not self.overwrite:
+        """See Command.check_places; and that nothing is overwritten unasked but what this command left unfinished."""
+        if not self.overwrite and not self._unfinished(target):
             check_new(self.written(target))
         super().check_places(target)
+
+    def _unfinished(self, target: Target) -> bool:
+        """Whether the record says that the same command began and did not come to its end."""
+        told = earlier(target.record)
+        if told.get("command") != self.name or told.get("status") == "done" or held(target.record):
+            return False
+        mine, config = plain(to_dict(self)), told.get("config")
+        return isinstance(config, dict) and all(config.get(k) == v for k, v in mine.items() if k not in HOW_TO_TELL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +166,9 @@ def _execute(command: Command) -> int:
     if command.dry_run:
         return _show_plan(command, target)
     record = RunRecord(command.name, to_dict(command), getattr(command, "seed", None))
+    begun = isinstance(command, Writer) and command.leaves_files and len(command.written(target)) > 1
+    if begun:  # killed between its files, it is known again
+        record.begin(target.record)
     try:
         with record, plain_warnings(record):
             threads = getattr(command, "threads", None)
@@ -163,7 +176,9 @@ def _execute(command: Command) -> int:
                 pin(threads)
             shown = command.run(record, target)
     except BaseException:
-        if command.leaves_files and (record.outputs or record.place):
+        if begun and not record.outputs and record.place is not None:
+            record.place.unlink(missing_ok=True)
+        elif command.leaves_files and (record.outputs or record.place):
             with contextlib.suppress(UnprojectError):  # the first failure is the one to tell
                 record.write(record.place or target.record)
         raise

@@ -15,8 +15,9 @@ from .image import MAP_COMMANDS, ImageCommand, Pointcloud
 from .jobs import sort_out
 from .outputs import Target, check_apart, size_text, slugify
 from .priors import PriorCommand, head_of
+from .shapes import TextToMesh
 from .showing import Shown, Table
-from .text import TextToImage, TextToMesh
+from .text import TextToImage
 from .world import room_photo
 
 ENDS = (".ply", ".npz", *PICTURES_OF_MAPS)

@@ -14,23 +14,28 @@ from ..utils.runs import RunRecord
 from .common import Writer, check_range
 from .outputs import Target, size_text
 from .showing import Shown, Table
+from .splat_files import MESH_FILES as WRITES
+from .splat_files import SPLATS, Wanted, check_splats, convert_splats, holds_splats, inspect_splats
 
 MESHES = (".glb", ".gltf", ".obj", ".stl", ".ply", ".off")
-WRITES = (".glb", ".obj", ".stl", ".ply")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Convert(Writer):
-    """Turn a mesh, a point cloud or a set of cameras into another format; the suffixes decide which."""
+    """Turn a mesh, splats, a point cloud or a set of cameras into another format; the suffixes decide which."""
 
     name: ClassVar[str] = "convert"
 
     source: tyro.conf.Positional[Path]
-    """Mesh (.glb .gltf .obj .stl .ply .off), point cloud (.ply), transforms.json, or a COLMAP text folder."""
+    """Mesh (.glb .gltf .obj .stl .ply .off), splats (.ply .compressed.ply .splat .spz .glb), point cloud (.ply),
+    transforms.json, or a COLMAP text folder."""
     destination: tyro.conf.Positional[Path]
-    """.glb, .obj, .stl or .ply for meshes; .ply for points; .json or a folder (COLMAP text) for cameras."""
+    """.glb, .obj, .stl or .ply for meshes; .ply, .compressed.ply, .splat, .spz or .glb for splats; .ply for points;
+    .json or a folder (COLMAP text) for cameras."""
     faces: int = 0
     """Simplify a mesh to this many triangles at most; its colours are carried over (0 = leave it)."""
+    to: Wanted = "same"
+    """What splats become: splats, points at their centres, or a mesh of their surface."""
 
     def check(self) -> None:
         """Paths and suffixes."""
@@ -45,19 +50,31 @@ class Convert(Writer):
         if self._cameras:
             if wanted not in (".json", ""):
                 raise InputError(f"cameras become .json or a folder, not {self.destination}")
+        elif holds_splats(self.source):
+            check_splats(self.source, self.destination, self.to)
+        elif source in (".spz", ".splat"):
+            raise InputError(f"{self.source} is no file; give one of splats")
         elif source not in MESHES:
             raise InputError(f"cannot read {self.source}; use {', '.join(MESHES)}, transforms.json or a COLMAP folder")
         elif wanted not in WRITES:
             raise InputError(f"cannot write {self.destination}; use {', '.join(WRITES)}")
-        if self.faces and (self._cameras or is_point_cloud(self.source)):
+        if self.to != "same" and not self._splats:
+            raise InputError(f"--to {self.to} is of splats and {self.source} holds none; leave it out")
+        if self.faces and (self._cameras or (self.to != "mesh" if self._splats else is_point_cloud(self.source))):
             raise InputError(f"--faces {self.faces} simplifies meshes and {self.source} is none; leave it out")
 
     @property
     def _cameras(self) -> bool:
         return self.source.is_dir() or self.source.suffix.lower() == ".json"
 
+    @property
+    def _splats(self) -> bool:
+        return holds_splats(self.source)
+
     def written(self, target: Target) -> list[Path]:
         """See Command.written; a folder of cameras holds files of fixed names."""
+        if self._splats:
+            return [self.destination]
         if self.destination.suffix:
             meshes = not self._cameras and not is_point_cloud(self.source)
             reports = [self.destination.with_suffix(".report.json")] if meshes else []
@@ -78,6 +95,8 @@ class Convert(Writer):
         """Reads, converts, writes."""
         if self._cameras:
             return self._convert_cameras(record)
+        if self._splats:
+            return convert_splats(self.source, self.destination, self.to, self.faces, record)
         if is_point_cloud(self.source):
             return self._convert_points(record)
         from ..geometry.bake import carry_colors
@@ -117,7 +136,7 @@ class Convert(Writer):
 
 @dataclass(frozen=True, kw_only=True)
 class Inspect(Writer):
-    """Tell what is in a mesh, point cloud, picture, array file, JSON record or model folder."""
+    """Tell what is in a mesh, splats, a point cloud, picture, array file, JSON record or model folder."""
 
     name: ClassVar[str] = "inspect"
     kinds: ClassVar[tuple[str, ...]] = (".json",)
@@ -180,6 +199,8 @@ def inspect_path(path: Path) -> dict[str, Any]:
     if path.is_dir():
         return _inspect_folder(path)
     size = {"file": str(path), "size": size_text(path)}
+    if holds_splats(path):
+        return {**size, **inspect_splats(path)}
     if suffix in MESHES:
         return {**size, **(_inspect_points(path) if is_point_cloud(path) else _inspect_mesh(path))}
     if suffix in READ_SUFFIXES:
@@ -189,7 +210,7 @@ def inspect_path(path: Path) -> dict[str, Any]:
     if suffix == ".json":
         value = read_json(path)
         return {**size, **(value if isinstance(value, dict) else {"entries": len(value)})}
-    known = ", ".join((*MESHES, *READ_SUFFIXES, ".npz", ".npy", ".json"))
+    known = ", ".join(dict.fromkeys((*MESHES, *SPLATS, *READ_SUFFIXES, ".npz", ".npy", ".json")))
     raise InputError(f"cannot inspect {path}: known are {known} and model folders")
 
 
@@ -241,22 +262,15 @@ def _validated(path: Path) -> dict[str, Any]:
     return {} if found is None else {"gltf_errors": found["errors"], "gltf_warnings": found["warnings"]}
 
 
-def _splats(path: Path) -> bool:
-    from ..geometry.formats.ply import is_splat
-    from ..geometry.formats.ply_data import read_header
-
-    return any(element.name == "vertex" and is_splat(element) for element in read_header(path).elements)
-
-
 def _inspect_points(path: Path) -> dict[str, Any]:
     import torch
 
     from ..geometry.points import PointCloud
 
-    cloud, splats = PointCloud.load(path), _splats(path)
+    cloud = PointCloud.load(path)
     origin = torch.tensor(cloud.origin, dtype=torch.float64)
     return {
-        "kind": "Gaussian splats" if splats else "point cloud",
+        "kind": "point cloud",
         "points": len(cloud),
         "bounds_low": (cloud.points.amin(0).double() + origin).tolist(),
         "bounds_high": (cloud.points.amax(0).double() + origin).tolist(),

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..utils.errors import InputError, NotWrittenError, Stopped
-from ..utils.files import read_json
-from ..utils.runs import RunRecord, plain
+from ..utils.runs import RunRecord, earlier, plain
 from . import out_of_memory
 from .outputs import Target
 
@@ -53,8 +52,10 @@ def sort_out(command: Command, jobs: Sequence[Job], target: Target, overwrite: b
 
     Raises InputError where files that are there belong to another input, another setting or nobody.
     """
-    earlier = _earlier(target.record)
-    sources = dict(earlier.get("notes", {}).get("sources", {}))
+    told = earlier(target.record)
+    notes = told.get("notes")
+    known = notes.get("sources") if isinstance(notes, dict) else None
+    sources = dict(known) if isinstance(known, dict) else {}
     found = Sorted(sources=sources)
     for job in jobs:
         there = [path for path in job.files if os.path.exists(path)]
@@ -66,7 +67,7 @@ def sort_out(command: Command, jobs: Sequence[Job], target: Target, overwrite: b
         if made_from is not None and made_from != job.source:
             raise InputError(f"{there[0]} was made from {made_from}; choose another --out, or --overwrite it")
         if made_from is not None:
-            _check_settings(command, earlier, there[0])
+            _check_settings(command, told, there[0])
         if len(there) == len(job.files):
             found.kept.append(f"{job.source} (already there: {there[0]}; --overwrite makes it again)")
         elif made_from is not None:
@@ -131,23 +132,14 @@ def settings(command: Command) -> dict[str, Any]:
     return {name: plain(getattr(command, name)) for name in names}
 
 
-def _check_settings(command: Command, earlier: Mapping[str, Any], path: Path) -> None:
-    made_with = earlier.get("config") or {}
+def _check_settings(command: Command, told: Mapping[str, Any], path: Path) -> None:
+    made_with = told.get("config") or {}
     wanted = {name: value for name, value in settings(command).items() if name in made_with}
     changed = [f"--{n.replace('_', '-')} {made_with[n]}" for n, value in wanted.items() if made_with[n] != value]
     if changed:
         raise InputError(
             f"{path} was made with {', '.join(changed)}; --overwrite makes it again, or choose another --out"
         )
-
-
-def _earlier(path: Path) -> dict[str, Any]:
-    """The record of an earlier run, empty where there is none that can be read."""
-    try:
-        found = read_json(path)
-    except InputError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _name(job: Job, target: Target) -> str:

@@ -9,9 +9,7 @@ from typing import Any
 
 from ..utils.configs import load_config, read_yaml
 from ..utils.errors import InputError
-from .common import Command
-
-HOW_TO_TELL = ("json", "print_config", "dry_run", "overwrite")  # of a run, not of its result
+from .common import HOW_TO_TELL, Command
 
 
 def replayed(words: Sequence[str], commands: Sequence[type[Command]]) -> tuple[Command | None, list[str]]:
@@ -30,14 +28,17 @@ def replayed(words: Sequence[str], commands: Sequence[type[Command]]) -> tuple[C
         raise InputError("--config needs a file: a run.json, or what --print-config printed")
     told = _read(Path(name))
     by_name = {command.name: command for command in commands}
-    if told.get("command") not in by_name:
-        raise InputError(f"--config {name}: command {told.get('command')!r} is none of {', '.join(by_name)}")
+    if str(told["command"]) not in by_name:
+        raise InputError(f"--config {name}: command {str(told['command'])[:80]!r} is none of {', '.join(by_name)}")
     if rest and not rest[0].startswith("-") and rest[0] in by_name:
         if rest[0] != told["command"]:
             raise InputError(f"--config {name} is of {told['command']}, not of {rest[0]}")
         rest.pop(0)
     kind = by_name[told["command"]]
-    return load_config(kind, _options(told, kind)), rest
+    try:
+        return load_config(kind, _options(told, kind)), rest
+    except InputError as error:
+        raise InputError(f"--config {name}: {error}") from error
 
 
 def _read(path: Path) -> Mapping[str, Any]:
@@ -50,12 +51,20 @@ def _read(path: Path) -> Mapping[str, Any]:
 def _options(told: Mapping[str, Any], kind: type[Command]) -> dict[str, Any]:
     """The options of a record, its plan where they are open; how the run was to be told is left out."""
     is_record = "config" in told
-    given = dict(told["config"] if is_record else {k: v for k, v in told.items() if k != "command"})
+    given = _mapping(told, "config") if is_record else {k: v for k, v in told.items() if k != "command"}
     names = {field.name for field in dataclasses.fields(kind)}
-    plan = (told.get("notes") or {}).get("plan") or {} if is_record else {}
+    plan = _mapping(_mapping(told, "notes"), "plan") if is_record else {}
     for name, value in plan.items():
         if name in names and given.get(name) is None:
             if isinstance(value, Mapping):
                 raise InputError(f"the plan's {name} was an object in memory, which a file cannot bring back")
             given[name] = value
     return {name: value for name, value in given.items() if name not in HOW_TO_TELL}
+
+
+def _mapping(told: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The entries below a name, none where it is missing or empty."""
+    found = told.get(name) or {}
+    if not isinstance(found, Mapping):
+        raise InputError(f"its {name!r} holds no keys and values")
+    return dict(found)

@@ -1,17 +1,14 @@
-"""`unproject text-to-image` and `unproject text-to-mesh`."""
+"""What commands that make something from words share, and `unproject text-to-image`."""
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import tyro
 
-from ..utils.configs import config_path
 from ..utils.errors import InputError
-from ..utils.locks import alone_in
 from ..utils.runs import RunRecord
 from .common import Seeded, check_range
 from .jobs import SOME_FAILED, Job, run_jobs, sort_out
@@ -20,7 +17,7 @@ from .priors import PriorCommand
 from .prompts import check_prompt, chosen_prompts
 from .sampling import SamplingCommand
 from .showing import Shown
-from .steering import ImagePromptCommand, SteeredCommand
+from .steering import SteeredCommand
 
 if TYPE_CHECKING:
     from ..core.sampling.plan import SamplingPlan
@@ -132,6 +129,9 @@ class TextToImage(TextCommand, SamplingCommand, SteeredCommand):
     """Draw this many images and write them as one sheet."""
     control: str | None = None
     """Keeps several subjects apart: focus[:STRENGTH] or attend-and-excite[:STRENGTH], as in focus:2 (default: none)."""
+    student: str | None = None
+    """A distilled student: a folder that `unproject distill` wrote, or the name of an embedded one. Steps, solver and
+    guidance come from its distill.json; an adapter goes on --prior where that is given."""
     subjects: str | None = None
     """Subjects of --control, words of the prompt, as in "red chair; blue dog" (default: read off the prompt)."""
 
@@ -143,6 +143,8 @@ class TextToImage(TextCommand, SamplingCommand, SteeredCommand):
     def check(self) -> None:
         """Ranges."""
         check_range("--count", self.count, 1, 4096)
+        if self.student is not None:
+            self._check_student(self.student)
         check_range("--grid", self.grid, 0, 1024)
         if self.grid and self.count > 1:
             raise InputError(f"give --grid {self.grid} or --count {self.count}, not both")
@@ -150,6 +152,16 @@ class TextToImage(TextCommand, SamplingCommand, SteeredCommand):
             images = max(self.grid, self.count)
             raise InputError(f"--boundary starts every image from one noise: all {images} images would be the same")
         super().check()
+
+    def _check_student(self, name: str) -> None:
+        from ..utils.files import student_folder
+
+        student_folder(name)
+        if self.lora or self.model_schedule:
+            other = "--lora" if self.lora else "--model-schedule"
+            raise InputError(f"--student {name} and {other} change the network both; give one")
+        if self.cache not in (None, "none"):
+            raise InputError(f"--cache {self.cache}: a student of few steps has nothing to reuse; leave it out")
 
     def check_words(self, words: str) -> None:
         """An empty prompt is allowed here and means whatever the prior likes."""
@@ -180,7 +192,13 @@ class TextToImage(TextCommand, SamplingCommand, SteeredCommand):
         """The pipeline, and the plan with what it needs loaded."""
         from ..pipelines.text_to_image import TextToImage as Pipeline
 
-        return Pipeline.from_pretrained(self.prior, **self.placement()), self.loaded_plan()
+        if self.student is None:
+            return Pipeline.from_pretrained(self.prior, **self.placement()), self.loaded_plan()
+        from ..core.distillation.export import load_student
+
+        given = {name: value for name, value in self.placement().items() if name != "quality"}
+        base = None if self.prior == "toybox" else self.prior
+        return Pipeline(load_student(self.student, base, **given), "native"), self.loaded_plan()
 
     def one(self, pipe: Any, job: Job, record: RunRecord, shown: Shown) -> None:
         """Draws and writes the images."""
@@ -206,113 +224,3 @@ class TextToImage(TextCommand, SamplingCommand, SteeredCommand):
         images = [grid(made.images, round(self.grid**0.5))] if self.grid else list(made.images)
         for image, path in zip(images, job.files, strict=True):
             record.keep(lambda to, image=image: save_image(to, image), path)  # type: ignore[misc]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextToMesh(TextCommand, ImagePromptCommand):
-    """Make a textured mesh from a prompt, with a sheet of views and a turntable film."""
-
-    name: ClassVar[str] = "text-to-mesh"
-    kinds: ClassVar[tuple[str, ...]] = (".glb", ".obj", ".stl", ".ply")
-
-    negative: str = ""
-    """What to avoid."""
-    recipe: str = "default"
-    """Packaged recipe in configs/text-to-mesh, or a YAML file; default is what suits the prior."""
-    steps: int | None = None
-    """Optimisation steps; all schedules keep their shares of the run (default: the recipe's)."""
-    guidance: float | None = None
-    """Classifier-free guidance (default: the recipe's)."""
-    faces: int | None = None
-    """Triangles of the mesh at most (default: the recipe's)."""
-    work: Path | None = None
-    """Folder for checkpoints and preview.png, which stays (default: .NAME.work beside the mesh, removed at the end).
-    The same command typed again goes on where an interrupted one was."""
-    view_size: int = 256
-    """Pixels of the views in the film; those on the sheet are half as large."""
-    frames: int = 72
-    """Frames of the turntable film (0 = no film)."""
-
-    @property
-    def several(self) -> str:
-        """See Command.several."""
-        return super().several or "it writes pictures beside the mesh"
-
-    def check(self) -> None:
-        """Ranges."""
-        check_range("--frames", self.frames, 0, 1000)
-        check_range("--view-size", self.view_size, 16, 2048)
-        if self.steps is not None:
-            check_range("--steps", self.steps, 1, 100_000)
-        if self.faces is not None:
-            check_range("--faces", self.faces, 4, 10_000_000)
-        if self.recipe != "default" and not Path(self.recipe).is_file():
-            config_path(f"text-to-mesh/{self.recipe}")
-        if self.work is not None and self.many:
-            raise InputError(f"--work {self.work} is the folder of one mesh and --prompts makes several; leave it out")
-        super().check()
-
-    def plan(self) -> list[str]:
-        """What a dry run says."""
-        listed = chosen_prompts(self.prompt, self.prompts)
-        return [*super().plan(), *(f"would make a mesh of {words!r} with recipe {self.recipe}" for words in listed)]
-
-    def files(self, target: Target) -> list[Path]:
-        """The mesh and its pictures."""
-        films = ("-turntable.gif", "-turntable.mp4") if self.frames else ()
-        return [target.file(ending) for ending in (target.suffix or ".glb", ".report.json", *films, "-sheet.png")]
-
-    def size_bytes(self) -> int:
-        """Of a mesh, its texture and films; twice, for the checkpoints."""
-        return 100_000_000
-
-    def load(self) -> Any:
-        """The pipeline."""
-        from ..pipelines.text_to_mesh import TextToMesh as Pipeline
-
-        return Pipeline.from_pretrained(self.prior, self.recipe, **self.placement())
-
-    def one(self, pipe: Any, job: Job, record: RunRecord, shown: Shown) -> None:
-        """Makes the mesh and its pictures; checkpoints are removed when all of them are written."""
-        work = self.work or job.target.work
-        with alone_in(work):
-            made = pipe(
-                job.source,
-                self.negative or None,
-                seed=self.seed,
-                num_inference_steps=self.steps,
-                guidance_scale=self.guidance,
-                faces=self.faces,
-                out=work,
-                resume=not self.overwrite,
-                **self.prompt_pictures(),
-            )
-            self._write(made, job, record)
-        if self.work is None and not record.rescued:
-            shutil.rmtree(work, ignore_errors=True)
-        record.count("denoiser", made.nfe)
-        record.stages.update(made.seconds)
-        record.notes.update(prior=pipe.prior.name, recipe=made.config, history=made.history)
-        report = made.report.to_dict()
-        closed = "watertight" if report["watertight"] else f"{report['boundary_edges']} open edges"
-        shown.lines.append(f"{report['faces']} triangles, {closed}")
-        if self.many:
-            shown.data.setdefault("meshes", {})[job.source] = report
-        else:
-            shown.data["mesh"] = report
-
-    def _write(self, made: Any, job: Job, record: RunRecord) -> None:
-        from ..generate.finish import write_pictures
-        from ..geometry.budget import check_written
-        from ..geometry.inspection import write_report
-
-        def pictures(mesh: Path) -> list[Path]:
-            stem = job.target.stem
-            return write_pictures(made.mesh, lambda n: mesh.with_name(f"{stem}-{n}"), self.frames, self.view_size)
-
-        with record.stage("write"):
-            record.keep(made.mesh.save, job.files[0])
-            record.keep(lambda mesh: write_report(made.mesh, mesh, made.scale_from), job.files[0])
-            record.keep(pictures, job.files[0])
-        if not record.rescued:
-            check_written(job.files[0], made.config.mesh.faces)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..core.distillation.score import DivergedError
 from ..geometry.bake import bake
+from ..geometry.cameras import Camera
 from ..geometry.extract import EmptySurfaceError
 from ..geometry.meshes import Mesh
 from ..geometry.representation import MeshConfig, Representation
 from ..geometry.solid import solid_surface
-from ..geometry.turntable import contact_sheet, render_turntable
+from ..geometry.turntable import Picture, Viewed, contact_sheet, render_turntable
 from ..geometry.unwrap import unwrap
 from ..utils.errors import InputError
 from ..utils.pictures import save_gif, save_image, save_mp4
@@ -33,10 +34,13 @@ def surface_of(shape: Representation, config: MeshConfig) -> Mesh:
     return solid_surface(mesh, config.keep, config.faces)
 
 
-def textured_mesh(shape: Representation, config: MeshConfig) -> Mesh:
-    """The surface with UV charts and a base colour texture."""
+def textured_mesh(shape: Representation, config: MeshConfig, seen_from: Camera | None = None) -> Mesh:
+    """The surface with UV charts and a base colour texture.
+
+    seen_from: views that the colours were learnt from; what none of them shows is filled from what they show.
+    """
     mesh = unwrap(surface_of(shape, config), config.texture)
-    return bake(mesh, lambda p, n: shape.surface_color(p, n, config), config.texture)
+    return bake(mesh, lambda p, n: shape.surface_color(p, n, config), config.texture, seen_from=seen_from)
 
 
 def write_pictures(mesh: Mesh, place: Callable[[str], Path], frames: int = 36, size: int = 256) -> list[Path]:
@@ -44,9 +48,18 @@ def write_pictures(mesh: Mesh, place: Callable[[str], Path], frames: int = 36, s
 
     No light is added: generated textures carry the shading the prior painted.
     """
-    written = [save_image(place("sheet.png"), contact_sheet(mesh, max(size // 2, 16), light=None))]
-    if frames:
-        pictures = render_turntable(mesh, frames, size, light=None)
-        written.append(save_mp4(place("turntable.mp4"), pictures, FPS))
-        written.append(save_gif(place("turntable.gif"), pictures[::2], FPS / 2))
-    return written
+    return write_views(mesh, place, frames, size)
+
+
+def write_views(thing: Mesh | Viewed, place: Callable[[str], Path], frames: int, size: int) -> list[Path]:
+    """The same of whatever can be looked at."""
+    written = [save_image(place("sheet.png"), contact_sheet(thing, max(size // 2, 16), light=None))]
+    return written + (write_film(render_turntable(thing, frames, size, light=None), place) if frames else [])
+
+
+def write_film(pictures: Sequence[Picture], place: Callable[[str], Path]) -> list[Path]:
+    """turntable.mp4, and turntable.gif of every other picture; place(name): path."""
+    return [
+        save_mp4(place("turntable.mp4"), pictures, FPS),
+        save_gif(place("turntable.gif"), pictures[::2], FPS / 2),
+    ]

@@ -7,12 +7,15 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..core.distillation.rules import NEGATIVE
 from ..core.distillation.score import GuidanceOut, ScoreConfig, ScoreDistillation
+from ..core.distillation.twin import Twin
 from ..core.priors import Condition, Prior
 from ..core.priors.image_prompt import with_picture
+from ..core.sampling.perp_neg import PerpNeg, negative_branch
 from ..geometry.cameras import Camera, to_mvdream
 from ..utils.errors import InputError
-from .views import VIEW_TEXT, view_classes
+from .views import VIEW_TEXT, perp_neg_views, view_classes
 
 
 class Guide(Protocol):
@@ -23,22 +26,40 @@ class Guide(Protocol):
         """Network rows spent so far by all who ask the same network."""
         ...
 
+    @property
+    def twin(self) -> Twin | None:
+        """A second network that learns from the renders as they are made, for rules that have one."""
+        ...
+
     def __call__(self, images: Tensor, camera: Camera, share: float, generator: torch.Generator) -> GuidanceOut:
         """Loss of renders (B, 3, H, W) seen by B cameras, when a share of the run is done."""
         ...
 
 
-class MultiViewGuide:
-    """For priors that see the views of an object at once: cameras instead of words."""
+class ScoreGuide:
+    """What the guides that distil one prior share."""
 
-    def __init__(self, config: ScoreConfig, prior: Prior, condition: Condition, views: int) -> None:
-        """`condition` has one row; renders come in groups of `views` consecutive ones that see each other."""
-        self.score, self.views = ScoreDistillation(config, prior, condition), views
+    score: ScoreDistillation
 
     @property
     def nfe(self) -> int:
         """See Guide."""
-        return self.score.prior.nfe
+        return self.score.nfe
+
+    @property
+    def twin(self) -> Twin | None:
+        """See Guide."""
+        return self.score.twin
+
+
+class MultiViewGuide(ScoreGuide):
+    """For priors that see the views of an object at once: cameras instead of words."""
+
+    def __init__(self, config: ScoreConfig, prior: Prior, condition: Condition, views: int) -> None:
+        """`condition` has one row; renders come in groups of `views` consecutive ones that see each other."""
+        if config.perp_neg:
+            raise InputError(f"score.perp_neg is for priors of single images; {prior.name} knows cameras, leave it out")
+        self.score, self.views = ScoreDistillation(config, prior, condition), views
 
     def __call__(self, images: Tensor, camera: Camera, share: float, generator: torch.Generator) -> GuidanceOut:
         """See Guide. Raises InputError when the cameras are no whole groups."""
@@ -47,10 +68,10 @@ class MultiViewGuide:
             raise InputError(f"{camera.batch} cameras are no groups of views={self.views}")
         cameras = to_mvdream(camera.c2w).to(images)
         seen = self.score.condition.repeat(groups).with_views(cameras, self.views)
-        return self.score(images, share, generator, condition=seen)
+        return self.score(images, share, generator, condition=seen, told=seen)
 
 
-class ViewTextGuide:
+class ViewTextGuide(ScoreGuide):
     """For single-image priors: the prompt with "front view", "side view", "back view" or "top view" added."""
 
     def __init__(
@@ -59,25 +80,54 @@ class ViewTextGuide:
         prior: Prior,
         prompt: str,
         negative: str | None = None,
+        shows: str = "",
         picture: Tensor | None = None,
     ) -> None:
-        """`picture` (1, 3, H, W) in [0, 1] is what the prior's IP-Adapter reads, from every side the same."""
+        """`shows`: words for another kind of picture, at the end. With `config.perp_neg` the words of neighbouring
+        views are mixed and those of others push away. `picture` (1, 3, H, W) in [0, 1] is what the prior's IP-Adapter
+        reads, from every side the same."""
+        if config.perp_neg and prior.guidance_embedded:
+            raise InputError(f"score.perp_neg needs branches of guidance, which {prior.name} takes as an input instead")
         self.rows = list(VIEW_TEXT)
-        texts = [f"{prompt}, {VIEW_TEXT[name]}" for name in self.rows]
-        self.conditions = prior.encode_text(texts, negative)
+        texts = [f"{prompt}, {VIEW_TEXT[name]}{_ending(shows)}" for name in self.rows]
+        self.conditions = encoded(config, prior, texts, negative)
+        plain = encoded(config, prior, [prompt + _ending(shows)], negative)
         if picture is not None:
-            self.conditions = with_picture(prior, self.conditions, picture)
-        self.score = ScoreDistillation(config, prior, self.conditions.index([0]))
-
-    @property
-    def nfe(self) -> int:
-        """See Guide."""
-        return self.score.prior.nfe
+            self.conditions, plain = (with_picture(prior, one, picture) for one in (self.conditions, plain))
+        self.score = ScoreDistillation(config, prior, plain)
 
     def __call__(self, images: Tensor, camera: Camera, share: float, generator: torch.Generator) -> GuidanceOut:
         """See Guide."""
-        rows = [self.rows.index(name) for name in view_classes(camera)]
-        return self.score(images, share, generator, condition=self.conditions.index(rows))
+        told = self.score.repeated(camera.batch)
+        if self.twin is not None and self.twin.cameras:
+            told = told.with_rows(cameras=to_mvdream(camera.c2w).to(images))
+        if not self.score.config.perp_neg:
+            rows = [self.rows.index(name) for name in view_classes(camera)]
+            return self.score(images, share, generator, condition=self.conditions.index(rows), told=told)
+        condition, guidance = self._perpendicular(camera)
+        return self.score(images, share, generator, condition=condition, guidance=guidance, told=told)
+
+    def _perpendicular(self, camera: Camera) -> tuple[Condition, PerpNeg]:
+        """Words mixed between neighbouring views, and the views that each camera is to be kept from."""
+        mixes, against, weights = perp_neg_views(camera, self.rows)
+        first, second, share = mixes
+        condition = self.conditions.index(first)
+        near = self.conditions.index(second)["cond"]["text"]
+        part = share.to(near)[:, None, None]
+        text = condition["cond"].with_tensors(text=torch.lerp(near, condition["cond"]["text"], part))
+        condition = condition.branch("cond", text)
+        for number, rows in enumerate(against):
+            condition = condition.branch(negative_branch(number), self.conditions.index(rows)["cond"])
+        return condition, PerpNeg(self.score.config.guidance, weights)
+
+
+def encoded(config: ScoreConfig, prior: Prior, texts: list[str], negative: str | None) -> Condition:
+    """The texts as conditions: a negative prompt is their unconditional branch, or one of its own for rules that ask
+    both."""
+    if negative is None or not config.rule.made.negative:
+        return prior.encode_text(texts, negative)
+    apart = prior.encode_text([negative] * len(texts))
+    return prior.encode_text(texts).branch(NEGATIVE, apart["cond"])
 
 
 def make_guide(
@@ -86,13 +136,20 @@ def make_guide(
     prompt: str,
     negative: str | None = None,
     views: int | None = None,
+    shows: str = "",
     picture: Tensor | None = None,
 ) -> Guide:
     """The guide that suits a prior: joint views when it knows cameras, view words otherwise.
 
     `views` is the number of consecutive renders that see each other; None: as many as the prior learnt to draw.
-    `picture` is one that the prior reads beside the words, which priors of several views do not.
+    `shows`: words for another kind of picture, such as "normal map". `picture` is one that the prior reads beside the
+    words, which priors of several views do not.
     """
     if prior.multiview:
-        return MultiViewGuide(config, prior, prior.encode_text([prompt], negative), views or prior.frames)
-    return ViewTextGuide(config, prior, prompt, negative, picture)
+        condition = encoded(config, prior, [prompt + _ending(shows)], negative)
+        return MultiViewGuide(config, prior, condition, views or prior.frames)
+    return ViewTextGuide(config, prior, prompt, negative, shows, picture)
+
+
+def _ending(shows: str) -> str:
+    return f", {shows}" if shows else ""

@@ -64,9 +64,7 @@ class Health:
     def check_parameters(self, step: int, shape: nn.Module) -> None:
         """Raises DivergedError when a parameter is not finite or far too large."""
         for name, parameter in shape.named_parameters():
-            if parameter.numel() == 0:  # the harmonics beyond the first of Gaussians that have none
-                continue
-            largest = float(parameter.abs().amax())
+            largest = float(parameter.abs().amax()) if parameter.numel() else 0.0
             if not math.isfinite(largest) or largest > self.config.largest:
                 raise DivergedError(f"step {step}: {name} reached {largest:.3g}; lower lr or set score.clip")
 

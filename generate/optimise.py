@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import time
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import field as default
 from functools import partial
@@ -16,15 +13,8 @@ import torch
 from torch import Tensor
 
 from ..core.distillation.score import GuidanceOut
-from ..core.training.checkpoints import (
-    latest_checkpoint,
-    read_document,
-    read_tensors,
-    remove_broken,
-    save_checkpoint,
-)
+from ..core.training.checkpoints import Tensors, copy_into
 from ..core.training.loop import Loop
-from ..core.training.loop_parts import stop_signals
 from ..core.training.loss import LossOut
 from ..core.training.players import Moves, Player, Turn, named_groups
 from ..geometry.cameras import Camera
@@ -32,15 +22,17 @@ from ..geometry.outputs import RenderOutput
 from ..geometry.representation import CHANNELS
 from ..geometry.shapes import ShapeConfig, make_shape
 from ..utils.configs import to_dict
-from ..utils.errors import InputError, NotWrittenError, Stopped
+from ..utils.errors import InputError
 from ..utils.ramps import Moment, Ramp
-from ..utils.seeds import generator as seeded
 from .guides import Guide
 from .health import Health, HealthConfig
 from .held_targets import FitConfig, HeldTargets
+from .normal_guide import NormalGuide
 from .regularisers import LossWeights, Scene, active_terms, check_terms, regularisation
+from .resumable import ResumableRun
 from .views import ViewConfig, draw_backgrounds, draw_cameras
 
+Watch = Callable[[int, Tensor, Camera, GuidanceOut], None]  # step, renders (B, 3, S, S), cameras, what was answered
 StepEnd = Callable[["Optimisation", int, dict[str, float]], None]
 
 
@@ -77,8 +69,10 @@ class OptimiseConfig:
         return [px for start, px in self.sizes if now.reached(start)][-1]
 
 
-class Optimisation:
+class Optimisation(ResumableRun):
     """A representation on its way to satisfy a guide; the guide holds no state."""
+
+    document = "optimisation"
 
     def __init__(
         self,
@@ -87,20 +81,29 @@ class Optimisation:
         seed: int,
         device: torch.device | str = "cpu",
         guided_by: Mapping[str, Any] | None = None,
+        normals: NormalGuide | None = None,
     ) -> None:
-        """`guided_by`: what defines the guide, plain values by name; checkpoints of another guide do not resume."""
-        self.config, self.guide, self.seed = config, guide, seed
+        """`guided_by`: what defines the guide, plain values by name; checkpoints of another guide do not resume.
+        `normals` pulls on rendered normals, where targets are not held."""
+        super().__init__(config, seed, device)
+        self.config, self.guide, self.normals = config, guide, normals
         self.guided_by: dict[str, Any] = to_dict(guided_by or {})
-        self.generator = seeded(seed)
-        self.device = torch.device(device)
         self.shape = make_shape(config.shape, self.generator).to(device)
         check_terms(config.losses, self.shape)
         self.health = Health(config.health, self.shape.bounds)
         self.held = HeldTargets(config.fit)
-        self.loop = Loop([self._player()], {"shape": self._loss})
-        self.nfe, self.seconds = 0, 0.0  # of the whole run, resumed or not
-        self.history: list[dict[str, float]] = []  # the log of each step
+        self.loop = self._loop()
+        self.nfe = 0  # of the whole run, resumed or not
+        self.watch: Watch | None = None
         self._looked: dict[str, float] = {}  # log of the newest look by the prior
+
+    def _loop(self) -> Loop:
+        """The representation, and the twin of a rule that has one."""
+        twin = self.guide.twin
+        if twin is None:
+            return Loop([self._player()], {"shape": self._loss})
+        losses = {"shape": self._loss, "twin": lambda turn: twin.loss(self.generator)}
+        return Loop([self._player(), twin.player()], losses)
 
     def _player(self) -> Player:
         config, shape = self.config, self.shape
@@ -108,57 +111,28 @@ class Optimisation:
             "shape",
             lambda: named_groups(shape, shape.param_groups(1.0)),
             partial(torch.optim.Adam, betas=config.adam_betas, eps=config.adam_eps),
-            rate=lambda step: Ramp.of(config.lr).at(Moment(step, config.steps).share),
+            rate=self._rate,
             moves=Moves(times=max(config.fit.steps, 1)),
             grows=shape.grows,
             before_step=lambda turn: shape.after_backward(self.now),
             after_step=lambda turn: shape.after_step(self.now),
         )
 
-    @property
-    def step(self) -> int:
-        """Steps that are done."""
-        return self.loop.step
-
-    @property
-    def now(self) -> Moment:
-        """Where the run is."""
-        return Moment(self.loop.step, self.config.steps)
+    def _rate(self, step: int) -> float | Sequence[float]:
+        """Factors on the rates: of the run, and those of the representation's own schedules."""
+        now = Moment(step, self.config.steps)
+        factor = Ramp.of(self.config.lr).at(now.share)
+        own = self.shape.rates(now)
+        return [factor * one for one in own] if own else factor
 
     def run(self, out: Path | None = None, on_step: StepEnd | None = None) -> None:
-        """The remaining steps; with `out` the state goes to out/ckpt-N every `checkpoint_every` steps and at the end.
+        """The remaining steps; see ResumableRun.go_on."""
+        asked = self.guide.nfe - self.nfe
 
-        With `out` SIGINT and SIGTERM end the run after a whole step, which is saved: raises Stopped. A disk that
-        refuses a checkpoint is told once and does not stop the work.
-        """
-        began, asked = time.perf_counter() - self.seconds, self.guide.nfe - self.nfe
-        signals: list[int] = []
+        def count() -> None:
+            self.nfe = self.guide.nfe - asked
 
-        def after(step: int, log: dict[str, float]) -> None:
-            self.history.append({"step": step, **{key: round(value, 6) for key, value in log.items()}})
-            self.nfe, self.seconds = self.guide.nfe - asked, time.perf_counter() - began
-            every = self.config.checkpoint_every
-            if out is not None and every and step % every == 0 and step < self.config.steps:
-                self._try_save(out)
-            if on_step is not None:
-                on_step(self, step, log)
-            if out is not None and signals:
-                self.save(out)
-                raise Stopped(step, self.config.steps, str(out), signals[0])
-
-        with stop_signals(signals.append) if out is not None else contextlib.nullcontext():
-            left = self.step < self.config.steps
-            self.loop.run(self.config.steps, after)
-            if out is not None and left and self.config.checkpoint_every:
-                self._try_save(out)
-        self.shape.on_step(self.now, self.generator)
-        self.seconds = time.perf_counter() - began
-
-    def _try_save(self, out: Path) -> None:
-        try:
-            self.save(out)
-        except NotWrittenError as error:
-            warnings.warn(f"{error}; going on without it", stacklevel=2)
+        self.go_on(out, None if on_step is None else partial(on_step, self), count)
 
     def _loss(self, turn: Turn) -> LossOut:
         """The loss of a gradient step; the first of each turn begins with a look by the prior."""
@@ -178,9 +152,14 @@ class Optimisation:
     def _pull(self, terms: dict[str, float]) -> LossOut:
         """Through whole renders."""
         camera, background = self._drawn()
-        seen = self.shape.render(camera, channels(terms), background, self.generator)
-        guidance = self._ask(seen, camera)
-        loss, log = self._regularised(guidance.loss, seen, camera.rays()[1], terms)
+        share, normals = self.now.share, self.normals
+        asked = normals is not None and normals.config.at(share) > 0
+        seen = self.shape.render(camera, CHANNELS if asked else channels(terms), background, self.generator)
+        pull = self._ask(seen, camera).loss
+        if normals is not None and asked:
+            more, told = normals(seen, camera, self.config.guided_px, share, self.generator)
+            pull, self._looked = pull + more, {**self._looked, **told}
+        loss, log = self._regularised(pull, seen, camera.rays()[1], terms)
         self.health.check(self.step, self.shape, seen, camera, float(loss.detach()))
         return LossOut(loss, {**self._looked, **log})
 
@@ -204,7 +183,10 @@ class Optimisation:
         return LossOut(loss, {**self._looked, **log, "fit": float(fitted.detach())})
 
     def _ask(self, seen: RenderOutput, camera: Camera) -> GuidanceOut:
-        guidance = self.guide(self._for_prior(seen.rgb), camera, self.now.share, self.generator)
+        images = self._for_prior(seen.rgb)
+        guidance = self.guide(images, camera, self.now.share, self.generator)
+        if self.watch is not None:
+            self.watch(self.step, images.detach(), camera, guidance)
         self._looked = {**guidance.log, "alpha": float(seen.alpha.detach().mean())}
         return guidance
 
@@ -221,48 +203,25 @@ class Optimisation:
             images = torch.nn.functional.interpolate(images, (side, side), mode="bilinear", antialias=True)
         return images
 
-    def save(self, out: Path) -> Path:
-        """Writes out/ckpt-STEP, whole or absent."""
-        parts, players = self.loop.state()
-        state: dict[str, Tensor] = {"generator": self.generator.get_state()}
-        state.update({f"held.{i}": rows for i, rows in enumerate(self.held.sets)})
-        tensors = {"shape": dict(self.shape.state_dict()), "optimizer": parts["optimizer"], "state": state}
-        facts = {"step": self.step, "seed": self.seed, "guided_by": self.guided_by, "config": to_dict(self.config)}
-        facts |= {"health": self.health.streak, "pixels": self.held.pixels}
-        facts |= {"nfe": self.nfe, "seconds": self.seconds, "history": self.history}
-        return save_checkpoint(out, self.step, tensors, {"players": players, "optimisation": facts})
+    def identity(self) -> dict[str, Mapping[str, Any]]:
+        """See ResumableRun."""
+        return {"guided_by": self.guided_by, "config": to_dict(self.config)}
 
-    def resume(self, out: Path) -> bool:
-        """Continues from the newest checkpoint in `out`; False when there is none.
+    def own_state(self) -> tuple[Tensors, dict[str, Any]]:
+        """See ResumableRun."""
+        held = {f"held.{i}": rows for i, rows in enumerate(self.held.sets)}
+        held |= dict(self.loop.players["twin"].named) if self.guide.twin else {}
+        return held, {"health": self.health.streak, "pixels": self.held.pixels, "nfe": self.nfe}
 
-        Raises InputError when it was made with another config, guide or seed.
-        """
-        remove_broken(out)
-        checkpoint = latest_checkpoint(out)
-        if checkpoint is None:
-            return False
-        facts = read_document(checkpoint, "optimisation")
-        changed = [
-            *differences(facts.get("guided_by", {}), self.guided_by),
-            *differences(facts["config"], to_dict(self.config)),
-            *differences(facts, {"seed": self.seed}),
-        ]
-        if changed:
-            raise InputError(
-                f"{checkpoint} was made with another {', '.join(changed)}; choose another folder (out=, --work), "
-                "or delete this one"
-            )
-        self.shape.restore(read_tensors(checkpoint, "shape"), str(checkpoint))
-        slots = {"optimizer": read_tensors(checkpoint, "optimizer"), "ema": {}}
-        self.loop.load_optimizers(slots, read_document(checkpoint, "players"))
-        state = read_tensors(checkpoint, "state")
-        self.generator.set_state(state["generator"])
-        held = [name for name in state if name.startswith("held.")]
-        self.held.sets = [state[f"held.{i}"].to(self.device) for i in range(len(held))]
+    def take_state(self, tensors: Tensors, facts: Mapping[str, Any]) -> None:
+        """See ResumableRun."""
+        held = [name for name in tensors if name.startswith("held.")]
+        self.held.sets = [tensors[f"held.{i}"].to(self.device) for i in range(len(held))]
         self.held.pixels, self.health.streak = int(facts["pixels"]), dict(facts["health"])
-        self.nfe, self.seconds = int(facts["nfe"]), float(facts["seconds"])
-        self.history = list(facts["history"])
-        return True
+        self.nfe = int(facts["nfe"])
+        if self.guide.twin:
+            learnt = {name: value for name, value in tensors.items() if name.startswith("twin.")}
+            copy_into(self.loop.players["twin"].named, learnt, "the twin of the checkpoint")
 
     @torch.no_grad()
     def picture(self, camera: Camera, background: float = 1.0) -> RenderOutput:
@@ -273,15 +232,3 @@ class Optimisation:
 def channels(terms: Mapping[str, float]) -> tuple[str, ...]:
     """What has to be rendered for a loss on colours with these regularisers."""
     return CHANNELS if "orientation" in terms else ("rgb", "alpha", "depth")
-
-
-def differences(made: Mapping[str, Any], wanted: Mapping[str, Any], inside: str = "") -> list[str]:
-    """The dotted names of `wanted` that have another value in `made`, with that value."""
-    found: list[str] = []
-    for name, value in wanted.items():
-        other = made.get(name)
-        if isinstance(value, Mapping):
-            found += differences(other or {}, value, f"{inside}{name}.")
-        elif value != other:
-            found.append(f"{inside}{name} ({other!r})")
-    return found

@@ -52,6 +52,18 @@ def draw_cameras(config: ViewConfig, size: int, generator: torch.Generator) -> C
     return Camera.orbit(azimuth, elevation, distance, fov, size)
 
 
+def views_around(config: ViewConfig, size: int = 128, turns: int = 8) -> Camera:
+    """Views that stand for all that may be drawn: `turns` of them at the bounds and in the middle of each elevation."""
+    low, high = config.elevation_deg
+    heights = [low, 0.5 * (low + high), high]
+    if config.high_share > 0:
+        heights.append(0.5 * sum(config.high_elevation_deg))
+    angle = 0.5 * sum(config.fov_y_deg)
+    azimuth = [360 * (turn + 0.5 * (row % 2)) / turns for row in range(len(heights)) for turn in range(turns)]
+    elevation = [height for height in heights for _ in range(turns)]
+    return Camera.orbit(azimuth, elevation, 1 / math.sin(math.radians(0.5 * angle)), angle, size)
+
+
 def draw_backgrounds(config: ViewConfig, generator: torch.Generator) -> Tensor:
     """sRGB (groups * views, 3), one colour for each group."""
     draw = torch.rand(config.groups, 5, generator=generator)
@@ -69,6 +81,42 @@ def view_classes(camera: Camera) -> list[str]:
         "top" if high > 60 else "front" if turned <= 45 else "back" if turned >= 135 else "side"
         for turned, high in zip(azimuth, elevation, strict=True)
     ]
+
+
+def perp_neg_views(
+    camera: Camera, names: list[str]
+) -> tuple[tuple[list[int], list[int], Tensor], list[list[int]], Tensor]:
+    """How view words are mixed, and which push away, by azimuth (Armandpour et al. 2023, with the published numbers).
+
+    Returns ((first, second, share (B,)), negatives, weights (N, B)) as rows among `names`, views as in VIEW_TEXT: the
+    text is share * first + (1 - share) * second. Between front and side "front" and "side" push away, each the more the
+    further the camera is from it; between side and back "side" and "front" do. From above nothing is mixed.
+    """
+    first, second, shares, against, weights = [], [], [], [], []
+    x, y, _ = camera.centres.cpu().double().unbind(-1)
+    azimuths = torch.rad2deg(torch.atan2(y, x)).abs().tolist()
+    for azimuth, view in zip(azimuths, view_classes(camera), strict=True):
+        near = 1 - azimuth / 90 if azimuth < 90 else 2 - azimuth / 90  # share of the view that is further to the front
+        ahead, behind = ("front", "side") if azimuth < 90 else ("side", "back")
+        if view == "top":
+            ahead = behind = "top"
+            pushed, push = ("front", "side"), (0.0, 0.0)
+        elif azimuth < 90:
+            pushed, push = ("front", "side"), (_falling(4, 0.5, -2.426, near), _falling(4, 0.5, -2.426, 1 - near))
+        else:
+            pushed, push = ("side", "front"), (_falling(1, 0.5, -0.606, near), _falling(1, 0.5, 0.967, near))
+        first.append(names.index(ahead))
+        second.append(names.index(behind))
+        shares.append(near)
+        against.append([names.index(name) for name in pushed])
+        weights.append([-weight for weight in push])
+    mixes = (first, second, torch.tensor(shares))
+    return mixes, [list(rows) for rows in zip(*against, strict=True)], torch.tensor(weights).mT
+
+
+def _falling(height: float, rate: float, rest: float, share: float) -> float:
+    """height e^(-rate share) + rest."""
+    return height * math.exp(-rate * share) + rest
 
 
 def turntable_cameras(frames: int, size: int, elevation_deg: float = 15.0, fov_y_deg: float = 30.0) -> Camera:

@@ -1,4 +1,4 @@
-"""Textures from fields and other meshes: the surface point of each texel, its colour, a margin around the charts."""
+"""Textures from fields, views and other meshes: the surface point of each texel, its colour, a margin around charts."""
 
 from __future__ import annotations
 
@@ -11,15 +11,19 @@ from functools import partial
 import numpy as np
 import open3d
 import torch
+from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from ..utils.errors import InputError
+from .cameras import Camera
 from .meshes import Mesh
 from .raycast import NO_HIT, RayMesh, interpolate
+from .seen import diffused, sample_pixels, view_weights
 from .unwrap import unwrap
 
 Query = Callable[[Tensor, Tensor], Tensor]
+SAID = 1e-4  # weight of all views together from which a texel counts as seen
 CARRIED = ("base_color", "metallic_roughness")  # a normal map is relative to the triangles it was made for
 
 
@@ -64,29 +68,113 @@ def rasterise_uv(mesh: Mesh, size: int) -> Texels:
 
 @torch.no_grad()
 def bake(
-    mesh: Mesh, query: Query, size: int = 1024, dilate: int = 4, name: str = "base_color", chunk: int = 65_536
+    mesh: Mesh,
+    query: Query,
+    size: int = 1024,
+    dilate: int = 4,
+    name: str = "base_color",
+    chunk: int = 65_536,
+    seen_from: Camera | None = None,
 ) -> Mesh:
     """The mesh with a texture `name` (size, size, 3) of what `query` says at the surface.
 
     query: (points (N, 3), normals (N, 3)) -> (N, 3) in [0, 1]; sRGB for base_color, linear for other maps.
     dilate: texels beyond the charts that repeat the nearest colour (>= 4 for bilinear lookup and mipmaps); the rest
-    is the mean colour.
+    is the mean colour. seen_from: views that the colours were learnt from: what none of them shows is filled by
+    diffusion from what they show, and its share of the texels is the mesh's note "unseen_share".
     """
+    texels = _charted_texels(mesh, size, dilate)
+    parts = zip(texels.points.split(chunk), texels.normals.split(chunk), strict=True)
+    colors = torch.cat([query(points, normals).detach().float().cpu() for points, normals in parts])
+    if colors.shape != (len(texels.points), 3):
+        raise InputError(f"query returned {tuple(colors.shape)} for {len(texels.points)} points, expected (N, 3)")
+    notes: dict[str, float] = {}
+    if seen_from is not None:
+        known = _seen(mesh, texels, seen_from)
+        notes = {"unseen_share": float((~known).mean())}
+        colors = torch.from_numpy(diffused(colors.numpy(), known, texels.points.cpu().float().numpy()))
+    return _textured(mesh, {name: colors}, texels.mask, dilate, notes)
+
+
+@torch.no_grad()
+def bake_views(
+    mesh: Mesh,
+    images: Tensor,
+    cameras: Camera,
+    size: int = 1024,
+    dilate: int = 4,
+    roughness: Tensor | None = None,
+    metallic: Tensor | None = None,
+) -> Mesh:
+    """The mesh with the base colour that images (B, H, W, 3), sRGB in [0, 1], show of it from the cameras.
+
+    Views are blended by what they say of a point (`seen.view_weights`); what no view shows is filled by diffusion over
+    the surface, and its share of the texels is the mesh's note "unseen_share". roughness, metallic: (B, H, W, 1) in
+    [0, 1], linear, baked alike into the metallic_roughness map of glTF; one of them alone: the other is 1 or 0.
+    """
+    wanted = (cameras.batch, cameras.height, cameras.width)
+    given = {"images": (images, 3), "roughness": (roughness, 1), "metallic": (metallic, 1)}
+    for name, (value, channels) in given.items():
+        if value is not None and tuple(value.shape) != (*wanted, channels):
+            raise InputError(f"{name} has shape {tuple(value.shape)}, expected {(*wanted, channels)} of the cameras")
+    texels, scene = _charted_texels(mesh, size, dilate), RayMesh(mesh)
+    columns = [images.float()]
+    if roughness is not None or metallic is not None:
+        like = roughness if roughness is not None else metallic
+        assert like is not None
+        rough = torch.ones_like(like) if roughness is None else roughness
+        metal = torch.zeros_like(like) if metallic is None else metallic
+        columns += [torch.ones_like(rough), rough, metal]  # glTF packs them in green and blue
+    stack = torch.cat(columns, dim=-1).to(texels.points)
+    total, weights = texels.points.new_zeros(len(texels.points), stack.shape[-1]), texels.points.new_zeros(1)
+    for view in range(cameras.batch):
+        weight, pixel = view_weights(scene, texels.points, texels.normals, cameras[view])
+        total += weight[:, None] * sample_pixels(stack[view], pixel)
+        weights = weights + weight
+    known = (weights > SAID).cpu().numpy()
+    if not known.any():
+        raise InputError("no view shows the mesh; do cameras and mesh belong together?")
+    values = (total / weights.clamp_min(SAID)[:, None]).cpu().numpy()
+    values = torch.from_numpy(diffused(values, known, texels.points.cpu().float().numpy()))
+    maps = {"base_color": values[:, :3]}
+    if len(columns) > 1:
+        maps["metallic_roughness"] = values[:, 3:]
+    return _textured(mesh, maps, texels.mask, dilate, {"unseen_share": float((~known).mean())})
+
+
+def _charted_texels(mesh: Mesh, size: int, dilate: int) -> Texels:
     if size < 4 or dilate < 0:
         raise InputError(f"size={size}, dilate={dilate}; a texture has at least 4 texels a side and a margin >= 0")
     texels = rasterise_uv(mesh, size)
     if not bool(texels.mask.any()):
         raise InputError(f"no texel centre of a {size} x {size} texture lies in a chart; use a larger size")
-    parts = zip(texels.points.split(chunk), texels.normals.split(chunk), strict=True)
-    colors = torch.cat([query(points, normals).detach().float().cpu() for points, normals in parts])
-    if colors.shape != (len(texels.points), 3):
-        raise InputError(f"query returned {tuple(colors.shape)} for {len(texels.points)} points, expected (N, 3)")
-    mask = texels.mask.numpy()
-    image = np.zeros((size, size, 3), dtype=np.float32)
-    image[mask] = colors.clamp(0, 1).numpy()
-    filled = dilate_charts(image, mask, dilate)
-    texture = (filled * 255).round().astype(np.uint8)
-    return replace(mesh, textures={**mesh.textures, name: texture})
+    return texels
+
+
+def _seen(mesh: Mesh, texels: Texels, cameras: Camera) -> NDArray[np.bool_]:
+    """(N,) of the texels whose face any of the views shows at its middle or near a corner."""
+    inset = torch.lerp(torch.eye(3), torch.full((3, 3), 1 / 3), 0.2)
+    weights = torch.cat([inset, torch.full((1, 3), 1 / 3)]).to(mesh.vertices)  # (4, 3)
+    points = torch.einsum("kc,fcd->fkd", weights, mesh.vertices[mesh.faces])
+    normals = mesh.face_normals()[:, None].expand_as(points)
+    scene, known = RayMesh(mesh), torch.zeros(len(mesh.faces), dtype=torch.bool, device=mesh.faces.device)
+    for view in range(cameras.batch):
+        left = (~known).nonzero()[:, 0]
+        if not len(left):
+            break
+        weight, _ = view_weights(scene, points[left].flatten(0, 1), normals[left].flatten(0, 1), cameras[view])
+        known[left] = (weight.view(-1, 4) > SAID).any(dim=1)
+    return known[texels.faces].cpu().numpy()
+
+
+def _textured(mesh: Mesh, maps: dict[str, Tensor], mask: Tensor, dilate: int, notes: dict[str, float]) -> Mesh:
+    """The mesh with maps of texel values (N, 3) in the order of mask (T, T)."""
+    textures, covered = dict(mesh.textures), mask.cpu().numpy()
+    for name, values in maps.items():
+        image = np.zeros((*covered.shape, 3), dtype=np.float32)
+        image[covered] = values.clamp(0, 1).numpy()
+        textures[name] = (dilate_charts(image, covered, dilate) * 255).round().astype(np.uint8)
+    return replace(mesh, textures=textures, notes={**mesh.notes, **notes})
 
 
 @torch.no_grad()

@@ -83,7 +83,20 @@ def _best(Q: Floats, P: Floats, u: int, v: int, centre: Floats, out: Floats) -> 
 
 
 @compiled
-def _ring(v: int, faces: Ints, heads: Ints, links: Ints, out: Ints) -> int:
+def corner_lists(faces: Ints, count: int) -> tuple[Ints, Ints, Ints]:
+    """(first corner 3 f + i of each of `count` vertices or -1, following corner of each corner, faces a vertex)."""
+    heads, links = np.full(count, -1, np.int64), np.full(3 * len(faces), -1, np.int64)
+    valence = np.zeros(count, np.int64)
+    for f in range(len(faces)):
+        for i in range(3):
+            w = faces[f, i]
+            links[3 * f + i], heads[w] = heads[w], 3 * f + i
+            valence[w] += 1
+    return heads, links, valence
+
+
+@compiled
+def ring(v: int, faces: Ints, heads: Ints, links: Ints, out: Ints) -> int:
     """Living faces around v into out; their number, or -1 when there are more than fit. Forgets dead ones."""
     count, before, corner = 0, -1, heads[v]
     while corner >= 0:
@@ -104,7 +117,7 @@ def _ring(v: int, faces: Ints, heads: Ints, links: Ints, out: Ints) -> int:
 
 
 @compiled
-def _joins_as_manifold(u: int, v: int, faces: Ints, ring_u: Ints, ring_v: Ints, valence: Ints, marks: Ints) -> bool:
+def joins_as_manifold(u: int, v: int, faces: Ints, ring_u: Ints, ring_v: Ints, valence: Ints, marks: Ints) -> bool:
     """The link condition: u and v have exactly the two neighbours in common that face their edge, none left bare.
 
     marks: (V,) scratch, all -1 before and after.
@@ -133,7 +146,7 @@ def _joins_as_manifold(u: int, v: int, faces: Ints, ring_u: Ints, ring_v: Ints, 
 
 
 @compiled
-def _measure(P: Floats, a: int, b: int, c: int, out: Floats) -> float:
+def measure(P: Floats, a: int, b: int, c: int, out: Floats) -> float:
     """Shape of a triangle, 1 for equilateral and 0 for flat; out = its unit normal."""
     ux, uy, uz = P[b, 0] - P[a, 0], P[b, 1] - P[a, 1], P[b, 2] - P[a, 2]
     vx, vy, vz = P[c, 0] - P[a, 0], P[c, 1] - P[a, 1], P[c, 2] - P[a, 2]
@@ -148,22 +161,22 @@ def _measure(P: Floats, a: int, b: int, c: int, out: Floats) -> float:
 
 
 @compiled
-def _turned(P: Floats, faces: Ints, ring: Ints, u: int, v: int, x: int, new: Ints, limits: Floats) -> int:
-    """The faces of `ring` (around u) without those of v, with u replaced by x, into new (N, 3); -1 if one gets bad.
+def turned(P: Floats, faces: Ints, around: Ints, u: int, v: int, x: int, new: Ints, limits: Floats) -> int:
+    """The faces `around` u without those of v, with u replaced by x, into new (N, 3); -1 if one gets bad.
 
-    limits: least shape (or that of the worst of the ring, when it is worse already) and least cosine of its turn.
+    limits: least shape (or that of the worst of them, when it is worse already) and least cosine of its turn.
     """
     count, worst = 0, limits[0]
     before, after = np.empty(3), np.empty(3)
-    for f in ring:
-        worst = min(worst, _measure(P, faces[f, 0], faces[f, 1], faces[f, 2], before))
-    for f in ring:
+    for f in around:
+        worst = min(worst, measure(P, faces[f, 0], faces[f, 1], faces[f, 2], before))
+    for f in around:
         a, b, c = faces[f]
         if v in (a, b, c):
             continue
-        _measure(P, a, b, c, before)
+        measure(P, a, b, c, before)
         a, b, c = (x if a == u else a), (x if b == u else b), (x if c == u else c)
-        shape = _measure(P, a, b, c, after)
+        shape = measure(P, a, b, c, after)
         turn = before[0] * after[0] + before[1] * after[1] + before[2] * after[2]
         if shape < worst or shape == 0.0 or turn <= limits[1]:
             return -1
@@ -207,12 +220,8 @@ def _is_free(P: Floats, faces: Ints, new: Ints, gone: Ints, grid: Grid, seen: In
 
 
 @compiled
-def _apply(
-    P: Floats, Q: Floats, faces: Ints, u: int, v: int, ring_v: Ints, valence: Ints, heads: Ints, links: Ints
-) -> int:
-    """Moves u to the last point of P and hands the faces of v over to it; the number of faces that died."""
-    P[u] = P[-1]
-    Q[u] += Q[v]
+def join(faces: Ints, u: int, v: int, ring_v: Ints, valence: Ints, heads: Ints, links: Ints) -> int:
+    """Hands the faces of v over to u; the number of faces that died."""
     died = 0
     for f in ring_v:
         if u in (faces[f, 0], faces[f, 1], faces[f, 2]):
@@ -250,15 +259,12 @@ def _collapse(
     P: (V + 1, 3), the last one scratch. clear: metres; negative: triangles may meet.
     """
     low, cell, sides, cells, entries = grid
-    heads, links = np.full(len(P), -1, np.int64), np.full(3 * len(faces), -1, np.int64)
-    valence, marks, stamps = np.zeros(len(P), np.int64), np.full(len(P), -1, np.int64), np.zeros(len(P), np.int64)
-    for f in range(len(faces)):
-        for i in range(3):
-            w = faces[f, i]
-            links[3 * f + i], heads[w] = heads[w], 3 * f + i
-            valence[w] += 1
-        if clear >= 0.0 and not insert(P, faces, f, low, cell, sides, cells, entries):
-            return len(faces), True
+    heads, links, valence = corner_lists(faces, len(P))
+    marks, stamps = np.full(len(P), -1, np.int64), np.zeros(len(P), np.int64)
+    if clear >= 0.0:
+        for f in range(len(faces)):
+            if not insert(P, faces, f, low, cell, sides, cells, entries):
+                return len(faces), True
     ring_u, ring_v, new = np.empty(STAR, np.int64), np.empty(STAR, np.int64), np.empty((2 * STAR, 3), np.int64)
     seen, place, x, alive = np.zeros(len(faces) + 1, np.int64), np.empty(3), len(P) - 1, len(faces)
     heap = [
@@ -270,28 +276,30 @@ def _collapse(
         _, u, v, stamp_u, stamp_v = heapq.heappop(heap)
         if stamps[u] != stamp_u or stamps[v] != stamp_v:
             continue
-        count_u, count_v = _ring(u, faces, heads, links, ring_u), _ring(v, faces, heads, links, ring_v)
+        count_u, count_v = ring(u, faces, heads, links, ring_u), ring(v, faces, heads, links, ring_v)
         if count_u < 0 or count_v < 0:
             continue
         around_u, around_v = ring_u[:count_u], ring_v[:count_v]
-        if not _joins_as_manifold(u, v, faces, around_u, around_v, valence, marks):
+        if not joins_as_manifold(u, v, faces, around_u, around_v, valence, marks):
             continue
         _best(Q, P, u, v, centre, place)
         P[x] = place
-        kept = _turned(P, faces, around_u, u, v, x, new, limits)
+        kept = turned(P, faces, around_u, u, v, x, new, limits)
         if kept < 0:
             continue
-        others = _turned(P, faces, around_v, v, u, x, new[kept:], limits)
+        others = turned(P, faces, around_v, v, u, x, new[kept:], limits)
         if others < 0:
             continue
         if clear >= 0.0 and not _is_free(
             P, faces, new[: kept + others], np.concatenate((around_u, around_v)), grid, seen, clear
         ):
             continue
-        alive -= _apply(P, Q, faces, u, v, around_v, valence, heads, links)
+        P[u] = place
+        Q[u] += Q[v]
+        alive -= join(faces, u, v, around_v, valence, heads, links)
         stamps[u] += 1
         stamps[v] = -1
-        count_u = _ring(u, faces, heads, links, ring_u)
+        count_u = ring(u, faces, heads, links, ring_u)
         for f in ring_u[:count_u]:
             if clear >= 0.0 and not insert(P, faces, f, low, cell, sides, cells, entries):
                 return alive, True

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..utils.errors import InputError
+import numpy as np
+from numpy.typing import NDArray
+
+from ..utils.errors import InputError, damage
 from .lenses import Lens, lens_of_colmap
 
 # number in cameras.bin: name, count of parameters
@@ -41,12 +45,17 @@ def read_model(folder: Path) -> list[Posed]:
     text = (folder / "cameras.txt").is_file() or not (folder / "cameras.bin").is_file()
     try:
         entries = _text(folder) if text else _binary(folder)
-    except (KeyError, IndexError, ValueError, struct.error) as error:
+    except (KeyError, IndexError, ValueError, OverflowError, struct.error) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{folder} is not a usable COLMAP {'text' if text else 'binary'} model: {error!r}") from error
+        kind = "text" if text else "binary"
+        raise InputError(f"{folder} is not a usable COLMAP {kind} model: {damage(error)}") from error
     if not entries:
         raise InputError(f"{folder / ('images.txt' if text else 'images.bin')} lists no images")
+    for entry in entries.values():
+        turn = math.hypot(*entry.pose[:4])
+        if len(entry.pose) != 7 or not all(map(math.isfinite, entry.pose)) or not 1e-6 < turn < 1e6:
+            raise InputError(f"{folder}: the image {entry.name[:80]} has no usable pose: {entry.pose}")
     return [entry for _, entry in sorted(entries.items())]
 
 
@@ -57,6 +66,38 @@ def has_points(folder: Path) -> bool:
         with open(text, encoding="utf-8", errors="replace") as file:
             return any(line.strip() and not line.startswith("#") for line in file)
     return binary.is_file() and binary.stat().st_size > 8  # its count
+
+
+def read_points(folder: Path) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
+    """Positions (N, 3) and colours (N, 3) of the model's points, text or binary; N is 0 where there are none.
+
+    Raises InputError for damaged ones.
+    """
+    text = (folder / "points3D.txt").is_file()
+    if not has_points(folder):
+        return np.zeros((0, 3)), np.zeros((0, 3), np.uint8)
+    try:
+        rows = _text_points(folder) if text else _binary_points(folder)
+    except (IndexError, ValueError, struct.error) as error:
+        raise InputError(f"{folder} has no usable points3D.{'txt' if text else 'bin'}: {error!r}") from error
+    table = np.array(rows, dtype=np.float64)
+    return table[:, :3], table[:, 3:].astype(np.uint8)
+
+
+def _text_points(folder: Path) -> list[list[float]]:
+    return [[float(v) for v in row.split()[1:7]] for row in _lines(folder / "points3D.txt")]
+
+
+def _binary_points(folder: Path) -> list[tuple[float, ...]]:
+    """Number, position, colour, error, and how often each was seen, with pairs of numbers."""
+    reader = _Reader(_bytes(folder / "points3D.bin"))
+    rows = []
+    for _ in range(reader.take("Q")):
+        reader.skip(8)
+        rows.append(tuple(reader.take(kind) for kind in "dddBBB"))
+        reader.skip(8)
+        reader.skip(8 * reader.take("Q"))
+    return rows
 
 
 def _text(folder: Path) -> dict[int, Posed]:

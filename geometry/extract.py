@@ -113,7 +113,7 @@ def decimate(mesh: Mesh, faces: int = 40_000) -> Mesh:
         raise InputError(f"faces={faces}; a closed mesh has at least 4")
     report = mesh.check()
     if not (report.watertight and report.winding_consistent):
-        return _decimate_loosely(mesh, faces).with_smooth_normals()
+        return decimate_loosely(mesh, faces).with_smooth_normals()
     candidate = _collapsed(mesh, faces)
     resolution = _resolution_for(mesh, faces)
     while len(candidate.faces) > faces and resolution >= 4:
@@ -137,7 +137,7 @@ def _collapsed(mesh: Mesh, faces: int) -> Mesh:
     return mesh_from(*collapse(parted, split.reshape(-1, 3), faces, not meeting_faces(positions, index).any()))
 
 
-def _decimate_loosely(mesh: Mesh, faces: int) -> Mesh:
+def decimate_loosely(mesh: Mesh, faces: int) -> Mesh:
     """Edge collapse of a surface that is no closed manifold, which may change how it hangs together."""
     positions, index = mesh_arrays(mesh)
     for patience in (7.0, 3.0, 1.0):

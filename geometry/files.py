@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ..utils.errors import InputError, UnprojectError
+from ..utils.errors import InputError, UnprojectError, damage
 from ..utils.files import atomic_path, write_text
 from .far import near_origin, world_positions
 from .formats.gltf import read_gltf
 from .formats.join import joined
 from .formats.obj import read_obj
-from .formats.piece import Notes, Piece
+from .formats.piece import Notes, Piece, finite_or_none
 from .formats.plain import read_off, read_stl
 from .formats.ply import read_mesh_ply, read_points_ply
 from .formats.ply_data import ply_bytes
@@ -71,6 +71,7 @@ def read_mesh(path: str | Path) -> Piece:
         pieces = _parse(path, data, notes)
         for piece in pieces:
             _check_arrays(piece.positions, piece.faces, path)
+            piece.drop_what_is_not_finite(notes)
     if not pieces:
         raise InputError(f"{path} holds no triangles; for a point cloud use PointCloud.load")
     with _parsing(path):
@@ -94,17 +95,19 @@ def _parse(path: Path, data: bytes, notes: Notes) -> list[Piece]:
 
 @contextlib.contextmanager
 def _parsing(path: Path) -> Iterator[None]:
-    """Parsers fail in many ways on damaged files; all become an InputError that names the file."""
+    """Parsers fail in many ways on damaged files; all become an InputError that names the file. Numbers that overflow
+    are found when all are there."""
     try:
-        yield
+        with np.errstate(all="ignore"):
+            yield
     except (MemoryError, OSError):
         raise  # of the machine, not of the file
     except InputError as error:
-        text = str(error)
-        raise error if str(path) in text else InputError(f"{path}: {text}") from error
+        if str(path) in str(error):
+            raise
+        raise InputError(f"{path}: {error}") from error
     except Exception as error:
-        text = str(error) or type(error).__name__
-        raise InputError(f"{path} cannot be read as {path.suffix}: {text}") from error
+        raise InputError(f"{path} cannot be read as {path.suffix}: {damage(error)}") from error
 
 
 def save_points(cloud: StoredPoints, path: str | Path) -> Path:
@@ -138,7 +141,8 @@ def read_points(path: str | Path) -> tuple[Tensor, Tensor | None, Tensor | None,
         points, colors, normals = read_points_ply(data, notes)
     if not np.isfinite(points).all():
         raise InputError(f"{path} holds points that are not finite")
-    near, origin = near_origin(points)
+    colors, normals = finite_or_none(colors, "colours", notes), finite_or_none(normals, "normals", notes)
+    near, origin = near_origin(points, str(path))
     notes.say()
     return near, _tensor(colors), _tensor(normals), origin
 

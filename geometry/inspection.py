@@ -92,7 +92,10 @@ def _thickness(mesh: Mesh) -> dict[str, float] | None:
 
 
 def _texture(mesh: Mesh) -> dict[str, Any] | None:
-    """Charts, how large their texels are on the surface, and the share of the picture they use; None without charts."""
+    """Charts, how large their texels are on the surface, the share of the picture they use, and that of texels which no
+
+    view showed (null where nobody noted it); None without charts.
+    """
     if mesh.uv is None or mesh.uv_faces is None:
         return None
     uv, index = mesh.uv.detach().cpu().double().numpy(), mesh.uv_faces.cpu().numpy()
@@ -108,6 +111,7 @@ def _texture(mesh: Mesh) -> dict[str, Any] | None:
         "charts": int(labels.max()) + 1,
         "use": float(flat.sum()),
         "faces_without_texels": int((flat <= 0).sum()),
+        "unseen_share": mesh.notes.get("unseen_share"),
         "maps": {name: list(image.shape) for name, image in mesh.textures.items()},
     }
     if mesh.textures:

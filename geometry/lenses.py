@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..utils.decoding import image_size
 from ..utils.errors import InputError
+from ..utils.files import is_there
 
 # camera_model of transforms.json, as nerfstudio reads it
 NERFSTUDIO = {
@@ -21,19 +22,21 @@ NERFSTUDIO = {
     "ORTHOPHOTO": "ortho",
 }
 WRITTEN = {"pinhole": "OPENCV", "fisheye": "OPENCV_FISHEYE", "ortho": "ORTHOPHOTO"}
-# COLMAP: our model, whether fx and fy are one number, what follows cx and cy is distortion
-COLMAP = {
-    "SIMPLE_PINHOLE": ("pinhole", 3),
-    "PINHOLE": ("pinhole", 4),
-    "SIMPLE_RADIAL": ("pinhole", 3),
-    "RADIAL": ("pinhole", 3),
-    "OPENCV": ("pinhole", 4),
-    "FULL_OPENCV": ("pinhole", 4),
-    "SIMPLE_RADIAL_FISHEYE": ("fisheye", 3),
-    "RADIAL_FISHEYE": ("fisheye", 3),
-    "OPENCV_FISHEYE": ("fisheye", 4),
+# COLMAP: our model, how many numbers fx, fy, cx and cy are, the names of the coefficients that follow
+COLMAP: dict[str, tuple[str, int, tuple[str, ...]]] = {
+    "SIMPLE_PINHOLE": ("pinhole", 3, ()),
+    "PINHOLE": ("pinhole", 4, ()),
+    "SIMPLE_RADIAL": ("pinhole", 3, ("k1",)),
+    "RADIAL": ("pinhole", 3, ("k1", "k2")),
+    "OPENCV": ("pinhole", 4, ("k1", "k2", "p1", "p2")),
+    "FULL_OPENCV": ("pinhole", 4, ("k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6")),
+    "SIMPLE_RADIAL_FISHEYE": ("fisheye", 3, ("k1",)),
+    "RADIAL_FISHEYE": ("fisheye", 3, ("k1", "k2")),
+    "OPENCV_FISHEYE": ("fisheye", 4, ("k1", "k2", "k3", "k4")),
 }
+LONGEST = 1e12  # px: more is an affine camera by mistake
 DISTORTION = ("k1", "k2", "k3", "k4", "p1", "p2")
+NOT_BENT = 1e-9  # a smaller coefficient is none
 SUFFIXES = ("", ".png", ".jpg", ".jpeg", ".exr")  # NeRF-synthetic leaves .png out
 
 
@@ -44,6 +47,7 @@ class Lens(NamedTuple):
     width: int
     height: int
     K: Tensor  # (3, 3) float64, px
+    bent: Mapping[str, float] = {}  # coefficients of its distortion that are not 0, in OpenCV's names
 
 
 def nerfstudio_model(model: str) -> str:
@@ -54,14 +58,13 @@ def nerfstudio_model(model: str) -> str:
 def lens_of_frame(frame: Mapping[str, Any], path: Path) -> Lens:
     """The lens of a frame of transforms.json merged with what holds for the whole file.
 
-    Raises InputError for lenses that are not ours, for distortion and for missing numbers; says which to add.
+    Raises InputError for lenses that are not ours and for missing numbers; says which to add.
     """
     named = "OPENCV_FISHEYE" if frame.get("is_fisheye") else str(frame.get("camera_model", "OPENCV"))
     model = NERFSTUDIO.get(named.upper())
     if model is None:
         known = ", ".join(NERFSTUDIO)
         raise InputError(f"{path} has camera_model {named}, which is not read (known: {known}); reproject the images")
-    reject_distortion(path, {key: frame.get(key, 0.0) for key in DISTORTION})
     width, height = _size(frame, path)
     fx, fy = _focal(frame, "x", width, path), _focal(frame, "y", height, path)
     if fx is None:
@@ -70,19 +73,20 @@ def lens_of_frame(frame: Mapping[str, Any], path: Path) -> Lens:
             '"fl_x": the focal length in px'
         )
     cx, cy = float(frame.get("cx", 0.5 * width)), float(frame.get("cy", 0.5 * height))
-    return Lens(model, width, height, intrinsics(fx, fx if fy is None else fy, cx, cy))
+    bent = _bent({key: float(frame.get(key, 0.0)) for key in DISTORTION})
+    return Lens(model, width, height, intrinsics(fx, fx if fy is None else fy, cx, cy), bent)
 
 
 def lens_of_colmap(model: str, width: int, height: int, values: list[float], folder: Path) -> Lens:
-    """The lens of a row of COLMAP's cameras. Raises InputError for models that are not ours and for distortion."""
+    """The lens of a row of COLMAP's cameras. Raises InputError for models that are not ours."""
     if model not in COLMAP:
         raise InputError(f"{folder}: camera model {model} is not supported; run colmap image_undistorter first")
-    ours, count = COLMAP[model]
+    ours, count, names = COLMAP[model]
     if len(values) < count:
         raise InputError(f"{folder}: a camera {model} has {len(values)} parameters; it needs at least {count}")
     fx, fy = (values[0], values[0]) if count == 3 else (values[0], values[1])
-    reject_distortion(folder, {f"parameter {i}": v for i, v in enumerate(values[count:])})
-    return Lens(ours, width, height, intrinsics(fx, fy, values[count - 2], values[count - 1]))
+    bent = _bent(dict(zip(names, values[count:])))
+    return Lens(ours, width, height, intrinsics(fx, fy, values[count - 2], values[count - 1]), bent)
 
 
 def colmap_row(lens: Lens) -> tuple[str, list[float]]:
@@ -102,8 +106,10 @@ def check_lens(lens: Lens, where: str) -> None:
     of a principal point outside the image."""
     K = lens.K
     focal = (float(K[0, 0]), float(K[1, 1]))
-    if not all(0 < f < math.inf for f in focal) or not bool(torch.isfinite(K).all()):
-        raise InputError(f"{where} has focal lengths {focal[0]:g}, {focal[1]:g} px; they must be above 0")
+    if not all(0 < f < LONGEST for f in focal):
+        raise InputError(f"{where} has focal lengths {focal[0]:g}, {focal[1]:g} px; they must be above 0 and finite")
+    if not bool((K.abs() < LONGEST).all()):
+        raise InputError(f"{where} has K {K.tolist()}, which holds numbers that are no pixels")
     if abs(float(K[0, 1])) > 1e-6 * focal[0]:
         raise InputError(
             f"{where} has skew {float(K[0, 1]):g} px, which camera files cannot hold; undistort the images"
@@ -117,11 +123,15 @@ def check_lens(lens: Lens, where: str) -> None:
         )
 
 
-def reject_distortion(path: str | Path, lens: Mapping[str, Any]) -> None:
-    """Raises InputError when any coefficient is not zero."""
-    bent = {key: value for key, value in lens.items() if not abs(float(value)) <= 1e-9}
-    if bent:
+def reject_distortion(path: str | Path, lenses: Iterable[Lens]) -> None:
+    """Raises InputError when a lens is bent."""
+    bent = next((dict(lens.bent) for lens in lenses if lens.bent), None)
+    if bent is not None:
         raise InputError(f"{path} has lens distortion {bent}; undistort the images first (colmap image_undistorter)")
+
+
+def _bent(coefficients: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in coefficients.items() if not abs(value) <= NOT_BENT}
 
 
 def intrinsics(fx: float, fy: float, cx: float, cy: float) -> Tensor:
@@ -151,10 +161,10 @@ def _size(frame: Mapping[str, Any], path: Path) -> tuple[int, int]:
     image = path.parent / str(frame["file_path"]).replace("\\", "/")
     for suffix in SUFFIXES:
         file = image.with_name(image.name + suffix)
-        if file.is_file():
+        if is_there(file):
             return image_size(file)
     missing = " and ".join(key for key in ("w", "h") if key not in frame)
     raise InputError(
-        f"{path} is not a usable transforms.json: it has no {missing}, and {image} is not there to tell; "
+        f"{path} is not a usable transforms.json: it has no {missing}, and {str(image)[:200]} is not there to tell; "
         'add "w" and "h" (px of the images) beside "frames"'
     )

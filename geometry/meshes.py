@@ -32,6 +32,7 @@ class Mesh:
     textures: dict[str, Image8] = field(default_factory=dict)  # (T, T, 3) uint8, row 0 on top; keys: TEXTURES
     vertex_colors: Tensor | None = None  # (V, 3) sRGB in [0, 1]
     origin: Origin = NO_ORIGIN  # what to add to vertices for positions of the world, where float32 cannot hold those
+    notes: dict[str, float] = field(default_factory=dict)  # what its making told, for the report; not in files
 
     def __post_init__(self) -> None:
         self.faces = self.faces.long()
@@ -84,7 +85,7 @@ class Mesh:
         What the file holds beyond a mesh is named in a warning. Positions that float32 cannot hold get an `origin`.
         """
         piece = read_mesh(path)
-        positions, origin = near_origin(piece.positions)
+        positions, origin = near_origin(piece.positions, str(path))
         faces = torch.from_numpy(np.ascontiguousarray(piece.faces))
         uv, colors = _optional(piece.uv), _optional(piece.colors)
         mesh = weld_corners(positions, faces, _optional(piece.normals), uv, piece.textures, colors)

@@ -53,12 +53,3 @@ class PointCloud:
         keep = torch.isfinite(depth) & (depth > min_depth)
         points = camera.unproject(torch.where(keep, depth, torch.ones_like(depth)))[keep]
         return cls(points.float(), None if rgb is None else rgb[keep].float().clamp(0, 1))
-
-    def subsampled(self, count: int, generator: torch.Generator | None = None) -> PointCloud:
-        """At most `count` points, drawn without replacement."""
-        if len(self) <= count:
-            return self
-        index = torch.randperm(len(self), generator=generator)[:count].to(self.points.device)
-        colors = None if self.colors is None else self.colors[index]
-        normals = None if self.normals is None else self.normals[index]
-        return PointCloud(self.points[index], colors, normals, self.origin)

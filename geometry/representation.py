@@ -61,6 +61,10 @@ class Representation(nn.Module, ABC):
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
         """Parameters with learning rates, as for torch's optimisers; `lr` scales all of them."""
 
+    def rates(self, now: Moment) -> Sequence[float]:
+        """Factors on the rates of the groups of `param_groups` at a moment of a run; empty: they stay as they are."""
+        return ()
+
     @abstractmethod
     def render(
         self,

@@ -9,20 +9,25 @@ from ..utils.lazy import loader
 if TYPE_CHECKING:
     from .edit_image import EditImage
     from .image_to_geometry import ImageToDepth, ImageToGeometry, ImageToNormals
+    from .images_to_splats import ImagesToSplats
     from .restore_image import RestoreImage
-    from .shortcuts import depth, normals
+    from .shortcuts import depth, fit_splats, normals
     from .text_to_image import TextToImage
     from .text_to_mesh import TextToMesh
+    from .text_to_splats import TextToSplats
 
 __all__ = [
     "EditImage",
     "ImageToDepth",
     "ImageToGeometry",
     "ImageToNormals",
+    "ImagesToSplats",
     "RestoreImage",
     "TextToImage",
     "TextToMesh",
+    "TextToSplats",
     "depth",
+    "fit_splats",
     "normals",
 ]
 
@@ -31,10 +36,13 @@ _HOMES = {
     "ImageToDepth": ".image_to_geometry",
     "ImageToGeometry": ".image_to_geometry",
     "ImageToNormals": ".image_to_geometry",
+    "ImagesToSplats": ".images_to_splats",
     "RestoreImage": ".restore_image",
     "TextToImage": ".text_to_image",
     "TextToMesh": ".text_to_mesh",
+    "TextToSplats": ".text_to_splats",
     "depth": ".shortcuts",
+    "fit_splats": ".shortcuts",
     "normals": ".shortcuts",
 }
 

@@ -1,4 +1,4 @@
-"""One-line use: `unproject.depth("photo.jpg")`, `unproject.normals("photo.jpg")`; the loaded head is kept."""
+"""One-line use: `unproject.depth("photo.jpg")`, whose loaded head is kept; `unproject.fit_splats("capture")`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from typing import Any
 
 import torch
 
+from ..generate.splat_fit import SplatFitConfig
+from ..geometry.posed import PosedImages
 from .image_to_geometry import ImageToDepth, ImageToNormals
+from .images_to_splats import ImagesToSplats, ImagesToSplatsOutput
 
 
 def depth(image: str | Path | Any, prior: str = "toybox", device: str = "cpu", **options: Any) -> Any:
@@ -19,6 +22,16 @@ def depth(image: str | Path | Any, prior: str = "toybox", device: str = "cpu", *
 def normals(image: str | Path | Any, prior: str = "toybox", device: str = "cpu", **options: Any) -> Any:
     """Surface normals of a picture (a path, or whatever ImageToNormals takes); options go to the pipeline's call."""
     return _head(ImageToNormals, prior, device)(image, **options)
+
+
+def fit_splats(
+    pictures: PosedImages | str | Path,
+    recipe: SplatFitConfig | str | Path = "default",
+    device: str = "cpu",
+    **options: Any,
+) -> ImagesToSplatsOutput:
+    """Splats of posed pictures (whatever ImagesToSplats takes); options go to the pipeline's call."""
+    return ImagesToSplats(recipe, device)(pictures, **options)
 
 
 @functools.lru_cache(maxsize=2)

@@ -22,7 +22,7 @@ from ..core.training.objectives.flow import FlowConfig, FlowObjective
 from ..core.training.objectives.multiview import MultiViewConfig, MultiViewObjective
 from ..core.training.objectives.tokenizer import MAX_LENGTH, build_tokenizer
 from ..core.training.objectives.vae import VAEConfig, VAEObjective
-from ..core.training.objectives.vae_weights import begin_with_codec, save_vae
+from ..core.training.objectives.vae_weights import begin_with_codec, reset_posterior, save_vae
 from ..core.training.sampling_order import Data
 from ..tasks.data import GeometryData
 from ..tasks.geometry_head import GeometryHead, HeadConfig
@@ -71,6 +71,8 @@ class VAERecipe:
     """what of each view is coded (toybox.maps.MAPS); one named twice comes twice as often"""
     start_from: str = ""
     """diffusers folder of a codec, or folder of another run, which this one begins with; empty: fresh weights"""
+    fresh_noise: bool = False
+    """the posterior begins at model.logvar_start again, so that channels that the KL had given up are heard"""
     eyes: str = ""
     """folder of the judge whose features are compared when model.features is not 0; empty: the embedded one"""
     model: VAEConfig = field(default_factory=VAEConfig)
@@ -222,6 +224,8 @@ def vae_job(values: dict[str, Any]) -> Job:
         begin_with_codec(objective.vae, load_vae(recipe.start_from), recipe.start_from)
     elif recipe.start_from:
         begin_with_run(objective.modules, recipe.start_from)
+    if recipe.fresh_noise:
+        reset_posterior(objective.vae, recipe.model.logvar_start)
     return Job(recipe.trainer, objective, pictures, lambda out: save_vae(objective.vae, pictures, out))
 
 

@@ -58,7 +58,15 @@ def read_recipe(name: str, overrides: list[str]) -> tuple[Callable[[dict[str, An
         if not equals:
             raise InputError(f"--set {override!r} must look like key=value")
         _put(values, key.split("."), yaml.safe_load(text))
-    return RECIPES[values.pop("objective")], values
+    make = RECIPES[values.pop("objective")]
+
+    def named(values: dict[str, Any]) -> Job:
+        try:
+            return make(values)
+        except InputError as error:
+            raise InputError(f"recipe {name}: {error}") from error
+
+    return named, values
 
 
 def run(job: Job, out: Path, resume: bool, export_only: bool, device: str) -> TrainResult | None:

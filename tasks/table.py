@@ -31,8 +31,6 @@ class TaskConfig:
     """the command's help"""
     codec: str
     """name of the target in tasks/codecs"""
-    access: Literal["concat"] = "concat"
-    """how the prior is used; concat: the target's latent is denoised beside the picture's"""
     pipeline: str = ""
     """class of diffusers in whose layout such heads are published; empty: none"""
     schedule: TaskSchedule = field(default_factory=TaskSchedule)

@@ -21,6 +21,7 @@ from ..geometry.cameras import Camera
 from ..utils.errors import InputError
 from ..utils.files import atomic_path, read_json, write_json
 from ..utils.progress import Progress
+from ..utils.temporary import sweep
 from .captions import caption, view_word
 from .materials import srgb_from_linear
 from .places import make_scene
@@ -206,9 +207,9 @@ def render_set(job: RenderJob, folder: str | Path, workers: int | None = None) -
         if present["groups"] > job.groups:
             raise InputError(f"{folder} holds {present['groups']} groups; groups={job.groups} would leave a part out")
     write_json(manifest, wanted)
-    for leftover in folder.glob(".*.tmp.npz"):
-        leftover.unlink(missing_ok=True)
     numbers = range((job.groups + SHARD_GROUPS - 1) // SHARD_GROUPS)
+    for number in numbers:
+        sweep(shard_path(folder, number))
     bar = Progress(total=job.groups * VIEWS[job.kind], label=f"rendering {job.kind} {job.split}")
     with bar, ProcessPoolExecutor(workers or os.cpu_count()) as pool:
         for views in pool.map(render_shard, [job] * len(numbers), [str(folder)] * len(numbers), numbers):

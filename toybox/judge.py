@@ -84,8 +84,6 @@ class Verdict:
     """(B,) probability that the camera stands in the half-space the front looks into"""
     azimuth_deg: Tensor
     """(B,) in [0, 360), 0 looks at the front; for single objects"""
-    azimuth_certainty: Tensor
-    """(B,) length of the predicted direction, 0 when the side cannot be told"""
 
     def best(self, question: str) -> list[str]:
         """The most probable answer of each picture."""
@@ -112,6 +110,11 @@ class Verdict:
         """The colour of that object."""
         return self.best("colour")
 
+    @property
+    def views(self) -> list[str]:
+        """front, side or back of each single object, within 45 degrees of their axis."""
+        return [_side(float((azimuth + 180) % 360 - 180)) for azimuth in self.azimuth_deg]
+
     def agrees(self, meanings: Sequence[Meaning]) -> dict[str, np.ndarray]:
         """For each thing sentences can say, flags (B,): True where the picture shows what its sentence says.
 
@@ -134,9 +137,13 @@ def _agreement(meaning: Meaning, seen: dict[str, str], turned_deg: float) -> dic
     right["count"] = bool(relation) or COUNTS[meaning.count] == seen["count"]
     for name in ("noun", "colour"):
         right[f"second_{name}"] = not relation or getattr(second, name) in (None, seen[f"second_{name}"])
-    side = "front" if abs(turned_deg) <= 45 else "back" if abs(turned_deg) >= 135 else "side"
-    right["view"] = meaning.view in (None, "top", side)
+    right["view"] = meaning.view in (None, "top", _side(turned_deg))
     return right
+
+
+def _side(turned_deg: float) -> str:
+    """The view class of an azimuth in [-180, 180]."""
+    return "front" if abs(turned_deg) <= 45 else "back" if abs(turned_deg) >= 135 else "side"
 
 
 class Judge:
@@ -179,7 +186,7 @@ class Judge:
         front = torch.sigmoid(logits.pop("front")[:, 0])
         azimuth = torch.rad2deg(torch.atan2(direction[:, 1], direction[:, 0])) % 360
         probs = {name: logits[name].softmax(1) for name in self.answers}
-        return Verdict(self.answers, probs, front, azimuth, direction.norm(dim=1))
+        return Verdict(self.answers, probs, front, azimuth)
 
     def _two(self, images: Tensor) -> dict[str, Tensor]:
         """Logits of the questions that two objects answer."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import reprlib
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -12,12 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union
 
 import yaml
 
-from .errors import InputError
+from .errors import InputError, damage
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 T = TypeVar("T", bound="DataclassInstance")
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
@@ -38,8 +41,8 @@ def read_yaml(path: str | Path) -> Any:
         raise InputError(f"config {path} does not exist") from error
     except OSError as error:
         raise InputError(f"config {path} cannot be read: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"config {path} is not valid YAML: {' '.join(str(error).split())}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # numbers of thousands of digits too
+        raise InputError(f"config {path} is not valid YAML: {damage(error)}") from error
 
 
 def load_config(cls: type[T], source: str | Path | Mapping[str, Any], **overrides: Any) -> T:
@@ -120,7 +123,8 @@ def _build(cls: type[T], values: Mapping[str, Any], prefix: str, where: str) -> 
     for key in values:
         if key not in fields:
             have = f"; valid keys: {', '.join(fields)}"
-            raise InputError(f"unknown key '{prefix}{key}' in {where}{_nearest(str(key), list(fields)) or have}")
+            name = f"{prefix}{key}"[:120]
+            raise InputError(f"unknown key '{name}' in {where}{_nearest(str(key)[:120], list(fields)) or have}")
     kwargs = {k: _convert(hints[k], v, f"{prefix}{k}", where) for k, v in values.items()}
     for name, field in fields.items():
         no_default = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
@@ -128,9 +132,7 @@ def _build(cls: type[T], values: Mapping[str, Any], prefix: str, where: str) -> 
             raise InputError(f"key '{prefix}{name}' is missing in {where}")
     try:
         return cls(**kwargs)
-    except InputError:
-        raise
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError) as error:  # an InputError is one
         raise InputError(f"{where}: {error}") from error
 
 
@@ -144,7 +146,7 @@ def _convert(hint: Any, value: Any, key: str, where: str) -> Any:
     if origin is Literal:
         if value in args and any(value == a and type(value) is type(a) for a in args):
             return value
-        raise InputError(f"'{key}' in {where} is {value!r}; choose one of {', '.join(map(repr, args))}")
+        raise InputError(f"'{key}' in {where} is {_shown(value)}; choose one of {', '.join(map(repr, args))}")
     if dataclasses.is_dataclass(hint):
         if isinstance(hint, type) and isinstance(value, hint):
             return value
@@ -214,4 +216,10 @@ def _convert_scalar(base: Any, value: Any, key: str, where: str) -> Any:
 
 
 def _wrong(key: str, value: Any, want: str, where: str) -> InputError:
-    return InputError(f"'{key}' in {where} is {value!r} ({type(value).__name__}), expected {want}")
+    given = "empty" if value is None else f"{_shown(value)} ({type(value).__name__})"
+    return InputError(f"'{key}' in {where} is {given}, expected {want}")
+
+
+def _shown(value: Any) -> str:
+    """A value in a message: of large ones the beginning, and of those that hold themselves many times over no more."""
+    return _SHORT.repr(value)

@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from .errors import InputError
+from .errors import InputError, UnprojectError, damage
 
 Floats = npt.NDArray[np.float32]
 PROFILED = {"RGB", "RGBA", "L", "LA", "CMYK", "LAB"}  # modes that a colour profile can be applied to
-ORIENTATION = 0x0112  # EXIF: 5 to 8 are turned by a quarter
+ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # EXIF, and its values for a quarter turn
 INTENT = ImageCms.Intent.RELATIVE_COLORIMETRIC
 SRGB_GAMMA = 1 / 2.2  # what PNG's gAMA holds for sRGB
 
@@ -62,7 +62,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
     with _decoding(str(path)), warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         with Image.open(path) as image:
-            turned = image.getexif().get(ORIENTATION, 1) >= 5
+            turned = image.getexif().get(ORIENTATION) in TURNED
             return (image.height, image.width) if turned else image.size
 
 
@@ -106,9 +106,9 @@ def _decoded(source: Any, name: str, max_pixels: int, min_side: int, profile: bo
             raise InputError(f"{name} has {width} x {height} pixels, more than {max_pixels}; scale it down first")
         if min(width, height) < min_side:
             raise InputError(f"{name} has {width} x {height} pixels; each side needs at least {min_side}")
-        if getattr(image, "n_frames", 1) > 1:
-            warnings.warn(f"{name} is animated; using its first frame", UserWarning, stacklevel=3)
         with _decoding(name):
+            if getattr(image, "n_frames", 1) > 1:
+                warnings.warn(f"{name} is animated; using its first frame", UserWarning, stacklevel=3)
             image.load()
             return layers_of(image, name, profile)
 
@@ -177,5 +177,7 @@ def _decoding(name: str) -> Iterator[None]:
         raise InputError(f"{name} is not an image in a known format") from error
     except PermissionError as error:
         raise InputError(f"{name} cannot be opened: {error.strerror}") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise InputError(f"{name} cannot be decoded: {error}") from error
+    except (MemoryError, UnprojectError):
+        raise
+    except Exception as error:  # decoders fail in many ways on damaged files
+        raise InputError(f"{name} cannot be decoded: {damage(error)}") from error

@@ -38,6 +38,26 @@ class Stopped(KeyboardInterrupt):
         self.step, self.total, self.folder, self.signal = step, total, folder, signal
 
 
+_SHAPES = ("reshape", "broadcast", "inhomogeneous", "unpack", "out of bounds", "shape", "dimension")  # numpy's words
+
+
+def damage(error: BaseException, longest: int = 300) -> str:
+    """What the failure of a parser says of its file, for people: Python's own words speak of the parser."""
+    said = " ".join(str(error).split())
+    said = said if len(said) <= longest else f"{said[:longest]} ..."
+    if isinstance(error, KeyError):
+        return f"it lacks the entry {said}"
+    if isinstance(error, IndexError):
+        return "an entry points to something that is not there"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, (TypeError, AttributeError)):
+        return "an entry is of another type than it has to be"
+    if isinstance(error, ValueError) and any(word in said for word in _SHAPES):
+        return "its numbers are too few or too many, or do not fit together"
+    return said or f"it is damaged ({type(error).__name__})"
+
+
 class MissingExtraError(UnprojectError, ImportError):
     """An optional package is absent; the message names the extra that installs it."""
 

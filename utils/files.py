@@ -14,26 +14,33 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .errors import InputError, NotWritableError, NotWrittenError, UnprojectError
+from .errors import InputError, NotWritableError, NotWrittenError, UnprojectError, damage
+from .temporary import held_file, sibling, sweep
 
+STUDENT = "distill.json"  # what marks the folder of a distilled student
 REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG}
 
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path` (same suffix); on success it replaces `path`, on any failure it is removed.
+    """Yields a temporary file beside `path` (same suffix); on success it replaces `path`, on any failure it is removed.
 
-    Raises NotWritableError when the folder cannot be made or written, NotWrittenError when the disk is full. Errors of
-    other files that are read meanwhile pass as they are.
+    What a killed process left of the same file goes away (`temporary.sweep`). Raises NotWritableError when the folder
+    cannot be made or written, NotWrittenError when the disk is full. Errors of other files that are read meanwhile pass
+    as they are.
     """
     path = Path(path)
-    temporary = _sibling(path)
+    temporary, handle = sibling(path), -1
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path)
+        temporary, handle = held_file(path)
+        mode = stat.S_IMODE(os.fstat(handle).st_mode)  # that of any new file here, which some libraries change
         yield temporary
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
-        usual_mode(temporary)
+        with contextlib.suppress(OSError):
+            temporary.chmod(mode)
         os.replace(temporary, path)
     except OSError as error:
         if isinstance(error, UnprojectError) or _of_another(error, path, temporary):
@@ -42,12 +49,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-
-
-def _sibling(path: Path) -> Path:
-    """A name beside a file that nobody has, short enough wherever the file's own name is."""
-    stem = os.fsdecode(os.fsencode(path.stem)[:180])
-    return path.with_name(f".{stem}-{secrets.token_hex(4)}.tmp{path.suffix}")
+        if handle >= 0:
+            os.close(handle)
 
 
 def _of_another(error: OSError, path: Path, temporary: Path) -> bool:
@@ -81,7 +84,8 @@ def check_writable(path: str | Path, needs_bytes: int = 0) -> None:
         if not path.is_absolute():
             raise NotWritableError(f"cannot write {path}: the working folder was deleted; cd to another one") from None
     folder = next((parent for parent in path.absolute().parents if os.path.lexists(parent)), path.parent)
-    probe = _sibling(folder / path.name)
+    probe = sibling(folder / path.name)
+    sweep(folder / path.name)
     try:
         handle = os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
         try:
@@ -141,6 +145,14 @@ def write_json(path: str | Path, value: Any) -> Path:
     return write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def is_there(path: Path) -> bool:
+    """Whether a file is there, for names that were read from somewhere: too long or impossible ones are not."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def read_json(path: str | Path) -> Any:
     """Reads JSON. Raises InputError for a missing, unreadable or malformed file."""
     try:
@@ -149,13 +161,25 @@ def read_json(path: str | Path) -> Any:
         raise InputError(f"{path} does not exist") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid JSON: {error}") from error
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits too
+        raise InputError(f"{path} is not valid JSON: {damage(error)}") from error
 
 
 def weights_root() -> Path:
     """Folder of the embedded weights: UNPROJECT_WEIGHTS or the package's weights/."""
     return Path(os.environ.get("UNPROJECT_WEIGHTS") or Path(__file__).resolve().parents[1] / "weights")
+
+
+def student_folder(name: str | Path) -> Path:
+    """The folder of a student: one on disk, or an embedded one by name. Raises InputError where there is none."""
+    inside = weights_root() / "students"
+    for place in (Path(name), inside / str(name)):
+        if (place / STUDENT).is_file():
+            return place
+    have = ", ".join(sorted(one.name for one in inside.iterdir())) if inside.is_dir() else "none"
+    raise InputError(
+        f"student {str(name)!r}: no folder with {STUDENT}; make one with `unproject distill` (embedded: {have})"
+    )
 
 
 def cache_root() -> Path:

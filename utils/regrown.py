@@ -14,26 +14,33 @@ def _none() -> Tensor:
 
 @dataclass(frozen=True)
 class Regrown:
-    """What became of the rows of parameters: the new rows are those kept, then the copies, then the split ones.
+    """What became of the rows of parameters: those kept, then the copies, the split ones, those between two others.
 
-    Each entry is the old row that a new one comes from. The optimiser's moments stay with kept rows and begin at zero
-    for others. The average of a copy is that of its origin; that of a split row, which lies elsewhere, is the row.
+    Each entry is the old row that a new one comes from. The optimiser's moments stay with kept rows, are the mean of
+    both for a row between two, and begin at zero for others. The average of a copy is that of its origin, that of a row
+    between two the mean of theirs; that of a split row, which lies elsewhere, is the row.
     """
 
     kept: Tensor  # (K,) int64
     cloned: Tensor = field(default_factory=_none)  # (C,) int64
     split: Tensor = field(default_factory=_none)  # (S,) int64
     names: tuple[str, ...] = ()  # of the parameters it happened to; empty: all of the player's
+    between: Tensor = field(default_factory=lambda: _none().view(0, 2))  # (B, 2) int64
 
     def __len__(self) -> int:
-        return len(self.kept) + len(self.cloned) + len(self.split)
+        return len(self.kept) + len(self.cloned) + len(self.split) + len(self.between)
 
     def moments(self, old: Tensor) -> Tensor:
         """Rows of an optimiser slot."""
         fresh = old.new_zeros(len(self.cloned) + len(self.split), *old.shape[1:])
-        return torch.cat([old[self.kept.to(old.device)], fresh])
+        return torch.cat([old[self.kept.to(old.device)], fresh, self._means(old)])
 
     def averages(self, old: Tensor, now: Tensor) -> Tensor:
         """Rows of an average of parameters that are `now`."""
         origins = torch.cat([self.kept, self.cloned]).to(old.device)
-        return torch.cat([old[origins], now.detach()[len(origins) :]])
+        split = now.detach()[len(origins) : len(origins) + len(self.split)]
+        return torch.cat([old[origins], split, self._means(old)])
+
+    def _means(self, old: Tensor) -> Tensor:
+        """Rows half-way between two old ones."""
+        return old[self.between.to(old.device)].mean(1) if len(self.between) else old[:0]

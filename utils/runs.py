@@ -17,8 +17,8 @@ from types import TracebackType
 from typing import Any
 
 from .configs import to_dict
-from .errors import NotWrittenError
-from .files import write_json
+from .errors import InputError, NotWrittenError
+from .files import read_json, write_json
 from .locks import in_turn
 from .rescue import rescued
 
@@ -92,7 +92,7 @@ class RunRecord:
         name = path.name.removesuffix(".run.json")
         with in_turn(path.parent):
             number = 1
-            while _held(path):
+            while held(path):
                 number += 1
                 path = path.with_name(f"{name}-{number}.run.json")
             self._path = path
@@ -153,7 +153,16 @@ class RunRecord:
         self.error = "" if error is None else f"{type(error).__name__}: {error}".removesuffix(": ")
 
 
-def _held(path: Path) -> bool:
+def earlier(path: Path) -> dict[str, Any]:
+    """The record of an earlier run, empty where there is none that can be read."""
+    try:
+        found = read_json(path)
+    except InputError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def held(path: Path) -> bool:
     """Whether a record is that of another process which still runs on this machine."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))

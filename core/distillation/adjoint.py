@@ -27,6 +27,7 @@ from ..sampling.sampler import Denoise
 from ..sampling.solvers.ddim import ancestral_std, noised_mean
 from ..training.loss import LossOut
 from ..training.objectives.base import Objective
+from .objective import frozen_parts
 from .student import Student
 from .teacher import Teacher, rollout
 
@@ -122,13 +123,7 @@ class AdjointMatching(Objective):
         self.student, self.teacher, self.cost, self.matching = student, teacher, cost, matching
         self.config = AdjointTraining(matching, student.recipe, teacher.hash)
         self.modules, self.schedule = student.trainable(), teacher.schedule
-        around = {"student": student.prior.modules(), "teacher": teacher.prior.modules()}
-        self.frozen = {
-            f"{owner}.{name}": module
-            for owner, parts in around.items()
-            for name, module in parts.items()
-            if module is not student.network
-        }
+        self.frozen = frozen_parts(student, teacher)
 
     def loss(self, batch: dict[str, Any], rng: torch.Generator, step: int) -> LossOut:
         """See Objective.loss."""

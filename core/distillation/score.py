@@ -1,33 +1,40 @@
 """Score distillation: how a frozen prior pulls on renders.
 
 x = E(render), x_t = alpha x + sigma n. Master form: g = w(t) (eps_a - eps_b) and loss 0.5 |x - sg(x - g)|^2 / B, whose
-gradient in x is g / B. Sums run over pixels and channels, means over images, in every form.
+gradient in x is g / B. Sums run over pixels and channels, means over images, in every form. What a and b are is the
+rule (`rules`); with the rule "sds" (Poole et al. 2022) a is the guided prediction and eps_b = n.
 
-form "score" (SDS, Poole et al. 2022): eps_a the guided prediction, eps_b = n.
+form "score": as above.
 form "recon" (MVDream, Shi et al. 2023; StableDreamer, Guo et al. 2023): 0.5 W |x - sg(x0_target)|^2 / B with
-    x0_target = r x0_cfg std(x0_cond) / std(x0_cfg) + (1 - r) x0_cfg, stds over all views of one object.
-    x - x0_cfg = (sigma / alpha)(eps_a - n), so r = 0 and W = 1 is SDS with w = sigma / alpha, and any w has
-    W = w alpha / sigma. For w = sigma / alpha the pull is taken in this form, which has a limit where alpha = 0.
+    x0_target = x + x0_a - x0_b, for the rule "sds" x0_cfg, or r x0_cfg std(x0_cond) / std(x0_cfg) + (1 - r) x0_cfg,
+    stds over all views of one object. x0_b - x0_a = (sigma / alpha)(eps_a - eps_b), so r = 0 and W = 1 is the rule with
+    w = sigma / alpha, and any w has W = w alpha / sigma. For w = sigma / alpha the pull is taken in this form, which
+    has a limit where alpha = 0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...utils.errors import InputError, UnprojectError
 from ...utils.ramps import Ramp
+from ...utils.recompute import in_parts
 from ..priors.base import Prior
-from ..priors.rows import COND, Condition
+from ..priors.rows import Condition
 from ..sampling.denoiser import Denoiser
+from ..sampling.guidance import Guidance
 from ..sampling.guidance import guided as guided_by
 from ..sampling.levels import Level
-from ..sampling.prediction import Prediction
+from .rules import Pull, RuleConfig, Seen
 from .time_window import TimeWindow
+
+if TYPE_CHECKING:
+    from .twin import Twin
 
 WEIGHTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "sigma2": lambda alpha, sigma: sigma**2,  # 1 - abar, DreamFusion
@@ -41,8 +48,10 @@ WEIGHTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 class ScoreConfig:
     """A member of the family."""
 
+    rule: RuleConfig = field(default_factory=RuleConfig)
     form: Literal["score", "recon"] = "recon"
     guidance: float = 50.0  # classifier-free scale s: uncond + s (cond - uncond)
+    perp_neg: bool = False  # words of other views as perpendicular negatives; priors of single images
     rescale: float = 0.5  # r of the recon form, [0, 1]
     weight: Literal["sigma2", "ratio", "product", "one"] = "ratio"
     space: Literal["latent", "image", "both"] = "latent"  # image: compare decoded targets, no encoder gradient
@@ -58,6 +67,13 @@ class ScoreConfig:
             raise InputError(f'score: target_steps={self.target_steps} must be at least 1, and 1 with form "score"')
         if self.form == "score" and (self.space != "latent" or self.rescale):
             raise InputError('form "score" has no target image; use space "latent" and rescale 0, or form "recon"')
+        if self.perp_neg and self.target_steps > 1:
+            raise InputError(f"score: perp_neg weighs views at one level; use target_steps=1, not {self.target_steps}")
+        if (self.rescale or self.target_steps > 1) and not self.rule.made.targets:
+            raise InputError(
+                f"score: rescale={self.rescale} and target_steps={self.target_steps} change a denoised image, to which "
+                f"the rule {self.rule.kind!r} does not pull; use 0 and 1"
+            )
 
 
 class GuidanceOut(NamedTuple):
@@ -70,6 +86,7 @@ class GuidanceOut(NamedTuple):
     log: dict[str, float]
     weight: Tensor  # (B,) W of the recon form
     target_rgb: Tensor | None = None  # (B, 3, H, W) in [0, 1], the decoded target; spaces "image" and "both"
+    noised: Tensor | None = None  # (B, C, h, w), the state that the prior was asked at
 
 
 class DivergedError(UnprojectError):
@@ -77,7 +94,7 @@ class DivergedError(UnprojectError):
 
 
 class ScoreDistillation:
-    """A frozen prior as a loss on renders. Holds no trainable state and never enters checkpoints."""
+    """A frozen prior as a loss on renders. All that is trainable is the `twin` of rules that have one."""
 
     def __init__(self, config: ScoreConfig, prior: Prior, condition: Condition) -> None:
         """`condition` has one row per object; calls with one of their own say how the objects are seen."""
@@ -85,6 +102,17 @@ class ScoreDistillation:
         guidance, self.condition = guided_by(prior, condition, config.guidance)
         self.denoiser = Denoiser(prior, self.condition, guidance)
         self.schedule = self.denoiser.schedule
+        self.images_at_once: int | None = None  # encoded or decoded at once, for less memory; None: all
+        self.twin: Twin | None = None
+        if config.rule.made.twin:
+            from .twin import Twin  # heavy: adapters
+
+            self.twin = Twin(prior, config.rule.vsd)
+
+    @property
+    def nfe(self) -> int:
+        """Network rows spent so far, a twin's lessons among them."""
+        return self.prior.nfe + (self.twin.nfe if self.twin else 0)
 
     def __call__(
         self,
@@ -94,6 +122,8 @@ class ScoreDistillation:
         condition: Condition | None = None,
         noise: Tensor | None = None,
         index: Tensor | None = None,
+        guidance: Guidance | None = None,
+        told: Condition | None = None,
     ) -> GuidanceOut:
         """Loss of renders (B, 3, H, W) in [0, 1], views of an object contiguous.
 
@@ -103,36 +133,41 @@ class ScoreDistillation:
             condition: B rows instead of the objects' own, each repeated: view-dependent text, or cameras. The views of
                 its groups (frames) share attention, level and rescale; without groups images are independent.
             noise: (B, C, h, w), index: (B,) train index, equal within a group; drawn when absent.
+            guidance: of this call instead of the config's.
+            told: B rows for the twin, which learns views from cameras; None: the objects' own condition.
         """
         config, batch = self.config, images.shape[0]
         condition = self.repeated(batch) if condition is None else guided_by(self.prior, condition, config.guidance)[1]
         with torch.set_grad_enabled(torch.is_grad_enabled() and config.space != "image"):
-            x = self.prior.encode(images)
+            x = in_parts(self.prior.encode, self.images_at_once, images)
         groups = batch // condition.frames
         if index is None:
             per_group = config.window.indices(share, groups, self.schedule.steps, generator)
             index = per_group.repeat_interleave(condition.frames)
         index = index.cpu()  # levels are float64, which some devices lack
-        level = self.schedule.at_index(index)
         if noise is None:
             noise = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
         with torch.no_grad():
-            guided, plain = self.predict(self.schedule.add_noise(x.detach(), noise, level), level, condition)
-            clean = self.walked(guided, plain, index, condition)
-            target = self.target(*clean, condition.frames)
-            grad = self.gradient(x.detach(), noise, level, guided, target, share)
-            weight = self.recon_weight(level, images)
+            denoiser = self.denoiser.with_condition(condition)
+            denoiser.guidance = guidance or denoiser.guidance
+            twin = None if self.twin is None else self.twin.told(x, told or self.repeated(batch))
+            lowest = config.window.bounds(share)[0] * self.schedule.steps
+            seen = Seen(x.detach(), noise, index.double(), share, lowest, denoiser, generator, twin)
+            pull = config.rule.made(seen)
+            target = self.target(seen, pull)
+            grad = self.gradient(seen, pull, target)
+            weight = self.recon_weight(seen.level, images)
         self._check(grad, index)
         loss = 0.5 * (x - (x.detach() - grad)).square().sum() / batch if config.space != "image" else x.new_zeros(())
         target_rgb = None
         if config.space != "latent":
-            pull = 1.0 if config.space == "image" else config.image_weight
+            strength = 1.0 if config.space == "image" else config.image_weight
             with torch.no_grad():
-                target_rgb = self.prior.decode(target).to(images)
-            loss = loss + pull * image_loss(images, target_rgb, weight)
+                target_rgb = in_parts(self.prior.decode, self.images_at_once, target).to(images)
+            loss = loss + strength * image_loss(images, target_rgb, weight)
         norm = float(grad.flatten(1).square().sum(1).mean().sqrt())
         log = {"t": float(index.double().mean()) / self.schedule.steps, "grad": norm, "loss": float(loss.detach())}
-        return GuidanceOut(loss, norm, index, target, log, weight, target_rgb)
+        return GuidanceOut(loss, norm, index, target, log, weight, target_rgb, pull.ahead.x)
 
     def repeated(self, batch: int) -> Condition:
         """The objects' own condition for `batch` images, as many of each."""
@@ -140,49 +175,43 @@ class ScoreDistillation:
             raise InputError(f"{batch} images do not divide among {self.condition.rows} prompts")
         return self.condition.repeat(batch // self.condition.rows)
 
-    def predict(self, noised: Tensor, level: Level, condition: Condition) -> tuple[Prediction, Prediction]:
-        """(guided, conditional) predictions at a noised point, all branches in one network call."""
-        guidance = self.denoiser.guidance
-        branches = self.denoiser.with_condition(condition).ask(noised, level, (*guidance.needs(level), COND))
-        return guidance(branches), branches[COND]
+    def target(self, seen: Seen, pull: Pull) -> Tensor:
+        """The x0 (B, C, h, w) that renders are pulled to."""
+        if not self.config.rule.made.targets:
+            return pull.ahead.x0 + (seen.x - pull.reference.x0)
+        guided, plain = self.walked(seen, pull) if self.config.target_steps > 1 else (pull.ahead.x0, None)
+        if not self.config.rescale:
+            return guided
+        assert pull.plain is not None
+        return rescaled(guided, pull.plain.x0 if plain is None else plain, self.config.rescale, seen.condition.frames)
 
-    def walked(
-        self, guided: Prediction, plain: Prediction, index: Tensor, condition: Condition
-    ) -> tuple[Tensor, Tensor]:
+    def walked(self, seen: Seen, pull: Pull) -> tuple[Tensor, Tensor]:
         """(guided, conditional) x0 (B, C, h, w) at the end of a DDIM walk from t = index / steps.
 
         Every row takes ceil(t target_steps) even steps of its own.
         """
-        steps = (index.double() / self.schedule.steps * self.config.target_steps).ceil().long()  # (B,)
-        x0, plain_x0 = guided.x0, plain.x0
-        eps = guided.eps if int(steps.max()) > 1 else x0
+        assert pull.plain is not None
+        steps = (seen.fraction * self.config.target_steps).ceil().long()  # (B,)
+        x0, plain_x0, eps = pull.ahead.x0, pull.plain.x0, pull.ahead.eps
         for left in range(int(steps.max()) - 1, 0, -1):
             rows = (steps > left).nonzero()[:, 0]
-            level = self.schedule.at_index(torch.div(index[rows] * left, steps[rows], rounding_mode="floor"))
-            on = rows.to(x0.device)
+            index = torch.div(seen.index[rows] * left, steps[rows], rounding_mode="floor")
+            on, level = rows.to(x0.device), self.schedule.at_index(index)
             alpha, sigma = level.coefficients(x0)
-            guided, plain = self.predict(alpha * x0[on] + sigma * eps[on], level, condition.index(rows))
+            guided, plain = seen.guided(alpha * x0[on] + sigma * eps[on], index, rows)
             x0, eps = x0.index_copy(0, on, guided.x0), eps.index_copy(0, on, guided.eps)
             plain_x0 = plain_x0.index_copy(0, on, plain.x0)
         return x0, plain_x0
 
-    def target(self, guided_x0: Tensor, plain_x0: Tensor, frames: int) -> Tensor:
-        """The x0 (B, C, h, w) that renders are pulled to."""
-        if self.config.form == "score" or not self.config.rescale:
-            return guided_x0
-        return rescaled(guided_x0, plain_x0, self.config.rescale, frames)
-
-    def gradient(
-        self, x: Tensor, noise: Tensor, level: Level, guided: Prediction, target: Tensor, share: float
-    ) -> Tensor:
+    def gradient(self, seen: Seen, pull: Pull, target: Tensor) -> Tensor:
         """g (B, C, h, w), which is dL/dx times B, weighed at the level the render was noised to."""
         if self.config.form == "recon" or self.config.weight == "ratio":
-            grad = self._recon_weight(level, x) * (x - target)
+            grad = self._recon_weight(seen.level, seen.x) * (seen.x - target)
         else:
-            alpha, sigma = (torch.as_tensor(c) for c in level.coefficients(x))
-            grad = WEIGHTS[self.config.weight](alpha, sigma) * (guided.eps - noise)
+            alpha, sigma = (torch.as_tensor(c) for c in seen.level.coefficients(seen.x))
+            grad = WEIGHTS[self.config.weight](alpha, sigma) * (pull.ahead.eps - pull.reference.eps)
         if self.config.clip:
-            limit = Ramp.of(self.config.clip).at(share)
+            limit = Ramp.of(self.config.clip).at(seen.share)
             grad = grad.clamp(-limit, limit)
         return grad
 

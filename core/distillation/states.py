@@ -83,5 +83,15 @@ class FromRollout:
         return State(states[-1], self.levels[last], noise=noise)
 
 
+def of_each(levels: Sequence[Level], rows: Tensor) -> Level:
+    """One level a row: levels[i] for i in rows (B,)."""
+    columns = ("alpha", "sigma", "lam", "model_time", "index")
+    chosen = {}
+    for name in columns:
+        values = torch.tensor([float(getattr(level, name)) for level in levels], dtype=torch.float64)
+        chosen[name] = values[rows.cpu()]
+    return Level(**chosen, span=levels[0].span)
+
+
 def _noise(like: Tensor, rng: torch.Generator) -> Tensor:
     return torch.randn(like.shape, generator=rng, dtype=like.dtype).to(like.device)

@@ -15,7 +15,7 @@ from ...utils.digests import digest
 from ..priors.base import Prior
 from ..priors.rows import Condition
 from ..sampling.denoiser import Denoiser
-from ..sampling.guidance import Guidance, as_guidance
+from ..sampling.guidance import Guidance, as_guidance, guided
 from ..sampling.levels import Level, NoiseSchedule
 from ..sampling.prediction import Prediction
 from ..sampling.sampler import Denoise, Sampler
@@ -43,14 +43,27 @@ class Teacher:
 
     def denoiser(self, condition: Condition) -> Denoiser:
         """It, told a condition; differentiable in the state."""
+        return self._asking(condition, self.guidance)
+
+    def _asking(self, condition: Condition, guidance: Guidance) -> Denoiser:
         if self._off is None:
-            return Denoiser(self.prior, condition, self.guidance)
-        return _Switched(self._off, self.prior, condition, self.guidance)
+            return Denoiser(self.prior, condition, guidance)
+        return _Switched(self._off, self.prior, condition, guidance)
 
     @torch.no_grad()
     def predict(self, x: Tensor, level: Level, condition: Condition) -> Prediction:
         """The guided prediction at x (B, C, h, w), without gradients."""
         return self.denoiser(condition)(x.detach(), level)
+
+    @torch.no_grad()
+    def guided(self, x: Tensor, level: Level, condition: Condition, scale: Tensor) -> Prediction:
+        """The prediction at x (B, C, h, w) at a guidance scale for each row (B,), without gradients."""
+        return self.denoiser_at(condition, scale)(x.detach(), level)
+
+    def denoiser_at(self, condition: Condition, scale: Tensor) -> Denoiser:
+        """It, told a condition and a guidance scale for each row (B,) in the place of its own guidance."""
+        guidance, told = guided(self.prior, condition, scale)
+        return self._asking(told, guidance)
 
     @torch.no_grad()
     def step(

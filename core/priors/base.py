@@ -32,6 +32,8 @@ class Recommended:
     solver: str = "ddim"
     distilled: bool = False
     """to a few steps: other numbers of steps and solvers do not suit it"""
+    step_counts: tuple[int, ...] = ()
+    """numbers of steps that it can take; empty: any"""
 
 
 class Prior(ABC):
@@ -49,6 +51,7 @@ class Prior(ABC):
     frames: int = 1  # views of one object that it draws at once; 1: single images
     recipe: str = "stable-diffusion"  # name of the settings of generators that suit it (configs/text-to-mesh/)
     guidance_embedded: bool = False  # the guidance scale is an input of the network, not a second branch
+    negative_embedded: bool = False  # so is the negative prompt; its scale is in the weights
     recommended: Recommended = Recommended()
     reads: frozenset[str] = frozenset({"text"})  # names of the rows that the network is told, beside a guidance scale
     device: torch.device = torch.device("cpu")

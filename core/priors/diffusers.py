@@ -7,12 +7,12 @@ pipeline classes come from the table below, never from the repository that holds
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
 
 from ...utils.errors import InputError
@@ -20,11 +20,14 @@ from ...utils.seeds import sample_noise
 from .base import PredictionType, Prior, Recommended
 from .control import IMAGE_PROMPT, PictureControl, summed
 from .noise import predicts
-from .rows import COND, NULL, Condition, Rows
+from .rows import COND, NEGATIVE, NULL, Condition, Rows
 
 DEFAULT_EMBEDDED_GUIDANCE = 3.5  # FLUX.1-dev
-LCM_GUIDANCE = 8.5  # of consistency models that are told the scale
-FEW_STEPS = ("LCMScheduler", "TCDScheduler", "FlowMatchLCMScheduler")  # schedulers that only distilled models come with
+FEW_STEPS = {  # schedulers that only distilled models come with, and the solvers that suit these
+    "LCMScheduler": "lcm",
+    "TCDScheduler": "ddim",
+    "FlowMatchLCMScheduler": "lcm",
+}
 P = TypeVar("P", bound="DiffusersPrior")
 
 
@@ -55,10 +58,11 @@ class DiffusersPrior(Prior):
         self.device, self.dtype = weight.device, weight.dtype
         if (precise := self._dtype_for(self.vae, self.vae.dtype)) != self.vae.dtype:
             self.vae.to(dtype=precise)
-        self.guidance_embedded = bool(settings.get("time_cond_proj_dim"))
+        self.guidance_embedded = takes_scale(self.network)
         if self.few_steps:  # their teacher's guidance is in the weights, or an input
-            scale = LCM_GUIDANCE if self.guidance_embedded else 1.0
-            self.recommended = Recommended(guidance=scale, steps=4, solver=self.recommended.solver, distilled=True)
+            scale = self.recommended.guidance if self.guidance_embedded else 1.0
+            solver = FEW_STEPS.get(config["_class_name"], self.recommended.solver)
+            self.recommended = Recommended(guidance=scale, steps=4, solver=solver, distilled=True)
         if frozen:
             self.freeze()
 
@@ -80,19 +84,14 @@ class DiffusersPrior(Prior):
         other.reads = self.reads | {control.row for control in controls}
         return other
 
-    def _asked(self, x: Tensor, time: Tensor, rows: Rows, more: dict[str, Any] | None = None) -> Tensor:
-        """The answer of a U-Net with what steers it; `more` are its further conditions."""
-        state, text, more = self._state(x, rows), rows["text"].to(self.dtype), more or {}
-        steered = [control.added(state, time, text, rows, more) for control in self.controls]
+    def _asked(self, x: Tensor, time: Tensor, text: Tensor, rows: Rows, more: dict[str, Any] | None = None) -> Tensor:
+        """The answer of a U-Net to text (B, L, D) with what steers it; `more` are its further conditions."""
+        state, text, more = self._state(x, rows), text.to(self.dtype), more or {}
+        added = summed([control.added(state, time, text, rows, more) for control in self.controls])
         if IMAGE_PROMPT in self.reads:
             more = {**more, "image_embeds": [rows[IMAGE_PROMPT].to(self.dtype)[:, None]]}
-        added = {**summed(steered), **({"added_cond_kwargs": more} if more else {})}
-        settings: Any = self.network.config
-        if width := settings.get("time_cond_proj_dim"):
-            scale = rows.get("guidance")  # (B,)
-            scale = torch.full((len(x),), LCM_GUIDANCE) if scale is None else scale
-            added["timestep_cond"] = scale_embedding(scale.to(x.device, torch.float32), width).to(self.dtype)
-        return self.network(state, time, text, **added, return_dict=False)[0]
+        added |= {"timestep_cond": self._scale_features(x, rows), "return_dict": False}
+        return self.network(state, time, text, **({"added_cond_kwargs": more} if more else {}), **added)[0]
 
     def _dtype_for(self, module: nn.Module, dtype: torch.dtype | None) -> torch.dtype | None:
         """A codec that overflows in half precision (SDXL's) stays in float32."""
@@ -106,9 +105,28 @@ class DiffusersPrior(Prior):
         """
         other = copy.copy(self)
         other.network, other.prediction_type, other.nfe = network, kind, 0
+        other.guidance_embedded = takes_scale(network)
         weight = next(network.parameters())
         other.device, other.dtype = weight.device, weight.dtype
         return other
+
+    def on_path(self: P, config: Mapping[str, Any]) -> P:
+        """This prior as one of the noise path of another scheduler config."""
+        other = copy.copy(self)
+        other.scheduler_config, other.prediction_type, other.nfe = config, predicts(config), 0
+        return other
+
+    def _scale_features(self, x: Tensor, rows: Rows) -> Tensor | None:
+        """Features (B, d) of w = s - 1 for U-Nets that take a guidance scale s (rows "guidance", else 1).
+
+        [sin, cos] of 1000 w 10000^{-j / (d / 2 - 1)} (Kingma et al. 2021; Luo et al. 2023); None where it takes none.
+        """
+        if not self.guidance_embedded:
+            return None
+        scale = rows["guidance"] if "guidance" in rows else torch.ones(x.shape[0])
+        width = int(self.network.config["time_cond_proj_dim"])  # type: ignore[index]
+        weight = (scale.to(x.device, torch.float32) - 1) * 1000
+        return get_timestep_embedding(weight, width, downscale_freq_shift=1).to(self.dtype)
 
     def _state(self, x: Tensor, rows: Rows) -> Tensor:
         """The network's input: the state, behind the channels of a `concat` row where there is one."""
@@ -156,7 +174,7 @@ class StableDiffusionPrior(DiffusersPrior):
     """Stable Diffusion 1.x and 2.x: one CLIP text encoder, a U-Net."""
 
     recommended = Recommended(7.5, 50)
-    reads = frozenset({"text", "concat"})
+    reads = frozenset({"text", "concat", NEGATIVE})
     steerable = True
 
     def encode_text(self, prompts: str | Sequence[str], negative: str | Sequence[str] | None = None) -> Condition:
@@ -175,7 +193,8 @@ class StableDiffusionPrior(DiffusersPrior):
         return embeds[[distinct.index(text) for text in texts]]
 
     def _forward(self, x: Tensor, time: Tensor, rows: Rows) -> Tensor:
-        return self._asked(x, time, rows)
+        text = torch.cat([rows["text"], rows[NEGATIVE]], 1) if NEGATIVE in rows else rows["text"]
+        return self._asked(x, time, text, rows)
 
 
 class StableDiffusionXLPrior(DiffusersPrior):
@@ -200,7 +219,7 @@ class StableDiffusionXLPrior(DiffusersPrior):
             height, width = (side * self.vae_factor for side in x.shape[-2:])
             time_ids = torch.tensor([(height, width, 0, 0, height, width)]).expand(x.shape[0], -1)
         added = {"text_embeds": rows["pooled"].to(self.dtype), "time_ids": time_ids.to(x.device, self.dtype)}
-        return self._asked(x, time, rows, added)
+        return self._asked(x, time, rows["text"], rows, added)
 
 
 class StableDiffusion3Prior(DiffusersPrior):
@@ -253,7 +272,6 @@ class FluxPrior(DiffusersPrior):
     def __init__(self, pipe: Any, name: str = "", frozen: bool = True) -> None:
         super().__init__(pipe, name, frozen)
         settings = pipe.transformer.config
-        self.guidance_embedded = bool(settings["guidance_embeds"])
         side = getattr(pipe, "default_sample_size", 128)
         self.latent_shape = (settings["in_channels"] // 4, side, side)
         self.image_size = side * self.vae_factor
@@ -303,6 +321,12 @@ class FluxPrior(DiffusersPrior):
         return latents.shape[-2] * latents.shape[-1] // 4
 
 
+def takes_scale(network: nn.Module) -> bool:
+    """Whether a network is told the guidance scale: FLUX.1-dev's, and U-Nets with a `time_cond_proj_dim`."""
+    config = getattr(network, "config", {})
+    return bool(config.get("guidance_embeds") or config.get("time_cond_proj_dim"))
+
+
 def _patch_positions(rows: int, columns: int) -> Tensor:
     """(rows * columns, 3): zero, row, column of every patch."""
     row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
@@ -315,15 +339,6 @@ def two_branches(
     """The condition of models with token and pooled embeddings, (B, L, D) and (B, P) in both branches."""
     null = Rows({"text": null_text, "pooled": null_pooled})
     return Condition({COND: Rows({"text": text, "pooled": pooled}), NULL: null}, prompts)
-
-
-def scale_embedding(scale: Tensor, width: int) -> Tensor:
-    """(B, width) of guidance scales (B,): sines and cosines of w = 1000 (s - 1) (Meng et al. 2023; Luo et al. 2023)."""
-    half = width // 2
-    rates = torch.exp(torch.arange(half, device=scale.device) * (-math.log(10000.0) / (half - 1)))
-    angles = 1000 * (scale - 1)[:, None] * rates
-    whole = torch.cat([angles.sin(), angles.cos()], 1)
-    return torch.nn.functional.pad(whole, (0, width % 2))
 
 
 def latent_affine(config: Mapping[str, Any], like: Tensor) -> tuple[Tensor | float, Tensor | float]:

@@ -56,11 +56,10 @@ class Level:
             return self.model_time.to(dtype).to(x.device).expand(x.shape[0])
         return torch.full((x.shape[0],), self.model_time, device=x.device, dtype=dtype)
 
-    def within(self, interval: tuple[float, float]) -> bool:
-        """Whether the level, or the mean of one per sample, lies in an interval of fractions of the train time."""
-        time = self.model_time
-        mean = float(time.mean()) if isinstance(time, Tensor) else time
-        return interval[0] <= mean / self.span <= interval[1]
+    def within(self, interval: tuple[float, float]) -> Tensor:
+        """Whether the level lies in an interval of fractions of the train time: (), or (B,) of one per sample."""
+        share = torch.as_tensor(self.model_time, dtype=torch.float64) / self.span
+        return (interval[0] <= share) & (share <= interval[1])
 
     def item(self) -> Level:
         """A level of 0-d tensors as one of floats."""

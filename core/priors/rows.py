@@ -15,6 +15,7 @@ from torch import Tensor
 from ...utils.errors import InputError
 
 LEVEL_TIME = "level_time"  # rows (B,): model times of the states, where the network is told others
+NEGATIVE = "negative"  # rows (B, L, D): the negative prompt, of networks that read it beside the text
 COND, NULL = "cond", "null"  # the conditional branch, and the one of the negative or empty prompt
 Index = slice | Tensor | Sequence[int] | Sequence[bool]
 
@@ -63,7 +64,8 @@ class Rows:
         return self.map(lambda t: t.unflatten(0, (-1, self.frames)).repeat_interleave(n, 0).flatten(0, 1))
 
     def index(self, rows: Index) -> Rows:
-        """The chosen rows: numbers (negative ones count from the end), a slice or a mask; whole groups of views."""
+        """The chosen rows: numbers (negative ones count from the end), a slice or a mask of booleans; whole groups of
+        views."""
         chosen = picked(rows, len(self), self.frames)
         return self.map(lambda t: t[chosen.to(t.device)])
 
@@ -104,12 +106,15 @@ def _told(rows: Rows) -> str:
 def picked(rows: Index, count: int, frames: int = 1) -> Tensor:
     """Numbers (n,) of the rows that an index means among `count`, on the CPU.
 
-    Raises InputError for a mask of another length, numbers out of range, and for parts of groups of `frames` views.
+    Raises InputError for a mask of another length, bytes (numbers to some, a mask to others), numbers out of range, and
+    for parts of groups of `frames` views.
     """
     if isinstance(rows, slice):
         chosen = torch.tensor(range(count)[rows], dtype=torch.long)  # torch has no negative strides
     else:
         given = torch.as_tensor(rows).cpu().reshape(-1)
+        if given.dtype == torch.uint8:
+            raise InputError("rows in uint8 may be a mask or numbers; give mask.bool(), or numbers as numbers.long()")
         if given.dtype == torch.bool:
             if len(given) != count:
                 raise InputError(f"a mask of {len(given)} entries does not fit {count} rows")

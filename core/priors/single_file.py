@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from ...utils.errors import InputError
+from ...utils.errors import InputError, damage
 from ...utils.files import read_json
 from .build import as_prior, family_of, missing_parts, pipeline_class, quiet, told
 from .diffusers import DiffusersPrior
@@ -104,7 +104,7 @@ def shapes_of(path: Path) -> dict[str, tuple[int, ...]]:
         with safe_open(path, "pt") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no dict)
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is no safetensors file: {str(error).splitlines()[0]}") from error
+        raise InputError(f"{path} is no safetensors file: {damage(error)}") from error
 
 
 def kind_of(shapes: Shapes) -> Kind | str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ...utils.digests import digest
-from ...utils.errors import InputError
+from ...utils.errors import InputError, damage
 from ...utils.files import atomic_path
 from ...utils.seeds import generator
 from ..priors.base import Prior
@@ -183,17 +183,22 @@ class Calibration:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
-            raise InputError(f"calibration {path} is not a safetensors file: {error}") from error
+            raise InputError(f"calibration {path} is not a safetensors file: {damage(error)}") from error
         if metadata.get("version") != str(VERSION):
             raise InputError(
                 f"{path} has calibration version {metadata.get('version', 'none')}, expected {VERSION}; calibrate again"
             )
         try:
             values = json.loads(metadata["fingerprint"])
+            unknown = sorted(set(values) - {field.name for field in fields(Fingerprint)})
+            if unknown:
+                raise InputError(f"{path} was measured on {', '.join(unknown)}, which is unknown here; calibrate again")
             values["latent_shape"] = tuple(values["latent_shape"])
             return cls(metadata["kind"], tensors, Fingerprint(**values), json.loads(metadata["settings"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"calibration {path} has damaged metadata ({error!r}); calibrate again") from error
+        except InputError:
+            raise
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise InputError(f"calibration {path} has damaged metadata: {damage(error)}; calibrate again") from error
 
     def check(self, expected: Fingerprint, ignore: Iterable[str] = (), name: str = "") -> None:
         """Raises InputError that lists every difference between this artefact's fingerprint and `expected`."""

@@ -78,10 +78,10 @@ class Denoiser:
         before = self.prior.nfe
         raw = self.prior.predict(torch.cat([x] * count), torch.cat([told] * count), rows)
         self.nfe += self.prior.nfe - before
-        parts = raw.to(torch.promote_types(x.dtype, torch.float32)).chunk(count)
-        kind = self.prior.prediction_type
+        state = x.to(torch.promote_types(x.dtype, torch.float32))  # one for all branches, whose predictions add
+        parts, kind = raw.to(state.dtype).chunk(count), self.prior.prediction_type
         return {
-            name: Prediction(x, level, self._at_level(x, level, time, told, part), kind)
+            name: Prediction(state, level, self._at_level(x, level, time, told, part), kind)
             for name, part in zip(order, parts, strict=True)
         }
 

@@ -123,6 +123,10 @@ def drawing(
         chosen = ClassifierFree(scale, plan.guidance_rescale) if isinstance(scale, (int, float)) else scale
         return fingerprint(prior, shape, as_guidance(chosen), negative)
 
+    counts = prior.recommended.step_counts
+    if counts and plan.steps not in counts:
+        able = ", ".join(map(str, counts))
+        raise InputError(f"steps={plan.steps}: {prior.name} was distilled to {able}; take one of these")
     solver = _solver(plan, prior, expected)
     levels = _levels(plan, prior, solver, shape, own)
     if plan.model_schedule is not None:

@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from ...utils.errors import InputError
 from ..priors.base import Prior
-from ..priors.rows import COND, NULL, Condition
+from ..priors.rows import COND, NEGATIVE, NULL, Condition
 from .levels import Level
 from .prediction import Prediction
+
+EVERYWHERE = (0.0, 1.0)  # the whole train time
 
 
 class Guidance(Protocol):
@@ -48,12 +51,28 @@ class Conditional:
 
 
 @dataclass(frozen=True)
+class Unconditional:
+    """The branch of the negative or empty prompt as it is."""
+
+    def needs(self, level: Level) -> tuple[str, ...]:
+        """See Guidance.needs."""
+        return (NULL,)
+
+    def __call__(self, predictions: Mapping[str, Prediction]) -> Prediction:
+        """See Guidance."""
+        return predictions[NULL]
+
+    def __str__(self) -> str:
+        return "0"
+
+
+@dataclass(frozen=True)
 class ClassifierFree:
     """null + scale (cond - null); the conditional branch alone where the scale is 1 or outside the interval."""
 
     scale: float = 7.5  # 1 is the plain conditional model, 0 the unconditional one
     rescale: float = 0.0  # [0, 1], pulls the per-sample std back to that of the conditional output
-    interval: tuple[float, float] = (0.0, 1.0)  # fraction of the train time in which guidance acts
+    interval: tuple[float, float] = EVERYWHERE  # fraction of the train time in which guidance acts
 
     def __post_init__(self) -> None:
         if not 0 <= self.rescale <= 1:
@@ -63,7 +82,7 @@ class ClassifierFree:
 
     def needs(self, level: Level) -> tuple[str, ...]:
         """See Guidance.needs."""
-        acts = self.scale != 1 and (self.interval == (0.0, 1.0) or level.within(self.interval))
+        acts = self.scale != 1 and (self.interval == EVERYWHERE or bool(level.within(self.interval).any()))
         return (COND, NULL) if acts else (COND,)
 
     def __call__(self, predictions: Mapping[str, Prediction]) -> Prediction:
@@ -73,13 +92,37 @@ class ClassifierFree:
             return cond
         null = predictions[NULL]
         guided = null + self.scale * (cond - null)
-        return guided if self.rescale == 0 else rescaled(guided, cond, self.rescale)
+        guided = guided if self.rescale == 0 else rescaled(guided, cond, self.rescale)
+        if self.interval == EVERYWHERE or not isinstance(cond.level.model_time, Tensor):
+            return guided
+        inside = cond.level.within(self.interval).to(guided.raw.device).reshape(-1, *[1] * (guided.raw.ndim - 1))
+        return guided.with_raw(torch.where(inside, guided.raw, cond.raw))
 
     def __str__(self) -> str:
         told = f"{self.scale:g}"
         if self.rescale:
             told += f" rescale {self.rescale:g}"
-        return told if self.interval == (0.0, 1.0) else f"{told} interval {self.interval[0]:g}-{self.interval[1]:g}"
+        return told if self.interval == EVERYWHERE else f"{told} interval {self.interval[0]:g}-{self.interval[1]:g}"
+
+
+@dataclass(frozen=True, eq=False)
+class ScaleOfEach:
+    """Classifier-free guidance with a scale for each row."""
+
+    scale: Tensor  # (B,)
+
+    def needs(self, level: Level) -> tuple[str, ...]:
+        """See Guidance.needs."""
+        return (COND, NULL)
+
+    def __call__(self, predictions: Mapping[str, Prediction]) -> Prediction:
+        """See Guidance."""
+        cond, null = predictions[COND], predictions[NULL]
+        scale = self.scale.to(cond.x).reshape(-1, *[1] * (cond.x.ndim - 1))
+        return null + scale * (cond - null)
+
+    def __str__(self) -> str:
+        return "one of each row"
 
 
 def rescaled(guided: Prediction, cond: Prediction, share: float) -> Prediction:
@@ -97,9 +140,14 @@ def as_guidance(guidance: Guidance | float | None) -> Guidance:
     return ClassifierFree(float(guidance)) if isinstance(guidance, (int, float)) else guidance
 
 
-def guided(prior: Prior, condition: Condition, scale: float, rescale: float = 0.0) -> tuple[Guidance, Condition]:
-    """A guidance scale the way the prior takes it: by two branches, or as an input (rows "guidance") of models
-    distilled to take it."""
-    if not prior.guidance_embedded:
-        return ClassifierFree(scale, rescale), condition
-    return Conditional(), condition.with_rows(guidance=torch.tensor([scale], device=condition[COND]["text"].device))
+def guided(
+    prior: Prior, condition: Condition, scale: float | Tensor, rescale: float = 0.0
+) -> tuple[Guidance, Condition]:
+    """A guidance scale, a number or one for each row (B,), the way the prior takes it: by two branches, or as an input
+    (rows "guidance") of models distilled to take it; a negative prompt that is an input goes along."""
+    if prior.negative_embedded:
+        return Conditional(), condition.with_rows(**{NEGATIVE: condition[NULL]["text"]})
+    if prior.guidance_embedded:
+        told = scale if isinstance(scale, Tensor) else torch.tensor([scale])
+        return Conditional(), condition.with_rows(guidance=told.to(condition[COND]["text"].device))
+    return ScaleOfEach(scale) if isinstance(scale, Tensor) else ClassifierFree(scale, rescale), condition

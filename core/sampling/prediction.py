@@ -57,7 +57,7 @@ class Prediction:
     __rmul__ = __mul__
 
     def _combined(self, other: Prediction, sign: float) -> Prediction:
-        if not _same(other.level, self.level) or other.x.shape != self.x.shape:
+        if not _same(other.level, self.level) or not _same_state(other.x, self.x):
             raise InputError("predictions of different states or levels cannot be combined; ask for both in one call")
         raw = other.raw if other.kind == self.kind else other.read(self.kind)
         total = self.raw + raw if sign > 0 else self.raw - raw
@@ -114,6 +114,13 @@ class Prediction:
 def _same(a: Level, b: Level) -> bool:
     """Whether two levels are one; those of one per sample are not compared number by number."""
     return a is b or (not isinstance(a.alpha, Tensor) and not isinstance(b.alpha, Tensor) and a == b)
+
+
+def _same_state(a: Tensor, b: Tensor) -> bool:
+    """Whether two states are one. Those of one network call share their memory, and nothing is compared on a device."""
+    if a is b or (a.shape == b.shape and a.dtype == b.dtype and a.data_ptr() == b.data_ptr()):
+        return True
+    return a.shape == b.shape and a.device == b.device and torch.equal(a, b.to(a.dtype))
 
 
 def reread_v(x: Tensor, v: Tensor, level: Level, told: Level) -> Tensor:

@@ -115,11 +115,6 @@ class GaussianPrior:
         moved = a1 * self.mean + self._scaled(centred, modes, ratio, rest)
         return moved.reshape(x.shape).to(x.dtype).to(x.device)
 
-    def endpoint_factors(self, start: Level, level: Level) -> Tensor:
-        """xi_k (r,): what x0 at `level` holds of the noise coordinate of each mode at `start`."""
-        alpha, _ = _coefficients(level)
-        return alpha * self.variances / (self._noisy(self.variances, level) * self._noisy(self.variances, start)).sqrt()
-
     def emergence(self) -> Tensor:
         """lambda (r,) at which a mode's signal equals the noise, -log(v) / 2: high variance first."""
         return -0.5 * self.variances.log()

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ...utils.errors import InputError, NotWrittenError, UnprojectError
+from ...utils.errors import InputError, NotWrittenError, UnprojectError, damage
 from ...utils.files import read_json, write_text
 
 Tensors = dict[str, Tensor]
@@ -89,7 +89,9 @@ def read_tensors(checkpoint: Path, name: str) -> Tensors:
     try:
         return load_file(path)
     except (SafetensorError, FileNotFoundError, ValueError) as error:
-        raise InputError(f"{path} is missing or damaged ({error}); delete {checkpoint} to use an older one") from error
+        raise InputError(
+            f"{path} is missing or damaged ({damage(error)}); delete {checkpoint} to use an older one"
+        ) from error
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from ...utils.errors import UnprojectError
 from ...utils.files import read_json, usual_mode, write_json
+from ...utils.temporary import held_folder, sibling, sweep
 
 
 @contextlib.contextmanager
@@ -19,16 +19,18 @@ def folder_path(path: str | Path) -> Iterator[Path]:
 
     Raises UnprojectError when the disk refuses.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}.tmp")
+    path, handle = Path(path), -1
+    temporary = sibling(path)
     try:
-        temporary.mkdir(parents=True)
+        _recover(path)
+        sweep(path)
+        temporary, handle = held_folder(path)
         yield temporary
         _forget_origin(temporary)
         for written in temporary.rglob("*.safetensors"):
             usual_mode(written)
         if path.exists():
-            previous = path.with_name(f".{path.name}-{secrets.token_hex(4)}.tmp")
+            previous = path.with_name(f".{path.name}.previous")
             os.replace(path, previous)
             os.replace(temporary, path)
             shutil.rmtree(previous, ignore_errors=True)
@@ -40,6 +42,16 @@ def folder_path(path: str | Path) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        if handle >= 0:
+            os.close(handle)
+
+
+def _recover(path: Path) -> None:
+    """What was at `path` before comes back where a process was killed between the two renamings; else it goes."""
+    previous = path.with_name(f".{path.name}.previous")
+    if previous.is_dir() and not path.exists():
+        os.replace(previous, path)
+    shutil.rmtree(previous, ignore_errors=True)
 
 
 def _forget_origin(folder: Path) -> None:

@@ -5,7 +5,7 @@
               groups, read again after growth: [{"params": {"means": parameter}, "lr": 1e-2, ...}];
               `named_groups(module, groups)` makes them.
         optimizer: what makes one out of torch's groups: partial(torch.optim.Adam, betas=..., eps=...), partial(Muon).
-        rate: factor on the groups' own rates at an outer step; None: they stay.
+        rate: factor on the groups' own rates at an outer step, one for all or one for each; None: they stay.
         moves: Moves(every=, times=, start=, after=); players take turns in the order in which they are given.
         before_backward(turn, out), before_step(turn), after_step(turn) -> Regrown | None: hooks. Between backward and
               step, gradients are complete, unscaled and not yet clipped.
@@ -20,7 +20,7 @@ putting new ones under the same names) returns `Regrown`, and the optimiser's ro
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -77,7 +77,7 @@ class Player:
         owns: nn.Module | Mapping[str, nn.Module] | Groups,
         optimizer: MakeOptimizer,
         *,
-        rate: Callable[[int], float] | None = None,
+        rate: Callable[[int], float | Sequence[float]] | None = None,
         ema: float | None = None,
         clip: float | None = None,
         moves: Moves = Moves(),
@@ -116,8 +116,9 @@ class Player:
         """Sets the learning rates of an outer step."""
         if self.rate is not None:
             factor = self.rate(step)
-            for group, base in zip(self.optimizer.param_groups, self.rates, strict=True):
-                group["lr"] = base * factor
+            factors = factor if isinstance(factor, Sequence) else [factor] * len(self.rates)
+            for group, base, own in zip(self.optimizer.param_groups, self.rates, factors, strict=True):
+                group["lr"] = base * own
 
     def applied(self) -> None:
         """Counts an update of the weights and lets the average follow."""

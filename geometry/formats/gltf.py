@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ MODES = {0: "points", 1: "lines", 2: "a line loop", 3: "a line strip"}
 STRIP, FAN = 5, 6
 SPLATS = "KHR_gaussian_splatting"
 PACKED = ("KHR_draco_mesh_compression", "EXT_meshopt_compression", "KHR_meshopt_compression")
+READ_ATTRIBUTES = ("POSITION", "NORMAL", "TANGENT", "COLOR_0", "TEXCOORD_", "JOINTS_", "WEIGHTS_")  # or named otherwise
 FROM_GLTF = [2, 0, 1]  # columns: our (x, y, z) are glTF's (z, x, y)
 DEEPEST = 500  # levels of nodes
 
@@ -50,10 +51,10 @@ def read_gltf(data: bytes, path: Path, notes: Notes) -> list[Piece]:
     return pieces
 
 
-def check_required(document: dict[str, Any], path: Path) -> None:
+def check_required(document: dict[str, Any], path: Path, honoured: Collection[str] = HONOURED) -> None:
     """Raises InputError when the file requires an extension that is not honoured."""
     for name in document.get("extensionsRequired", []):
-        if name not in HONOURED:
+        if name not in honoured:
             advice = ADVICE.get(str(name), "export it without that extension")
             raise InputError(f"{path} requires {name}, which is not read; {advice}")
 
@@ -125,6 +126,9 @@ def _primitive(
     piece = Piece(positions, _triangles(index, mode), normals)
     if primitive.get("targets"):
         notes.add("morph targets")
+    others = [name for name in attributes if not name.startswith(READ_ATTRIBUTES)]
+    if others:
+        notes.add(f"attributes {', '.join(others)[:120]}")
     surface = materials.surface(primitive.get("material"))
     piece = _textured(piece, surface.textures, attributes, accessors, notes)
     vertex = None
@@ -198,6 +202,21 @@ def _name_losses(document: dict[str, Any], notes: Notes) -> None:
         if document.get(key):
             notes.add(f"{len(document[key])} {key}")
     required = set(document.get("extensionsRequired", ()))
-    others = [str(name) for name in document.get("extensionsUsed", ()) if name not in HONOURED | required]
+    named = [*document.get("extensionsUsed", ()), *_extensions(document)]
+    others = [str(name) for name in dict.fromkeys(named) if name not in HONOURED | required]
     if others:
         notes.add(f"the extensions {', '.join(others)}")
+
+
+def _extensions(document: dict[str, Any]) -> list[str]:
+    """The extensions that stand anywhere in a document, also where `extensionsUsed` is silent about them."""
+    found, waiting = [], list[Any]([document])
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            inner = value.get("extensions")
+            found += list(inner) if isinstance(inner, dict) else []
+            waiting += [item for key, item in value.items() if key != "extras"]
+        elif isinstance(value, list):
+            waiting += value
+    return found

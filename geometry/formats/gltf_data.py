@@ -13,12 +13,13 @@ from urllib.parse import unquote
 import numpy as np
 from numpy.typing import NDArray
 
-from ...utils.errors import InputError
+from ...utils.errors import InputError, damage
+from ...utils.files import is_there
 
 MAGIC, VERSION, JSON_CHUNK, BIN_CHUNK = 0x46546C67, 2, 0x4E4F534A, 0x004E4942
 COMPONENTS = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
 WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT4": 16}
-MOST_VALUES = 1 << 30  # of an accessor without data, which is filled with zeros
+MOST_VALUES = 1 << 24  # of an accessor without data, which is filled with zeros
 
 
 def split_chunks(data: bytes) -> tuple[dict[str, Any], bytes]:
@@ -46,7 +47,7 @@ def parse_document(text: bytes) -> dict[str, Any]:
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"the JSON of the glTF is damaged: {error}") from error
+        raise InputError(f"the JSON of the glTF is damaged: {damage(error)}") from error
     if not isinstance(document, dict):
         raise InputError("the JSON of the glTF is not an object")
     version = str(document.get("asset", {}).get("version", "2.0"))
@@ -98,8 +99,8 @@ class Accessors:
         if "://" in uri:
             raise InputError(f"{uri} is an address; nothing is fetched: save the file beside the glTF")
         path = self._folder / unquote(uri)
-        if not path.is_file():
-            raise InputError(f"{path} is missing; it belongs beside the glTF")
+        if not is_there(path):
+            raise InputError(f"{str(path)[:200]} is missing; it belongs beside the glTF")
         return path.read_bytes()
 
     def _buffer(self, index: int) -> bytes:

@@ -65,7 +65,10 @@ class Materials:
                 textures[name] = found
         self._scaled(textures, physical, material, called)
         self._name_losses(material, physical, factor, called)
-        return Surface(textures, None if factor is None else np.asarray(factor[:3], dtype=np.float64))
+        color = None if factor is None else np.asarray(factor[:3], dtype=np.float64)
+        if color is not None and (color.shape != (3,) or not np.isfinite(color).all()):
+            raise InputError(f"the base colour of {called} is {factor}, which are no three finite numbers")
+        return Surface(textures, color)
 
     def _mapped(self, place: dict[str, Any], called: str) -> Mapped | None:
         moved = place.get("extensions", {}).get("KHR_texture_transform", {})

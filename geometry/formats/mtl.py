@@ -9,6 +9,7 @@ import numpy as np
 
 from ...utils.decoding import decode_layers
 from ...utils.errors import InputError
+from ...utils.files import is_there
 from ..stored import Image8
 from .piece import Floats, Notes, linear, tinted
 
@@ -88,7 +89,7 @@ def _map(line: str, kind: str, path: Path, name: str, into: tuple[Material, dict
             notes.add(f"{option} {' '.join(values)} of material {name!r}")
     place = find_texture(path.parent, file)
     if place is None:
-        notes.add(f"texture {file} of material {name!r}, which is not there")
+        notes.add(f"texture {file[:80]} of material {name!r}, which is not there")
         return
     try:
         images[kind] = np.rint(decode_layers(place.read_bytes(), str(place)).rgb * 255).astype(np.uint8)
@@ -120,7 +121,7 @@ def find_texture(folder: Path, name: str) -> Path | None:
     """The file a library names: backslashes are folders; one from another machine is looked for by its last part."""
     plain = name.replace("\\", "/")
     tries = [folder / plain, folder / plain.rsplit("/", 1)[-1]]
-    return next((place for place in tries if place.is_file()), None)
+    return next((place for place in tries if is_there(place)), None)
 
 
 def _finished(material: Material, images: dict[str, Image8], name: str, notes: Notes) -> Material:

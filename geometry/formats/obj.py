@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ...utils.errors import InputError
+from ...utils.files import is_there
 from .mtl import Material, read_mtl
 from .piece import Floats, Ints, Notes, Piece
 
@@ -93,7 +94,7 @@ def _corner(word: str, counts: tuple[int, int, int]) -> Corner:
                 if value == 0 or made[i] < 0:
                     raise ValueError
     except ValueError:
-        raise InputError(f"face corner {word!r} makes no sense; indices count from 1") from None
+        raise InputError(f"face corner {word[:40]!r} makes no sense; indices count from 1") from None
     return made[0], made[1], made[2]
 
 
@@ -103,9 +104,9 @@ def _positions(rows: list[list[str]]) -> tuple[Floats, Floats | None]:
         return np.zeros((0, 3)), None
     widths = Counter(map(len, rows))
     width = min(widths)
-    table = _table(rows, min(width, 6), "v")
     if width < 3:
         raise InputError(f"a vertex has {width} coordinates; three are needed")
+    table = _table(rows, min(width, 6), "v")
     if width in (4, 5):
         if not np.all(table[:, 3] == 1):
             raise InputError("vertices with a weight other than 1 (rational curves) are not read; export triangles")
@@ -118,21 +119,32 @@ def _positions(rows: list[list[str]]) -> tuple[Floats, Floats | None]:
 
 def _table(rows: list[list[str]], width: int, key: str) -> Floats:
     try:
-        return np.array([row[:width] for row in rows], dtype=np.float64).reshape(-1, width)
-    except ValueError as error:
-        raise InputError(f"a line {key} holds something else than {width} numbers: {error}") from error
+        table = np.array([row[:width] for row in rows], dtype=np.float64)
+    except ValueError:
+        table = np.zeros(0)
+    if table.shape != (len(rows), width):
+        odd = next((row for row in rows if not _are_numbers(row[:width], width)), rows[0])
+        raise InputError(f"the line {' '.join([key, *odd])[:60]!r} holds something else than {width} numbers")
+    return table
+
+
+def _are_numbers(words: list[str], count: int) -> bool:
+    try:
+        return len(list(map(float, words))) == count
+    except ValueError:
+        return False
 
 
 def _materials(text: _Text, path: Path, notes: Notes) -> dict[str, Material]:
     materials: dict[str, Material] = {}
     for library in dict.fromkeys(text.libraries):
         whole = path.parent / library.replace("\\", "/")
-        names = [whole] if whole.is_file() else [path.parent / word.replace("\\", "/") for word in library.split()]
+        names = [whole] if is_there(whole) else [path.parent / word.replace("\\", "/") for word in library.split()]
         for name in names:
-            if name.is_file():
+            if is_there(name):
                 materials |= read_mtl(name, notes)
             else:
-                notes.add(f"the material library {name.name}, which is not there")
+                notes.add(f"the material library {name.name[:80]}, which is not there")
     return materials
 
 

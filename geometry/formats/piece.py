@@ -30,6 +30,14 @@ class Piece:
     textures: dict[str, Image8] = field(default_factory=dict)
     colors: Floats | None = None  # (V, 3) sRGB in [0, 1]
 
+    def drop_what_is_not_finite(self, notes: Notes) -> None:
+        """Leaves out normals, colours and texture coordinates that hold a number which is none, by name."""
+        self.normals = finite_or_none(self.normals, "normals", notes)
+        self.colors = finite_or_none(self.colors, "colours", notes)
+        self.uv = finite_or_none(self.uv, "texture coordinates", notes)
+        if self.uv is None:
+            self.uv_faces, self.textures = None, {}
+
 
 @dataclass
 class Notes:
@@ -47,6 +55,14 @@ class Notes:
         """One UserWarning for all, when there is anything to say."""
         if self.lost:
             warnings.warn(f"{self.path.name}: not kept: {'; '.join(self.lost)}", UserWarning, stacklevel=4)
+
+
+def finite_or_none(values: Floats | None, what: str, notes: Notes) -> Floats | None:
+    """The values; None, and a note of it, where some are not finite."""
+    if values is None or bool(np.isfinite(values).all()):
+        return values
+    notes.add(f"{what}, some of which are not finite")
+    return None
 
 
 def srgb(linear: Any) -> Floats:

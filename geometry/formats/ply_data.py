@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ TYPES = {
 }
 KINDS = {"f4": "float", "f8": "double", "u1": "uchar"}
 LONGEST_HEADER = 1 << 24  # bytes
+COUNT = re.compile(r"[0-9]{1,18}")
 
 
 @dataclass
@@ -88,7 +90,7 @@ def parse_header(data: bytes) -> Header:
             continue
         if words[0] == "format" and len(words) > 1:
             order = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}.get(words[1])
-        elif words[0] == "element" and len(words) == 3 and words[2].isdigit():
+        elif words[0] == "element" and len(words) == 3 and COUNT.fullmatch(words[2]):
             elements.append(Element(words[1], int(words[2])))
         elif words[0] == "property":
             if not elements:
@@ -189,10 +191,12 @@ class _Binary:
 
 class _Text:
     def __init__(self, data: bytes) -> None:
+        words = data.split()
         try:
-            self._values = np.array(data.split()).astype(np.float64)
+            self._values = np.array(words).astype(np.float64)
         except ValueError as error:
-            raise InputError(f"its text holds something else than numbers: {error}") from error
+            odd = next((word for word in words if not _is_number(word)), b"")
+            raise InputError(f"its text holds {odd[:40].decode('latin-1')!r} where a number belongs") from error
         self._at = 0
 
     def take(self, element: Element) -> dict[str, Any]:
@@ -200,12 +204,12 @@ class _Text:
         if all(one.count is None for one in element.properties):
             width = len(element.properties)
             table = self._next(element.length * width, element).reshape(element.length, width)
-            return {one.name: table[:, i].astype(one.dtype) for i, one in enumerate(element.properties)}
+            return {one.name: _cast(table[:, i], one) for i, one in enumerate(element.properties)}
         columns: dict[str, list[Any]] = {one.name: [] for one in element.properties}
         for _ in range(element.length):
             for one in element.properties:
-                count = 1 if one.count is None else int(self._next(1, element)[0])
-                values = self._next(count, element).astype(one.dtype)
+                count = 1 if one.count is None else int(_cast(self._next(1, element), Property(one.name, one.count))[0])
+                values = _cast(self._next(count, element), one)
                 columns[one.name].append(values if one.count is not None else values[0])
         return {one.name: columns[one.name] if one.count else np.array(columns[one.name]) for one in element.properties}
 
@@ -214,6 +218,26 @@ class _Text:
             raise InputError(f"it ends before its {element.length} rows of {element.name}; the file is incomplete")
         self._at += count
         return self._values[self._at - count : self._at]
+
+
+def _is_number(word: bytes) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def _cast(values: NDArray[np.float64], one: Property) -> NDArray[Any]:
+    """Numbers of a text as their column's type. Raises InputError for what such a column cannot hold."""
+    kind = np.dtype(one.dtype)
+    if kind.kind in "ui":
+        limits = np.iinfo(kind)
+        odd = values[~((values >= limits.min) & (values <= limits.max))]
+        if len(odd):
+            raise InputError(f"property {one.name} holds {odd[0]:g}, which is no {kind.name}")
+    with np.errstate(over="ignore"):
+        return values.astype(kind)
 
 
 def ply_bytes(

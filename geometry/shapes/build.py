@@ -14,6 +14,7 @@ from ...utils.errors import InputError
 from ...utils.files import read_json
 from ..representation import Representation
 from .gaussians import GaussianConfig, Gaussians
+from .tetrahedra import Tetrahedra, TetrahedraConfig
 from .triangles import TriangleConfig, Triangles
 from .volume import Volume, VolumeShapeConfig
 
@@ -21,6 +22,7 @@ SHAPES: dict[str, tuple[type[Representation], type[Any]]] = {
     Volume.kind: (Volume, VolumeShapeConfig),
     Triangles.kind: (Triangles, TriangleConfig),
     Gaussians.kind: (Gaussians, GaussianConfig),
+    Tetrahedra.kind: (Tetrahedra, TetrahedraConfig),
 }
 
 
@@ -28,10 +30,11 @@ SHAPES: dict[str, tuple[type[Representation], type[Any]]] = {
 class ShapeConfig:
     """`kind` chooses the representation; the parts of the others are ignored."""
 
-    kind: Literal["volume", "triangles", "gaussians"] = "volume"
+    kind: Literal["volume", "triangles", "gaussians", "tetrahedra"] = "volume"
     volume: VolumeShapeConfig = field(default_factory=VolumeShapeConfig)
     triangles: TriangleConfig = field(default_factory=TriangleConfig)
     gaussians: GaussianConfig = field(default_factory=GaussianConfig)
+    tetrahedra: TetrahedraConfig = field(default_factory=TetrahedraConfig)
 
 
 def make_shape(config: ShapeConfig, generator: torch.Generator | None = None) -> Representation:

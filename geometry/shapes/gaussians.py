@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,19 +16,20 @@ from ...utils.seeds import generator as seeded
 from ..cameras import Camera
 from ..extract import EmptySurfaceError, extract_surface, grid_points
 from ..meshes import Mesh
-from ..outputs import ALPHA_VISIBLE, Rays, RenderOutput, over_background
+from ..outputs import Rays, RenderOutput
 from ..representation import CHANNELS, MeshConfig, Representation
-from ..splats import GaussianCloud, rasterization
+from ..splats import GaussianCloud
 from ..splats.cloud import rotation_matrices
 from ..splats.density import SHRINK, DensityConfig, decide, reset_logit, split_places
+from ..splats.drawing import BLUR, SHARP, draw
 from ..splats.fusion import fused_distance, seen_colors
 from ..splats.harmonics import count_of
+from ..splats.relocation import RelocationConfig, draw_relocation, shared_values, tremble
 from .surface import orthographic_shell
 
 GROWN = ("means", "log_scales", "quaternions", "logits", "base", "rest")
 FUSED_VIEWS = 48  # when the mesh config asks for none
 PIXELS_PER_CELL = 2
-SHARP = 0.05  # pixels^2 of blur where a picture is measured rather than looked at
 
 
 @dataclass(frozen=True)
@@ -41,20 +42,31 @@ class GaussianConfig:
     degree: int = 0  # of the harmonics
     degree_every: float = 0.0  # share of the run after which one more degree is drawn; 0: all from the beginning
     opacity: float = 0.1  # at the start
+    size: float = 1.0  # at the start, of the distance to the neighbours
+    extent: float = 0.0  # metres, of what is looked at: lengths of rates and rules count in it; 0: the bounds
     antialiased: bool = False
-    mean_lr: float = 0.00016  # bounds a step
+    mean_lr: float = 0.00016  # extents a step
+    mean_lr_end: float = 1.0  # share of it that is left at the end of a run, to which it falls exponentially
     scale_lr: float = 0.005
     turn_lr: float = 0.001
     opacity_lr: float = 0.05
     color_lr: float = 0.0025  # of what does not depend on direction; the rest is 20 times slower
+    strategy: Literal["default", "mcmc"] = "default"  # of their number: 3DGS' density control, or relocation
     density: DensityConfig = field(default_factory=DensityConfig)
+    mcmc: RelocationConfig = field(default_factory=RelocationConfig)
+
+    @property
+    def unit(self) -> float:
+        """Metres in which lengths of rates and rules count."""
+        return self.extent or self.bounds
 
     def __post_init__(self) -> None:
         count_of(self.degree)
-        if self.count < 2 or min(self.radius, self.bounds) <= 0 or not 0 < self.opacity < 1:
+        lengths = (self.radius, self.bounds, self.size, self.mean_lr_end)
+        if self.count < 2 or min(lengths) <= 0 or self.extent < 0 or not 0 < self.opacity < 1:
             raise InputError(
-                f"gaussians: count={self.count} at least 2, radius={self.radius} and bounds={self.bounds} positive and "
-                f"opacity={self.opacity} between 0 and 1 needed"
+                f"gaussians: count={self.count} at least 2, radius={self.radius}, bounds={self.bounds}, "
+                f"size={self.size}, mean_lr_end={self.mean_lr_end} positive and 0 < opacity={self.opacity} < 1 needed"
             )
 
 
@@ -71,7 +83,8 @@ class Gaussians(Representation):
         place = torch.randn(config.count, 3, generator=generator)
         reach = config.radius * torch.rand(config.count, 1, generator=generator) ** (1 / 3)
         points = reach * torch.nn.functional.normalize(place, dim=-1)
-        self._take(GaussianCloud.from_points(points, opacity=config.opacity).with_degree(config.degree))
+        cloud = GaussianCloud.from_points(points, opacity=config.opacity, size=config.size)
+        self._take(cloud.with_degree(config.degree))
 
     @classmethod
     def from_cloud(cls, cloud: GaussianCloud, config: GaussianConfig = GaussianConfig()) -> Gaussians:
@@ -110,11 +123,27 @@ class Gaussians(Representation):
         sh = torch.cat([self.base, self.rest], dim=1)
         return GaussianCloud(self.means, self.log_scales, self.quaternions, self.logits, sh, mode)
 
+    @property
+    def shown(self) -> GaussianCloud:
+        """Those of `cloud` that are drawn: finite, inside the bounds, and not too faint to be seen."""
+        from ..splats.kernels_project import ALPHA_MIN  # numba
+
+        cloud = self.cloud
+        inside = cloud.means.norm(dim=-1) <= self.bounds
+        return cloud[cloud.finite & inside & (cloud.opacities >= ALPHA_MIN)]
+
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
         """Each part at its own rate."""
         c = self.config
-        rates = (c.mean_lr * c.bounds, c.scale_lr, c.turn_lr, c.opacity_lr, c.color_lr, c.color_lr / 20)
+        rates = (c.mean_lr * c.unit, c.scale_lr, c.turn_lr, c.opacity_lr, c.color_lr, c.color_lr / 20)
         return [{"params": [getattr(self, name)], "lr": lr * rate} for name, rate in zip(GROWN, rates, strict=True)]
+
+    def rates(self, now: Moment) -> Sequence[float]:
+        """See Representation: those of the means fall."""
+        return [self._mean_rate(now), *(1.0,) * (len(GROWN) - 1)]
+
+    def _mean_rate(self, now: Moment) -> float:
+        return float(self.config.mean_lr_end**now.share)
 
     def render(
         self,
@@ -124,8 +153,7 @@ class Gaussians(Representation):
         generator: torch.Generator | None = None,
     ) -> RenderOutput:
         """See Representation; whole pictures of pinhole or orthographic cameras only. Normals are shortest axes."""
-        mode = "antialiased" if self.config.antialiased else "classic"
-        return self._drawn(cameras, channels, background, mode)
+        return self._drawn(cameras, channels, background, self.config.antialiased)
 
     def solid(
         self,
@@ -135,32 +163,21 @@ class Gaussians(Representation):
         generator: torch.Generator | None = None,
     ) -> RenderOutput:
         """As `render`, for measuring: hardly blurred, and small Gaussians are as opaque as large ones."""
-        return self._drawn(cameras, channels, background, "classic", SHARP)
+        return self._drawn(cameras, channels, background, False, SHARP)
 
     def _drawn(
-        self, cameras: Rays, channels: Sequence[str], background: float | Tensor, mode: str, eps2d: float = 0.3
+        self, cameras: Rays, channels: Sequence[str], background: float | Tensor, antialiased: bool, eps2d: float = BLUR
     ) -> RenderOutput:
-        if not isinstance(cameras, Camera):
-            raise InputError("splats are drawn through cameras, not along single rays; set fit.steps to 0")
-        cloud, near, far = self.cloud, *cameras.planes()
-        inside = cloud.means.norm(dim=-1) <= self.bounds
-        image, alpha, meta = rasterization(
-            cloud.means, cloud.quaternions, cloud.scales, cloud.opacities * inside, cloud.sh,
-            cameras.w2c.to(cloud.means), cameras.K.to(cloud.means), cameras.width, cameras.height,
-            near_plane=float(near.min()), far_plane=float(far.max()), eps2d=eps2d, sh_degree=int(self.degree),
-            render_mode="RGB+D", rasterize_mode=mode, camera_model=cameras.model, normals="normal" in channels,
+        cloud = self.cloud
+        shown = (cloud.means.norm(dim=-1) <= self.bounds).to(cloud.means)
+        seen, meta = draw(
+            cloud, cameras, channels, background, antialiased=antialiased, degree=int(self.degree),
+            eps2d=eps2d, shown=shown,
         )  # fmt: skip
         if torch.is_grad_enabled() and meta["means2d"].requires_grad:
             meta["means2d"].retain_grad()
             self._looks.append(meta)
-        seen = (alpha > ALPHA_VISIBLE).to(alpha)
-        rgb = over_background(image[..., :3], alpha, background)
-        rgb = rgb - (rgb - rgb.clamp(0, 1)).detach()  # in range, and still pulled back into it
-        depth = seen * image[..., 3:] / alpha.clamp_min(ALPHA_VISIBLE)
-        normal = torch.zeros_like(rgb)
-        if "normal" in channels:
-            normal = seen * torch.nn.functional.normalize(meta["normals"], dim=-1)
-        return RenderOutput(rgb, alpha, depth, normal)
+        return seen
 
     def on_step(self, now: Moment, generator: torch.Generator) -> None:
         """Draws one more degree of the harmonics when it is time."""
@@ -182,9 +199,13 @@ class Gaussians(Representation):
 
     @torch.no_grad()
     def after_step(self, now: Moment) -> Regrown | None:
-        """Copies, splits, removes, or resets opacities, when it is time."""
-        config = self.config.density
+        """Lets their number follow the picture by the rules of the strategy, when it is time."""
         self._looks = []
+        return self._relocated(now) if self.config.strategy == "mcmc" else self._densified(now)
+
+    def _densified(self, now: Moment) -> Regrown | None:
+        """Copies, splits, removes, or resets opacities."""
+        config = self.config.density
         if config.resets(now):
             self.logits = nn.Parameter(self.logits.detach().clamp_max(reset_logit(config)))
             every = torch.arange(len(self.logits))
@@ -193,20 +214,44 @@ class Gaussians(Representation):
             return None
         cloud = self.cloud
         pull, largest = self.pull / self.times.clamp_min(1), cloud.scales.amax(dim=-1)
-        change = decide(config, now, pull, largest, cloud.opacities, self.bounds)
+        change = decide(config, now, pull, largest, cloud.opacities, self.config.unit)
         if not len(change.kept) + len(change.cloned) + len(change.split):
             return None  # nothing would be left to learn from
-        rows = torch.cat([change.kept, change.cloned, change.split])
-        halves = len(rows) - len(change.split)
-        values = {name: getattr(self, name).detach()[rows].clone() for name in GROWN}
+        values = self._rows(torch.cat([change.kept, change.cloned, change.split]))
+        halves = len(values["means"]) - len(change.split)
         axes, scales = rotation_matrices(cloud.quaternions[change.split]), cloud.scales[change.split]
-        draw = seeded(config.seed + now.step)
-        values["means"][halves:] = split_places(values["means"][halves:], axes, scales, draw)
+        rng = seeded(config.seed + now.step)
+        values["means"][halves:] = split_places(values["means"][halves:], axes, scales, rng)
         values["log_scales"][halves:] = (scales / SHRINK).log()
+        self._replace(values)
+        return Regrown(change.kept, change.cloned, change.split, GROWN)
+
+    def _relocated(self, now: Moment) -> Regrown | None:
+        """Moves dead Gaussians to live ones, adds some, and lets all tremble."""
+        config, change = self.config.mcmc, None
+        rng = seeded(config.seed + now.step)
+        if config.relocates(now):
+            change = draw_relocation(config, self.cloud.opacities, rng)
+        if change is not None:
+            source = self.cloud[change.sources]
+            opacities, scales = shared_values(source.opacities, source.scales, change.copies)
+            values = self._rows(torch.cat([change.kept, change.sources]))
+            values["logits"][len(change.kept) :] = torch.logit(opacities.clamp(config.least_opacity, 1 - 1e-6))
+            values["log_scales"][len(change.kept) :] = scales.log()
+            self._replace(values)
+        if config.noise:
+            rate = self.config.mean_lr * self._mean_rate(now) * config.noise
+            self.means.add_(tremble(self.cloud, rate / self.config.unit, rng))
+        return None if change is None else Regrown(change.kept, split=change.sources, names=GROWN)
+
+    def _rows(self, rows: Tensor) -> dict[str, Tensor]:
+        return {name: getattr(self, name).detach()[rows].clone() for name in GROWN}
+
+    def _replace(self, values: dict[str, Tensor]) -> None:
+        """Other Gaussians, of which nothing was seen yet."""
         for name, value in values.items():
             setattr(self, name, nn.Parameter(value))
         self.pull, self.times = torch.zeros_like(self.logits.detach()), torch.zeros_like(self.logits.detach())
-        return Regrown(change.kept, change.cloned, change.split, GROWN)
 
     def to_mesh(self, config: MeshConfig) -> Mesh:
         """Fused from renders all around; space that is never seen is solid."""

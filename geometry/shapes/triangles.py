@@ -1,7 +1,7 @@
-"""Triangles that move: trainable vertices and vertex colours on a fixed connectivity, seen by casting rays.
+"""Triangles that move: trainable vertices and vertex colours, outlines with gradients, and triangles that follow.
 
-Gradients reach colours, depths and normals through the ray-triangle intersection; what is seen, and with it the
-silhouette, has none (see raycast). So it refines a surface that is nearly there, and does not carve one from a ball.
+With `remesh_every` the surface is remeshed while it moves (see remeshing), and the rows of the parameters, with the
+optimiser's moments and averages, go along.
 """
 
 from __future__ import annotations
@@ -10,16 +10,22 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 import trimesh
 from torch import Tensor, nn
 
 from ...utils.errors import InputError
+from ...utils.ramps import Moment
+from ...utils.regrown import Regrown
 from ..extract import EmptySurfaceError
 from ..meshes import Mesh
-from ..outputs import Rays, RenderOutput, over_background
+from ..outputs import Rays, RenderOutput
 from ..raycast import RayMesh, interpolate
+from ..remeshing import remeshed
 from ..representation import CHANNELS, MeshConfig, Representation
+from ..silhouettes import draw_mesh
+from ..smoothing import bend
 
 
 @dataclass(frozen=True)
@@ -31,12 +37,14 @@ class TriangleConfig:
     bounds: float = 0.95  # metres; nothing outside this ball is looked at
     vertex_lr: float = 0.002  # metres a step
     color_lr: float = 0.05  # logits a step
+    remesh_every: int = 0  # steps; 0: the connectivity stays
+    edge: float = 0.03  # metres, that remeshed edges have within a factor of two
 
     def __post_init__(self) -> None:
-        if not 0 <= self.subdivisions <= 7 or min(self.radius, self.bounds) <= 0:
+        if not 0 <= self.subdivisions <= 7 or min(self.radius, self.bounds, self.edge) <= 0 or self.remesh_every < 0:
             raise InputError(
-                f"triangles: 0 <= subdivisions={self.subdivisions} <= 7, radius={self.radius} and "
-                f"bounds={self.bounds} positive needed"
+                f"triangles: 0 <= subdivisions={self.subdivisions} <= 7, remesh_every={self.remesh_every} >= 0, "
+                f"radius={self.radius}, bounds={self.bounds} and edge={self.edge} positive needed"
             )
 
 
@@ -45,6 +53,7 @@ class Triangles(Representation):
 
     kind = "triangles"
     terms = ("smooth",)
+    grows = True
 
     def __init__(self, config: TriangleConfig, generator: torch.Generator | None = None) -> None:
         """Nothing is random."""
@@ -89,12 +98,8 @@ class Triangles(Representation):
         background: float | Tensor = 1.0,
         generator: torch.Generator | None = None,
     ) -> RenderOutput:
-        """See Representation; alpha is 0 or 1 and has no gradient. All channels come at no extra cost."""
-        scene = RayMesh(self.mesh)
-        faces = scene.first_faces(*cameras.rays())
-        maps = scene.shade(cameras, faces, CHANNELS)
-        alpha = (faces >= 0)[..., None].to(self.vertices.dtype)
-        return RenderOutput(over_background(maps["rgb"], alpha, background), alpha, maps["depth"], maps["normal"])
+        """See Representation; outlines have gradients in pictures of cameras. All channels come at no extra cost."""
+        return draw_mesh(self.mesh, cameras, CHANNELS, background)
 
     def regularisers(
         self, seen: RenderOutput, wanted: Collection[str], generator: torch.Generator
@@ -102,12 +107,23 @@ class Triangles(Representation):
         """smooth: squared distance of each vertex from the mean of its neighbours, over the mean squared edge."""
         if "smooth" not in wanted:
             return {}
-        start, end = self.faces.reshape(-1), self.faces.roll(-1, dims=1).reshape(-1)  # each edge of a closed mesh twice
-        around = torch.zeros_like(self.vertices).index_add(0, start, self.vertices[end])
-        count = torch.zeros_like(self.vertices[:, :1]).index_add(0, start, torch.ones_like(self.vertices[start, :1]))
-        bend = (around / count.clamp_min(1) - self.vertices).square().sum(-1)
-        edge = (self.vertices[end] - self.vertices[start]).square().sum(-1).mean().detach()
-        return {"smooth": bend.mean() / edge}
+        return {"smooth": bend(self.vertices, self.faces)}
+
+    @torch.no_grad()
+    def after_step(self, now: Moment) -> Regrown | None:
+        """Remeshes when it is time."""
+        if not self.config.remesh_every or now.step % self.config.remesh_every:
+            return None
+        places, faces = self.vertices.detach().cpu().double().numpy(), self.faces.cpu().numpy()
+        made = remeshed(places, faces, np.full(len(places), self.config.edge))
+        parents = torch.from_numpy(made.parents).to(self.device)
+        mixed = parents[:, 0] != parents[:, 1]
+        order = torch.argsort(mixed.long(), stable=True)  # unchanged rows first, as Regrown has them
+        colors = self.color_logits.detach()[parents].mean(1)[order]
+        self.vertices = nn.Parameter(torch.from_numpy(made.vertices).to(self.vertices)[order])
+        self.color_logits = nn.Parameter(colors)
+        self.faces = torch.argsort(order)[torch.from_numpy(made.faces).to(self.device)]
+        return Regrown(parents[~mixed, 0], between=parents[mixed])
 
     def to_mesh(self, config: MeshConfig) -> Mesh:
         """The mesh as it is, with its colours."""

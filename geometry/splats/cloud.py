@@ -57,10 +57,12 @@ class GaussianCloud:
         return cls(means, scales.clamp_min(1e-12).log(), quaternions, logits, sh, mode)
 
     @classmethod
-    def from_points(cls, points: Tensor, colors: Tensor | None = None, opacity: float = 0.1) -> GaussianCloud:
+    def from_points(
+        cls, points: Tensor, colors: Tensor | None = None, opacity: float = 0.1, size: float = 1.0
+    ) -> GaussianCloud:
         """Round splats at points (N, 3), as large as the mean distance of the three nearest neighbours (3DGS, 5.1).
 
-        colors: (N, 3) sRGB; None: grey.
+        colors: (N, 3) sRGB; None: grey. size: factor on the distances.
         """
         from scipy.spatial import cKDTree
 
@@ -68,13 +70,13 @@ class GaussianCloud:
             raise InputError(f"{len(points)} points are too few to know how large splats should be")
         place = points.detach().double().cpu().numpy()
         distance, _ = cKDTree(place).query(place, k=min(4, len(place)))
-        size = points.new_tensor((distance[:, 1:] ** 2).mean(1)).sqrt().clamp_min(1e-7)
+        side = points.new_tensor((distance[:, 1:] ** 2).mean(1)).sqrt().clamp_min(1e-7) * size
         turn = points.new_tensor([1.0, 0.0, 0.0, 0.0]).expand(len(points), 4).clone()
         sh = torch.zeros(len(points), 1, 3, dtype=points.dtype, device=points.device)
         if colors is not None:
             sh[:, 0] = (colors.to(points) - 0.5) / C0
         logits = points.new_full((len(points),), math.log(opacity / (1 - opacity)))
-        return cls(points.clone(), size.log()[:, None].expand(-1, 3).clone(), turn, logits, sh)
+        return cls(points.clone(), side.log()[:, None].expand(-1, 3).clone(), turn, logits, sh)
 
     @classmethod
     def cat(cls, clouds: Sequence[GaussianCloud]) -> GaussianCloud:

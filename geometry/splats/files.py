@@ -12,9 +12,12 @@ import torch
 
 from ...utils.errors import InputError, UnprojectError
 from ...utils.files import atomic_path
+from ..formats.ply import is_splat
+from ..formats.ply_data import read_header
 from .cloud import GaussianCloud
-from .gltf import gltf_axes, read_glb, write_glb
+from .gltf import declares_splats, gltf_axes, read_glb, write_glb
 from .harmonics import C0
+from .packing import PACKED
 from .ply import read_ply, write_packed_ply, write_ply
 from .spz import read_spz, write_spz
 
@@ -46,6 +49,15 @@ def save_splats(cloud: GaussianCloud, path: str | Path) -> Path:
 
 def load_splats(path: str | Path) -> GaussianCloud:
     """Reads any of SUFFIXES; Gaussians with NaN or infinite numbers are dropped. Raises InputError when unusable."""
+    cloud = read_splats(path)
+    cloud = cloud if bool(cloud.finite.all()) else cloud[cloud.finite]
+    if not len(cloud):
+        raise InputError(f"{path} holds no splats with finite numbers")
+    return cloud
+
+
+def read_splats(path: str | Path) -> GaussianCloud:
+    """All Gaussians of a file as they stand there, broken ones too. Raises InputError when unusable."""
     path = Path(path)
     kind = suffix_of(path)
     if not path.is_file():
@@ -54,11 +66,42 @@ def load_splats(path: str | Path) -> GaussianCloud:
         data = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path} cannot be opened: {error.strerror}") from error
-    cloud = decode(data, kind, str(path))
-    cloud = cloud if bool(cloud.finite.all()) else cloud[cloud.finite]
-    if not len(cloud):
-        raise InputError(f"{path} holds no splats with finite numbers")
-    return cloud
+    return decode(data, kind, str(path))
+
+
+def is_splat_file(path: str | Path) -> bool:
+    """Whether a file of one of SUFFIXES holds splats: PLY and GLB may hold other things, or be damaged."""
+    path = Path(path)
+    kind = suffix_of(path)
+    if kind in (".splat", ".spz"):
+        return True
+    if kind == ".glb":
+        return declares_splats(path)
+    try:
+        vertices = [element for element in read_header(path).elements if element.name == "vertex"]
+    except InputError:
+        return False
+    return any(is_splat(element) or set(PACKED) <= set(element.names) for element in vertices)
+
+
+def losses(cloud: GaussianCloud, kind: str) -> list[str]:
+    """What a format cannot hold of a cloud, in words; empty where it holds everything."""
+    lost = []
+    if kind == ".splat":
+        lost.append("colours, opacities and orientations become bytes")
+        if cloud.degree:
+            lost.append(f"harmonics of degree {cloud.degree} are left out: colours no longer follow the view")
+    if kind == ".spz":
+        lost.append("positions are rounded to 24 bits, all else to bytes or less")
+    if kind == ".compressed.ply":
+        lost.append(
+            "positions and sizes are rounded to 10 or 11 bits of their ranges, all else to bytes; another order"
+        )
+    if cloud.mode != "default" and kind in (".splat", ".spz", ".glb"):
+        lost.append(f"the render mode {cloud.mode} is not said")
+    if cloud.mode == "2dgs" and kind in (".splat", ".spz", ".glb"):
+        lost.append("flat splats become thin ones")
+    return lost
 
 
 def suffix_of(path: Path) -> str:

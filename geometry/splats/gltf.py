@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...utils.errors import InputError
+from ...utils.errors import InputError, damage
 from ..cameras import GLTF_FROM_WORLD
 from ..colors import linear_from_srgb
-from ..formats.gltf import placed_meshes
+from ..formats.gltf import check_required, placed_meshes
 from ..formats.gltf_data import Accessors, split_chunks
 from ..formats.piece import Notes
 from ..glb import Builder, container
@@ -32,6 +32,16 @@ def gltf_axes(cloud: GaussianCloud, back: bool = False) -> GaussianCloud:
     matrix = torch.eye(4, dtype=torch.float64)
     matrix[:3, :3] = torch.tensor(GLTF_FROM_WORLD, dtype=torch.float64)
     return cloud.transformed(matrix.mT if back else matrix)
+
+
+def declares_splats(path: Path) -> bool:
+    """Whether a GLB names the extension; False for one that cannot be read."""
+    try:
+        document, _ = split_chunks(path.read_bytes())
+    except (InputError, OSError):
+        return False
+    used = document.get("extensionsUsed")
+    return isinstance(used, list) and NAME in used
 
 
 def write_glb(cloud: GaussianCloud) -> bytes:
@@ -66,17 +76,21 @@ def write_glb(cloud: GaussianCloud) -> bytes:
 
 def read_glb(data: bytes, where: str) -> GaussianCloud:
     """All splats of a GLB in our world, moved by their nodes. Raises InputError when there are none."""
-    document, blob = split_chunks(data)
-    accessors, clouds = Accessors(document, blob, Path(where).parent), []
+    path, clouds = Path(where), []
     try:
-        for mesh, matrix in placed_meshes(document, Notes(Path(where))):
+        document, blob = split_chunks(data)
+        check_required(document, path, {NAME})
+        accessors = Accessors(document, blob, path.parent)
+        for mesh, matrix in placed_meshes(document, Notes(path)):
             for primitive in document["meshes"][mesh]["primitives"]:
                 if NAME in primitive.get("extensions", {}):
                     clouds.append(_cloud(accessors, primitive).transformed(torch.from_numpy(matrix)))
-    except InputError:
-        raise
-    except (LookupError, TypeError, ValueError, AttributeError, OverflowError, MemoryError) as error:
-        raise InputError(f"{where}: the glTF splats are damaged: {error!r}") from error
+    except InputError as error:
+        if where in str(error):
+            raise
+        raise InputError(f"{where}: {error}") from error
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise InputError(f"{where}: the glTF splats are damaged: {damage(error)}") from error
     if not clouds:
         raise InputError(f"{where} holds no {NAME}; meshes are read with Mesh.load")
     degree = max(cloud.degree for cloud in clouds)

@@ -36,7 +36,7 @@ def unpack(elements: dict[str, Element], where: str) -> GaussianCloud:
     index = np.arange(count) // CHUNK
 
     def spread(unit: Array, names: tuple[str, ...]) -> Array:
-        if f"min_{names[0]}" not in chunks.columns:
+        if not {f"{end}_{name}" for end in ("min", "max") for name in names} <= chunks.columns.keys():
             return unit
         low, high = (np.stack([chunks.columns[f"{end}_{n}"] for n in names], 1)[index] for end in ("min", "max"))
         return low * (1 - unit) + high * unit

@@ -7,12 +7,16 @@ length; `comment SplatRenderMode: mip` or `2dgs` says how it is to be drawn, and
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from ...utils.errors import InputError
-from ..formats.ply_data import read_elements
+from ..formats.piece import Notes
+from ..formats.ply_data import Element, read_elements
 from .cloud import MODES, GaussianCloud
 from .packing import CHUNK, PACKED, RANGES, pack, unpack
 
@@ -36,7 +40,8 @@ def read_ply(data: bytes, where: str) -> GaussianCloud:
     if vertices is None or not vertices.length or any(one.count for one in vertices.properties):
         raise InputError(f"{where} holds no splats: there are no plain rows of vertex")
     if set(PACKED) <= set(vertices.names):
-        return unpack(elements, where)
+        _name_losses(elements, {"vertex": PACKED, "chunk": RANGES, "sh": None}, where)
+        return replace(unpack(elements, where), mode=_mode(data[: header.size]))
     flat = "scale_2" not in vertices.names
     rest = sum(name.startswith("f_rest_") for name in vertices.names)
     if rest not in (0, 9, 24, 45):
@@ -44,6 +49,7 @@ def read_ply(data: bytes, where: str) -> GaussianCloud:
     missing = [name for name in names_of(rest, flat) if name not in (*vertices.names, "nx", "ny", "nz")]
     if missing:
         raise InputError(f"{where} holds no splats: property {missing[0]} is missing")
+    _name_losses(elements, {"vertex": names_of(rest, flat)}, where)
 
     def columns(*names: str) -> torch.Tensor:
         values = np.empty((vertices.length, len(names)), np.float32)
@@ -64,6 +70,19 @@ def read_ply(data: bytes, where: str) -> GaussianCloud:
         torch.cat([first, more], dim=1),
         "2dgs" if flat else _mode(data[: header.size]),
     )
+
+
+def _name_losses(elements: dict[str, Element], known: Mapping[str, Collection[str] | None], where: str) -> None:
+    """One warning that names the columns and elements which are not read; None: the reader checks the columns."""
+    notes = Notes(Path(where))
+    for name, element in elements.items():
+        if name not in known and element.length:
+            notes.add(f"{element.length} rows of element {name}")
+        names = known.get(name)
+        left = [] if names is None else [column for column in element.names if column not in names]
+        if left:
+            notes.add(f"columns of {name}: {', '.join(left)}")
+    notes.say()
 
 
 def _mode(header: bytes) -> str:

@@ -59,11 +59,6 @@ class DepthCodec(TargetCodec):
             raise InputError(f"quantile={self.quantile} must lie in [0, 0.5)")
 
     @property
-    def larger_is(self) -> str:
-        """What large picture values mean."""
-        return "near" if self.space == "disparity" else "far"
-
-    @property
     def invariance(self) -> Invariance:
         """See TargetCodec.invariance."""
         return "affine" if self.shift else "scale"

@@ -34,6 +34,15 @@ STEPS: dict[str, dict[str, Literal]] = {
         "occupancy_from": (20,),
         "sizes": (0, 32, 100, 64),
     },
+    "toybox-pulled": {
+        "steps": (300,),
+        "low": (0, 0.5, 0.02, 300),
+        "high": (0, 0.98, 0.45, 300),
+        "lr": (0, 1.0, 0.2, 300),
+        "beta": (0, 0.1, 0.02, 250),
+        "occupancy_from": (20,),
+        "sizes": (0, 32, 100, 64),
+    },
     "stable-diffusion": {
         "steps": (10000,),
         "low": (0, 0.98, 0.02, 8000),

@@ -108,12 +108,12 @@ def test_steps_that_are_done_are_not_lost_when_the_mesh_fails(tmp_path: Path, mo
 
 
 def test_a_full_disk_stops_no_mesh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from unproject.generate import optimise
+    from unproject.generate import resumable
 
     def full(*_: Any, **__: Any) -> None:
         raise NotWrittenError("writing checkpoint ckpt-3 failed: No space left on device")
 
-    monkeypatch.setattr(optimise, "save_checkpoint", full)
+    monkeypatch.setattr(resumable, "save_checkpoint", full)
     with pytest.warns(UserWarning, match="No space left on device; going on without it"):
         made = make(tmp_path)
     assert len(made.mesh.faces) > 0

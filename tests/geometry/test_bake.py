@@ -9,10 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from unproject.geometry.bake import bake, carry_colors, dilate_charts, rasterise_uv
+from unproject.geometry.bake import bake, bake_views, carry_colors, dilate_charts, rasterise_uv
+from unproject.geometry.cameras import Camera
 from unproject.geometry.extract import decimate, extract_surface, grid_points
+from unproject.geometry.inspection import inspect_mesh
 from unproject.geometry.meshes import Mesh
 from unproject.geometry.raycast import RayMesh
+from unproject.geometry.seen import diffused, view_weights
 from unproject.geometry.turntable import orbit_around
 from unproject.geometry.unwrap import unwrap
 from unproject.utils.errors import InputError
@@ -101,6 +104,95 @@ def test_a_normal_map_is_left_out_with_a_warning(charted: Mesh) -> None:
     source = replace(charted, textures={"normal": np.full((8, 8, 3), 128, np.uint8)})
     with pytest.warns(UserWarning, match="the normal map belongs to the old triangles"):
         assert not carry_colors(source, charted).textures
+
+
+def pictured(mesh: Mesh, cameras: Camera) -> Tensor:
+    """What the cameras see of field_color on the mesh, over black."""
+    seen = RayMesh(mesh).render(cameras)
+    return field_color(cameras.unproject(seen.depth), seen.normal) * seen.alpha
+
+
+def psnr(found: Tensor, wanted: Tensor) -> float:
+    return -10 * float(torch.log10((found - wanted).square().mean()))
+
+
+def test_a_known_texture_comes_back_from_its_pictures(charted: Mesh) -> None:
+    cameras = Camera.orbit([0, 72, 144, 216, 288, 0, 0], [10, -20, 10, -20, 10, 85, -85], 2.6, 40.0, 128)
+    mesh = bake_views(charted, pictured(charted, cameras), cameras, 256)
+    assert mesh.notes["unseen_share"] < 0.01
+    texels = rasterise_uv(mesh, 256)
+    found = torch.from_numpy(mesh.textures["base_color"]).float()[texels.mask] / 255
+    assert psnr(found, field_color(texels.points, texels.normals)) > 35
+    # both sides of a seam show the same: energy of the jumps against that of the colours
+    corners, keys = mesh.faces.reshape(-1), mesh.uv_faces.reshape(-1)
+    image = torch.from_numpy(mesh.textures["base_color"]).float() / 255
+    place = (mesh.uv[keys] * torch.tensor([256.0, -256.0]) + torch.tensor([0.0, 256.0])).long().clamp(0, 255)
+    color = image[place[:, 1], place[:, 0]]
+    mean = torch.zeros_like(mesh.vertices).index_add(0, corners, color)
+    mean /= torch.bincount(corners, minlength=len(mean))[:, None]
+    assert float((color - mean[corners]).square().mean()) < 1e-3 * float(color.var(0).mean() + 1)
+
+
+def test_what_no_view_shows_is_filled_and_told(charted: Mesh) -> None:
+    above = Camera.orbit([0, 120, 240], 35.0, 2.6, 40.0, 96)
+    plain = torch.tensor([0.2, 0.5, 0.7]).expand(3, 96, 96, 3)
+    mesh = bake_views(charted, plain, above, 128)
+    assert 0.1 < mesh.notes["unseen_share"] < 0.5
+    assert inspect_mesh(mesh)["texture"]["unseen_share"] == mesh.notes["unseen_share"]
+    assert np.abs(mesh.textures["base_color"].astype(int) - [51, 128, 178]).max() <= 1  # nowhere grey or black
+    grey = bake(charted, lambda p, n: torch.where(n[:, 2:] < -0.6, 0.5, torch.tensor([0.9, 0.1, 0.1])), 128)
+    filled = bake(charted, lambda p, n: torch.where(n[:, 2:] < -0.6, 0.5, torch.tensor([0.9, 0.1, 0.1])), 128,
+                  seen_from=above)  # fmt: skip
+    stains = [(np.abs(m.textures["base_color"].astype(int) - 128).max(-1) < 3).mean() for m in (grey, filled)]
+    assert stains[0] > 0.05 and stains[1] < 0.2 * stains[0] and filled.notes["unseen_share"] > 0.1
+
+
+def test_views_weigh_by_their_angle_and_what_hides_them() -> None:
+    plate = quad()  # in the plane x = 0, seen from +x
+    camera = Camera.orbit([0.0], [0.0], 3.0, 60.0, 200)
+    points = torch.tensor([[0.0, 0.5, 0.5], [0.0, 0.01, 0.5]])
+    normals = torch.tensor([[1.0, 0, 0], [1.0, 0, 0]])
+    weight, pixel = view_weights(RayMesh(plate), points, normals, camera)
+    cosine = 3 / (9 + 0.5) ** 0.5
+    assert float(weight[0]) == pytest.approx(cosine**4, rel=1e-3) and float(weight[1]) < 0.5
+    assert pixel[0].tolist() == pytest.approx(
+        [100 + 0.5 * float(camera.K[0, 0, 0]) / 3] * 1 + [100 - 0.5 * float(camera.K[0, 0, 0]) / 3]
+    )
+    assert float(view_weights(RayMesh(plate), points, -normals, camera)[0].max()) == 0
+    wall = Mesh(
+        torch.cat([plate.vertices, plate.vertices + torch.tensor([1.0, 0, 0])]),
+        torch.cat([plate.faces, plate.faces + 4]),
+    )
+    assert float(view_weights(RayMesh(wall), points, normals, camera)[0].max()) == 0
+
+
+def test_diffusion_is_linear_on_a_line_and_keeps_what_is_known() -> None:
+    points = np.stack([np.arange(40.0), np.zeros(40), np.zeros(40)], axis=1).astype(np.float32)
+    wanted = np.stack([np.arange(40.0), 3 - 0.5 * np.arange(40.0)], axis=1).astype(np.float32)
+    known = np.zeros(40, dtype=bool)
+    known[[0, 1, 2, 3, 36, 37, 38, 39]] = True
+    values = np.where(known[:, None], wanted, 77.0).astype(np.float32)
+    filled = diffused(values, known, points)
+    np.testing.assert_allclose(filled, wanted, atol=0.6)
+    np.testing.assert_array_equal(filled[known], wanted[known])
+    assert np.all(np.diff(filled[:, 0]) > 0)
+    np.testing.assert_array_equal(diffused(values, known & False, points), values)
+
+
+def test_roughness_and_metallic_have_their_slots(charted: Mesh) -> None:
+    cameras = Camera.orbit([0, 90, 180, 270], [30, -30, 30, -30], 2.6, 40.0, 48)
+    rough, metal = torch.full((4, 48, 48, 1), 0.3), torch.full((4, 48, 48, 1), 0.8)
+    mesh = bake_views(charted, torch.full((4, 48, 48, 3), 0.4), cameras, 64, roughness=rough, metallic=metal)
+    assert np.abs(mesh.textures["metallic_roughness"].astype(int) - [255, 76, 204]).max() <= 1
+    dull = bake_views(charted, torch.full((4, 48, 48, 3), 0.4), cameras, 64, roughness=rough)
+    assert dull.textures["metallic_roughness"][..., 2].max() == 0
+    with pytest.raises(InputError, match="metallic has shape"):
+        bake_views(charted, torch.full((4, 48, 48, 3), 0.4), cameras, 64, metallic=metal[:2])
+    with pytest.raises(InputError, match="no view shows the mesh"):
+        away = Camera(
+            cameras.c2w + torch.nn.functional.pad(torch.full((4, 3, 1), 90.0), (3, 0, 0, 1)), cameras.K, 48, 48
+        )
+        bake_views(charted, torch.zeros(4, 48, 48, 3), away, 64)
 
 
 def test_bad_requests_say_what_is_wrong(charted: Mesh) -> None:

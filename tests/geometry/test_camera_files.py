@@ -69,7 +69,13 @@ BAD_JSON = {
     "no frames": {"w": 8, "h": 8},
     "no size": {"fl_x": 8, "frames": [{"file_path": "a", "transform_matrix": torch.eye(4).tolist()}]},
     "matrix": {"fl_x": 8, "w": 8, "h": 8, "frames": [{"file_path": "a", "transform_matrix": [[1, 2], [3, 4]]}]},
-    "distortion": {"fl_x": 8, "w": 8, "h": 8, "k1": 0.1, "frames": [{"file_path": "a", "transform_matrix": []}]},
+    "distortion": {
+        "fl_x": 8,
+        "w": 8,
+        "h": 8,
+        "k1": 0.1,
+        "frames": [{"file_path": "a", "transform_matrix": torch.eye(4).tolist()}],
+    },
 }
 
 

@@ -131,7 +131,7 @@ def test_binary_colmap_models_are_read(tmp_path: Path) -> None:
         load_colmap(tmp_path / "a")
     with pytest.raises(InputError, match="camera model FOV is not supported"):
         load_colmap(binary_model(tmp_path / "b", 7, [30, 31, 15, 13, 0.9]))
-    with pytest.raises(InputError, match=r"lens distortion \{'parameter 0': 0.1\}"):
+    with pytest.raises(InputError, match=r"lens distortion \{'k1': 0.1\}"):
         load_colmap(binary_model(tmp_path / "c", 2, [30, 15, 13, 0.1]))
     data = (tmp_path / "a" / "images.bin").read_bytes()
     (tmp_path / "a" / "images.bin").write_bytes(data[:-30])

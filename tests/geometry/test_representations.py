@@ -18,6 +18,8 @@ from unproject.geometry.shapes import (
     GaussianConfig,
     Gaussians,
     ShapeConfig,
+    Tetrahedra,
+    TetrahedraConfig,
     TriangleConfig,
     Triangles,
     Volume,
@@ -32,8 +34,9 @@ from unproject.utils.errors import InputError
 from unproject.utils.ramps import Moment
 from unproject.utils.seeds import generator
 
-KINDS = ("grid", "hash", "triplane", "triangles", "gaussians")
-STORED = ("grid", "triangles", "gaussians")  # hold the colours of the body
+KINDS = ("grid", "hash", "triplane", "triangles", "tetrahedra", "gaussians")
+EXPLICIT = ("triangles", "tetrahedra")
+STORED = ("grid", "triangles", "tetrahedra", "gaussians")  # hold the colours of the body
 RADIUS, SHARP = 0.5, 0.0005  # metres; a density of that width is nearly a surface
 BODIES = {  # an ellipsoid A (x - c): the sphere, and one whose axes, size and place are all different
     "sphere": (torch.eye(3) / RADIUS, torch.zeros(3)),
@@ -87,6 +90,12 @@ def shape_of(kind: str, body: str, sharp: float = 0.01) -> Representation:
     """A body in each representation: what a grid and triangles store, and what the others begin with."""
     if kind == "gaussians":
         return discs(body)
+    if kind == "tetrahedra":
+        cells = Tetrahedra(TetrahedraConfig(resolution=40))
+        with torch.no_grad():
+            cells.distance.copy_(distance(cells.corners, body))
+            cells.color_logits.copy_(torch.logit(colour(cells.corners).clamp(0.01, 0.99)))
+        return cells
     if kind == "triangles":
         ball = Mesh.from_trimesh(trimesh.creation.icosphere(4))
         matrix, centre = BODIES[body]
@@ -120,7 +129,8 @@ def camera(size: int = 96, views: int = 2) -> Camera:
 @pytest.mark.parametrize("body", BODIES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_renders_are_those_of_the_body(kind: str, body: str) -> None:
-    view, shape = camera(512 if kind == "gaussians" else 44), shape_of(kind, body, SHARP)  # blurred by half a pixel
+    size = 512 if kind == "gaussians" else 96 if kind in EXPLICIT else 44  # outlines are blurred by half a pixel
+    view, shape = camera(size), shape_of(kind, body, SHARP)
     with torch.no_grad():
         seen = shape.render(view, background=0.3)
     inside, depth, normal = hit(view, body)
@@ -140,9 +150,11 @@ def test_renders_are_those_of_the_body(kind: str, body: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_match_finite_differences(kind: str) -> None:
-    """Four pixels in float64; what a triangle covers has no gradient, nor have the weights of a volume's normals."""
+    """Four pixels in float64, inside the body; the weights of a volume's normals have no gradient."""
     if kind == "triangles":
         shape: Representation = Triangles(TriangleConfig(subdivisions=1)).double()
+    elif kind == "tetrahedra":
+        shape = Tetrahedra(TetrahedraConfig(resolution=6)).double()
     elif kind == "gaussians":
         shape = Gaussians(GaussianConfig(count=12, degree=2, opacity=0.6), generator(2)).double()
     else:
@@ -158,7 +170,7 @@ def test_gradients_match_finite_differences(kind: str) -> None:
 
     def loss() -> Tensor:
         seen = shape.render(view, background=0.3)
-        maps = [seen.rgb, seen.depth, *([seen.normal] if kind in ("triangles", "gaussians") else [])]
+        maps = [seen.rgb, seen.depth, *([seen.normal] if kind in (*EXPLICIT, "gaussians") else [])]
         return sum((m * w).sum() for m, w in zip(maps, pull.split((3, 1, 3), dim=-1), strict=False))
 
     loss().backward()
@@ -197,7 +209,7 @@ def test_meshes_are_closed_and_coloured(kind: str) -> None:
 def test_files_bring_back_the_same_renders(kind: str, tmp_path: Path) -> None:
     made = make_shape(
         ShapeConfig(kind)
-        if kind in ("triangles", "gaussians")
+        if kind in (*EXPLICIT, "gaussians")
         else ShapeConfig("volume", VolumeShapeConfig(FieldConfig(kind, grid=GridConfig((9, 17), (0, 0.5))))),
         generator(3),
     )
@@ -219,6 +231,24 @@ def test_triangles_of_any_number_come_back(tmp_path: Path) -> None:
     made = shape_of("triangles", "body")
     back = load_shape(made.save(tmp_path))
     assert all(torch.equal(value, back.state_dict()[name]) for name, value in made.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", [*EXPLICIT, "gaussians", "grid"])
+def test_gradients_reach_cameras(kind: str) -> None:
+    """d sum(alpha u) / d shift of the camera to the right, where u is the pixel's column: the picture moves."""
+    shape = shape_of(kind, "body", 0.03)
+    view = camera(48, views=1)
+    columns = torch.arange(48.0)[None, None, :, None] / 48
+
+    def seen(shift: Tensor) -> Tensor:
+        pose = view.c2w + shift * torch.nn.functional.pad(view.c2w[:, :, :1], (3, 0))
+        return (shape.render(Camera(pose, view.K, 48, 48), ("alpha",)).alpha * columns).mean()
+
+    shift = torch.zeros((), requires_grad=True)
+    (gradient,) = torch.autograd.grad(seen(shift), shift)
+    with torch.no_grad():
+        expected = (seen(torch.tensor(0.02)) - seen(torch.tensor(-0.02))) / 0.04
+    assert float(expected) < -0.01 and float(gradient) == pytest.approx(float(expected), rel=0.1)
 
 
 def test_wrong_files_are_refused(tmp_path: Path) -> None:

@@ -183,12 +183,12 @@ def test_heads_of_earlier_files_keep_their_settings() -> None:
 def test_tasks_are_described_by_files() -> None:
     table = task_table()
     assert {name: task.codec for name, task in table.items()} == {"depth": "depth", "normals": "normals"}
-    assert all(task.codec in CODECS and task.access == "concat" and task.summary for task in table.values())
+    assert all(task.codec in CODECS and task.summary for task in table.values())
     assert table["depth"].pipeline == "MarigoldDepthPipeline"
     with pytest.raises(InputError, match="steps=0"):
         TaskSchedule(steps=0)
-    with pytest.raises(InputError, match="access"):
-        load_config(TaskConfig, {"summary": "", "codec": "depth", "access": "telepathy"})
+    with pytest.raises(InputError, match="unknown key 'codecs'"):
+        load_config(TaskConfig, {"summary": "", "codec": "depth", "codecs": "telepathy"})
 
 
 def is_call(node: ast.AST, name: str) -> bool:

@@ -81,7 +81,7 @@ def test_killed_job_resumes_bit_for_bit(small: RenderJob, tmp_path: Path) -> Non
     shards = {p.name: p.read_bytes() for p in folder.glob("shard-*.npz")}
     assert len(shards) == 2
     shard_path(folder, 1).unlink()
-    (folder / ".shard-00001-dead.tmp.npz").write_bytes(b"half")
+    (folder / ".shard-00001-deadbeef.tmp.npz").write_bytes(b"half")
     assert len(RenderedSet(folder)) == 8
     render_set(small, folder, workers=1)
     kept = {p.name: np.load(p) for p in folder.glob("*.npz")}

@@ -96,11 +96,6 @@ class Cache:
         self._branches.clear()
         self._now = None
 
-    def invalidate(self) -> None:
-        """Forgets the features but not where the run is: the next step is computed in full."""
-        for state in self._branches.values():
-            state.store.clear()
-
     def begin_step(self, branch: str, level: float, signature: Signature) -> frozenset[str]:
         """Announces a network call; returns the units reused in it (those the policy wants and the store has)."""
         state = self._branches.get(branch)

@@ -8,7 +8,9 @@ from ....utils.errors import InputError
 from ..calibration import Fingerprint
 from ..dpm_v3_statistics import ModelStatistics
 from ..prediction import Kind
+from .arc import Arc
 from .base import Solver, Steps, advanced
+from .consistency import Consistency
 from .ddim import DDIM
 from .decisions import SolverSchedule, StepDecision, preset
 from .dpm_v3 import DPMSolverV3
@@ -18,7 +20,18 @@ from .usf import UnifiedSolver
 from .wrapped import RECIPES, WrappedSolver
 
 SOLVERS = ("ddim", *RECIPES, "ghvb", "hb")  # the command line's names that need nothing else
-PATTERNS = ("dpm-v3[:ORDER]", "ghvb:R,BETA", "ghvb:NUMBER", "hb:R,BETA", "hb:SOLVER,BETA", "usf:FILE", "edict[:MIXING]")
+PATTERNS = (
+    "lcm",
+    "arc",
+    "dpm-v3[:ORDER]",
+    "ghvb:R,BETA",
+    "ghvb:NUMBER",
+    "hb:R,BETA",
+    "hb:SOLVER,BETA",
+    "usf:FILE",
+    "edict[:MIXING]",
+)
+DISTILLED: dict[str, type[Solver]] = {"lcm": Consistency, "arc": Arc}  # of what was distilled for them
 CALIBRATED = ("dpm-v3", "usf")  # families whose solvers come from files
 _DEFAULTS = {"ghvb": "4,0.8", "hb": "4,0.9", "dpm-v3": "2", "edict": "0.93"}
 
@@ -51,6 +64,8 @@ def make_solver(
         return DDIM(eta)
     if family in RECIPES and not argument:
         return WrappedSolver(family, flow, kind)
+    if family in DISTILLED and not argument:
+        return DISTILLED[family]()
     if family == "dpm-v3":
         return DPMSolverV3(_statistics(name, statistics, expected), int(_number(name, argument)))
     if family == "ghvb":
@@ -110,6 +125,8 @@ __all__ = [
     "EDICT",
     "PATTERNS",
     "SOLVERS",
+    "Arc",
+    "Consistency",
     "DPMSolverV3",
     "HeavyBall",
     "LinearMultistep",

@@ -38,12 +38,18 @@ class Solver(ABC):
     def __call__(self, x: Tensor, grid: Sequence[Level], generator: Generators = None) -> Steps:
         """Begins a run at state x (B, C, h, w) on grid[0], to its last level; see `advanced`.
 
-        Raises InputError for a grid without a step, for levels or shapes it cannot serve, and for a missing generator.
+        States are float32 (float64 stays float64) whatever x is; the last one has the dtype of x. Raises InputError
+        for a grid without a step, for levels or shapes it cannot serve, and for a missing generator.
         """
         self.check(x, grid)
         if self.stochastic and generator is None:
             raise InputError(f"this {type(self).__name__} draws noise: pass a generator, one or one per sample")
-        return self.steps(x, grid, generator)
+        return self._run(x, grid, generator)
+
+    def _run(self, x: Tensor, grid: Sequence[Level], generator: Generators) -> Steps:
+        state = x.to(torch.promote_types(x.dtype, torch.float32))
+        last = yield from self.steps(state, grid, generator)
+        return last.to(x.dtype)
 
     @abstractmethod
     def steps(self, x: Tensor, grid: Sequence[Level], generator: Generators) -> Steps:

@@ -27,7 +27,8 @@ CHANNEL_AXES: dict[str, tuple[int, ...]] = {
 
 @torch.no_grad()
 def begin_with_codec(vae: AutoencoderKL, given: AutoencoderKL, what: str) -> None:
-    """Makes `vae` compute what `given` does; it may have more latent channels, which nothing reads at first.
+    """Makes `vae` compute what `given` does; it may have more latent channels, which nothing reads at first, and be
+    some times as wide (`widened`).
 
     The means of the channels they share are those of `given`; the further ones keep their initial encoder weights.
     Raises InputError when anything else differs in shape.
@@ -36,7 +37,10 @@ def begin_with_codec(vae: AutoencoderKL, given: AutoencoderKL, what: str) -> Non
     state, source = vae.state_dict(), given.state_dict()
     if mine < theirs or state.keys() != source.keys():
         raise InputError(f"start_from={what} holds a codec of {theirs} latent channels and other layers than this one")
+    rng = torch.Generator().manual_seed(0)
     for name, value in source.items():
+        free = [axis for axis in range(min(value.ndim, 2)) if axis not in CHANNEL_AXES.get(name, ())]
+        value = widened(value, {axis: state[name].shape[axis] // value.shape[axis] for axis in free}, rng)
         target, axes = state[name], CHANNEL_AXES.get(name, ())
         grown = [size * mine // theirs if axis in axes else size for axis, size in enumerate(value.shape)]
         if list(target.shape) != grown:
@@ -46,6 +50,19 @@ def begin_with_codec(vae: AutoencoderKL, given: AutoencoderKL, what: str) -> Non
         target[outputs & inputs] = value.flatten()
 
 
+def widened(weight: Tensor, times: dict[int, int], rng: torch.Generator) -> Tensor:
+    """A layer of which every output channel (axis 0) stands `times[0]` times in a row and every input channel (axis 1)
+    `times[1]` times, each copy with a part of its weight, the parts summing to 1: the network computes what it did
+    (Net2WiderNet, Chen et al. 2016, section 2.2), group norms included, since copies stay in their channel's group. The
+    parts are drawn, so that the copies learn different things."""
+    weight = weight.repeat_interleave(max(1, times.get(0, 1)), dim=0)
+    count = times.get(1, 1)
+    if count < 2:
+        return weight
+    parts = 0.5 + torch.rand((*weight.shape[:2], count, *weight.shape[2:]), generator=rng)
+    return (weight.unsqueeze(2) * parts / parts.sum(2, keepdim=True)).flatten(1, 2)
+
+
 def _shared(target: Tensor, axis: int, mine: int, theirs: int) -> Tensor:
     """Which entries of `target` have a number along `axis` that belongs to one of the first `theirs` channels; an axis
     of twice the channels holds means, then log-variances."""
@@ -53,6 +70,14 @@ def _shared(target: Tensor, axis: int, mine: int, theirs: int) -> Tensor:
         return torch.ones_like(target, dtype=torch.bool)
     numbers = torch.arange(target.shape[axis]) % mine < theirs
     return numbers.view([-1 if a == axis else 1 for a in range(target.ndim)]).expand(target.shape)
+
+
+@torch.no_grad()
+def reset_posterior(vae: AutoencoderKL, logvar: float) -> None:
+    """Makes the posterior's log-variance `logvar` for any picture; its mean stays."""
+    channels = vae.config.latent_channels
+    vae.quant_conv.weight[channels:] = 0
+    vae.quant_conv.bias[channels:] = logvar
 
 
 @torch.no_grad()

@@ -15,7 +15,8 @@ from unproject.core.distillation.adjoint import (
     matching_loss,
     step_mean,
 )
-from unproject.core.distillation.student import Lora, Student
+from unproject.core.distillation.kinds import Lora
+from unproject.core.distillation.student import Student
 from unproject.core.distillation.teacher import Teacher, rollout
 from unproject.core.priors import FLOW_SCHEDULE, SD_SCHEDULE, GaussianMixturePrior, load_prior
 from unproject.core.sampling import DDIM, Denoiser, NoiseSchedule

@@ -16,11 +16,12 @@ from unproject.core.distillation.score import (
     rescaled,
 )
 from unproject.core.distillation.time_window import TimeWindow
-from unproject.core.priors import FLOW_SCHEDULE, SD_SCHEDULE, Condition, GaussianMixturePrior
+from unproject.core.priors import FLOW_SCHEDULE, SD_SCHEDULE, Condition, GaussianMixturePrior, load_prior
 from unproject.core.sampling import NoiseSchedule
 from unproject.generate.guides import MultiViewGuide, make_guide
 from unproject.geometry.cameras import Camera, to_mvdream
 from unproject.utils.errors import InputError
+from unproject.utils.live_bytes import LiveBytes
 
 MU, TAU = 0.3, 0.5
 PLAIN = ScoreConfig(form="recon", guidance=1.0, rescale=0.0, weight="ratio")
@@ -339,3 +340,22 @@ def test_a_walked_target_pulls_with_the_weight_of_its_first_level():
     torch.testing.assert_close(gradient(score, x, noise, index), x - target, atol=1e-6, rtol=1e-6)
     with pytest.raises(InputError, match="target_steps=2 must be at least 1, and 1 with form"):
         replace(SDS, target_steps=2)
+
+
+def test_renders_that_are_encoded_one_by_one_have_the_same_gradient(tiny_folders):
+    """Of a real VAE and U-Net, at equal cost and with the activations of one render."""
+    model = load_prior(tiny_folders["sd"], dtype=torch.float64)
+    images = draw(4, 3, 32, 32).sigmoid().requires_grad_()
+    index, noise = torch.tensor([100, 300, 500, 700]), draw(4, 4, 8, 8, seed=1)
+    found = {}
+    for at_once in (None, 1):
+        score = ScoreDistillation(replace(PLAIN, guidance=3.0, space="both"), model, model.encode_text("a dog"))
+        score.images_at_once, before, images.grad = at_once, model.nfe, None
+        with LiveBytes() as live:
+            out = score(images, 0, noise=noise, index=index)
+            out.loss.backward()
+        found[at_once] = (images.grad, out.loss.detach(), model.nfe - before, live.peak)
+    (grad, loss, nfe, peak), (whole_grad, whole_loss, whole_nfe, whole_peak) = found[1], found[None]
+    assert float((grad - whole_grad).norm() / whole_grad.norm()) < 1e-6
+    torch.testing.assert_close(loss, whole_loss)
+    assert nfe == whole_nfe and peak < 0.6 * whole_peak

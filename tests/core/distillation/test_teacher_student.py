@@ -10,8 +10,9 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
+from unproject.core.distillation.kinds import Lora
 from unproject.core.distillation.states import FromData, FromNoise, FromRollout, StateSource
-from unproject.core.distillation.student import Lora, Student
+from unproject.core.distillation.student import Student
 from unproject.core.distillation.teacher import Teacher, prior_hash, rollout
 from unproject.core.priors import FLOW_SCHEDULE, SD_SCHEDULE, GaussianMixturePrior, load_prior
 from unproject.core.sampling import DDIM, Sampler
@@ -193,7 +194,7 @@ def test_a_saved_student_comes_back(tiny_folders, tmp_path, name, lora):
     fresh.load(folder)
     mine, theirs = student.network.state_dict(), fresh.network.state_dict()
     assert mine.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in mine.items())
-    assert json.loads((folder / "student.json").read_text())["base"] == student.base
+    assert json.loads((folder / "distill.json").read_text())["base"] == student.base
     with pytest.raises(InputError, match=r"holds another student \(kind "):
         Student(prior, None if lora else LORA).load(folder)
     with torch.no_grad():

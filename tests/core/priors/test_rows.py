@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -56,6 +57,12 @@ def check(found: Condition, source: Condition, rows: list[int]) -> None:
 )
 def test_index_takes_the_same_rows_of_everything(index, rows):
     check(condition().index(index), condition(), rows)
+
+
+@pytest.mark.parametrize("rows", [torch.tensor([0, 1, 1], dtype=torch.uint8), np.array([0, 1, 0], np.uint8)])
+def test_bytes_are_neither_a_mask_nor_numbers(rows):
+    with pytest.raises(InputError, match=r"uint8 may be a mask or numbers; give mask\.bool\(\)"):
+        condition().index(rows)
 
 
 def test_repeat_keeps_copies_adjacent_and_groups_whole():

@@ -82,15 +82,6 @@ def test_the_announced_number_of_calls_ends_a_run():
     assert [call(cache, 500.0)[0] for _ in range(4)] == [False, True, False, True]
 
 
-def test_invalidate_forces_a_full_step_and_keeps_the_place():
-    cache = Cache(Alternate())
-    call(cache, 900.0)
-    cache.invalidate()
-    assert cache.bytes == 0
-    cache.begin_step("all", 800.0, signature())
-    assert cache.step == 1 and not cache.reuses("unit")
-
-
 def test_uniform_refresh_and_thirds():
     assert sorted(Refresh("uniform", 3).full_steps(8)) == [0, 3, 6]
     assert Refresh("uniform", 3).full_steps(None) is None

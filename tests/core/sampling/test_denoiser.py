@@ -166,6 +166,9 @@ def test_readings_of_a_combination_are_the_combination_of_the_readings(kind, oth
     assert mixed.weight == 1.0 and torch.equal(mixed.x, x)
     with pytest.raises(InputError, match="different states or levels"):
         a + Prediction(x, SCHEDULE.at_index(3), x, kind)
+    with pytest.raises(InputError, match="different states or levels"):
+        a - Prediction(x + 1e-6 * (x == x.max()), level, x, kind)
+    assert torch.equal((a + Prediction(x.clone(), level, x, kind)).x, x)  # a copy of the same state
 
 
 def test_the_interval_counts_in_train_time_of_any_length(x):
@@ -185,6 +188,25 @@ def test_the_interval_counts_in_train_time_of_any_length(x):
                 before = denoiser.nfe
                 denoiser(x, level)
                 assert denoiser.nfe - before == rows
+
+
+@pytest.mark.parametrize("rescale", [0.0, 0.7])
+def test_the_interval_holds_for_each_sample(prior, x, rescale):
+    """A batch of several levels is each of its samples alone, whatever their mean."""
+    guidance = ClassifierFree(5.0, rescale, interval=(0.2, 0.8))
+    denoiser = Denoiser(prior, prior.encode_text("left").repeat(3), guidance)
+    index = torch.tensor([100.0, 500.0, 990.0])
+    together, before = denoiser(x, SCHEDULE.at_index(index)), denoiser.nfe
+    for row, alone in enumerate(index):
+        one = Denoiser(prior, prior.encode_text("left"), guidance)
+        torch.testing.assert_close(
+            together.raw[row], one(x[row : row + 1], SCHEDULE.at_index(float(alone))).raw[0], rtol=1e-9, atol=1e-9
+        )
+    plain = Denoiser(prior, prior.encode_text("left").repeat(3), 1.0)(x, SCHEDULE.at_index(index))
+    assert [bool((a != b).any()) for a, b in zip(together.raw, plain.raw)] == [False, True, False]
+    assert before == 6
+    denoiser(x, SCHEDULE.at_index(torch.tensor([10.0, 100.0, 990.0])))
+    assert denoiser.nfe - before == 3  # nobody is inside
 
 
 def test_another_condition_has_its_own_branches_and_count(prior, x):

@@ -184,6 +184,22 @@ def test_the_state_given_back_changes_nothing(name, dtype):
     solver, x = make_solver(name, statistics=ModelStatistics.constant()), noise(dtype=dtype)
     plain = run(prior, solver, levels, x)
     assert torch.equal(run(prior, solver, levels, x, callback=lambda call, level, state: state.clone()), plain)
+    assert plain.dtype == dtype
+
+
+@pytest.mark.parametrize("name", ["ddim", "ghvb", "dpm++", "unipc"])
+def test_a_run_of_a_half_precision_state_is_that_of_its_float32_copy(name):
+    """States stay float32 between the network calls; only the last one is rounded, once."""
+    prior, levels, solver = mixture(), NoiseSchedule.from_config(SD_SCHEDULE).grid(6), make_solver(name)
+    x, asked = noise(dtype=torch.float16), []
+
+    def ask(state: torch.Tensor, level: object) -> object:
+        asked.append(state.dtype)
+        return inner(state, level)
+
+    inner = Denoiser(prior, prior.encode_text([""] * len(x)))
+    made, exact = Sampler(solver).run(ask, x, levels), Sampler(solver).run(inner, x.float(), levels)
+    assert set(asked) == {torch.float32} and torch.equal(made, exact.half())
 
 
 def test_a_denoiser_that_answers_for_another_state_moves_the_run_there():

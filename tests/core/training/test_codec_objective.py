@@ -18,7 +18,7 @@ from unproject.core.training.objectives.vae import (
     opponent,
     to_model,
 )
-from unproject.core.training.objectives.vae_weights import begin_with_codec, save_vae, standardised
+from unproject.core.training.objectives.vae_weights import begin_with_codec, reset_posterior, save_vae, standardised
 from unproject.utils.errors import InputError
 
 VAE = VAEConfig(widths=(8, 8), norm_groups=4, image_size=8, validation_images=6)
@@ -211,3 +211,28 @@ def test_latents_of_several_folders_follow_one_another(vae, latents, tmp_path):
     other = encode_latents(build_vae(VAE, 1), Renders(), tmp_path / "other")
     with pytest.raises(InputError, match="different codecs"):
         LatentSet([first, other], Twice())
+
+
+def test_a_wider_codec_computes_what_the_given_one_does_and_its_copies_part(vae):
+    for parameter in (given := build_vae(VAE, seed=3)).parameters():
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=rng(4))
+    wide = build_vae(replace(VAE, widths=(16, 16), latent_channels=6), seed=5)
+    begin_with_codec(wide, given, "given")
+    images = torch.randn(2, 3, 8, 8, generator=rng(6))
+    mine, theirs = (v.encode(images).latent_dist.mean for v in (wide, given))
+    torch.testing.assert_close(mine[:, :4], theirs, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(wide.decode(mine).sample, given.decode(theirs).sample, rtol=1e-4, atol=1e-4)
+    wide.decode(mine).sample.square().mean().backward()
+    slopes = wide.decoder.conv_in.weight.grad.unflatten(0, (8, 2))
+    assert (slopes[:, 0] - slopes[:, 1]).abs().max() > 0.1 * slopes.abs().max()
+    with pytest.raises(InputError, match="does not fit"):
+        begin_with_codec(build_vae(replace(VAE, widths=(12, 12)), 0), given, "given")
+
+
+def test_a_fresh_posterior_keeps_its_means(vae):
+    images = to_model(Renders().images(np.arange(3)))
+    begin_with_codec(again := build_vae(VAE, 5), vae, "given")
+    reset_posterior(again, -3.0)
+    found = again.encode(images).latent_dist
+    torch.testing.assert_close(found.mean, vae.encode(images).latent_dist.mean, rtol=0, atol=0)
+    assert torch.equal(found.logvar, torch.full_like(found.logvar, -3.0))

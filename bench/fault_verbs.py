@@ -1,0 +1,95 @@
+"""The commands of the fault run, as small as they get, and the files they start from."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..geometry.camera_files import save_nerfstudio
+from ..geometry.cameras import Camera
+from ..geometry.meshes import Mesh
+from ..geometry.points import PointCloud
+from ..utils.files import write_bytes, write_text
+from ..utils.pictures import save_image
+
+SIDE = 32
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A command and the files that are there when it is done."""
+
+    words: tuple[str, ...]
+    files: tuple[str, ...]
+    stages: int | None = None
+    """at most so many places where faults strike; None: as many as the run asks for"""
+
+
+def _verb(line: str, *files: str, stages: int | None = None) -> Verb:
+    """A line whose words are parted by spaces; ~ stands for a space inside one."""
+    return Verb(tuple(word.replace("~", " ") for word in line.split()), files, stages)
+
+
+MESH = "text-to-mesh a~red~chair --steps 8 --frames 2 --view-size 16 --faces 300 -o out/chair.glb"
+SET = "toybox --render --groups 4 --size 16 --workers 1 -o out"
+RECIPE = """objective: vae
+train: [set]
+val: [set]
+model: {widths: [4, 8], norm_groups: 4, image_size: 8, validation_images: 2}
+trainer: {steps: 6, batch: 2, save_every: 2, log_every: 2}
+"""
+VERBS: dict[str, Verb] = {
+    "depth": _verb("depth photos -o out --steps 1", *(f"out/p{i}-depth.npz" for i in range(2))),
+    "normals": _verb("normals photos/p0.png -o out --steps 1", "out/p0-normals.npz"),
+    "pointcloud": _verb("pointcloud photos -o out --steps 1", *(f"out/p{i}-pointcloud.ply" for i in range(2))),
+    "text-to-image": _verb(
+        "text-to-image --prompts prompts.txt --steps 2 -o out", "out/a-red-chair-seed0.png", "out/a-blue-dog-seed0.png"
+    ),
+    "text-to-mesh": _verb(MESH, "out/chair.glb", "out/chair.report.json", "out/chair-sheet.png", stages=4),
+    "edit": _verb("edit photos/p0.png --source a~chair --target a~dog --steps 2 -o out/e.png", "out/e.png"),
+    "restore": _verb("restore photos/p0.png --task deblur:1 --steps 2 -o out/r.png", "out/r.png"),
+    "calibrate-solver": _verb(
+        "calibrate-solver --what gaussian --images 16 --sample-steps 2 -o out/g.safetensors", "out/g.safetensors"
+    ),
+    "toybox --render": _verb(SET, "out/shard-00000.npz", "out/job.json"),
+    "toybox": _verb("toybox --count 2 --size 16 -o out/s.png", "out/s.png"),
+    "train": _verb(
+        "train vae.yaml -o out", "out/export/config.json", "out/export/diffusion_pytorch_model.safetensors", stages=4
+    ),
+    "convert": _verb("convert mesh.glb out/m.obj", "out/m.obj", "out/m.report.json"),
+    "convert, points": _verb("convert points.ply out/p.ply", "out/p.ply"),
+    "convert, cameras": _verb("convert cameras.json out/model", "out/model/cameras.txt", "out/model/images.txt"),
+    "inspect": _verb("inspect mesh.glb -o out/m.json", "out/m.json"),
+    "inspect --repair": _verb("inspect mesh.glb --repair out/m.ply", "out/m.ply"),
+}
+
+
+def inputs(folder: Path) -> None:
+    """Two pictures, two prompts, a mesh, points, cameras, and a small rendered set."""
+    rng = np.random.default_rng(0)
+    for i in range(2):
+        save_image(folder / "photos" / f"p{i}.png", rng.random((SIDE, SIDE + 8, 3)).astype(np.float32))
+    write_text(folder / "prompts.txt", "a red chair\na blue dog\n")
+    corners = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 2, 0], [0, 0, 3]])
+    Mesh(corners, torch.tensor([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]])).save(folder / "mesh.glb")
+    PointCloud(corners, corners / 3).save(folder / "points.ply")
+    cameras = Camera.orbit([0.0, 90.0], 10.0, 2.0, 40.0, 16, 12)
+    save_nerfstudio(folder / "cameras.json", cameras, ["a.png", "b.png"])
+    write_text(folder / "vae.yaml", RECIPE)
+    for name, data in _rendered().items():
+        write_bytes(folder / "set" / name, data)
+
+
+@functools.cache
+def _rendered() -> dict[str, bytes]:
+    """The files of a rendered set, for the training."""
+    from ..toybox.dataset import RenderJob, render_set
+
+    with tempfile.TemporaryDirectory() as folder:
+        render_set(RenderJob("object", "train", 2, 8), folder, 1)
+        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}

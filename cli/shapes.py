@@ -1,0 +1,259 @@
+"""`unproject text-to-mesh` and `unproject text-to-splats`."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ..utils.configs import config_path
+from ..utils.errors import InputError
+from ..utils.locks import alone_in
+from ..utils.runs import RunRecord
+from .common import check_range
+from .jobs import Job
+from .outputs import Target
+from .prompts import chosen_prompts
+from .showing import Shown
+from .steering import ImagePromptCommand
+from .text import TextCommand
+
+if TYPE_CHECKING:
+    from ..generate.diagnostics import Diagnostics
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapeCommand(TextCommand, ImagePromptCommand):
+    """Options of the commands that optimise a shape until the prior likes it."""
+
+    makes: ClassVar[str]
+    """what comes out, for people"""
+
+    negative: str = ""
+    """What to avoid."""
+    recipe: str = "default"
+    """Packaged recipe in configs/text-to-mesh or text-to-splats, or a YAML file; default is what suits the prior."""
+    rule: str | None = None
+    """Rule of score distillation: sds, sjc, vsd, csd, csd-late, nfsd, ism, sdi, asd, hifa, perp-neg, recon, or a YAML
+    file (default: the recipe's)."""
+    steps: int | None = None
+    """Optimisation steps; all schedules keep their shares of the run (default: the recipe's)."""
+    guidance: float | None = None
+    """Classifier-free guidance (default: that of the rule or recipe)."""
+    work: Path | None = None
+    """Folder for checkpoints and preview.png, which stays (default: .NAME.work beside the result, removed at the end).
+    The same command typed again goes on where an interrupted one was."""
+    diagnostics: Path | None = None
+    """Folder for strips of render, noised render, target and their difference, targets by view, gradient norms."""
+    view_size: int = 256
+    """Pixels of the views in the film; those on the sheet are half as large."""
+    frames: int = 72
+    """Frames of the turntable film (0 = no film)."""
+
+    @property
+    def several(self) -> str:
+        """See Command.several."""
+        return super().several or f"it writes pictures beside the {self.makes}"
+
+    def check(self) -> None:
+        """Ranges, the recipe and the rule."""
+        check_range("--frames", self.frames, 0, 1000)
+        check_range("--view-size", self.view_size, 16, 2048)
+        if self.steps is not None:
+            check_range("--steps", self.steps, 1, 100_000)
+        if self.recipe != "default" and not Path(self.recipe).is_file():
+            config_path(f"{self.name}/{self.recipe}")
+        if self.rule is not None and not Path(self.rule).is_file():
+            config_path(f"rules/{self.rule}")
+        for option, folder in (("--work", self.work), ("--diagnostics", self.diagnostics)):
+            if folder is not None and self.many:
+                raise InputError(
+                    f"{option} {folder} is the folder of one {self.makes} and --prompts makes several; leave it out"
+                )
+        super().check()
+
+    def plan(self) -> list[str]:
+        """What a dry run says."""
+        listed = chosen_prompts(self.prompt, self.prompts)
+        how = f"recipe {self.recipe}" + (f" and rule {self.rule}" if self.rule else "")
+        return [*super().plan(), *(f"would make a {self.makes} of {words!r} with {how}" for words in listed)]
+
+    def endings(self, target: Target) -> tuple[str, ...]:
+        """Of the result and its report."""
+        raise TypeError(f"{type(self).__name__} defines no endings")
+
+    def files(self, target: Target) -> list[Path]:
+        """The result, its report and its pictures."""
+        films = ("-turntable.gif", "-turntable.mp4") if self.frames else ()
+        return [target.file(ending) for ending in (*self.endings(target), *films, "-sheet.png")]
+
+    def size_bytes(self) -> int:
+        """Of a result and films; twice, for the checkpoints."""
+        return 100_000_000
+
+    def settings(self) -> dict[str, Any]:
+        """Arguments of a call of the pipeline beyond the shared ones."""
+        return {}
+
+    def one(self, pipe: Any, job: Job, record: RunRecord, shown: Shown) -> None:
+        """Makes the result and its pictures; checkpoints are removed when all of them are written."""
+        work = self.work or job.target.work
+        with alone_in(work):
+            made = pipe(
+                job.source,
+                self.negative or None,
+                seed=self.seed,
+                num_inference_steps=self.steps,
+                guidance_scale=self.guidance,
+                out=work,
+                resume=not self.overwrite,
+                diagnostics=self._watched(pipe.prior.name),
+                **self.settings(),
+                **self.prompt_pictures(),
+            )
+            with record.stage("write"):
+                self.write(made, job, record)
+        if self.work is None and not record.rescued:
+            shutil.rmtree(work, ignore_errors=True)
+        record.count("denoiser", made.nfe)
+        record.stages.update(made.seconds)
+        record.notes.update(prior=pipe.prior.name, recipe=made.config, history=made.history)
+        self.tell(made, job, shown)
+
+    def _watched(self, prior: str) -> Diagnostics | None:
+        """Diagnostics; views of targets are told apart by the toybox's judge, which knows its objects alone."""
+        if self.diagnostics is None:
+            return None
+        from ..generate.diagnostics import Diagnostics
+
+        if not prior.startswith("toybox"):
+            return Diagnostics(self.diagnostics)
+        from ..toybox.judge import Judge
+
+        judge = Judge.from_pretrained()
+        return Diagnostics(self.diagnostics, view_of=lambda images: judge(images).views)
+
+    def write(self, made: Any, job: Job, record: RunRecord) -> None:
+        """Writes all files of a job."""
+        raise TypeError(f"{type(self).__name__} defines no write")
+
+    def tell(self, made: Any, job: Job, shown: Shown) -> None:
+        """Says what came out."""
+        raise TypeError(f"{type(self).__name__} defines no tell")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextToMesh(ShapeCommand):
+    """Make a textured mesh from a prompt, with a sheet of views and a turntable film."""
+
+    name: ClassVar[str] = "text-to-mesh"
+    kinds: ClassVar[tuple[str, ...]] = (".glb", ".obj", ".stl", ".ply")
+    makes: ClassVar[str] = "mesh"
+
+    faces: int | None = None
+    """Triangles of the mesh at most (default: the recipe's)."""
+
+    def check(self) -> None:
+        """Ranges."""
+        if self.faces is not None:
+            check_range("--faces", self.faces, 4, 10_000_000)
+        super().check()
+
+    def endings(self, target: Target) -> tuple[str, ...]:
+        """See ShapeCommand.endings."""
+        return (target.suffix or ".glb", ".report.json")
+
+    def settings(self) -> dict[str, Any]:
+        """See ShapeCommand.settings."""
+        return {"faces": self.faces}
+
+    def load(self) -> Any:
+        """The pipeline."""
+        from ..pipelines.text_to_mesh import TextToMesh as Pipeline
+
+        return Pipeline.from_pretrained(self.prior, self.recipe, rule=self.rule, **self.placement())
+
+    def write(self, made: Any, job: Job, record: RunRecord) -> None:
+        """See ShapeCommand.write."""
+        from ..generate.finish import write_pictures
+        from ..geometry.budget import check_written
+        from ..geometry.inspection import write_report
+
+        def pictures(mesh: Path) -> list[Path]:
+            stem = job.target.stem
+            return write_pictures(made.mesh, lambda n: mesh.with_name(f"{stem}-{n}"), self.frames, self.view_size)
+
+        record.keep(made.mesh.save, job.files[0])
+        record.keep(lambda mesh: write_report(made.mesh, mesh, made.scale_from), job.files[0])
+        record.keep(pictures, job.files[0])
+        if not record.rescued:
+            check_written(job.files[0], made.config.mesh.faces)
+
+    def tell(self, made: Any, job: Job, shown: Shown) -> None:
+        """See ShapeCommand.tell."""
+        report = made.report.to_dict()
+        closed = "watertight" if report["watertight"] else f"{report['boundary_edges']} open edges"
+        shown.lines.append(f"{report['faces']} triangles, {closed}")
+        if self.many:
+            shown.data.setdefault("meshes", {})[job.source] = report
+        else:
+            shown.data["mesh"] = report
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextToSplats(ShapeCommand):
+    """Make 3D Gaussian splats from a prompt, with a sheet of views and a turntable film."""
+
+    name: ClassVar[str] = "text-to-splats"
+    kinds: ClassVar[tuple[str, ...]] = (".ply", ".spz", ".glb", ".splat")
+    makes: ClassVar[str] = "set of splats"
+
+    mesh: Path | None = None
+    """Also write a textured mesh of them (.glb .obj .stl .ply)."""
+
+    def check(self) -> None:
+        """The mesh."""
+        if self.mesh is not None and self.mesh.suffix.lower() not in TextToMesh.kinds:
+            raise InputError(f"--mesh {self.mesh}: cannot write that; use {', '.join(TextToMesh.kinds)}")
+        if self.mesh is not None and self.many:
+            raise InputError(f"--mesh {self.mesh} is one file and --prompts makes several; leave it out")
+        super().check()
+
+    def endings(self, target: Target) -> tuple[str, ...]:
+        """See ShapeCommand.endings."""
+        return (target.suffix or ".ply", ".report.json")
+
+    def files(self, target: Target) -> list[Path]:
+        """See ShapeCommand.files; and the mesh."""
+        return [*super().files(target), *([self.mesh] if self.mesh is not None else [])]
+
+    def load(self) -> Any:
+        """The pipeline."""
+        from ..pipelines.text_to_splats import TextToSplats as Pipeline
+
+        return Pipeline.from_pretrained(self.prior, self.recipe, rule=self.rule, **self.placement())
+
+    def write(self, made: Any, job: Job, record: RunRecord) -> None:
+        """See ShapeCommand.write."""
+        from ..generate.finish import write_views
+        from ..geometry.splats import save_splats
+        from ..geometry.splats.drawing import SplatView
+
+        def pictures(splats: Path) -> list[Path]:
+            stem, view = job.target.stem, SplatView(made.splats)
+            return write_views(view, lambda n: splats.with_name(f"{stem}-{n}"), self.frames, self.view_size)
+
+        record.keep(lambda path: save_splats(made.splats, path), job.files[0])
+        record.keep(made.write_report, job.files[0])
+        record.keep(pictures, job.files[0])
+        if self.mesh is not None:
+            record.keep(made.mesh().save, self.mesh)
+
+    def tell(self, made: Any, job: Job, shown: Shown) -> None:
+        """See ShapeCommand.tell."""
+        shown.lines.append(f"{made.report['splats']} splats")
+        if self.many:
+            shown.data.setdefault("splats", {})[job.source] = made.report
+        else:
+            shown.data["splats"] = made.report

@@ -1,0 +1,242 @@
+"""What text-to-mesh and text-to-splats share: a representation is optimised until a frozen prior likes its renders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+import torch
+
+from ..core.distillation.score import ScoreConfig
+from ..core.priors import Prior, load_prior, multi_view_sibling
+from ..core.sampling.calibration import fingerprint
+from ..core.training.checkpoints import remove_checkpoints
+from ..generate.diagnostics import Diagnostics
+from ..generate.guides import make_guide
+from ..generate.normal_guide import NormalGuide, NormalsConfig
+from ..generate.optimise import Optimisation, OptimiseConfig
+from ..generate.views import turntable_cameras
+from ..geometry.representation import MeshConfig
+from ..utils.configs import config_path, load_config, read_yaml, to_dict
+from ..utils.digests import digest
+from ..utils.errors import InputError
+from ..utils.pictures import grid, save_image
+from ..utils.progress import Progress
+from .base import PriorPipeline
+from .picture_conditions import read_picture
+from .picture_inputs import PictureLike
+from .prompts import check_guidance, warn_about, warn_about_negatives
+from .sampling_parts import whole_number
+
+REAL_BACKBONES = "sd15, sd21-base or an MVDream checkpoint"
+StepEnd = Callable[[Any, int, dict[str, float], dict[str, Any]], None]
+S = TypeVar("S", bound="TextToShape")
+
+
+@dataclass(frozen=True)
+class MeshRecipe:
+    """configs/text-to-mesh/*.yaml and text-to-splats/*.yaml: what pulls, what is optimised, how it becomes a mesh."""
+
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+    optimise: OptimiseConfig = field(default_factory=OptimiseConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    normals: NormalsConfig = field(default_factory=NormalsConfig)
+    preview_every: int = 25  # steps between updates of preview.png; 0: never
+
+    def __post_init__(self) -> None:
+        if self.optimise.fit.steps and self.normals.used:
+            raise InputError(
+                f"normals.weight={self.normals.weight} pulls on whole renders; set optimise.fit.steps to 0"
+            )
+        if self.optimise.fit.steps and self.score.space == "latent":
+            raise InputError(
+                f'fit.steps needs targets as images; set score.space to "image", or optimise.fit.steps to 0 instead of '
+                f"{self.optimise.fit.steps}"
+            )
+
+
+class Optimised(NamedTuple):
+    """What a call made, and of what."""
+
+    work: Optimisation
+    recipe: MeshRecipe
+    seed: int
+    started: datetime
+
+
+class TextToShape(PriorPipeline):
+    """Base of pipelines from prompts to shapes with any prior."""
+
+    recipes: ClassVar[str]  # folder of the packaged recipes
+
+    def __init__(
+        self, prior: Prior, recipe: MeshRecipe | str | Path | None = None, rule: str | Path | None = None
+    ) -> None:
+        """What a call does.
+
+        Args:
+            prior: any.
+            recipe: None or "default" is what suits the prior; else a packaged name, a YAML file or a MeshRecipe.
+            rule: of score distillation, a packaged name of configs/rules ("sds", "asd", ...) or a YAML file; None: the
+                recipe's.
+        """
+        super().__init__(prior)
+        self.recipe = load_recipe(recipe, prior, rule, self.recipes)
+
+    @classmethod
+    def from_pretrained(
+        cls: type[S],
+        name: str | Path = "toybox",
+        recipe: MeshRecipe | str | Path | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        torch_dtype: torch.dtype | None = None,
+        rule: str | Path | None = None,
+        **options: Any,
+    ) -> S:
+        """Loads a prior by name, folder, registry id or hub repository; `torch_dtype` is diffusers' name of `dtype`.
+
+        "toybox" loads its multi-view sibling when that is installed; "toybox" as a folder stays single-view.
+        """
+        chosen = multi_view_sibling(str(name)) or str(name)
+        return cls(load_prior(chosen, device, torch_dtype or dtype, **options), recipe, rule)
+
+    def _made(
+        self,
+        prompt: str,
+        negative: str | None,
+        recipe: MeshRecipe,
+        seed: int,
+        out: str | Path | None,
+        resume: bool,
+        callback: StepEnd | None,
+        diagnostics: str | Path | Diagnostics | None,
+        picture: PictureLike | None = None,
+    ) -> Optimised:
+        """Optimises one shape; see __call__ for the arguments."""
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise InputError("the prompt is empty; say what to make, for example 'a red chair'")
+        warn_about(self.prior, prompt, REAL_BACKBONES)
+        warn_about_negatives(self.prior, negative, REAL_BACKBONES)
+        started = datetime.now(timezone.utc)
+        folder = None if out is None else Path(out)
+        work = self._begun(recipe, seed, prompt, negative, folder, resume, picture)
+        if diagnostics is not None:
+            told = diagnostics if isinstance(diagnostics, Diagnostics) else Diagnostics(Path(diagnostics))
+            work.watch = told.watching(self.prior, recipe.optimise.steps)
+        self._optimise(work, recipe, folder, prompt, callback)
+        return Optimised(work, recipe, seed, started)
+
+    def _begun(
+        self,
+        recipe: MeshRecipe,
+        seed: int,
+        prompt: str,
+        negative: str | None,
+        folder: Path | None,
+        resume: bool,
+        picture: PictureLike | None = None,
+    ) -> Optimisation:
+        """The optimisation at its start, or where the newest checkpoint in `folder` was written."""
+        seen, views = read_picture(self.prior, picture), recipe.optimise.views.views
+        guide = make_guide(recipe.score, self.prior, prompt, negative, views, picture=seen)
+        normals = NormalGuide(recipe.normals, recipe.score, self.prior, prompt, views) if recipe.normals.used else None
+        if folder is None:
+            return Optimisation(recipe.optimise, guide, seed, self.prior.device, normals=normals)
+        prior = fingerprint(self.prior)
+        guided_by: dict[str, Any] = {
+            "prompt": prompt,
+            "negative_prompt": negative,
+            "prior": prior,
+            "score": recipe.score,
+        }
+        guided_by |= {"normals": recipe.normals} if recipe.normals.used else {}
+        guided_by |= {} if seen is None else {"ip_adapter_image": digest({"picture": seen})}
+        work = Optimisation(recipe.optimise, guide, seed, self.prior.device, guided_by, normals)
+        folder.mkdir(parents=True, exist_ok=True)
+        if resume:
+            work.resume(folder)
+        else:
+            remove_checkpoints(folder)
+        return work
+
+    def _adjusted(self, steps: int | None, guidance: float | None, faces: int | None = None) -> MeshRecipe:
+        """The recipe with what a call changes."""
+        changes: dict[str, Any] = {}
+        if steps is not None:
+            whole_number("num_inference_steps", steps)
+            changes["optimise.steps"] = steps
+        if guidance is not None:
+            check_guidance(self.prior, guidance)
+            if not self.recipe.score.rule.made.guided:
+                kind = self.recipe.score.rule.kind
+                raise InputError(f"guidance_scale={guidance}: the rule {kind!r} has no guidance scale; leave it out")
+            changes["score.guidance"] = guidance
+        if faces is not None:
+            whole_number("faces", faces, 4)
+            changes["mesh.faces"] = faces
+        return load_config(MeshRecipe, to_dict(self.recipe), **changes) if changes else self.recipe
+
+    def _optimise(
+        self, work: Optimisation, recipe: MeshRecipe, folder: Path | None, prompt: str, callback: StepEnd | None
+    ) -> None:
+        with Progress(recipe.optimise.steps, prompt, done=work.step) as bar:
+
+            def on_step(work: Optimisation, step: int, log: dict[str, float]) -> None:
+                bar.advance(1, t=f"{log.get('t', 0):.2f}", opacity=f"{log['alpha']:.2f}")
+                if folder is not None and recipe.preview_every and step % recipe.preview_every == 0:
+                    write_preview(work, folder / "preview.png")
+                if callback is not None:
+                    callback(self, step, log, {"optimisation": work})
+
+            work.run(folder, on_step)
+
+
+def chosen_seed(seed: int | None, generator: torch.Generator | None) -> int:
+    """The seed of a call: given, drawn from a generator, or 0."""
+    if generator is None:
+        if seed is not None:
+            whole_number("seed", seed, 0)
+        return seed or 0
+    if seed is not None:
+        raise InputError("give either seed or generator, not both")
+    return int(torch.randint(2**32, (), generator=generator, device=generator.device))
+
+
+def load_recipe(
+    recipe: MeshRecipe | str | Path | None, prior: Prior, rule: str | Path | None = None, folder: str = "text-to-mesh"
+) -> MeshRecipe:
+    """A recipe by packaged name of `folder` or file; None and "default" choose by the prior, which is shown its own
+    size.
+
+    A rule replaces what the recipe says of its own; without a recipe's name, rules that pull through whole renders are
+    given one that does.
+    """
+    settings = {} if rule is None else read_yaml(rule_path(rule))
+    changes: dict[str, Any] = {"score": settings} if settings else {}
+    if isinstance(recipe, MeshRecipe):
+        return load_config(MeshRecipe, to_dict(recipe), **changes) if changes else recipe
+    if recipe is None or recipe == "default":
+        name = prior.recipe if prior.multiview else f"{prior.recipe}-single-view"
+        own = {} if prior.multiview else {"optimise.guided_px": prior.image_size}
+        pulled = settings.get("form") == "score" or "space" in settings
+        if pulled and load_config(MeshRecipe, f"{folder}/{name}").optimise.fit.steps:
+            name = f"{name}-pulled"
+        return load_config(MeshRecipe, f"{folder}/{name}", **own, **changes)
+    known = isinstance(recipe, str) and not recipe.endswith((".yaml", ".yml"))
+    return load_config(MeshRecipe, f"{folder}/{recipe}" if known else recipe, **changes)
+
+
+def rule_path(rule: str | Path) -> Path:
+    """The file of a rule's settings. Raises InputError listing what exists."""
+    known = isinstance(rule, str) and not rule.endswith((".yaml", ".yml"))
+    return config_path(f"rules/{rule}") if known else Path(rule)
+
+
+def write_preview(work: Optimisation, path: Path, views: int = 4, size: int = 96) -> Path:
+    """A strip of views of what is there: colours above normals."""
+    seen = work.picture(turntable_cameras(views, size))
+    return save_image(path, grid([*seen.rgb.cpu(), *(0.5 * seen.normal + 0.5).cpu()], views))

@@ -1,0 +1,50 @@
+"""`unproject distill` and what text-to-image does with its students."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+@pytest.fixture
+def short() -> list[str]:
+    return [
+        *("--set", "pairs.count=2", "pairs.steps=2", "stages.adapter.trainer.steps=1"),
+        *("stages.adapter.trainer.batch=2", "stages.adapter.trainer.warmup=0"),
+    ]
+
+
+def test_a_student_is_made_and_drawn_with(run, tiny_prior, in_tmp, short):
+    (in_tmp / "words.txt").write_text("a dog\na red chair\n")
+    line = ["distill", "lora-distillation", "--prior", str(tiny_prior), "--prompts", "words.txt", "--out", "made"]
+    code, out, err = run(*line, *short, "--pairs", "pairs", "--json")
+    assert code == 0, err
+    export = json.loads(out)["export"]
+    assert export == "made/export" and (in_tmp / "made/export/distill.json").is_file()
+    assert list((in_tmp / "pairs").glob("*/pairs.json"))
+    code, _, err = run("text-to-image", "a dog", "--student", export, "--prior", str(tiny_prior), "-o", "dog.png")
+    assert code == 0, err
+    record = json.loads((in_tmp / "dog.run.json").read_text())
+    assert record["notes"]["plan"]["guidance"] == 1.0 and record["nfe"]["denoiser"] == 20
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["distill", "magic"], "magic"),
+        (["distill", "lcm", "--set", "pairs.count"], "must look like KEY=VALUE"),
+        (["distill", "lcm", "--prompts", "none.txt"], "--prompts none.txt does not exist"),
+        (["text-to-image", "a dog", "--student", "nobody"], "no folder with distill.json"),
+    ],
+)
+def test_wrong_lines_say_what_is_wrong(run, words, told):
+    code, _, err = run(*words)
+    assert code == 2 and told in err
+
+
+def test_a_prior_of_the_open_world_needs_prompts(run, tiny_prior, short):
+    code, _, err = run("distill", "lora-distillation", "--prior", str(tiny_prior), *short)
+    assert code == 2 and "needs --prompts FILE" in err

@@ -1,0 +1,92 @@
+"""`text-to-splats` and `--rule` from the command line: what is written, told and refused, without a network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from unproject.generate import finish
+from unproject.geometry.splats import GaussianCloud, load_splats
+from unproject.geometry.splats.facts import facts_of
+from unproject.pipelines import text_to_splats
+from unproject.pipelines.text_to_splats import TextToSplatsOutput
+from unproject.utils.pictures import save_image
+from unproject.utils.seeds import generator
+
+Run = Callable[..., tuple[int, str, str]]
+CLOUD = GaussianCloud.from_points(torch.randn(20, 3, generator=generator(0)), opacity=0.5)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """A pipeline that makes twenty splats."""
+    calls: list[dict[str, Any]] = []
+
+    class Fake:
+        prior = SimpleNamespace(name="fake")
+
+        @classmethod
+        def from_pretrained(cls, prior: str, recipe: str, **options: Any) -> Fake:
+            calls.append({"recipe": recipe, **options})
+            return cls()
+
+        def __call__(self, prompt: str, negative: str | None, **options: Any) -> TextToSplatsOutput:
+            calls.append({"prompt": prompt, "negative": negative, **options})
+            values = dict.fromkeys(TextToSplatsOutput.__dataclass_fields__)
+            values |= {"splats": CLOUD, "report": facts_of(CLOUD), "nfe": 3, "seconds": {}, "history": []}
+            return TextToSplatsOutput(**values)
+
+    def pictures(thing: object, place: Callable[[str], Path], frames: int, size: int) -> list[Path]:
+        ends = ("sheet.png", *(("turntable.mp4", "turntable.gif") if frames else ()))
+        return [save_image(place(e).with_suffix(".png"), np.zeros((4, 4, 3))).rename(place(e)) for e in ends]
+
+    monkeypatch.setattr(text_to_splats, "TextToSplats", Fake)
+    monkeypatch.setattr(finish, "write_views", pictures)
+    return calls
+
+
+def test_splats_their_report_and_pictures_are_written(run: Run, asked: list[dict[str, Any]]) -> None:
+    words = ("text-to-splats", "a red chair", "-o", "out/chair.splat", "--rule", "asd", "--steps", "7", "--json")
+    code, out, _ = run(*words, "--frames", "0", "--negative", "fog", "--diagnostics", "looks")
+    assert code == 0 and json.loads(out)["splats"]["splats"] == 20
+    assert asked[0]["rule"] == "asd" and asked[1]["negative"] == "fog" and asked[1]["num_inference_steps"] == 7
+    assert asked[1]["diagnostics"].folder == Path("looks") and asked[1]["out"] == Path("out/.chair.work")
+    names = {path.name for path in Path("out").iterdir()}
+    assert names == {"chair.splat", "chair.report.json", "chair-sheet.png", "chair.run.json"}
+    assert len(load_splats("out/chair.splat")) == 20
+    assert json.loads(Path("out/chair.report.json").read_text())["splats"] == 20
+    code, _, err = run("text-to-splats", "a red chair", "-o", "out/chair.splat")
+    assert code == 2 and "was made with --negative fog, --rule asd" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("text-to-splats", "a cup", "-o", "cup.obj"), "text-to-splats writes a folder or .ply, .spz, .glb, .splat"),
+        (("text-to-splats", "a cup", "--rule", "adsd"), "no packaged config 'rules/adsd'"),
+        (("text-to-mesh", "a cup", "--rule", "vds"), "did you mean 'rules/vsd'"),
+        (("text-to-splats", "a cup", "--recipe", "toybocks"), "did you mean 'text-to-splats/toybox'"),
+        (("text-to-splats", "a cup", "--mesh", "cup.splat"), "cannot write that; use .glb"),
+        (("text-to-splats", " "), "the prompt is empty"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_loaded(run: Run, words: tuple[str, ...], message: str) -> None:
+    code, _, err = run(*words)
+    assert code == 2 and message in err
+
+
+def test_several_prompts_cannot_share_a_folder_of_one(run: Run, asked: list[dict[str, Any]], in_tmp: Path) -> None:
+    Path("p.txt").write_text("a cup\na dog\n")
+    for option in ("--diagnostics", "--work"):
+        code, _, err = run("text-to-splats", "--prompts", "p.txt", option, "w")
+        assert code == 2 and f"{option} w is the folder of one set of splats" in err
+    assert not asked
+    code, out, _ = run("text-to-splats", "--prompts", "p.txt", "--dry-run", "--rule", "sdi")
+    assert code == 0 and "would make a set of splats of 'a dog' with recipe default and rule sdi" in out

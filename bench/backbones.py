@@ -23,7 +23,7 @@ from ..utils.errors import InputError
 from .backbone_verbs import VERBS, suits
 from .runner import Context
 
-NAMES = {"sd15": "Stable Diffusion 1.x", "sd21": "2.x", "sdxl": "SDXL", "sd3": "SD3", "flux": "FLUX.1"}
+NAMES = {"sd15": "Stable Diffusion 1.x", "sd21": "Stable Diffusion 2.x", "sdxl": "SDXL", "sd3": "SD3", "flux": "FLUX.1"}
 MULTI_VIEW = "MVDream"
 PRETEND = Path(__file__).resolve().parents[1] / "tests" / "pretend_device.py"
 YES, REFUSED, FAILS, UNRUN = "yes", "refused", "fails", "not run"

@@ -211,7 +211,7 @@ def test_what_cannot_steer_is_told(tiny_folders: dict[str, Path], tmp_path: Path
     (path.parent / "image_encoder").rename(path.parent / "other")
     with pytest.raises(InputError, match="needs a CLIP image encoder of width 16"):
         load_prior(tiny_folders["sd"], ip_adapter=path)
-    assert isinstance(plain, StableDiffusionPrior) and plain.reads == {"text", "concat"}
+    assert isinstance(plain, StableDiffusionPrior) and plain.reads == StableDiffusionPrior.reads
 
 
 def test_every_view_of_a_mesh_is_shown_the_picture(tiny_folders: dict[str, Path], tmp_path: Path) -> None:

@@ -115,6 +115,14 @@ EXPERIMENTS: dict[str, Experiment] = {
         weights=None,
         method=("core/priors", "scripts/random_backbones.py"),
     ),
+    "faults": Experiment(
+        "What is lost when a command is killed, stopped, or its disk refuses",
+        "faults",
+        ("", None),
+        prior="",
+        weights=None,
+        method=("cli",),
+    ),
     "splats": Experiment(
         "What drawing splats and their gradients costs a processor",
         "splats",

@@ -15,7 +15,7 @@ import threading
 import traceback
 from collections.abc import Iterator, Sequence
 
-from ..utils.errors import Stopped, UnprojectError
+from ..utils.errors import Stopped, UnprojectError, out_of_memory
 
 
 class _Terminated(KeyboardInterrupt):
@@ -96,11 +96,3 @@ def _told(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
     return f"{type(error).__name__}: {error} (UNPROJECT_DEBUG=1 shows where)"
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether the machine had too little memory: Python's, numpy's, and torch's error on any device."""
-    if isinstance(error, MemoryError):
-        return True
-    told = str(error).lower()
-    return isinstance(error, RuntimeError) and ("out of memory" in told or "can't allocate memory" in told)

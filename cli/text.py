@@ -11,6 +11,7 @@ import tyro
 from ..utils.errors import InputError
 from ..utils.runs import RunRecord
 from .common import Seeded, check_range
+from .estimates import Estimate, of_drawing
 from .jobs import SOME_FAILED, Job, run_jobs, sort_out
 from .outputs import Target, check_new, check_places, distinct_slug
 from .priors import PriorCommand
@@ -187,6 +188,13 @@ class TextToImage(TextCommand, SamplingCommand, SteeredCommand):
     def size_bytes(self) -> int:
         """Of all images, as if nothing could be compressed."""
         return 1_000_000 + 3 * (self.grid or self.count) * (self.size or 512) ** 2
+
+    def estimate(self) -> Estimate | None:
+        """See Command.estimate."""
+        if not self.known_cost:
+            return None
+        images = len(chosen_prompts(self.prompt, self.prompts)) * (self.grid or self.count)
+        return of_drawing(images, self.size, self.steps, self.guidance != 1, self.batch)
 
     def load(self) -> Any:
         """The pipeline, and the plan with what it needs loaded."""

@@ -22,6 +22,11 @@ class Guide(Protocol):
     """What pulls renders towards a prompt."""
 
     @property
+    def score(self) -> ScoreDistillation:
+        """The distillation behind it."""
+        ...
+
+    @property
     def nfe(self) -> int:
         """Network rows spent so far by all who ask the same network."""
         ...
@@ -90,8 +95,9 @@ class ViewTextGuide(ScoreGuide):
             raise InputError(f"score.perp_neg needs branches of guidance, which {prior.name} takes as an input instead")
         self.rows = list(VIEW_TEXT)
         texts = [f"{prompt}, {VIEW_TEXT[name]}{_ending(shows)}" for name in self.rows]
-        self.conditions = encoded(config, prior, texts, negative)
-        plain = encoded(config, prior, [prompt + _ending(shows)], negative)
+        plain, self.conditions = (
+            encoded(config, prior, words, negative) for words in ([prompt + _ending(shows)], texts)
+        )
         if picture is not None:
             self.conditions, plain = (with_picture(prior, one, picture) for one in (self.conditions, plain))
         self.score = ScoreDistillation(config, prior, plain)

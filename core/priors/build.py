@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ...utils.errors import InputError, UnprojectError
+from ...utils.errors import InputError, UnprojectError, out_of_memory
 from ...utils.files import read_json
 from .diffusers import FAMILIES, DiffusersPrior
 from .embedded import EmbeddedFlowPrior, EmbeddedPrior, read_vocabulary
@@ -113,20 +113,15 @@ def told(what: str, device: torch.device | str) -> Iterator[None]:
     """Errors of loading `what` as those of a user: InputError, or UnprojectError where memory ran out."""
     try:
         yield
-    except InputError:
+    except UnprojectError:
         raise
     except (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, MemoryError) as error:
         if out_of_memory(error):
             raise UnprojectError(
                 f"{what} does not fit the memory of {device}: {first_line(error)}. Use a half precision (--dtype "
-                "float16 or bfloat16), a smaller prior, or another device"
+                "float16 or bfloat16), --offload model, --weights float8, a smaller prior, or another device"
             ) from error
         raise InputError(f"{what} cannot be loaded: {first_line(error)}") from error
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, of the device or of the machine."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
 
 
 @contextlib.contextmanager

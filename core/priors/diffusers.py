@@ -17,9 +17,11 @@ from torch import Tensor, nn
 
 from ...utils.errors import InputError
 from ...utils.seeds import sample_noise
-from .base import PredictionType, Prior, Recommended
+from .base import PredictionType, Recommended
 from .control import IMAGE_PROMPT, PictureControl, summed
 from .noise import predicts
+from .placed import PlacedPrior
+from .placement import execution_device
 from .rows import COND, NEGATIVE, NULL, Condition, Rows
 
 DEFAULT_EMBEDDED_GUIDANCE = 3.5  # FLUX.1-dev
@@ -31,13 +33,14 @@ FEW_STEPS = {  # schedulers that only distilled models come with, and the solver
 P = TypeVar("P", bound="DiffusersPrior")
 
 
-class DiffusersPrior(Prior):
+class DiffusersPrior(PlacedPrior):
     """What the families share: the pipeline object, the VAE, truncation, saving."""
 
     backbone = "unet"
     steerable = False  # whether controls and image prompts can be added
     controls: tuple[PictureControl, ...] = ()
     spacing: str | None = None  # of the sigmas that the family's pipeline itself gives to its scheduler
+    upcasts = False  # whether the stock pipeline decodes in float32 where a VAE's config says force_upcast
 
     def __init__(self, pipe: Any, name: str = "", frozen: bool = True) -> None:
         """`frozen`: False leaves the networks as trainable as they are."""
@@ -54,8 +57,7 @@ class DiffusersPrior(Prior):
         self.vae_factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
         self.latent_shape = (channels, side, side)
         self.image_size = side * self.vae_factor
-        weight = next(self.network.parameters())
-        self.device, self.dtype = weight.device, weight.dtype
+        self.dtype = next(self.network.parameters()).dtype
         if (precise := self._dtype_for(self.vae, self.vae.dtype)) != self.vae.dtype:
             self.vae.to(dtype=precise)
         self.guidance_embedded = takes_scale(self.network)
@@ -94,8 +96,11 @@ class DiffusersPrior(Prior):
         return self.network(state, time, text, **({"added_cond_kwargs": more} if more else {}), **added)[0]
 
     def _dtype_for(self, module: nn.Module, dtype: torch.dtype | None) -> torch.dtype | None:
-        """A codec that overflows in half precision (SDXL's) stays in float32."""
-        overflows = bool(self.vae.config.get("force_upcast")) and dtype == torch.float16
+        """A codec that overflows in half precision (SDXL's) stays in float32.
+
+        Other families' configs say so too when they are written, as it is the default, and their pipelines never look.
+        """
+        overflows = self.upcasts and bool(self.vae.config.get("force_upcast")) and dtype == torch.float16
         return torch.float32 if overflows and module is self.vae else dtype
 
     def with_network(self: P, network: nn.Module, kind: PredictionType) -> P:
@@ -106,8 +111,7 @@ class DiffusersPrior(Prior):
         other = copy.copy(self)
         other.network, other.prediction_type, other.nfe = network, kind, 0
         other.guidance_embedded = takes_scale(network)
-        weight = next(network.parameters())
-        other.device, other.dtype = weight.device, weight.dtype
+        other.dtype = next(network.parameters()).dtype
         return other
 
     def on_path(self: P, config: Mapping[str, Any]) -> P:
@@ -137,7 +141,7 @@ class DiffusersPrior(Prior):
         self, images: Tensor, sample: bool = False, generator: torch.Generator | Sequence[torch.Generator] | None = None
     ) -> Tensor:
         """See Prior.encode: (posterior - shift) * scale, the posterior's mean unless `sample`."""
-        posterior = self.vae.encode((2 * images - 1).to(self.vae.device, self.vae.dtype)).latent_dist
+        posterior = self.vae.encode((2 * images - 1).to(execution_device(self.vae), self.vae.dtype)).latent_dist
         latents = posterior.mean
         if sample:
             if generator is None:
@@ -150,7 +154,7 @@ class DiffusersPrior(Prior):
     def decode(self, latents: Tensor, clamp: bool = True) -> Tensor:
         """See Prior.decode."""
         shift, scale = latent_affine(self.vae.config, latents)
-        latents = (latents / scale + shift).to(self.vae.device, self.vae.dtype)
+        latents = (latents / scale + shift).to(execution_device(self.vae), self.vae.dtype)
         images = self.vae.decode(latents, return_dict=False)[0].float() / 2 + 0.5
         return images.clamp(0, 1) if clamp else images
 
@@ -200,6 +204,7 @@ class StableDiffusionPrior(DiffusersPrior):
 class StableDiffusionXLPrior(DiffusersPrior):
     """SDXL: two text encoders, pooled embedding and size ids."""
 
+    upcasts = True
     recommended = Recommended(5.0, 50)
     reads = frozenset({"text", "pooled", "time_ids", "concat"})
     steerable = True

@@ -12,6 +12,7 @@ from unproject.geometry.cameras import Camera
 from unproject.geometry.representation import CHANNELS
 from unproject.geometry.shapes import ShapeConfig, make_shape
 from unproject.pipelines.text_to_mesh import MeshRecipe, TextToMesh
+from unproject.pipelines.text_to_shape import _started
 from unproject.utils.configs import load_config
 from unproject.utils.ramps import Moment
 from unproject.utils.seeds import generator
@@ -42,9 +43,13 @@ def recipe(shape: str, **changes: Any) -> MeshRecipe:
     return load_config(MeshRecipe, RECIPE, **{"optimise.shape": SHAPES[shape], **changes})
 
 
+def begun(prior: Any, made: MeshRecipe, folder: Any) -> Any:
+    return _started(made, prior, 0, "a chair", None, folder, True, TextToMesh(prior, made).step_memory_gb)
+
+
 def optimised(prior: Any, made: MeshRecipe, folder: Any = None) -> Any:
     pipe = TextToMesh(prior, made)
-    work = pipe._begun(made, 0, "a chair", None, folder, True)
+    work = begun(prior, made, folder)
     pipe._optimise(work, made, folder, "a chair", None)
     return work
 
@@ -79,7 +84,7 @@ def test_held_targets_terms_and_checkpoints(prior_on: Any, device: torch.device,
     made = recipe("grid", **changes)
     whole = optimised(prior_on("mv", device), made, tmp_path)
     assert (tmp_path / "preview.png").is_file()
-    again = TextToMesh(prior_on("mv", device), made)._begun(made, 0, "a chair", None, tmp_path, True)
+    again = begun(prior_on("mv", device), made, tmp_path)
     assert again.step == 2 and all(p.device.type == device.type for p in again.shape.parameters())
     found = dict(again.shape.named_parameters())
     for name, parameter in whole.shape.named_parameters():

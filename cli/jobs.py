@@ -13,9 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..utils.errors import InputError, NotWrittenError, Stopped
+from ..utils.errors import InputError, NotWrittenError, Stopped, out_of_memory
 from ..utils.runs import RunRecord, earlier, plain
-from . import out_of_memory
 from .outputs import Target
 
 if TYPE_CHECKING:
@@ -26,6 +25,7 @@ SOME_FAILED = 3
 NOT_SHAPING = {  # options that change no output
     *("out", "json", "print_config", "dry_run", "overwrite", "threads", "device", "batch"),
     *("image", "prompt", "prompts", "recursive", "work"),
+    *("offload", "compile", "step_memory"),
 }
 
 

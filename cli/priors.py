@@ -42,6 +42,15 @@ class PriorCommand(Threaded):
     """auto, cpu, cuda, cuda:1, mps."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """Precision of the networks; auto is half precision for large backbones on CUDA, float32 elsewhere."""
+    offload: Literal["auto", "none", "text", "model", "sequential"] = "auto"
+    """What leaves the device when it is not in use: the text encoders, every network, or every layer, which is slow;
+    auto is text for large backbones on a device other than the processor."""
+    weights: Literal["full", "float8", "int8", "int4"] = "full"
+    """Storage of the network and of T5: float8 is cast as it is used, int8 and int4 need torchao."""
+    vae: Literal["whole", "slices", "tiles"] = "whole"
+    """How pictures are decoded: together, one by one, or in parts that may show seams."""
+    compile: bool = False
+    """Compile the network's repeated blocks on their first call."""
 
     def check(self) -> None:
         """The device has to be there and the prior known."""
@@ -55,12 +64,15 @@ class PriorCommand(Threaded):
             _check_known("--base", self.base, prior_names())
         if self.revision is not None and (is_file or self.prior in EMBEDDED or Path(self.prior).is_dir()):
             raise InputError(f"--revision {self.revision} serves priors on the hub, not --prior {self.prior}")
-        if self.lora and not self.takes_file:
-            raise InputError(
-                f"--lora {self.lora[0]} serves priors that draw, not the heads of {self.name}; leave it out"
-            )
+        if self.offload in ("text", "model", "sequential") and pick_device(self.device) == "cpu":
+            raise InputError(f"--offload {self.offload} serves a device beside the processor, not --device cpu")
         for text in self.lora:
             split_scale(text, "--lora")
+
+    @property
+    def known_cost(self) -> bool:
+        """Whether `estimates` speaks of this prior on this device."""
+        return self.prior in EMBEDDED and pick_device(self.device) == "cpu"
 
     def known(self) -> list[str]:
         """Names --prior accepts."""
@@ -74,6 +86,15 @@ class PriorCommand(Threaded):
         """The arguments device, dtype and what else is given of `from_pretrained`."""
         device = pick_device(self.device)
         given = {name: value for name in ("base", "variant", "revision", "lora") if (value := getattr(self, name))}
+        if not self.takes_file:
+            return {"device": device, "dtype": self._dtype(device), **given}
+        from ..core.priors.placement import WHOLE, Placement
+
+        leaves = "text" if device != "cpu" and not self.prior.startswith("toybox") else "none"
+        offload = leaves if self.offload == "auto" else self.offload
+        how = Placement(offload=offload, weights=self.weights, vae=self.vae, compile=self.compile)
+        if how != WHOLE:
+            given["placement"] = how
         return {"device": device, "dtype": self._dtype(device), **given}
 
     def _dtype(self, device: str) -> torch.dtype:

@@ -49,7 +49,7 @@ class Diagnostics:
         shown = {round(i * (steps - 1) / max(self.strips - 1, 1)) for i in range(self.strips)}
 
         def watch(step: int, images: Tensor, camera: Camera, out: GuidanceOut) -> None:
-            self.looks.append({"step": step, **out.log})
+            self.looks.append({"step": step, **{name: float(value) for name, value in out.log.items()}})
             if step in shown or self.view_of is not None:
                 target = decoded(prior, out.x0_hat)
                 self._count(camera, target)

@@ -42,7 +42,16 @@ class Health:
 
     def check(self, step: int, shape: nn.Module, render: RenderOutput, camera: Camera, loss: float) -> None:
         """Raises CollapsedError or DivergedError, naming step and remedy; `render` is seen from `camera`."""
-        cover = float(render.alpha.detach()[sees_the_ball(camera, self.radius)].mean())
+        self.judge(step, shape, float(self.cover(render, camera)), loss)
+
+    def cover(self, render: RenderOutput, camera: Camera) -> Tensor:
+        """Mean opacity where the ball is seen, a scalar on the device of the render."""
+        alpha = render.alpha.detach()[..., 0]
+        ball = sees_the_ball(camera, self.radius).to(alpha)
+        return (alpha * ball).sum() / ball.sum()
+
+    def judge(self, step: int, shape: nn.Module, cover: float, loss: float) -> None:
+        """`check` with numbers that are known."""
         if not (math.isfinite(loss) and math.isfinite(cover)):
             raise DivergedError(f"step {step}: the loss is not finite; lower lr or set score.clip")
         for state, now in (("empty", cover < self.config.empty), ("full", cover > self.config.full)):
@@ -63,8 +72,8 @@ class Health:
     @torch.no_grad()
     def check_parameters(self, step: int, shape: nn.Module) -> None:
         """Raises DivergedError when a parameter is not finite or far too large."""
-        for name, parameter in shape.named_parameters():
-            largest = float(parameter.abs().amax()) if parameter.numel() else 0.0
+        named = {name: p for name, p in shape.named_parameters() if p.numel()}
+        for name, largest in zip(named, torch.stack([p.abs().amax() for p in named.values()]).tolist(), strict=True):
             if not math.isfinite(largest) or largest > self.config.largest:
                 raise DivergedError(f"step {step}: {name} reached {largest:.3g}; lower lr or set score.clip")
 

@@ -77,7 +77,7 @@ class NormalGuide:
 
     def __call__(
         self, seen: RenderOutput, camera: Camera, side: int, share: float, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, float]]:
+    ) -> tuple[Tensor, dict[str, Tensor | float]]:
         """(weighted loss, log) of renders with normals, shown to the prior at `side` px (0: as rendered)."""
         images = self.config.picture(seen, camera).permute(0, 3, 1, 2)
         if side and images.shape[-1] != side:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from dataclasses import field as default
 from functools import partial
 from pathlib import Path
@@ -30,10 +31,12 @@ from .held_targets import FitConfig, HeldTargets
 from .normal_guide import NormalGuide
 from .regularisers import LossWeights, Scene, active_terms, check_terms, regularisation
 from .resumable import ResumableRun
+from .step_memory import BUDGET_GB, StepMemory
 from .views import ViewConfig, draw_backgrounds, draw_cameras
 
 Watch = Callable[[int, Tensor, Camera, GuidanceOut], None]  # step, renders (B, 3, S, S), cameras, what was answered
 StepEnd = Callable[["Optimisation", int, dict[str, float]], None]
+COVER = "cover"  # number of a step that only its health check sees
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class OptimiseConfig:
 
     steps: int = 300
     sizes: tuple[tuple[float, int], ...] = ((0, 32), (0.4, 64))  # (from share, px): renders grow during the run
+    groups: tuple[tuple[float, int], ...] = ()  # (from share, groups of views a step) in place of views.groups
     guided_px: int = 64  # renders are resized to this for the prior; 0: as rendered
     fit: FitConfig = default(default_factory=FitConfig)
     lr: tuple[float, ...] = (0, 1.0, 0.2, 1)  # factor on the representation's own rates
@@ -61,12 +65,19 @@ class OptimiseConfig:
             raise InputError(
                 f"sizes={self.sizes} must start at 0 and be in order, shares of the run, such as [[0, 32], [0.5, 64]]"
             )
+        if any(not 0 <= start <= 1 or number < 1 for start, number in self.groups):
+            raise InputError(f"groups={self.groups} must be (share of the run, groups of views), such as [[0.5, 1]]")
         if min(px for _, px in self.sizes) < 4:
             raise InputError(f"sizes={self.sizes}: renders need at least 4 px")
 
     def size_at(self, now: Moment) -> int:
         """Side of the renders in px."""
         return [px for start, px in self.sizes if now.reached(start)][-1]
+
+    def views_at(self, now: Moment) -> ViewConfig:
+        """What is looked at: fewer groups of views, say, once renders have grown."""
+        reached = [number for start, number in sorted(self.groups) if now.reached(start)]
+        return replace(self.views, groups=reached[-1]) if reached else self.views
 
 
 class Optimisation(ResumableRun):
@@ -82,9 +93,13 @@ class Optimisation(ResumableRun):
         device: torch.device | str = "cpu",
         guided_by: Mapping[str, Any] | None = None,
         normals: NormalGuide | None = None,
+        step_memory_gb: float = BUDGET_GB,
     ) -> None:
         """`guided_by`: what defines the guide, plain values by name; checkpoints of another guide do not resume.
-        `normals` pulls on rendered normals, where targets are not held."""
+        `normals` pulls on rendered normals, where targets are not held.
+
+        `step_memory_gb`: of the activations of a step; what needs more is computed in parts, with the same gradients.
+        """
         super().__init__(config, seed, device)
         self.config, self.guide, self.normals = config, guide, normals
         self.guided_by: dict[str, Any] = to_dict(guided_by or {})
@@ -93,9 +108,14 @@ class Optimisation(ResumableRun):
         self.health = Health(config.health, self.shape.bounds)
         self.held = HeldTargets(config.fit)
         self.loop = self._loop()
+        self.loop.recover, self.loop.watch = self._recovered, self._watched
+        scores = [guide.score, *([] if normals is None else [normals.guide.score])]
+        self.memory = StepMemory(self.shape, scores, step_memory_gb)
+        for score in scores:
+            score.checks = False  # `_watched` does it, with all other numbers of a step
         self.nfe = 0  # of the whole run, resumed or not
         self.watch: Watch | None = None
-        self._looked: dict[str, float] = {}  # log of the newest look by the prior
+        self._looked: dict[str, Tensor | float] = {}  # log of the newest look by the prior
 
     def _loop(self) -> Loop:
         """The representation, and the twin of a rule that has one."""
@@ -132,47 +152,76 @@ class Optimisation(ResumableRun):
         def count() -> None:
             self.nfe = self.guide.nfe - asked
 
-        self.go_on(out, None if on_step is None else partial(on_step, self), count)
+        try:
+            self.go_on(out, None if on_step is None else partial(on_step, self), count)
+        finally:
+            self.memory.release()
 
     def _loss(self, turn: Turn) -> LossOut:
         """The loss of a gradient step; the first of each turn begins with a look by the prior."""
         terms = active_terms(self.config.losses, self.now.share)
+        views, size = self.config.views_at(self.now), self.config.size_at(self.now)
+        self.memory.fit(views.views * views.groups, size, self.config.guided_px or size, self._channels(terms))
+        self._before = self.generator.get_state(), list(self.held.sets), self.held.pixels, dict(self.health.streak)
         if not self.config.fit.steps:
             return self._pull(terms)
         if turn.repeat == 0:
             self._hold()
         return self._follow(terms)
 
+    def _recovered(self, player: str, error: Exception) -> bool:
+        """Whether a step is made again that failed; then nothing remembers the failed try."""
+        if not self.memory.recover(error, self.step):
+            return False
+        if player == "shape":
+            state, self.held.sets, self.held.pixels, self.health.streak = self._before
+            self.generator.set_state(state)
+        return True
+
+    def _watched(self, player: str, turn: Turn, loss: float, logs: dict[str, float]) -> None:
+        """Raises DivergedError before a step is made with numbers that are none, or of a shape that is lost."""
+        if player != "shape":
+            return
+        cover = logs.pop(COVER)
+        if turn.repeat == 0:
+            if not all(math.isfinite(logs.get(name, 0.0)) for name in ("grad", "normals_grad")):
+                raise self.guide.score.diverged(f" at step {self.step}")
+            self.health.judge(self.step, self.shape, cover, loss + logs["loss"])  # finite if both are
+
     def _drawn(self) -> tuple[Camera, Tensor]:
-        """Cameras and the colours behind the object, after all schedules have moved."""
+        """Cameras and the colours behind the object, after all schedules have moved; on the CPU."""
         self.shape.on_step(self.now, self.generator)
-        camera = draw_cameras(self.config.views, self.config.size_at(self.now), self.generator).to(self.device)
-        return camera, draw_backgrounds(self.config.views, self.generator).to(camera.c2w)
+        views = self.config.views_at(self.now)
+        camera = draw_cameras(views, self.config.size_at(self.now), self.generator)
+        return camera, draw_backgrounds(views, self.generator)
+
+    def _channels(self, terms: Mapping[str, float]) -> tuple[str, ...]:
+        """What is rendered for a step: normals where a regulariser or a guide wants them."""
+        asked = self.normals is not None and self.normals.config.at(self.now.share) > 0
+        return CHANNELS if asked and not self.config.fit.steps else channels(terms)
 
     def _pull(self, terms: dict[str, float]) -> LossOut:
         """Through whole renders."""
         camera, background = self._drawn()
-        share, normals = self.now.share, self.normals
-        asked = normals is not None and normals.config.at(share) > 0
-        seen = self.shape.render(camera, CHANNELS if asked else channels(terms), background, self.generator)
-        pull = self._ask(seen, camera).loss
-        if normals is not None and asked:
+        here, share, normals = camera.to(self.device), self.now.share, self.normals
+        seen = self.shape.render(here, self._channels(terms), background.to(here.c2w), self.generator)
+        pull = self._ask(seen, camera, here).loss
+        if normals is not None and normals.config.at(share) > 0:
             more, told = normals(seen, camera, self.config.guided_px, share, self.generator)
             pull, self._looked = pull + more, {**self._looked, **told}
-        loss, log = self._regularised(pull, seen, camera.rays()[1], terms)
-        self.health.check(self.step, self.shape, seen, camera, float(loss.detach()))
+        loss, log = self._regularised(pull, seen, here.rays()[1], terms)
         return LossOut(loss, {**self._looked, **log})
 
     def _hold(self) -> None:
         """Holds new targets."""
         with torch.no_grad():
             camera, background = self._drawn()
-            seen = self.shape.render(camera, ("rgb", "alpha", "depth"), background, self.generator)
-            guidance = self._ask(seen, camera)
-        self.health.check(self.step, self.shape, seen, camera, float(guidance.loss))
+            here = camera.to(self.device)
+            seen = self.shape.render(here, ("rgb", "alpha", "depth"), background.to(here.c2w), self.generator)
+            guidance = self._ask(seen, camera, here)
         if guidance.target_rgb is None:
             raise InputError('fit.steps needs targets as images; set score.space to "image"')
-        self.held.add(camera, background, guidance.target_rgb, guidance.weight)
+        self.held.add(here, background, guidance.target_rgb, guidance.weight)
 
     def _follow(self, terms: dict[str, float]) -> LossOut:
         """On rays of all targets that are held."""
@@ -180,19 +229,20 @@ class Optimisation(ResumableRun):
         part = self.shape.render(rays, channels(terms), rays.background[None, None], self.generator)
         fitted = self.held.loss(part.rgb[0, 0], rays)
         loss, log = self._regularised(fitted, part, rays.rays()[1], terms)
-        return LossOut(loss, {**self._looked, **log, "fit": float(fitted.detach())})
+        return LossOut(loss, {**self._looked, **log, "fit": fitted.detach()})
 
-    def _ask(self, seen: RenderOutput, camera: Camera) -> GuidanceOut:
+    def _ask(self, seen: RenderOutput, camera: Camera, here: Camera) -> GuidanceOut:
+        """What the guide says of renders; the camera is given on the CPU, which asks about it, and on the device."""
         images = self._for_prior(seen.rgb)
         guidance = self.guide(images, camera, self.now.share, self.generator)
         if self.watch is not None:
             self.watch(self.step, images.detach(), camera, guidance)
-        self._looked = {**guidance.log, "alpha": float(seen.alpha.detach().mean())}
+        self._looked = {**guidance.log, "alpha": seen.alpha.detach().mean(), COVER: self.health.cover(seen, here)}
         return guidance
 
     def _regularised(
         self, loss: Tensor, seen: RenderOutput, directions: Tensor, terms: dict[str, float]
-    ) -> tuple[Tensor, dict[str, float]]:
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         extra, log = regularisation(terms, self.shape, Scene(seen, directions), self.generator)
         return loss + extra, log
 

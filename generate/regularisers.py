@@ -78,13 +78,13 @@ def active_terms(weights: LossWeights, share: float) -> dict[str, float]:
 
 def regularisation(
     terms: dict[str, float], shape: Representation, scene: Scene, generator: torch.Generator
-) -> tuple[Tensor, dict[str, float]]:
+) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted sum, and the unweighted terms for the log."""
     found = shape.regularisers(scene.render, terms, generator)
     found |= {name: TERMS[name](scene) for name in terms if name in TERMS}
-    total, log = scene.render.rgb.new_zeros(()), {}
+    total, log = scene.render.rgb.new_zeros(()), dict[str, Tensor]()
     for name in (name for name in terms if name in found):
-        total, log[name] = total + terms[name] * found[name], float(found[name].detach())
+        total, log[name] = total + terms[name] * found[name], found[name].detach()
     return total, log
 
 

@@ -51,6 +51,7 @@ class Representation(nn.Module, ABC):
     terms: ClassVar[tuple[str, ...]] = ()  # names of its own regularisers
     grows: ClassVar[bool] = False  # the rows of parameters may change in `after_step`
     config: Any  # the frozen dataclass it was made from
+    rays_at_once: int | None = None  # whose samples may be in memory together, where rays have samples; None: all
 
     @property
     @abstractmethod
@@ -78,6 +79,10 @@ class Representation(nn.Module, ABC):
         channels: those that matter; the others may be zero, which saves time. background: grey, (3,), (B, 3) or
         (B, H, W, 3) sRGB. generator: of jitter; None: none.
         """
+
+    def ray_bytes(self, channels: Sequence[str] = CHANNELS) -> int:
+        """About how much autograd keeps of a rendered ray; 0 where that is nothing to speak of."""
+        return 0
 
     def regularisers(
         self, seen: RenderOutput, wanted: Collection[str], generator: torch.Generator

@@ -65,3 +65,11 @@ class MissingExtraError(UnprojectError, ImportError):
 def need_extra(package: str, extra: str) -> NoReturn:
     """Raises MissingExtraError for an optional package."""
     raise MissingExtraError(f"this needs {package}, which is not installed: pip install 'unproject[{extra}]'")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether the machine or a device had too little memory: Python's, numpy's, and torch's error on any device."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without loading it
+        return True
+    told = str(error).lower()
+    return isinstance(error, (RuntimeError, OSError)) and ("out of memory" in told or "allocate memory" in told)

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from .configs import to_dict
+from .device_memory import peak_device_memory_mb
 from .errors import InputError, NotWrittenError
 from .files import read_json, write_json
 from .locks import in_turn
@@ -125,6 +126,7 @@ class RunRecord:
             "seconds": round(self.seconds, 3),
             "stages": {name: round(seconds, 3) for name, seconds in self.stages.items()},
             "peak_memory_mb": peak_memory_mb(),
+            "peak_device_memory_mb": peak_device_memory_mb(),
             "seed": self.seed,
             "nfe": self.nfe,
             "config": self.config,

@@ -80,10 +80,10 @@ class GuidanceOut(NamedTuple):
     """One evaluation of a guidance."""
 
     loss: Tensor  # scalar to minimise
-    grad_norm: float  # RMS over images of |g| per image, before the encoder
+    grad_norm: Tensor  # scalar, RMS over images of |g| per image, before the encoder
     t: Tensor  # (B,) train index
     x0_hat: Tensor  # (B, C, h, w) target the renders are pulled to, scaled latents
-    log: dict[str, float]
+    log: dict[str, Tensor | float]
     weight: Tensor  # (B,) W of the recon form
     target_rgb: Tensor | None = None  # (B, 3, H, W) in [0, 1], the decoded target; spaces "image" and "both"
     noised: Tensor | None = None  # (B, C, h, w), the state that the prior was asked at
@@ -103,6 +103,7 @@ class ScoreDistillation:
         self.denoiser = Denoiser(prior, self.condition, guidance)
         self.schedule = self.denoiser.schedule
         self.images_at_once: int | None = None  # encoded or decoded at once, for less memory; None: all
+        self.checks = True  # a gradient that is not finite is refused at once, for which the host waits for the device
         self.twin: Twin | None = None
         if config.rule.made.twin:
             from .twin import Twin  # heavy: adapters
@@ -157,7 +158,8 @@ class ScoreDistillation:
             target = self.target(seen, pull)
             grad = self.gradient(seen, pull, target)
             weight = self.recon_weight(seen.level, images)
-        self._check(grad, index)
+        if self.checks and not bool(torch.isfinite(grad).all()):
+            raise self.diverged(f" at train index {index.tolist()}")
         loss = 0.5 * (x - (x.detach() - grad)).square().sum() / batch if config.space != "image" else x.new_zeros(())
         target_rgb = None
         if config.space != "latent":
@@ -165,8 +167,12 @@ class ScoreDistillation:
             with torch.no_grad():
                 target_rgb = in_parts(self.prior.decode, self.images_at_once, target).to(images)
             loss = loss + strength * image_loss(images, target_rgb, weight)
-        norm = float(grad.flatten(1).square().sum(1).mean().sqrt())
-        log = {"t": float(index.double().mean()) / self.schedule.steps, "grad": norm, "loss": float(loss.detach())}
+        norm = grad.flatten(1).square().sum(1).mean().sqrt()
+        log: dict[str, Tensor | float] = {
+            "t": float(index.double().mean()) / self.schedule.steps,
+            "grad": norm,
+            "loss": loss.detach(),
+        }
         return GuidanceOut(loss, norm, index, target, log, weight, target_rgb, pull.ahead.x)
 
     def repeated(self, batch: int) -> Condition:
@@ -226,12 +232,12 @@ class ScoreDistillation:
             return torch.ones_like(alpha)
         return WEIGHTS[self.config.weight](alpha, sigma) * alpha / sigma
 
-    def _check(self, grad: Tensor, index: Tensor) -> None:
-        if not bool(torch.isfinite(grad).all()):
-            raise DivergedError(
-                f"the prior {self.prior.name!r} gave a gradient that is not finite at train index {index.tolist()}; "
-                "run it in float32, lower the learning rate or set score.clip"
-            )
+    def diverged(self, where: str = "") -> DivergedError:
+        """What to raise for a gradient that is not finite."""
+        return DivergedError(
+            f"the prior {self.prior.name!r} gave a gradient that is not finite{where}; "
+            "run it in float32, lower the learning rate or set score.clip"
+        )
 
 
 def rescaled(guided: Tensor, plain: Tensor, share: float, frames: int) -> Tensor:

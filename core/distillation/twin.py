@@ -65,7 +65,7 @@ class Twin:
         answer = self._denoiser.with_condition(self._some_without_camera(condition, generator))(noised, level)
         target = schedule.target(self.prior.prediction_type, x, noise, level)
         loss = (answer.raw - target).square().mean()
-        return LossOut(loss, {"twin": float(loss.detach())})
+        return LossOut(loss, {"twin": loss.detach()})
 
     def player(self, name: str = "twin", after: str = "shape") -> Player:
         """It moves once after each look of the player `after`."""

@@ -54,9 +54,15 @@ class Prior(ABC):
     negative_embedded: bool = False  # so is the negative prompt; its scale is in the weights
     recommended: Recommended = Recommended()
     reads: frozenset[str] = frozenset({"text"})  # names of the rows that the network is told, beside a guidance scale
-    device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.float32
     nfe: int = 0
+    rows_at_once: int | None = None  # asked in one call of the network, for less memory; None: all
+    _device: torch.device = torch.device("cpu")
+
+    @property
+    def device(self) -> torch.device:
+        """Where states and conditions have to be."""
+        return self._device
 
     @abstractmethod
     def modules(self) -> dict[str, nn.Module]:
@@ -103,7 +109,26 @@ class Prior(ABC):
         if not isinstance(time, Tensor):
             time = torch.tensor(time, dtype=torch.promote_types(x.dtype, torch.float32))
         time = time.to(x.device).expand(count)
-        return self._forward(x, time, rows).to(x.dtype)
+        part = count if self.rows_at_once is None else max(self.rows_at_once // rows.frames, 1) * rows.frames
+        if part >= count:
+            return self._forward(x, time, rows).to(x.dtype)
+        parts = [slice(first, first + part) for first in range(0, count, part)]
+        return torch.cat([self._forward(x[one], time[one], rows.index(one)) for one in parts]).to(x.dtype)
+
+    def encode_bytes(self, height: int, width: int, by_block: bool = False) -> int:
+        """About how much autograd keeps of an encoded image (`encode_by_block`); 0 where that is little."""
+        return 0
+
+    def encode_by_block(self, wanted: bool) -> None:  # noqa: B027 (most priors have nothing to do)
+        """Whether the encoder's blocks are computed again in the backward pass, where it has such: less is kept."""
+
+    def row_bytes(self, height: int, width: int) -> int:
+        """About how much a row of a network call needs for an image of that size while it lasts; 0 where unknown."""
+        return 0
+
+    def smaller_setting(self) -> str:
+        """What to do when this prior needs more memory than there is."""
+        return "use smaller renders (optimise.sizes) or another device"
 
     @property
     def multiview(self) -> bool:
@@ -125,7 +150,7 @@ class Prior(ABC):
         """Moves and casts every network."""
         for module in self.modules().values():
             module.to(device=device, dtype=self._dtype_for(module, dtype))
-        self.device = torch.device(device) if device is not None else self.device
+        self._device = torch.device(device) if device is not None else self._device
         self.dtype = dtype or self.dtype
         return self
 

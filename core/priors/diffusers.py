@@ -17,8 +17,11 @@ from torch import Tensor, nn
 
 from ...utils.errors import InputError
 from ...utils.seeds import sample_noise
-from .base import PredictionType, Prior, Recommended
+from .base import PredictionType, Recommended
+from .control import IMAGE_PROMPT, PictureControl, summed
 from .noise import predicts
+from .placed import PlacedPrior
+from .placement import execution_device
 from .rows import COND, NEGATIVE, NULL, Condition, Rows
 
 DEFAULT_EMBEDDED_GUIDANCE = 3.5  # FLUX.1-dev
@@ -30,11 +33,14 @@ FEW_STEPS = {  # schedulers that only distilled models come with, and the solver
 P = TypeVar("P", bound="DiffusersPrior")
 
 
-class DiffusersPrior(Prior):
+class DiffusersPrior(PlacedPrior):
     """What the families share: the pipeline object, the VAE, truncation, saving."""
 
     backbone = "unet"
+    steerable = False  # whether controls and image prompts can be added
+    controls: tuple[PictureControl, ...] = ()
     spacing: str | None = None  # of the sigmas that the family's pipeline itself gives to its scheduler
+    upcasts = False  # whether the stock pipeline decodes in float32 where a VAE's config says force_upcast
 
     def __init__(self, pipe: Any, name: str = "", frozen: bool = True) -> None:
         """`frozen`: False leaves the networks as trainable as they are."""
@@ -51,8 +57,7 @@ class DiffusersPrior(Prior):
         self.vae_factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
         self.latent_shape = (channels, side, side)
         self.image_size = side * self.vae_factor
-        weight = next(self.network.parameters())
-        self.device, self.dtype = weight.device, weight.dtype
+        self.dtype = next(self.network.parameters()).dtype
         if (precise := self._dtype_for(self.vae, self.vae.dtype)) != self.vae.dtype:
             self.vae.to(dtype=precise)
         self.guidance_embedded = takes_scale(self.network)
@@ -71,11 +76,31 @@ class DiffusersPrior(Prior):
     def modules(self) -> dict[str, nn.Module]:
         """See Prior.modules."""
         parts = {name: part for name, part in self.pipe.components.items() if isinstance(part, nn.Module)}
-        return {**parts, self.backbone: self.network}
+        beside = {control.row: control.network for control in self.controls}
+        return {**parts, **beside, self.backbone: self.network}
+
+    def controlled(self: P, controls: Sequence[PictureControl]) -> P:
+        """This prior with controls beside its network (`steering.with_controls`); everything else is shared."""
+        other = copy.copy(self)
+        other.controls, other.nfe = tuple(controls), 0
+        other.reads = self.reads | {control.row for control in controls}
+        return other
+
+    def _asked(self, x: Tensor, time: Tensor, text: Tensor, rows: Rows, more: dict[str, Any] | None = None) -> Tensor:
+        """The answer of a U-Net to text (B, L, D) with what steers it; `more` are its further conditions."""
+        state, text, more = self._state(x, rows), text.to(self.dtype), more or {}
+        added = summed([control.added(state, time, text, rows, more) for control in self.controls])
+        if IMAGE_PROMPT in self.reads:
+            more = {**more, "image_embeds": [rows[IMAGE_PROMPT].to(self.dtype)[:, None]]}
+        added |= {"timestep_cond": self._scale_features(x, rows), "return_dict": False}
+        return self.network(state, time, text, **({"added_cond_kwargs": more} if more else {}), **added)[0]
 
     def _dtype_for(self, module: nn.Module, dtype: torch.dtype | None) -> torch.dtype | None:
-        """A codec that overflows in half precision (SDXL's) stays in float32."""
-        overflows = bool(self.vae.config.get("force_upcast")) and dtype == torch.float16
+        """A codec that overflows in half precision (SDXL's) stays in float32.
+
+        Other families' configs say so too when they are written, as it is the default, and their pipelines never look.
+        """
+        overflows = self.upcasts and bool(self.vae.config.get("force_upcast")) and dtype == torch.float16
         return torch.float32 if overflows and module is self.vae else dtype
 
     def with_network(self: P, network: nn.Module, kind: PredictionType) -> P:
@@ -86,8 +111,7 @@ class DiffusersPrior(Prior):
         other = copy.copy(self)
         other.network, other.prediction_type, other.nfe = network, kind, 0
         other.guidance_embedded = takes_scale(network)
-        weight = next(network.parameters())
-        other.device, other.dtype = weight.device, weight.dtype
+        other.dtype = next(network.parameters()).dtype
         return other
 
     def on_path(self: P, config: Mapping[str, Any]) -> P:
@@ -117,7 +141,7 @@ class DiffusersPrior(Prior):
         self, images: Tensor, sample: bool = False, generator: torch.Generator | Sequence[torch.Generator] | None = None
     ) -> Tensor:
         """See Prior.encode: (posterior - shift) * scale, the posterior's mean unless `sample`."""
-        posterior = self.vae.encode((2 * images - 1).to(self.vae.device, self.vae.dtype)).latent_dist
+        posterior = self.vae.encode((2 * images - 1).to(execution_device(self.vae), self.vae.dtype)).latent_dist
         latents = posterior.mean
         if sample:
             if generator is None:
@@ -130,7 +154,7 @@ class DiffusersPrior(Prior):
     def decode(self, latents: Tensor, clamp: bool = True) -> Tensor:
         """See Prior.decode."""
         shift, scale = latent_affine(self.vae.config, latents)
-        latents = (latents / scale + shift).to(self.vae.device, self.vae.dtype)
+        latents = (latents / scale + shift).to(execution_device(self.vae), self.vae.dtype)
         images = self.vae.decode(latents, return_dict=False)[0].float() / 2 + 0.5
         return images.clamp(0, 1) if clamp else images
 
@@ -155,6 +179,7 @@ class StableDiffusionPrior(DiffusersPrior):
 
     recommended = Recommended(7.5, 50)
     reads = frozenset({"text", "concat", NEGATIVE})
+    steerable = True
 
     def encode_text(self, prompts: str | Sequence[str], negative: str | Sequence[str] | None = None) -> Condition:
         """See Prior.encode_text."""
@@ -173,15 +198,16 @@ class StableDiffusionPrior(DiffusersPrior):
 
     def _forward(self, x: Tensor, time: Tensor, rows: Rows) -> Tensor:
         text = torch.cat([rows["text"], rows[NEGATIVE]], 1) if NEGATIVE in rows else rows["text"]
-        told = {"timestep_cond": self._scale_features(x, rows), "return_dict": False}
-        return self.network(self._state(x, rows), time, text.to(self.dtype), **told)[0]
+        return self._asked(x, time, text, rows)
 
 
 class StableDiffusionXLPrior(DiffusersPrior):
     """SDXL: two text encoders, pooled embedding and size ids."""
 
+    upcasts = True
     recommended = Recommended(5.0, 50)
     reads = frozenset({"text", "pooled", "time_ids", "concat"})
+    steerable = True
 
     def encode_text(self, prompts: str | Sequence[str], negative: str | Sequence[str] | None = None) -> Condition:
         """See Prior.encode_text; without a negative prompt the unconditional branch follows the model's own rule."""
@@ -198,9 +224,7 @@ class StableDiffusionXLPrior(DiffusersPrior):
             height, width = (side * self.vae_factor for side in x.shape[-2:])
             time_ids = torch.tensor([(height, width, 0, 0, height, width)]).expand(x.shape[0], -1)
         added = {"text_embeds": rows["pooled"].to(self.dtype), "time_ids": time_ids.to(x.device, self.dtype)}
-        embeds = rows["text"].to(self.dtype)
-        told = {"timestep_cond": self._scale_features(x, rows), "return_dict": False}
-        return self.network(self._state(x, rows), time, embeds, added_cond_kwargs=added, **told)[0]
+        return self._asked(x, time, rows["text"], rows, added)
 
 
 class StableDiffusion3Prior(DiffusersPrior):

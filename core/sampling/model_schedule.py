@@ -43,7 +43,7 @@ class ScheduledPrior(Prior):
         self.vae_factor, self.latent_multiple = first.vae_factor, first.latent_multiple
         self.guidance_embedded, self.recommended = first.guidance_embedded, first.recommended
         self.frames, self.recipe = first.frames, first.recipe
-        self.device, self.dtype = first.device, first.dtype
+        self._device, self.dtype = first.device, first.dtype
         self.reads = frozenset.intersection(*(model.reads for model in models))
         self.schedule = NoiseSchedule.from_config(first.scheduler_config)
         for model in self.models[1:]:
@@ -119,7 +119,7 @@ class ScheduledPrior(Prior):
         """See Prior.to."""
         for model in self.models:
             model.to(device, dtype)
-        self.device, self.dtype = self.models[0].device, self.models[0].dtype
+        self._device, self.dtype = self.models[0].device, self.models[0].dtype
         return self
 
     def encode_text(self, prompts: str | Sequence[str], negative: str | Sequence[str] | None = None) -> Condition:

@@ -7,6 +7,8 @@ and half precision.
 from __future__ import annotations
 
 import contextlib
+import functools
+import gc
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -21,6 +23,8 @@ from .players import Player, Turn
 
 LossOf = Callable[[Turn], Loss]
 StepEnd = Callable[[int, dict[str, float]], None]
+Recover = Callable[[str, Exception], bool]  # of a player's name and what was raised
+Watch = Callable[[str, Turn, float, dict[str, float]], None]  # of its name, the turn, the loss and the logs
 
 
 class Engine(Protocol):
@@ -81,10 +85,15 @@ class Loop:
         losses: Mapping[str, LossOf],
         engine: Engine | None = None,
         max_skips: int | None = None,
+        recover: Recover | None = None,
+        watch: Watch | None = None,
     ) -> None:
         """`max_skips`: updates without a finite loss and gradient are left out, so many in a row of a player raise
-        UnprojectError; None: nobody looks."""
+        UnprojectError; None: nobody looks. `recover`: asked when a loss or its gradients fail; after a True they are
+        made again from nothing. `watch`: told the numbers of every turn before its step, which it may refuse by
+        raising."""
         self.players = {player.name: player for player in players}
+        self.recover, self.watch = recover, watch
         self.losses, self.engine, self.max_skips, self.step = dict(losses), engine or Plain(), max_skips, 0
         names = [name for player in players for name in player.named]
         if len(self.players) < len(players) or len(set(names)) < len(names):
@@ -123,8 +132,9 @@ class Loop:
         """One gradient step of a player. Returns the means of its logs, "loss", "lr" and, when clipped, "grad_norm"."""
         engine, turn = self.engine, Turn(self.step, repeat)
         player.set_rate(self.step)
-        player.optimizer.zero_grad(set_to_none=True)
-        loss, logs = self._gradients(player, turn)
+        loss, logs = self._tried(player, turn)
+        if self.watch is not None:
+            self.watch(player.name, turn, loss, logs)
         engine.unscale(player.optimizer)
         if player.before_step is not None:
             player.before_step(turn)
@@ -181,6 +191,17 @@ class Loop:
             player.load(average, slots, document["players"][name])
         self.step = int(document["step"])
 
+    def _tried(self, player: Player, turn: Turn) -> tuple[float, dict[str, float]]:
+        """The gradients of a turn, tried again for as long as `recover` thinks that this helps."""
+        while True:
+            player.optimizer.zero_grad(set_to_none=True)
+            try:
+                return self._gradients(player, turn)
+            except Exception as error:
+                if self.recover is None or not self.recover(player.name, error):
+                    raise
+            gc.collect()  # what failed may hang in cycles of its traceback
+
     def _gradients(self, player: Player, turn: Turn) -> tuple[float, dict[str, float]]:
         """Accumulates the player's gradients. Returns the mean loss and the means of all logs, which may call another
         number "loss"."""
@@ -193,10 +214,10 @@ class Loop:
                 if player.before_backward is not None:
                     player.before_backward(now, out)
                 self.engine.backward(out.loss)
-            loss = float(out.loss.detach())
+            loss, *values = as_numbers([out.loss, *out.logs.values()])
             losses += loss / count
-            for name, value in {"loss": loss, **out.logs}.items():
-                sums[name] = sums.get(name, 0.0) + float(value) / count
+            for name, value in {"loss": loss, **dict(zip(out.logs, values, strict=True))}.items():
+                sums[name] = sums.get(name, 0.0) + value / count
         return losses, sums
 
     def _count(self, player: Player, good: bool) -> None:
@@ -219,3 +240,13 @@ class Loop:
         finally:
             for p in others:
                 p.requires_grad_(True)
+
+
+def as_numbers(values: Sequence[Tensor | float]) -> list[float]:
+    """The values of scalars; the host waits for the device once for all of them."""
+    tensors = [value.detach() for value in values if isinstance(value, Tensor)]
+    if not tensors:
+        return [float(value) for value in values]
+    kind = functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
+    found = iter(torch.stack([tensor.to(tensors[0].device, kind).reshape(()) for tensor in tensors]).tolist())
+    return [next(found) if isinstance(value, Tensor) else float(value) for value in values]

@@ -48,6 +48,11 @@ class Field(nn.Module, ABC):
     def spacing(self) -> float:
         """Smallest structure in metres; the step of finite differences."""
 
+    @property
+    @abstractmethod
+    def kept_numbers(self) -> int:
+        """Numbers of 4 bytes that autograd keeps of a point that was asked for, the head's aside."""
+
     def snapshot(self) -> Snapshot:
         """The field at the present parameters."""
         return Snapshot(self.query(), self.head, self.spacing)

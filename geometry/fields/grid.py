@@ -62,11 +62,17 @@ class GridField(Field):
         self.colors = nn.ParameterList([torch.zeros(1, 3, s, s, s) for s in config.sides])
         self.register_buffer("levels", torch.tensor(sum(start <= 0 for start in config.starts)))
         self.levels: Tensor
+        self._count_levels()
+        self.register_load_state_dict_post_hook(lambda module, _: module._count_levels())
+
+    def _count_levels(self) -> None:
+        """Keeps the number of levels where asking for it does not wait for a device."""
+        self._active = max(1, int(self.levels))
 
     @property
     def active(self) -> int:
         """Levels that are summed."""
-        return max(1, int(self.levels))
+        return self._active
 
     @property
     def side(self) -> int:
@@ -87,6 +93,11 @@ class GridField(Field):
         assert total is not None
         return total
 
+    @property
+    def kept_numbers(self) -> int:
+        """See Field: eight rows of 8 bytes and their weights."""
+        return 24
+
     def query(self) -> Query:
         """Trilinear lookup in the summed grid."""
         return Lookup(self.summed(), self.half_side)
@@ -106,7 +117,9 @@ class GridField(Field):
     def on_step(self, now: Moment) -> None:
         """Adds levels whose start has come."""
         super().on_step(now)
-        self.levels.fill_(sum(now.reached(start) for start in self.config.starts))
+        reached = sum(now.reached(start) for start in self.config.starts)
+        self.levels.fill_(reached)
+        self._active = max(1, reached)
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
         """Each geometry level and colour move at their own rates; a learnt beta at 0.01 a step."""

@@ -2,6 +2,8 @@
 
 Level l has resolution floor(coarse growth^l); corners index the table densely while they fit, else through
 h(x) = (x_1 xor 2654435761 x_2 xor 805459861 x_3) mod rows. A small MLP reads the concatenated features.
+
+Rows and weights are found a second time in the backward pass: 16 levels of them are 1.5 kB a point, the point is 12 B.
 """
 
 from __future__ import annotations
@@ -12,12 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from ...utils.errors import InputError
 from .base import Field, Query
 from .heads import Head
 from .mlp import Decoder
-from .rows import CORNERS, cell_of, corner_weights, weighted_rows
+from .rows import cell_of, corner_steps, corner_weights, table_gradient, weight_gradient, weighted_rows
 
 PRIMES = (1, 2654435761, 805459861)
 
@@ -64,15 +67,16 @@ class HashField(Field):
         """Edge of a cell of the finest level in metres, at most 1/48 of the cube."""
         return 2 * self.half_side / max(self.config.fine, 48)
 
+    @property
+    def kept_numbers(self) -> int:
+        """See Field: the point, and what the decoder keeps."""
+        return 3 + self.decoder.kept_numbers
+
     def query(self) -> Query:
         """Features of all levels, then the decoder."""
 
         def ask(points: Tensor) -> Tensor:
-            parts = [
-                weighted_rows(table, *hashed(points, r, len(table), self.half_side))
-                for table, r in zip(self.tables, self.config.resolutions, strict=True)
-            ]
-            return self.decoder(torch.cat(parts, dim=-1))
+            return self.decoder(_Features.apply(points, self.half_side, self.config.resolutions, *self.tables))
 
         return ask
 
@@ -87,10 +91,38 @@ class HashField(Field):
         return [tables, {"params": nets, "lr": lr * self.config.decoder_lr}]
 
 
+class _Features(torch.autograd.Function):
+    """(N, L C) of points (N, 3) and one table (V, C) a level; keeps the points and the tables alone."""
+
+    @staticmethod
+    def forward(ctx: Any, points: Tensor, half: float, resolutions: tuple[int, ...], *tables: Tensor) -> Tensor:
+        ctx.save_for_backward(points, *tables)
+        ctx.half, ctx.resolutions = half, resolutions
+        levels = zip(tables, resolutions, strict=True)
+        return torch.cat([weighted_rows(table, *hashed(points, r, len(table), half)) for table, r in levels], dim=-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        points, *tables = ctx.saved_tensors
+        for_points = torch.zeros_like(points) if ctx.needs_input_grad[0] else None
+        for_tables: list[Tensor | None] = [None] * len(tables)
+        parts = grads[0].split([table.shape[1] for table in tables], dim=-1)
+        for level, (table, resolution, grad) in enumerate(zip(tables, ctx.resolutions, parts, strict=True)):
+            with torch.set_grad_enabled(for_points is not None):
+                at = points.detach().requires_grad_(for_points is not None)
+                index, weight = hashed(at, resolution, len(table), ctx.half)
+            if ctx.needs_input_grad[3 + level]:
+                for_tables[level] = table_gradient(table, index, weight.detach(), grad)
+            if for_points is not None:
+                for_points += torch.autograd.grad(weight, at, weight_gradient(table, index, grad))[0]
+        return for_points, None, None, *for_tables
+
+
 def hashed(points: Tensor, resolution: int, rows: int, half: float) -> tuple[Tensor, Tensor]:
     """Table rows (N, 8) and weights (N, 8) of points (N, 3) at one level."""
     low, fraction = cell_of(points, resolution + 1, half)
-    corners = low[:, None] + torch.tensor(CORNERS, device=points.device)  # (N, 8, 3)
+    corners = low[:, None] + corner_steps(points.device)  # (N, 8, 3)
     if (resolution + 1) ** 3 <= rows:
         index = (corners[..., 0] * (resolution + 1) + corners[..., 1]) * (resolution + 1) + corners[..., 2]
     else:

@@ -23,6 +23,11 @@ class Decoder(nn.Module):
                 layer.weight.copy_((torch.rand(layer.weight.shape, generator=generator) * 2 - 1) * bound)
                 layer.bias.zero_()
 
+    @property
+    def kept_numbers(self) -> int:
+        """Numbers that autograd keeps of a row: what each layer is given."""
+        return sum(layer.in_features for layer in self.layers if isinstance(layer, nn.Linear))
+
     def forward(self, features: Tensor) -> Tensor:
         """(N, 4) from (N, D)."""
         for layer in self.layers[:-1]:

@@ -25,11 +25,21 @@ class _WeightedRows(torch.autograd.Function):
         grad = grads[0]
         for_table = for_weight = None
         if ctx.needs_input_grad[0]:
-            spread = (grad[:, None] * weight[..., None]).reshape(-1, grad.shape[1])  # (N K, C)
-            for_table = torch.zeros_like(table).scatter_add_(0, index.reshape(-1, 1).expand_as(spread), spread)
+            for_table = table_gradient(table, index, weight, grad)
         if ctx.needs_input_grad[2]:
-            for_weight = (table[index] * grad[:, None]).sum(-1)
+            for_weight = weight_gradient(table, index, grad)
         return for_table, None, for_weight
+
+
+def table_gradient(table: Tensor, index: Tensor, weight: Tensor, grad: Tensor) -> Tensor:
+    """d loss / d table (V, C) of weighted rows whose sums (N, C) have the gradient `grad`."""
+    spread = (grad[:, None] * weight[..., None]).reshape(-1, grad.shape[1])  # (N K, C)
+    return torch.zeros_like(table).scatter_add_(0, index.reshape(-1, 1).expand_as(spread), spread)
+
+
+def weight_gradient(table: Tensor, index: Tensor, grad: Tensor) -> Tensor:
+    """d loss / d weight (N, K) of the same."""
+    return (table[index] * grad[:, None]).sum(-1)
 
 
 def weighted_rows(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
@@ -44,12 +54,16 @@ def trilinear(points: Tensor, side: int, half: float) -> tuple[Tensor, Tensor]:
     table reshaped to (side, side, side, C) is indexed [x, y, z]. Points outside are clamped to the border.
     """
     low, fraction = cell_of(points, side, half)
-    offsets = torch.tensor([(x * side + y) * side + z for x, y, z in CORNERS], device=points.device)
+    x, y, z = corner_steps(points.device).unbind(-1)
+    offsets = (x * side + y) * side + z
     base = (low[:, 0] * side + low[:, 1]) * side + low[:, 2]
     return base[:, None] + offsets, corner_weights(fraction)
 
 
-CORNERS = tuple((x, y, z) for x in (0, 1) for y in (0, 1) for z in (0, 1))
+def corner_steps(device: torch.device) -> Tensor:
+    """The eight corners of a cell (8, 3) int64, in 0 and 1, x slowest; made where they are used, not sent there."""
+    number = torch.arange(8, device=device)
+    return torch.stack((number // 4, number // 2 % 2, number % 2), dim=-1)
 
 
 def cell_of(points: Tensor, side: int, half: float) -> tuple[Tensor, Tensor]:
@@ -60,7 +74,7 @@ def cell_of(points: Tensor, side: int, half: float) -> tuple[Tensor, Tensor]:
 
 
 def corner_weights(fraction: Tensor) -> Tensor:
-    """Trilinear weights (N, 8) in the order of CORNERS."""
+    """Trilinear weights (N, 8) in the order of `corner_steps`."""
     x, y, z = fraction.unbind(-1)
     ends_x, ends_y, ends_z = ((1 - v, v) for v in (x, y, z))
     pairs = [a * b for a in ends_x for b in ends_y]

@@ -43,11 +43,16 @@ class TriplaneField(Field):
         """Edge of a texel in metres."""
         return 2 * self.half_side / (self.config.side - 1)
 
+    @property
+    def kept_numbers(self) -> int:
+        """See Field: the point on three planes, and what the decoder keeps."""
+        return 6 + self.decoder.kept_numbers
+
     def query(self) -> Query:
         """Sum of the three projections, then the decoder."""
 
         def ask(points: Tensor) -> Tensor:
-            flat = torch.stack([points[:, list(axes)] for axes in AXES]) / self.half_side  # (3, N, 2)
+            flat = torch.stack([points[:, a : b + 1 : b - a] for a, b in AXES]) / self.half_side  # (3, N, 2)
             read = nn.functional.grid_sample(
                 self.planes, flat[:, None].to(self.planes), align_corners=True, padding_mode="border"
             )

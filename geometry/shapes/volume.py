@@ -16,7 +16,7 @@ from ..fields import FieldConfig, make_field
 from ..meshes import Mesh
 from ..outputs import Rays, RenderOutput
 from ..representation import CHANNELS, MeshConfig, Representation
-from ..volume import Occupancy, VolumeConfig, render
+from ..volume import Occupancy, Room, VolumeConfig, ray_bytes, render
 from .surface import isosurface, seen_color
 
 EIKONAL_POINTS = 4096
@@ -50,6 +50,7 @@ class Volume(Representation):
         self.config = config
         self.field = make_field(config.field, generator)
         self.occupancy = Occupancy(config.rays, config.field.half)
+        self._room = Room()
 
     @property
     def bounds(self) -> float:
@@ -69,7 +70,12 @@ class Volume(Representation):
     ) -> RenderOutput:
         """See Representation; without "normal" a third of the time is saved. Extras as of volume.render."""
         normals, rays = "normal" in channels, self.config.rays
-        return render(self.field, cameras, background, rays, self.occupancy, generator, normals)
+        at_once = self.rays_at_once
+        return render(self.field, cameras, background, rays, self.occupancy, generator, normals, at_once, self._room)
+
+    def ray_bytes(self, channels: Sequence[str] = CHANNELS) -> int:
+        """See Representation."""
+        return ray_bytes(self.field, self.config.rays, "normal" in channels)
 
     def regularisers(
         self, seen: RenderOutput, wanted: Collection[str], generator: torch.Generator

@@ -31,7 +31,7 @@ def looks(diagnostics: Diagnostics, steps: int, camera: Camera) -> list[float]:
     for step in range(steps):
         images = torch.rand(camera.batch, 3, SIZE, SIZE, generator=generator(step), dtype=torch.float64)
         out = score(images, step / steps, generator(step))
-        norms.append(out.grad_norm)
+        norms.append(float(out.grad_norm))
         watch(step, images, camera, out)
     return norms
 

@@ -16,6 +16,7 @@ from unproject.geometry.fields import (
     make_field,
     make_head,
 )
+from unproject.geometry.fields.hashgrid import hashed
 from unproject.geometry.fields.rows import trilinear, weighted_rows
 from unproject.utils.errors import InputError
 from unproject.utils.ramps import Moment, Ramp
@@ -193,3 +194,31 @@ def test_wrong_configs_name_the_value():
         Ramp.of([1, 2])
     with pytest.raises(InputError, match="positive"):
         HeadConfig(radius=0.0)
+
+
+def test_a_hash_grid_keeps_points_and_has_the_gradients_of_its_rows():
+    field = make("hash").double()
+    with torch.no_grad():
+        for index, parameter in enumerate(field.parameters()):
+            parameter.add_(torch.randn(parameter.shape, generator=generator(index), dtype=torch.float64), alpha=0.1)
+    sources, pull = [points(40).double(), *field.tables], torch.randn(40, 4, generator=generator(9)).double()
+    results = []
+    for ask in (field.query(), lambda x: field.decoder(torch.cat([rows(field, x, n) for n in range(6)], dim=-1))):
+        at, kept = sources[0].clone().requires_grad_(), []
+
+        def keep(tensor, kept=kept):
+            kept.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            out = ask(at)
+        results.append((torch.autograd.grad((out * pull).sum(), [at, *field.tables]), sum(kept)))
+    (grads, few), (expected, many) = results
+    torch.testing.assert_close(grads, expected)
+    assert few < many - 6 * 40 * 16 + 3 * 40 + 1, "eight rows and weights a level are not kept"
+
+
+def rows(field: torch.nn.Module, at: torch.Tensor, level: int) -> torch.Tensor:
+    """Features of one level by rows that are kept."""
+    table = field.tables[level]
+    return weighted_rows(table, *hashed(at, field.config.resolutions[level], len(table), field.half_side))

@@ -8,8 +8,26 @@ import pytest
 import torch
 
 from unproject.geometry.cameras import Camera
-from unproject.geometry.fields import FieldConfig, GridConfig, GridField, HeadConfig, make_field, make_head
-from unproject.geometry.volume import Occupancy, VolumeConfig, render
+from unproject.geometry.fields import (
+    FieldConfig,
+    GridConfig,
+    GridField,
+    HashConfig,
+    HeadConfig,
+    make_field,
+    make_head,
+)
+from unproject.geometry.volume import (
+    Occupancy,
+    Room,
+    VolumeConfig,
+    drop_hidden,
+    first_places,
+    kept_bytes,
+    place_samples,
+    render,
+    transmittance,
+)
 
 RADIUS = 0.5
 
@@ -146,3 +164,108 @@ def test_camera_inside_the_ball_sees_only_what_is_ahead():
     away = type(view)(view.c2w * view.c2w.new_tensor([-1.0, 1.0, -1.0, 1.0]), view.K, 9, 9)
     assert float(render(sphere(), view, normals=False).alpha[0, 4, 4]) > 0.99
     assert float(render(sphere(), away, normals=False).alpha[0, 4, 4]) < 1e-3
+
+
+@pytest.mark.parametrize("kind", ["grid", "hash", "triplane"])
+def test_rays_in_parts_have_the_same_picture_and_gradients(kind):
+    """With jitter, occupied cells, hidden samples and normals; of the field and of the rays."""
+    field = make_field(FieldConfig(kind=kind, head=HeadConfig(beta=(0.05,))), torch.Generator().manual_seed(0)).double()
+    config = VolumeConfig(step=0.05)
+    occupancy = Occupancy(config, field.half_side)
+    occupancy.update(field.float(), torch.Generator().manual_seed(0))
+    field.double()
+    view = Camera.orbit(10.0, 5.0, 3.0, 40.0, 9)
+    view = type(view)(view.c2w.double(), view.K.double(), 9, 9)
+    pull = torch.randn(1, 9, 9, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    found = []
+    for at_once in (None, 7):
+        pose = view.c2w.clone().requires_grad_()
+        seen = render(
+            field,
+            type(view)(pose, view.K, 9, 9),
+            0.3,
+            config,
+            occupancy,
+            torch.Generator().manual_seed(3),
+            rays_at_once=at_once,
+        )
+        maps = torch.cat([seen.rgb, seen.alpha, seen.normal, seen.extras["spread"]], dim=-1)
+        learnt = [p for p in field.parameters() if p.requires_grad]
+        grads = torch.autograd.grad((maps * pull).sum(), [pose, *learnt], allow_unused=True)
+        found.append([maps.detach(), *(grad for grad in grads if grad is not None)])
+    assert len(found[0]) > 3 and float(found[0][0][..., 4:7].abs().sum()) > 1
+    torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-12)
+
+
+def test_first_places_of_a_mask():
+    mask = torch.tensor([False, True, True, False, True])
+    assert [first_places(mask, count).tolist() for count in (0, 2, 3, 5)] == [[], [1, 2], [1, 2, 4], [1, 2, 4, 5, 5]]
+    assert first_places(torch.zeros(0, dtype=torch.bool), 0).tolist() == []
+
+
+def test_normals_are_asked_where_the_weight_counts():
+    view, field = camera(17), sphere(0.05)
+    origins, directions = view.rays()
+    rays = origins.reshape(-1, 3), torch.nn.functional.normalize(directions, dim=-1).reshape(-1, 3)
+    config = VolumeConfig()
+    samples, count = place_samples(*rays, torch.full((17 * 17,), 0.5), config, None)
+    kept, weighty, counted = drop_hidden(field.snapshot(), samples, config, count)
+    optical = field.density(kept.points) * config.step
+    weight = transmittance(optical, kept) * -torch.expm1(-optical)
+    assert 0 < len(weighty) < len(kept.index) < len(samples.index) == counted
+    assert torch.equal(weighty, (weight > 0.01).nonzero()[:, 0])
+
+
+@pytest.mark.parametrize("extra", [-40, -1, 0, 1, 300])
+def test_room_for_more_or_fewer_samples_changes_nothing(extra, monkeypatch):
+    """As on an accelerator, which guesses their number from the call before."""
+    field, view, config = sphere(0.05), camera(9), VolumeConfig(step=0.06)
+    occupancy = Occupancy(config, field.half_side)
+    occupancy.update(field, torch.Generator().manual_seed(0))
+    exact = render(field, view, 0.2, config, occupancy)
+    given: list[int | None] = []
+
+    def guess(room: Room, device: torch.device) -> int | None:
+        given.append(room._most + (extra if len(given) == 1 else 0) if room._most else None)
+        return given[-1]
+
+    monkeypatch.setattr(Room, "on", guess)
+    room = Room()
+    for _ in range(2):
+        found = render(field, view, 0.2, config, occupancy, room=room)
+        torch.testing.assert_close(
+            [found.rgb, found.alpha, found.depth, found.normal], [exact.rgb, exact.alpha, exact.depth, exact.normal]
+        )
+    assert len(given) == (3 if extra < 0 else 2), "what had no room is placed again"
+
+
+@pytest.mark.parametrize("kind", ["grid", "hash", "triplane"])
+@pytest.mark.parametrize("head", ["sdf", "density"])
+def test_what_autograd_keeps_of_rays_is_what_is_said(kind, head, monkeypatch):
+    """Within 10 % where numbers count, from counts of samples and normals."""
+    options = {"grid": GridConfig(sides=(9,), starts=(0,)), "hash": HashConfig(levels=4, log2_rows=9)}
+    choice = FieldConfig(kind=kind, head=HeadConfig(kind=head), **options)
+    field = make_field(choice, torch.Generator().manual_seed(0))
+    own = {p.untyped_storage()._cdata for p in field.parameters()}
+    found: list[tuple[int, int]] = []
+
+    def counting(*given):
+        samples, weighty, count = drop_hidden(*given)
+        found.append((len(samples.index), len(weighty)))
+        return samples, weighty, count
+
+    monkeypatch.setattr("unproject.geometry.volume.drop_hidden", counting)
+    for normals in (False, True):
+        kept: dict[int, tuple[torch.UntypedStorage, int]] = {}
+
+        def keep(tensor, kept=kept):
+            storage = tensor.untyped_storage()
+            kept[storage._cdata] = (storage, storage.nbytes())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            render(field, camera(24), 1.0, VolumeConfig(step=0.05), None, torch.Generator().manual_seed(0), normals)
+        size = sum(size for key, (_, size) in kept.items() if key not in own)
+        samples, weighty = found[-1]
+        assert kept_bytes(field, samples, weighty * normals) == pytest.approx(size, rel=0.1)
+        assert weighty > 100

@@ -124,7 +124,7 @@ def test_sum_over_pixels_mean_over_images():
     twice = score(images.repeat(2, 1, 1, 1), 0, noise=noise.repeat(2, 1, 1, 1), index=torch.tensor([500, 500])).loss
     torch.testing.assert_close(once, twice)
     out = score(images, 0, noise=noise, index=torch.tensor([500]))
-    assert float(out.loss) == pytest.approx(0.5 * out.grad_norm**2)
+    assert float(out.loss) == pytest.approx(0.5 * float(out.grad_norm) ** 2)
 
 
 def test_image_space_equals_latent_space_when_decoding_is_affine():

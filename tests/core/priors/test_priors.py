@@ -196,8 +196,7 @@ def test_half_precision_keeps_the_state_in_float32(tiny_folders):
 
 
 def test_a_codec_that_overflows_in_half_precision_stays_in_float32(tiny_folders):
-    pipe = StableDiffusionPipeline.from_pretrained(tiny_folders["sd"], safety_checker=None)
-    prior = StableDiffusionPrior(pipe)
+    prior = load_prior(tiny_folders["sdxl"])
     prior.vae.register_to_config(force_upcast=True)
     weight = prior.vae.decoder.conv_out.weight.clone()
     assert prior.to(dtype=torch.float16) is prior
@@ -208,6 +207,13 @@ def test_a_codec_that_overflows_in_half_precision_stays_in_float32(tiny_folders)
     assert prior.vae.dtype == torch.bfloat16
     prior.vae.register_to_config(force_upcast=False)
     assert prior.to(dtype=torch.float16).vae.dtype == torch.float16
+
+
+@pytest.mark.parametrize("family", ["sd", "sd3", "flux"])
+def test_other_codecs_are_in_half_precision_as_in_the_stock_pipelines(tiny_folders, family):
+    """Files without the entry `force_upcast` have it by default, and only SDXL's pipeline looks at it."""
+    prior = load_prior(tiny_folders[family], dtype=torch.float16)
+    assert prior.vae.config.force_upcast and prior.vae.dtype == torch.float16
 
 
 def test_trainable_networks_stay_trainable_when_asked(tiny_folders):

@@ -1,0 +1,132 @@
+"""Offloading, storage in fewer bits, slices, compiling: on tiny models, with the pictures they had."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from unproject.core.priors import load_prior
+from unproject.core.priors.placement import Placement, channels_last, compile_blocks, execution_device, text_encoders
+from unproject.utils.errors import InputError, MissingExtraError
+
+FAMILIES = ("sd", "sdxl", "sd3", "flux")
+
+
+def answers(prior: Any) -> list[torch.Tensor]:
+    """A prediction, a latent and a picture."""
+    condition = prior.encode_text(["a red chair"])["cond"]
+    state = torch.randn(1, *prior.latent_shape, generator=torch.Generator().manual_seed(0))[..., :8, :8]
+    picture = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    return [prior.predict(state, 500.0, condition), prior.encode(picture), prior.decode(state)]
+
+
+@pytest.mark.parametrize("offload", ["text", "model", "sequential"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_offloaded_priors_answer_as_others_do(tiny_folders, family, offload):
+    """The device is the CPU here, so that every hook runs and nothing has to move."""
+    expected = answers(load_prior(tiny_folders[family]))
+    prior = load_prior(tiny_folders[family], placement=Placement(offload=offload))
+    torch.testing.assert_close(answers(prior), expected)
+    assert prior.device.type == "cpu" and prior.dtype == torch.float32
+    with pytest.raises(InputError, match=f"offload='{offload}'.*load it again"):
+        prior.to(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("family", ["sdxl", "flux"])
+def test_text_encoders_leave_when_the_next_network_is_asked(tiny_folders, family):
+    prior = load_prior(tiny_folders[family], placement=Placement(offload="text"))
+    encoders = dict(text_encoders(prior))
+    assert list(encoders) == ["text_encoder", "text_encoder_2"]
+    followers = {name: part._hf_hook.prev_module_hook for name, part in encoders.items()}
+    assert followers["text_encoder"] is None and followers["text_encoder_2"].model is encoders["text_encoder"]
+    for part in (prior.network, prior.vae):
+        assert part._hf_hook.prev_module_hook.model is encoders["text_encoder_2"]
+
+
+def test_a_prior_says_where_it_computes_and_not_where_its_weights_wait():
+    module = torch.nn.Linear(2, 2)
+    assert execution_device(module) == torch.device("cpu")
+    module._hf_hook = SimpleNamespace(execution_device="meta")
+    assert execution_device(torch.nn.Sequential(module)) == torch.device("meta")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_in_eight_bit_are_cast_as_they_are_used(tiny_folders, family):
+    prior = load_prior(tiny_folders[family], placement=Placement(weights="float8"))
+    stored = [p.dtype for p in prior.network.parameters()]
+    assert stored.count(torch.float8_e4m3fn) > 0.3 * len(stored)
+    assert prior.dtype == torch.float32
+    expected, found = answers(load_prior(tiny_folders[family])), answers(prior)
+    assert float((found[0] - expected[0]).norm() / expected[0].norm()) < 0.2
+    torch.testing.assert_close(found[1:], expected[1:])
+
+
+@pytest.mark.parametrize(("weights", "kind"), [("int8", "Int8WeightOnlyConfig"), ("int4", "Int4WeightOnlyConfig")])
+def test_the_network_and_t5_are_quantised_by_torchao(tiny_folders, monkeypatch, weights, kind):
+    done: list[tuple[str, str]] = []
+    library, part = ModuleType("torchao"), ModuleType("torchao.quantization")
+    for name in ("Int8WeightOnlyConfig", "Int4WeightOnlyConfig"):
+        setattr(part, name, type(name, (), {}))
+    part.quantize_ = lambda module, how: done.append((type(module).__name__, type(how).__name__))
+    library.quantization = part
+    monkeypatch.setitem(sys.modules, "torchao", library)
+    monkeypatch.setitem(sys.modules, "torchao.quantization", part)
+    load_prior(tiny_folders["flux"], placement=Placement(weights=weights))
+    assert done == [("FluxTransformer2DModel", kind), ("T5EncoderModel", kind)]
+
+
+def test_without_torchao_the_extra_is_named(tiny_folders, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchao", None)
+    with pytest.raises(MissingExtraError, match=r"unproject\[quant\]"):
+        load_prior(tiny_folders["sd"], placement=Placement(weights="int8"))
+
+
+@pytest.mark.parametrize("parts", ["slices", "tiles"])
+def test_pictures_in_parts(tiny_folders, parts):
+    prior, whole = load_prior(tiny_folders["sd"], placement=Placement(vae=parts)), load_prior(tiny_folders["sd"])
+    assert prior.vae.use_slicing and prior.vae.use_tiling == (parts == "tiles")
+    latents = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(prior.decode(latents), whole.decode(latents))
+
+
+def test_unknown_settings_are_named():
+    with pytest.raises(InputError, match="offload='disk' is unknown; have none, text, model, sequential"):
+        Placement(offload="disk")
+
+
+def test_channels_last_changes_no_value(tiny_folders):
+    prior = load_prior(tiny_folders["sd"])
+    expected = answers(prior)
+    channels_last(prior)
+    assert prior.network.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(answers(prior), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_repeated_blocks_are_compiled_without_a_break(tiny_folders, family, monkeypatch):
+    """Each is traced whole where it is called; the graph itself is run as it is, without a compiler."""
+    graphs: list[int] = []
+
+    def traced(graph: Any, _: Any) -> Any:
+        graphs.append(1)
+        return graph.forward
+
+    prior = load_prior(tiny_folders[family])
+    expected = answers(prior)
+    compile_one = torch.nn.Module.compile
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda self, **options: compile_one(self, backend=traced, **options)
+    )
+    torch._dynamo.reset()
+    count = compile_blocks(prior.network)
+    torch.testing.assert_close(answers(prior), expected)
+    assert 0 < len(graphs) <= count
+
+
+def test_networks_without_such_blocks_are_refused():
+    with pytest.raises(InputError, match="Linear has none of the blocks BasicTransformerBlock"):
+        compile_blocks(torch.nn.Linear(1, 1))

@@ -44,15 +44,15 @@ FOV_DEG = 40.0
 class Direct25Bench:
     """Sizes of the experiment."""
 
-    objects: int = 16  # of distinct nouns
-    size: int = 128  # px
+    objects: int = 6  # of distinct nouns
+    size: int = 96  # px
     views: tuple[int, ...] = (4, 8)
     fuse: FuseConfig = field(default_factory=FuseConfig)
     samples: int = 50_000  # points a mesh in the measures
     pictured: int = 6
 
 
-QUICK = Direct25Bench(2, 48, (4,), FuseConfig(hull=32, start_faces=600, steps=40, edge=(0.06, 0.23)), 5000, 2)
+QUICK = Direct25Bench(2, 48, (4,), FuseConfig(hull=32, steps=40, edge=(0.06, 0.23)), 5000, 2)
 
 
 class Seen(NamedTuple):
@@ -108,7 +108,7 @@ def chosen_programs(count: int) -> list[ObjectProgram]:
 def look(program: ObjectProgram, views: int, size: int) -> Seen:
     """The object as its toybox scene places it, and its exact maps from around the equator."""
     scene = object_scene(program, np.random.default_rng(program.seed))
-    camera = Camera.orbit([360.0 * i / views for i in range(views)], 0.0, orbit_distance(1.1, FOV_DEG), FOV_DEG, size)
+    camera = Camera.orbit([360.0 * i / views for i in range(views)], 0.0, orbit_distance(0.95, FOV_DEG), FOV_DEG, size)
     renderer = Renderer(scene)
     poses = zip(camera.c2w.double().numpy(), camera.K.double().numpy(), strict=True)
     drawn = [renderer.render(c2w, K, size, samples=4) for c2w, K in poses]
@@ -152,7 +152,7 @@ def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
 
 def save_sheet(path: Path, rows: list[list[Mesh]]) -> None:
     """A row of meshes a way, the objects themselves last: world normals, a quarter from the front."""
-    camera = Camera.orbit(35.0, 20.0, orbit_distance(1.1, FOV_DEG), FOV_DEG, 128)
+    camera = Camera.orbit(35.0, 20.0, orbit_distance(0.95, FOV_DEG), FOV_DEG, 128)
     tiles = []
     for mesh in (mesh for row in rows for mesh in row):
         seen = RayMesh(Mesh(mesh.vertices, mesh.faces)).render(camera, ("normal",), supersample=2)

@@ -22,7 +22,7 @@ SIDE = 32
 
 @dataclass(frozen=True)
 class Verb:
-    """A command and the files that are there when it is done."""
+    """A command and files that are there, among others, when it is done."""
 
     words: tuple[str, ...]
     files: tuple[str, ...]

@@ -17,7 +17,7 @@ from ..generate.splat_fit import SplatFit
 from ..geometry.meshes import Mesh
 from ..geometry.metrics import compare_meshes
 from ..geometry.posed import PosedImages, moved, pose_errors
-from ..geometry.solid import faults
+from ..geometry.solid import faults, make_solid
 from ..geometry.splats.drawing import SplatView
 from ..geometry.splats.surface import SurfaceConfig, surface_of
 from ..geometry.turntable import film
@@ -59,7 +59,7 @@ def run(context: Context) -> dict[str, Any]:
     tiles: list[np.ndarray] = []
     for index, words in enumerate(config.toys):
         scene = toy(words, context.seed + index)
-        pictures, truth = posed_orbit(scene, config.views, config.size), true_mesh(scene)
+        pictures, truth = posed_orbit(scene, config.views, config.size), outer(true_mesh(scene))
         shown = []
         for recipe in RECIPES:
             fitted, facts = fit(pictures, recipe, config, context.seed)
@@ -74,6 +74,14 @@ def run(context: Context) -> dict[str, Any]:
         table += wrong_poses(toy(config.toys[0], context.seed), config, context.seed)
     save_image(context.picture(), grid(tiles, 1 + len(RECIPES), labels=("true", *RECIPES) * len(config.toys)))
     return {"config": asdict(config), "seeds": [context.seed], "table": table, "fits": found}
+
+
+def outer(mesh: Mesh) -> Mesh:
+    """The surface of the solid that overlapping parts make together; as it is where they make none."""
+    try:
+        return make_solid(mesh)[0]
+    except InputError:
+        return mesh
 
 
 def fit(

@@ -107,6 +107,22 @@ EXPERIMENTS: dict[str, Experiment] = {
         weights=None,
         method=(SOLVERS, "pipelines/text_to_image.py"),
     ),
+    "backbones": Experiment(
+        "Which backbone can do what, on random weights: tiny, on a pretended accelerator, on a GPU",
+        "backbones",
+        ("", None),
+        prior="",
+        weights=None,
+        method=("core/priors", "scripts/random_backbones.py"),
+    ),
+    "faults": Experiment(
+        "What is lost when a command is killed, stopped, or its disk refuses",
+        "faults",
+        ("", None),
+        prior="",
+        weights=None,
+        method=("cli",),
+    ),
     "splats": Experiment(
         "What drawing splats and their gradients costs a processor",
         "splats",

@@ -7,6 +7,7 @@ list of rows (dicts of plain values), the first of which are the baselines.
 from __future__ import annotations
 
 import importlib
+import os
 import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ import numpy as np
 
 from ..utils.errors import InputError
 from ..utils.files import read_json, write_json
+from ..utils.processes import follow
 from ..utils.progress import under_way
 from ..utils.runs import machine, versions
 from ..utils.threads import pin
@@ -64,7 +66,7 @@ def run_experiment(
     path = context.out / f"{name}.json"
     rests_on = fingerprints(name, context.prior)
     pinned, began = pin(threads), time.perf_counter()
-    with under_way(name, _usual_seconds(path, quick)):
+    with under_way(name, usual_seconds(path, quick)):
         result = getattr(module, made.entry)(context)
     record = {
         "experiment": name,
@@ -84,7 +86,7 @@ def run_experiment(
     return record
 
 
-def _usual_seconds(path: Path, quick: bool) -> float | None:
+def usual_seconds(path: Path, quick: bool) -> float | None:
     """What the experiment took when it was last run in the same way."""
     try:
         record = read_json(path)
@@ -96,10 +98,16 @@ def _usual_seconds(path: Path, quick: bool) -> float | None:
 def by_guidance(make: Callable[[float], T], guidances: Sequence[float], workers: int) -> list[T]:
     """What `make` returns for each guidance, from processes of their own with one thread each."""
     pool = ProcessPoolExecutor(
-        min(workers, len(guidances)), mp_context=get_context("spawn"), initializer=pin, initargs=(1,)
+        min(workers, len(guidances)), mp_context=get_context("spawn"), initializer=_helper, initargs=(os.getpid(),)
     )
     with pool:
         return list(pool.map(make, guidances))
+
+
+def _helper(parent: int) -> None:
+    """One thread, and no life after the process that asked for it."""
+    pin(1)
+    follow(parent)
 
 
 def interleaved(jobs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, np.ndarray]:

@@ -33,7 +33,7 @@ SIDES = (0, 2, 4, 6)  # of the eight views, shown
 class FamilyBench:
     """Sizes of the experiment."""
 
-    rows: int = 700  # network rows of each run
+    rows: int = 600  # network rows of each run
     prompts: int = 4
     seeds: int = 8  # of the first prompt
     draws: int = 8  # of noise, for the variance

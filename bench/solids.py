@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import open3d
 import trimesh
 
@@ -25,9 +26,10 @@ from ..geometry.solid import examine, make_solid
 from ..geometry.validate import validate_glb
 from ..geometry.winding import shells_of
 from ..pipelines.text_to_mesh import TextToMesh, TextToMeshOutput
-from ..toybox.captions import Meaning, Phrase, say
+from ..toybox.catalogue import NOUNS
+from ..toybox.materials import COLOURS_SRGB
 from ..utils.errors import InputError, UnprojectError
-from .embedded_prior import test_programs
+from .embedded_prior import plain_prompt
 from .intervals import share, spread
 from .real_depth import real_root
 from .runner import Context
@@ -35,7 +37,7 @@ from .text_to_mesh import MeshBench, fingerprint
 
 LATTICE, THINNED, FINISHED = "lattice", "lattice thinned by quadrics alone", "finished"
 REAL, REPAIRED = "real, as they are", "real, repaired"
-FIRST_SEED = 5000
+FIRST_SEED, PROMPT_SEED = 5000, 26
 MEASURES = (
     "edge_manifold", "vertex_manifold", "no_self_intersection", "winding", "no_crumbs", "no_hidden_shells",
     "euler_even", "within_faces", "trimesh", "open3d", "validator",
@@ -86,11 +88,10 @@ def run(context: Context) -> dict[str, Any]:
 
 
 def fresh_prompts(count: int) -> list[str]:
-    """Nouns with the colour of the last of 4000 test programs that shows them: not those of other experiments."""
-    chosen: dict[str, str] = {}
-    for program in test_programs(4000)[::-1]:
-        chosen.setdefault(program.noun, program.colour)
-    return [say(Meaning((Phrase(noun, colour),))) for noun, colour in list(chosen.items())[:count]]
+    """Pairs of nouns and colours drawn for this experiment alone, each noun once."""
+    draw = np.random.default_rng(PROMPT_SEED)
+    nouns, colours = draw.permutation(sorted(NOUNS)), sorted(COLOURS_SRGB)
+    return [plain_prompt(str(noun), colours[draw.integers(len(colours))]) for noun in nouns[:count]]
 
 
 def made_shape(pipe: TextToMesh, prompt: str, seed: int, steps: int | None, folder: Path) -> Path:

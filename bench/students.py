@@ -38,7 +38,7 @@ from .toy_latents import decoded, features, paired_mse, scores, seeded_noise, ya
 NONE = "none"
 METHODS = (
     *("lora-distillation", "guided-distillation", "lcm", "lcm-lora", "scott", "rectified-diffusion"),
-    *("phased-diffusion", "instaflow", "speedupnet", "arcflow", "koala", "quest"),
+    *("phased-diffusion", "instaflow", "speedupnet", "arcflow", "koala", "asdm", "quest"),
 )
 HELDOUT_SEED = 700_000
 

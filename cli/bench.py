@@ -10,8 +10,10 @@ import tyro
 
 from ..bench.registry import EXPERIMENTS, experiment
 from ..utils.errors import InputError
+from ..utils.files import read_json
 from ..utils.runs import RunRecord
 from .common import Seeded, Threaded
+from .estimates import in_time
 from .outputs import Target
 from .showing import Shown, Table
 
@@ -75,9 +77,15 @@ class Bench(Threaded, Seeded):
 
     def plan(self) -> list[str]:
         """What a dry run says."""
+        from ..bench.runner import usual_seconds
+
         if self.looks_at_out:
             return [f"would {'run' if self.resume else 'tell'} what is stale of {', '.join(self._names())}"]
-        return [f"would run {name}" for name in self._names()]
+        lines = []
+        for name in self._names():
+            usual = usual_seconds(RESULTS / f"{name}.json", self.quick)
+            lines.append(f"would run {name}" + ("" if usual is None else f", usually about {in_time(usual)}"))
+        return lines
 
     def _names(self) -> list[str]:
         return list(EXPERIMENTS) if self.all else list(self.experiments)
@@ -90,11 +98,10 @@ class Bench(Threaded, Seeded):
             rows = [(name, made.title) for name, made in EXPERIMENTS.items()]
             return Shown(tables=[Table(("experiment", "measures"), rows)], data={"experiments": list(EXPERIMENTS)})
         from ..bench.runner import run_experiment
-        from ..utils.progress import under_way
 
         shown = Shown()
         for name in self._names():
-            with record.stage(name), under_way(name):
+            with record.stage(name):
                 made = run_experiment(name, target.folder, self.prior, self.seed, self.quick, self.threads or 1)
             record.output(target.folder / f"{name}.json")
             shown.tables.append(_table(made))
@@ -123,7 +130,8 @@ class Bench(Threaded, Seeded):
         lines = [f"{len(codes) - len(failed)} of {len(names)} measured in {target.folder}"]
         if failed:
             lines.append(f"failed: {', '.join(failed)}; unproject bench NAME shows why")
-        return Shown(lines, data={"measured": codes}, exit_code=int(bool(failed)))
+        tables = [_table(read_json(target.folder / f"{name}.json")) for name, code in codes.items() if not code]
+        return Shown(lines, tables, {"measured": codes}, exit_code=int(bool(failed)))
 
 
 def _table(record: dict[str, Any]) -> Table:

@@ -23,8 +23,9 @@ from .distill import Distill
 from .edit import Edit, Restore
 from .files import Convert, Inspect
 from .fit import Fit
-from .image import MAP_COMMANDS, Pointcloud
+from .image import MAP_COMMANDS
 from .info import Doctor, Methods, Priors
+from .points import Pointcloud
 from .render import Render
 from .replay import replayed
 from .shapes import TextToMesh, TextToSplats

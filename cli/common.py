@@ -14,8 +14,10 @@ import tyro
 from ..utils.configs import to_dict, to_yaml
 from ..utils.errors import InputError, UnprojectError
 from ..utils.files import write_json
+from ..utils.progress import under_way
 from ..utils.runs import RunRecord, earlier, held, plain
 from ..utils.threads import pin
+from .estimates import Estimate
 from .outputs import Target, check_new, check_places
 from .showing import Shown, plain_warnings, show
 from .streams import STREAM, given_by_pipe, to_stdout
@@ -56,6 +58,11 @@ class Command:
         """Why no single file comes out that - could name; empty where one does."""
         return "" if self.kinds else "it writes no single file"
 
+    @property
+    def streamed(self) -> str:
+        """The suffix of what goes to standard output."""
+        return self.kinds[0]
+
     def slug(self) -> str:
         """The base name of the outputs."""
         return self.name
@@ -81,6 +88,10 @@ class Command:
     def plan(self) -> list[str]:
         """What a dry run says, line by line."""
         return []
+
+    def estimate(self) -> Estimate | None:
+        """What a run will take; None where nobody knows."""
+        return None
 
     def run(self, record: RunRecord, target: Target) -> Shown:
         """Does the work."""
@@ -165,19 +176,22 @@ def _execute(command: Command) -> int:
     command.check_places(target)
     if command.dry_run:
         return _show_plan(command, target)
+    estimate = command.estimate()
+    if estimate is not None:
+        estimate.tell(command.name)
     record = RunRecord(command.name, to_dict(command), getattr(command, "seed", None))
     begun = isinstance(command, Writer) and command.leaves_files and len(command.written(target)) > 1
     if begun:  # killed between its files, it is known again
         record.begin(target.record)
     try:
-        with record, plain_warnings(record):
+        with record, plain_warnings(record), under_way(command.name):
             threads = getattr(command, "threads", None)
             if threads is not None:
                 pin(threads)
             shown = command.run(record, target)
     except BaseException:
-        if begun and not record.outputs and record.place is not None:
-            record.place.unlink(missing_ok=True)
+        if begun and record.place is not None and not any(map(os.path.exists, command.written(target))):
+            record.place.unlink(missing_ok=True)  # it left nothing to go on with
         elif command.leaves_files and (record.outputs or record.place):
             with contextlib.suppress(UnprojectError):  # the first failure is the one to tell
                 record.write(record.place or target.record)
@@ -229,7 +243,9 @@ def check_picture(option: str, path: Path) -> None:
 
 def _show_plan(command: Command, target: Target) -> int:
     where = str(target.file(target.suffix) if target.suffix else target.folder)
-    lines = [*command.plan(), *([f"would write to {where}"] if command.leaves_files else [])]
+    estimate = command.estimate()
+    taken = [] if estimate is None else estimate.lines()
+    lines = [*command.plan(), *taken, *([f"would write to {where}"] if command.leaves_files else [])]
     if command.json:
         print(json_module.dumps({"command": command.name, "dry_run": True, "plan": lines, "out": where}))
     else:

@@ -10,17 +10,15 @@ from typing import Any, ClassVar
 from ..utils.configs import to_dict
 from ..utils.runs import RunRecord
 from .common import Seeded, check_picture
-from .folders import PICTURES_OF_MAPS
-from .image import MAP_COMMANDS, ImageCommand, Pointcloud
+from .image import MAP_COMMANDS, ImageCommand
 from .jobs import sort_out
 from .outputs import Target, check_apart, size_text, slugify
+from .points import Pointcloud
 from .priors import PriorCommand, head_of
 from .shapes import TextToMesh
 from .showing import Shown, Table
 from .text import TextToImage
 from .world import room_photo
-
-ENDS = (".ply", ".npz", *PICTURES_OF_MAPS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +45,12 @@ class Demo(PriorCommand, Seeded):
         if self.photo is not None:
             check_picture("--photo", self.photo)
             names = ("images.png", f"{self.stem}-sheet.png", f"{self.stem}-turntable.gif")
-            maps = (part.target().file(end) for part in self.parts() if isinstance(part, ImageCommand) for end in ENDS)
+            maps = (
+                part.target().file(end)
+                for part in self.parts()
+                if isinstance(part, ImageCommand)
+                for end in part.endings()
+            )
             check_apart(self.target().folder, [*map(self.target().folder.joinpath, names), *maps], [self.photo])
             load_image(self.photo)
         super().check()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,12 +14,13 @@ from ..utils.errors import InputError
 from ..utils.files import read_json
 from ..utils.runs import RunRecord
 from .common import Writer, check_range
-from .outputs import Target, size_text
+from .folders import MESH_KINDS, POINT_KINDS
+from .outputs import Target, need_format, size_text
 from .showing import Shown, Table
-from .splat_files import MESH_FILES as WRITES
 from .splat_files import SPLATS, Wanted, check_splats, convert_splats, holds_splats, inspect_splats
 
 MESHES = (".glb", ".gltf", ".obj", ".stl", ".ply", ".off")
+READS = (*MESHES, ".xyz")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +30,11 @@ class Convert(Writer):
     name: ClassVar[str] = "convert"
 
     source: tyro.conf.Positional[Path]
-    """Mesh (.glb .gltf .obj .stl .ply .off), splats (.ply .compressed.ply .splat .spz .glb), point cloud (.ply),
-    transforms.json, or a COLMAP text folder."""
+    """Mesh (.glb .gltf .obj .stl .ply .off), splats (.ply .compressed.ply .splat .spz .glb), points (.ply .glb .obj
+    .xyz), transforms.json, or a COLMAP folder."""
     destination: tyro.conf.Positional[Path]
-    """.glb, .obj, .stl or .ply for meshes; .ply, .compressed.ply, .splat, .spz or .glb for splats; .ply for points;
-    .json or a folder (COLMAP text) for cameras."""
+    """.glb, .obj, .stl, .ply or .usdz for meshes; .ply, .compressed.ply, .splat, .spz or .glb for splats; .ply, .glb,
+    .obj, .xyz or .usdz for points; .json or a folder (COLMAP text) for cameras."""
     faces: int = 0
     """Simplify a mesh to this many triangles at most; its colours are carried over (0 = leave it)."""
     to: Wanted = "same"
@@ -54,14 +57,22 @@ class Convert(Writer):
             check_splats(self.source, self.destination, self.to)
         elif source in (".spz", ".splat"):
             raise InputError(f"{self.source} is no file; give one of splats")
-        elif source not in MESHES:
-            raise InputError(f"cannot read {self.source}; use {', '.join(MESHES)}, transforms.json or a COLMAP folder")
-        elif wanted not in WRITES:
-            raise InputError(f"cannot write {self.destination}; use {', '.join(WRITES)}")
+        elif source not in READS:
+            raise InputError(f"cannot read {self.source}; use {', '.join(READS)}, transforms.json or a COLMAP folder")
+        else:
+            self._check_geometry(wanted)
         if self.to != "same" and not self._splats:
             raise InputError(f"--to {self.to} is of splats and {self.source} holds none; leave it out")
         if self.faces and (self._cameras or (self.to != "mesh" if self._splats else is_point_cloud(self.source))):
             raise InputError(f"--faces {self.faces} simplifies meshes and {self.source} is none; leave it out")
+
+    def _check_geometry(self, wanted: str) -> None:
+        points = is_point_cloud(self.source)
+        known = POINT_KINDS if points else MESH_KINDS
+        if wanted not in known:
+            what = f"{self.source} holds points without triangles; they" if points else "a mesh"
+            raise InputError(f"cannot write {self.destination}: {what} can become {', '.join(known)}")
+        need_format(self.destination)
 
     @property
     def _cameras(self) -> bool:
@@ -118,8 +129,6 @@ class Convert(Writer):
     def _convert_points(self, record: RunRecord) -> Shown:
         from ..geometry.points import PointCloud
 
-        if self.destination.suffix.lower() != ".ply":
-            raise InputError(f"{self.source} holds points without triangles; they can only become .ply")
         cloud = PointCloud.load(self.source)
         record.keep(cloud.save, self.destination)
         return Shown([f"{len(cloud)} points"], data={"points": len(cloud)})
@@ -157,8 +166,8 @@ class Inspect(Writer):
         """It has to be there."""
         if not self.path.exists():
             raise InputError(f"{self.path} does not exist")
-        if self.repair is not None and self.repair.suffix.lower() not in WRITES:
-            raise InputError(f"--repair {self.repair}: cannot write that; use {', '.join(WRITES)}")
+        if self.repair is not None and self.repair.suffix.lower() not in MESH_KINDS:
+            raise InputError(f"--repair {self.repair}: cannot write that; use {', '.join(MESH_KINDS)}")
         if self.repair is not None and self.repair.resolve() == self.path.resolve():
             raise InputError(f"--repair {self.repair} is the file itself; name another one")
 
@@ -178,10 +187,24 @@ class Inspect(Writer):
         return Shown(lines, [table], facts, exit_code=1 if self.strict and not solid else 0)
 
 
-def is_point_cloud(path: Path) -> bool:
-    """Whether a PLY file declares no faces; reads only its header."""
-    if path.suffix.lower() != ".ply":
+def only_points(path: Path) -> bool:
+    """Whether a GLB or OBJ draws points alone; False for what cannot be read, which its reader will tell."""
+    from ..geometry.formats.gltf_data import split_chunks
+    from ..geometry.formats.point_clouds import has_only_points
+
+    if path.suffix.lower() == ".glb":
+        with contextlib.suppress(InputError, AttributeError, TypeError):
+            return has_only_points(split_chunks(path.read_bytes())[0])
         return False
+    keys = {line.split(None, 1)[0] for line in path.read_bytes().splitlines() if line.strip()}
+    return b"v" in keys and not keys & {b"f", b"fo", b"curv", b"curv2", b"surf", b"l"}
+
+
+def is_point_cloud(path: Path) -> bool:
+    """Whether a file holds points and no triangles: a PLY by its header, a GLB by its modes, an OBJ by its lines."""
+    kind = path.suffix.lower()
+    if kind != ".ply":
+        return kind == ".xyz" or (kind in (".glb", ".obj") and only_points(path))
     from ..geometry.formats.ply_data import read_header
 
     try:
@@ -201,7 +224,7 @@ def inspect_path(path: Path) -> dict[str, Any]:
     size = {"file": str(path), "size": size_text(path)}
     if holds_splats(path):
         return {**size, **inspect_splats(path)}
-    if suffix in MESHES:
+    if suffix in READS:
         return {**size, **(_inspect_points(path) if is_point_cloud(path) else _inspect_mesh(path))}
     if suffix in READ_SUFFIXES:
         return {**size, **_inspect_image(path)}
@@ -210,7 +233,7 @@ def inspect_path(path: Path) -> dict[str, Any]:
     if suffix == ".json":
         value = read_json(path)
         return {**size, **(value if isinstance(value, dict) else {"entries": len(value)})}
-    known = ", ".join(dict.fromkeys((*MESHES, *SPLATS, *READ_SUFFIXES, ".npz", ".npy", ".json")))
+    known = ", ".join(dict.fromkeys((*READS, *SPLATS, *READ_SUFFIXES, ".npz", ".npy", ".json")))
     raise InputError(f"cannot inspect {path}: known are {known} and model folders")
 
 
@@ -262,15 +285,23 @@ def _validated(path: Path) -> dict[str, Any]:
     return {} if found is None else {"gltf_errors": found["errors"], "gltf_warnings": found["warnings"]}
 
 
+def _splat_columns(path: Path) -> bool:
+    """Whether a PLY has columns of splats, if not all of them."""
+    from ..geometry.formats.ply import is_splat
+    from ..geometry.formats.ply_data import read_header
+
+    return any(element.name == "vertex" and is_splat(element) for element in read_header(path).elements)
+
+
 def _inspect_points(path: Path) -> dict[str, Any]:
     import torch
 
     from ..geometry.points import PointCloud
 
-    cloud = PointCloud.load(path)
+    cloud, splats = PointCloud.load(path), path.suffix.lower() == ".ply" and _splat_columns(path)
     origin = torch.tensor(cloud.origin, dtype=torch.float64)
     return {
-        "kind": "point cloud",
+        "kind": "Gaussian splats" if splats else "point cloud",
         "points": len(cloud),
         "bounds_low": (cloud.points.amin(0).double() + origin).tolist(),
         "bounds_high": (cloud.points.amax(0).double() + origin).tolist(),
@@ -311,7 +342,7 @@ def _inspect_folder(path: Path) -> dict[str, Any]:
     records = (path / name for name in names if (path / name).is_file())
     found = next(records, next(iter(sorted(path.glob("*.run.json"))), None))
     if found is None:
-        raise InputError(f"{path} is neither a model folder nor the folder of a run ({', '.join(names)} are missing)")
+        raise InputError(f"{path} is neither a model folder nor that of a run; {_held(path)}")
     files = [file for file in path.rglob("*") if file.is_file()]
     return {
         "kind": "run" if found.name.endswith("run.json") else "model",
@@ -319,6 +350,23 @@ def _inspect_folder(path: Path) -> dict[str, Any]:
         "bytes": sum(file.stat().st_size for file in files),
         **read_json(found),
     }
+
+
+def _held(path: Path) -> str:
+    """What a folder holds instead, and what can be done with that."""
+    from ..utils.pictures import READ_SUFFIXES
+
+    counts = Counter(file.suffix.lower() or "no suffix" for file in path.iterdir() if file.is_file())
+    if not counts:
+        return "it holds no files"
+    told = ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common(5))
+    if counts.keys() & set(READ_SUFFIXES):
+        return f"it holds pictures ({told}): inspect one of them, or give the folder to depth, normals or pointcloud"
+    if counts.keys() & set(MESHES):
+        return f"it holds {told}: inspect one of the files"
+    if {"cameras.txt", "cameras.bin"} & {file.name for file in path.iterdir()}:
+        return "it holds a COLMAP model: unproject convert turns it into transforms.json"
+    return f"it holds {told}; inspect one of the files"
 
 
 def _short(value: Any) -> str:

@@ -130,6 +130,7 @@ class Fit(Threaded, Seeded, Writer):
 
         with record.stage("load"):
             pictures = self.pictures()
+        record.begin(target.record)
         work = self.work or target.work
         with alone_in(work):
             pipe = ImagesToSplats(self.settings(), pick_device(self.device))

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..tasks.formats import MAP_ENDINGS, PREVIEW
 from ..utils.errors import InputError
+from ..utils.files import read_json
 
-PICTURES_OF_MAPS = ("-16bit.png", "-uncertainty.png", ".png")  # endings, the longer ones first
+LIFTED = ("pointcloud", "mesh")  # what else is made of a picture
+CAMERA, UNDISTORTED = "-camera.json", "-undistorted.png"  # endings of what lies beside those
+POINT_KINDS = (".ply", ".glb", ".obj", ".xyz", ".usd", ".usda", ".usdc", ".usdz")
+MESH_KINDS = (".glb", ".obj", ".ply", ".stl", ".usd", ".usda", ".usdc", ".usdz")
+LIFTED_ENDINGS = (CAMERA, UNDISTORTED, PREVIEW, ".report.json", ".mtl", "_base_color.png", *POINT_KINDS, ".stl")
+NUMBERS = (".npz", ".npy", ".exr", ".tiff", "-16bit.png")  # of maps
 OTHER_PICTURES = {  # that are not read, and the way out
     **dict.fromkeys((".heic", ".heif", ".avif"), "save it as JPEG or PNG, or pip install 'unproject[heic]'"),
     **dict.fromkeys(
@@ -82,22 +90,46 @@ def distinct_stems(pictures: Sequence[Path]) -> list[str]:
     return named
 
 
-def without_maps(pictures: Sequence[Path], map_names: Collection[str]) -> list[Path]:
-    """The pictures of a folder that are no map of another one: NAME-depth.png and its like, beside NAME-depth.npz."""
+def without_maps(pictures: Sequence[Path], names: Collection[str]) -> list[Path]:
+    """The pictures of a folder that were not made of another one: no NAME-depth.png beside NAME-depth.npz, and none
+    whose name a record there (depth.run.json) holds."""
     owners = {name for path in pictures for name in (path.stem, _with_suffix(path))}
-    bases = {f"{owner}-{name}" for owner in owners for name in map_names}
+    bases = {f"{owner}-{name}" for owner in owners for name in names}
+    recorded = {base for folder in {path.parent for path in pictures} for base in _made_in(folder)}
+    others = (*NUMBERS, *LIFTED_ENDINGS)
 
-    def is_map(path: Path) -> bool:
-        base = next((path.name.removesuffix(end) for end in PICTURES_OF_MAPS if path.name.endswith(end)), "")
-        return base in bases and path.with_name(f"{base}.npz").is_file()
+    def is_made(path: Path) -> bool:
+        base = next((path.name.removesuffix(end) for end in (*MAP_ENDINGS, UNDISTORTED) if path.name.endswith(end)), "")
+        beside = (path.with_name(f"{base}{end}") for end in others)
+        return base in bases and (base in recorded or any(one != path and one.is_file() for one in beside))
 
-    return [path for path in pictures if not is_map(path)]
+    return [path for path in pictures if not is_made(path)]
 
 
-def _of_run(path: Path, map_names: Collection[str]) -> bool:
-    """Whether a file is what a command of ours left: a record, a map's numbers, a point cloud."""
-    ours = (*(f"-{name}.npz" for name in map_names), "-pointcloud.ply", ".run.json")
-    return path.name.endswith(ours) or path.name == "run.json"
+def pixels_of(path: Path) -> int:
+    """Of a picture, by its header; 0 where that cannot be told."""
+    from ..utils.decoding import image_size
+
+    with contextlib.suppress(InputError):
+        width, height = image_size(path)
+        return width * height
+    return 0
+
+
+def _made_in(folder: Path) -> Collection[str]:
+    """Names of what records in a folder say was made of pictures."""
+    found: set[str] = set()
+    for record in folder.glob("*.run.json"):
+        with contextlib.suppress(InputError, AttributeError):
+            found |= set(read_json(record).get("notes", {}).get("sources", {}))
+    return {Path(name).name for name in found}
+
+
+def _of_run(path: Path, names: Collection[str]) -> bool:
+    """Whether a file is what a command of ours left: a record, a map's numbers, points, a mesh, their camera."""
+    maps = tuple(f"-{name}{end}" for name in names for end in MAP_ENDINGS)
+    lifted = tuple(f"-{name}{end}" for name in LIFTED for end in LIFTED_ENDINGS)
+    return path.name.endswith((*maps, *lifted, ".run.json")) or path.name == "run.json"
 
 
 def _ours(folder: str) -> bool:

@@ -1,20 +1,23 @@
-"""`unproject depth`, `normals` and `pointcloud`: geometry from one picture or a folder of pictures."""
+"""`unproject depth`, `normals` and their like: maps of one picture, of several, or of a folder."""
 
 from __future__ import annotations
 
 import hashlib
-import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
+from ..tasks.formats import MAP_FORMATS, PREVIEW, USUAL, map_formats
 from ..tasks.table import TaskConfig, task_table
+from ..utils.bands import Compression, need_exr
 from ..utils.errors import InputError
 from ..utils.runs import RunRecord
 from .common import Seeded, check_range
-from .folders import PICTURES_OF_MAPS, distinct_stems, find
+from .estimates import Estimate, of_pictures
+from .folders import LIFTED, distinct_stems, find, pixels_of
 from .jobs import SOME_FAILED, Job, run_jobs, sort_out
 from .outputs import Target, check_apart, check_new, check_places
 from .priors import PriorCommand, head_names
@@ -23,20 +26,22 @@ from .showing import Shown
 if TYPE_CHECKING:
     import numpy as np
 
+    from ..tasks.map_files import Saving
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImageCommand(PriorCommand, Seeded):
     """Options of the commands that read pictures."""
 
     takes_file: ClassVar[bool] = False
-    endings: ClassVar[tuple[str, ...]] = ()
-    """of the files that may be written for a picture"""
-    marks: ClassVar[tuple[str, ...]] = ()
-    """endings of the files by which a picture counts as done"""
-
     prior: str = "toybox"
     """toybox, a geometry head's name (marigold-depth, ...) or folder, or a hub id owner/name."""
     base: Annotated[str | None, tyro.conf.Suppress] = None
+    lora: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
+    offload: Annotated[Literal["auto", "none", "text", "model", "sequential"], tyro.conf.Suppress] = "auto"
+    weights: Annotated[Literal["full", "float8", "int8", "int4"], tyro.conf.Suppress] = "full"
+    vae: Annotated[Literal["whole", "slices", "tiles"], tyro.conf.Suppress] = "whole"
+    compile: Annotated[bool, tyro.conf.Suppress] = False
     image: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Pictures, folders of pictures, or - for standard input."""
     recursive: bool = False
@@ -58,6 +63,19 @@ class ImageCommand(PriorCommand, Seeded):
         """See Command.several."""
         return "it was given several pictures" if self.many else super().several
 
+    @property
+    def noun(self) -> str:
+        """What is made, for names: photo.jpg becomes photo-NOUN."""
+        return self.name
+
+    def marks(self) -> tuple[str, ...]:
+        """Endings of the files by which a picture counts as done."""
+        return ()
+
+    def endings(self) -> tuple[str, ...]:
+        """Endings of the files that may be written for a picture."""
+        return self.marks()
+
     def slug(self) -> str:
         """photo.jpg becomes photo-depth, so that no command overwrites another's file or the picture itself."""
         first = self.image[0] if self.image else Path("none")
@@ -66,7 +84,7 @@ class ImageCommand(PriorCommand, Seeded):
             listed = "\n".join(str(path) for path in self.image)
             digits = hashlib.sha256(listed.encode("utf-8", "surrogateescape")).hexdigest()[:6]
             more = f"-and-{len(self.image) - 1}-more-{digits}"
-        return f"{first.stem or first.resolve().name}{more}-{self.name}"
+        return f"{first.stem or first.resolve().name}{more}-{self.noun}"
 
     def target(self) -> Target:
         """See Command.target; of several pictures the record is named after the command."""
@@ -91,12 +109,20 @@ class ImageCommand(PriorCommand, Seeded):
     def check_places(self, target: Target) -> None:
         """See Command.check_places; what is there must be this command's own, and no picture."""
         jobs, _ = self.jobs(target)
-        written = [job.target.file(ending) for job in jobs for ending in self.endings]
+        written = [job.target.file(ending) for job in jobs for ending in self.endings()]
         check_apart(self.out or target.folder, written, [Path(job.source) for job in jobs])
         found = sort_out(self, jobs, target, self.overwrite)
         if not self.many and found.kept:
             check_new(jobs[0].files)
-        check_places([*(job.files[0] for job in found.left), target.record], self.size_bytes())
+        check_places([*(job.files[0] for job in found.left), target.record], self.needed_bytes(found.left))
+
+    def bytes_per_pixel(self) -> int:
+        """Of the files of a picture, on the disk."""
+        return 36
+
+    def needed_bytes(self, left: Sequence[Job]) -> int:
+        """About how much the outputs of some jobs need on the disk."""
+        return 1_000_000 + self.bytes_per_pixel() * sum(pixels_of(Path(job.source)) for job in left)
 
     def known(self) -> list[str]:
         """The heads: --prior toybox means the head on that prior."""
@@ -112,7 +138,7 @@ class ImageCommand(PriorCommand, Seeded):
             if not path.is_dir():
                 pictures.append((path, Path()))
                 continue
-            found = find(path, self.recursive, MAP_COMMANDS, target.folder)
+            found = find(path, self.recursive, (*MAP_COMMANDS, *LIFTED), target.folder)
             inside = Path(path.name) if len(self.image) > 1 else Path()
             pictures += [(one, inside / place) for one, place in found.pictures]
             skipped += found.skipped
@@ -122,11 +148,11 @@ class ImageCommand(PriorCommand, Seeded):
         for place in dict.fromkeys(place for _, place in pictures):
             here = list(dict.fromkeys(one for one, own in pictures if own == place))
             for one, stem in zip(here, distinct_stems(here), strict=True):
-                jobs.append(self._job(one, Target(target.folder / place, f"{stem}-{self.name}")))
+                jobs.append(self._job(one, Target(target.folder / place, f"{stem}-{self.noun}")))
         return jobs, skipped
 
     def _job(self, picture: Path, target: Target) -> Job:
-        return Job(str(picture), target, tuple(target.file(ending) for ending in self.marks))
+        return Job(str(picture), target, tuple(target.file(ending) for ending in self.marks()))
 
     def plan(self) -> list[str]:
         """What a dry run says; every picture is read for it."""
@@ -165,6 +191,19 @@ class ImageCommand(PriorCommand, Seeded):
         record.notes.update(skipped=told)
         return Shown([f"skipped: {t}" for t in told], data={"skipped": told}, exit_code=SOME_FAILED if failed else 0)
 
+    def estimate(self) -> Estimate | None:
+        """See Command.estimate."""
+        if not self.known_cost:
+            return None
+        target = self.target()
+        left = sort_out(self, self.jobs(target)[0], target, self.overwrite).left
+        pixels = [pixels_of(Path(job.source)) for job in left]
+        return of_pictures(pixels, self.ensemble * (self.steps or 1), self.seconds_per_megapixel())
+
+    def seconds_per_megapixel(self) -> float:
+        """Of writing a picture's files."""
+        return 0.4
+
     def settings(self) -> dict[str, Any]:
         """How the pipeline is called."""
         return {"ensemble_size": self.ensemble, "num_inference_steps": self.steps, "seed": self.seed}
@@ -182,16 +221,65 @@ class ImageCommand(PriorCommand, Seeded):
 class MapCommand(ImageCommand):
     """Options of the commands that write a map for each picture."""
 
-    kinds: ClassVar[tuple[str, ...]] = (".png",)
-    endings: ClassVar[tuple[str, ...]] = (".npz", *PICTURES_OF_MAPS)
-    marks: ClassVar[tuple[str, ...]] = (".npz", ".png")
+    kinds: ClassVar[tuple[str, ...]] = (".png", ".npz", ".npy", ".exr", ".tiff")
     codec: ClassVar[str] = ""
     """of the target"""
+
+    format: str | None = None
+    """Files to write, of npz, npy, exr, tiff (float32) and png (16 bits, and a picture), as in npz,exr (default: what
+    --out names, else npz,png)."""
+    compression: Compression = "fast"
+    """none, fast or small; small takes longest."""
+    legend: bool = False
+    """Tell beside the picture what its colours mean."""
+    preview: bool = False
+    """Write NAME-preview.png too: the picture and its map side by side."""
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """The formats in force."""
+        if self.format is not None:
+            return map_formats(self.format.split(","), "--format")
+        named = "" if self.out is None else self.out.suffix.lower().removeprefix(".")
+        return USUAL if named in ("png", "") or named not in MAP_FORMATS else (named,)
 
     @property
     def several(self) -> str:
         """See Command.several."""
-        return "it writes several files"
+        files = len(self.formats) + ("png" in self.formats) + self.preview
+        alone = files == 1 and (self.ensemble == 1 or self.formats == ("npz",))
+        return super().several if alone else "it writes several files; --format npz, npy, exr or tiff alone is one"
+
+    @property
+    def streamed(self) -> str:
+        """See Command.streamed."""
+        return f".{self.formats[0]}"
+
+    def marks(self) -> tuple[str, ...]:
+        """See ImageCommand.marks."""
+        return tuple(MAP_FORMATS[name][0] for name in self.formats)
+
+    def endings(self) -> tuple[str, ...]:
+        """See ImageCommand.endings."""
+        return (*(end for name in self.formats for end in MAP_FORMATS[name]), *([PREVIEW] if self.preview else []))
+
+    def check(self) -> None:
+        """Formats, and options that would change nothing."""
+        named = "" if self.out is None or self.out.is_dir() else self.out.suffix.lower().removeprefix(".")
+        if named and named not in self.formats:
+            raise InputError(f"--out {self.out} is none of --format {self.format}; name it after one, or give a folder")
+        if "exr" in self.formats:
+            need_exr()
+        if self.legend and not self.draws:
+            raise InputError(f"--legend belongs to a picture and --format {','.join(self.formats)} makes none")
+        if self.compression != "fast" and self.formats == ("npy",):
+            raise InputError(f"--compression {self.compression}: NPY knows none; leave it out, or take npz")
+        super().check()
+
+    @property
+    def draws(self) -> bool:
+        """Whether a picture for people comes out."""
+        return "png" in self.formats or self.preview
 
     def load(self) -> Any:
         """The pipeline."""
@@ -201,87 +289,54 @@ class MapCommand(ImageCommand):
         return ImageToMap(load_head(self.prior, (self.codec,), **self.placement()), self.codec)
 
     def one(self, pipe: Any, path: Path, picture: np.ndarray, record: RunRecord, target: Target) -> None:
-        """Writes NAME.npz, NAME-16bit.png and NAME.png; of an ensemble NAME-uncertainty.png too."""
+        """Writes the files of the formats; of an ensemble those of its uncertainty too."""
         from ..pipelines.validity import file_valid
 
         made = pipe(picture, valid=file_valid(path, picture), **self.settings())
         record.count("denoiser", made.nfe)
-        record.keep(made.save, target.file(""))
+        with record.stage("write"):
+            how = self.saving()
+            record.keep(lambda base: made.one(0).save(base, how), target.file(""))
+            if self.preview:
+                record.keep(lambda base: made.one(0).preview(picture, base, how), target.file(""))
+
+    def saving(self) -> Saving:
+        """How the files are written."""
+        from ..tasks.map_files import Saving
+
+        return Saving(self.formats, self.compression, legend=self.legend)
+
+    def bytes_per_pixel(self) -> int:
+        """See ImageCommand.bytes_per_pixel: as if nothing could be compressed."""
+        return 16 * len(self.formats)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColouredMapCommand(MapCommand):
+    """Of a map whose colours have no meaning of their own."""
+
+    colormap: str | None = None
+    """Colours of the pictures, a name of matplotlib's such as magma, turbo or gray (default: Spectral)."""
+
+    def check(self) -> None:
+        """The colours have to exist, and be used."""
+        if self.colormap is not None:
+            from ..tasks.map_files import check_colormap
+
+            check_colormap(self.colormap, "--colormap")
+            if not self.draws:
+                raise InputError(f"--colormap colours a picture and --format {','.join(self.formats)} makes none")
+        super().check()
+
+    def saving(self) -> Saving:
+        """See MapCommand.saving."""
+        return replace(super().saving(), colormap=self.colormap or "")
 
 
 def map_command(name: str, task: TaskConfig) -> type[MapCommand]:
     """The command `unproject NAME` of a task."""
     members = {"name": name, "codec": task.codec, "__doc__": task.summary, "__module__": __name__}
-    return type(name.capitalize(), (MapCommand,), members)
+    return type(name.capitalize(), (ColouredMapCommand if task.colormap else MapCommand,), members)
 
 
 MAP_COMMANDS = {name: map_command(name, task) for name, task in task_table().items()}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pointcloud(ImageCommand):
-    """Lift a picture to a coloured point cloud (PLY) with estimated depth; z is up, the camera looks along -x."""
-
-    name: ClassVar[str] = "pointcloud"
-    kinds: ClassVar[tuple[str, ...]] = (".ply",)
-    endings: ClassVar[tuple[str, ...]] = (".ply",)
-    marks: ClassVar[tuple[str, ...]] = (".ply",)
-
-    fov: float | None = None
-    """Field of view of the picture's longer side in degrees (default: by the focal length in the photo's EXIF, else
-    55)."""
-    K: Path | None = None
-    """JSON file with the camera matrix in px, 3 x 3, as a list or under "K" (pixel centres at +0.5), or under
-    "camera_matrix" as OpenCV writes it (pixel centres at whole numbers); takes the place of --fov."""
-    near: float = 1.0
-    """Depth of the nearest point of the cloud, in metres; the scale of a single picture is not known."""
-    far: float = 4.0
-    """Depth of the farthest point of the cloud, in metres."""
-
-    def check(self) -> None:
-        """The camera has to make sense."""
-        if self.fov is not None:
-            check_range("--fov", self.fov, 1, 170)
-        if self.K is not None:
-            self._check_matrix(self.K)
-        if not 0 < self.near < self.far < math.inf:
-            raise InputError(f"--near {self.near:g} and --far {self.far:g}: need 0 < near < far")
-        super().check()
-
-    def _check_matrix(self, path: Path) -> None:
-        from ..pipelines.picture_inputs import check_intrinsics
-
-        if self.fov is not None:
-            raise InputError(f"give --fov {self.fov:g} or --K {path}, not both")
-        if not path.is_file():
-            raise InputError(f"--K {path} does not exist; give a JSON file with a 3 x 3 camera matrix in px")
-        check_intrinsics(path)
-
-    def load(self) -> Any:
-        """The pipeline."""
-        from ..pipelines.image_to_geometry import ImageToDepth
-
-        return ImageToDepth.from_pretrained(self.prior, **self.placement())
-
-    def one(self, pipe: Any, path: Path, picture: np.ndarray, record: RunRecord, target: Target) -> None:
-        """Writes NAME.ply."""
-        from ..pipelines.picture_inputs import photo_camera
-        from ..pipelines.validity import file_valid
-
-        made = pipe(picture, valid=file_valid(path, picture), **self.settings())
-        record.count("denoiser", made.nfe)
-        height, width, _ = picture.shape
-        camera = photo_camera(width, height, fov_deg=self.fov, K=self.K, photo=path)
-        focal = {"px": float(camera.K[0, 0, 0]), "from": self._focal_from(path, width, height)}
-        record.notes.setdefault("focal", {})[str(path)] = focal
-        cloud = made.point_cloud(picture, camera, self.near, self.far)
-        record.keep(cloud.save, target.file(".ply"))
-
-    def _focal_from(self, path: Path, width: int, height: int) -> str:
-        """Where the focal length of a picture comes from."""
-        from ..pipelines.picture_inputs import DEFAULT_FOV_DEG, exif_focal_px
-
-        if self.K is not None or self.fov is not None:
-            return f"--K {self.K}" if self.K is not None else f"--fov {self.fov:g}"
-        known = exif_focal_px(path, width, height) is not None
-        return "EXIF of the photo" if known else f"{DEFAULT_FOV_DEG:g} degrees, a usual lens"

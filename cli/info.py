@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -20,9 +21,19 @@ from .showing import Shown, Table
 
 PACKAGES = (
     *("torch", "diffusers", "transformers", "accelerate", "peft", "huggingface_hub", "safetensors", "tokenizers"),
-    *("numpy", "scipy", "PIL", "trimesh", "open3d", "skimage", "xatlas", "fast_simplification"),
+    *("numpy", "scipy", "PIL", "trimesh", "open3d", "skimage", "tifffile", "xatlas", "fast_simplification"),
     *("manifold3d", "numba", "tyro", "rich", "yaml", "imageio_ffmpeg", "matplotlib"),
 )
+
+
+EXTRAS = {  # optional package: the extra that installs it, what it is for
+    "gsplat": ("gsplat", "draws splats on CUDA"),
+    "pillow_heif": ("heic", "reads HEIC pictures"),
+    "zstandard": ("spz", "splats in SPZ"),
+    "OpenEXR": ("exr", "maps in OpenEXR"),
+    "pxr": ("usd", "writes USD"),
+    "DracoPy": ("draco", "glTF in Draco's compression"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +97,7 @@ class Doctor(Info):
             return needs_shown(self.prior, self.verb)
         checks = [
             *_package_checks(),
+            *_extra_checks(),
             *_guarded("accelerator", "torch", _torch_checks),
             *_tool_checks(),
             *_guarded("prior", "priors", _prior_checks),
@@ -139,6 +151,15 @@ def _import_check(module: str) -> dict[str, Any]:
 
 def _package_checks() -> list[dict[str, Any]]:
     return [_import_check(name) for name in PACKAGES]
+
+
+def _extra_checks() -> list[dict[str, Any]]:
+    """Optional packages, looked for and not imported."""
+    checks = []
+    for name, (extra, use) in EXTRAS.items():
+        here = find_spec(name) is not None
+        checks.append(_check("extra", extra, here, use + ("" if here else f": pip install 'unproject[{extra}]'")))
+    return checks
 
 
 def _guarded(group: str, name: str, probe: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:

@@ -79,6 +79,14 @@ def check_places(written: Iterable[Path], needs_bytes: int = 0) -> None:
         check_writable(path, needs_bytes)
 
 
+def need_format(path: Path) -> None:
+    """Raises MissingExtraError for a format of meshes or points whose package is not there, before any work."""
+    if path.suffix.lower().startswith(".usd"):
+        from ..geometry.formats.usd import need_usd
+
+        need_usd()
+
+
 def size_text(path: Path) -> str:
     """The size of a file for people."""
     return in_words(path.stat().st_size)

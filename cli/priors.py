@@ -64,19 +64,15 @@ class PriorCommand(Threaded):
             _check_known("--base", self.base, prior_names())
         if self.revision is not None and (is_file or self.prior in EMBEDDED or Path(self.prior).is_dir()):
             raise InputError(f"--revision {self.revision} serves priors on the hub, not --prior {self.prior}")
-        if self.lora and not self.takes_file:
-            raise InputError(
-                f"--lora {self.lora[0]} serves priors that draw, not the heads of {self.name}; leave it out"
-            )
-        held = {"offload": "auto", "weights": "full", "vae": "whole", "compile": False}
-        odd = [name for name, usual in held.items() if getattr(self, name) != usual]
-        if odd and not self.takes_file:
-            told = f"--{odd[0]} {getattr(self, odd[0])}"
-            raise InputError(f"{told} serves priors that draw, not the heads of {self.name}; leave it out")
         if self.offload in ("text", "model", "sequential") and pick_device(self.device) == "cpu":
             raise InputError(f"--offload {self.offload} serves a device beside the processor, not --device cpu")
         for text in self.lora:
             split_scale(text, "--lora")
+
+    @property
+    def known_cost(self) -> bool:
+        """Whether `estimates` speaks of this prior on this device."""
+        return self.prior in EMBEDDED and pick_device(self.device) == "cpu"
 
     def known(self) -> list[str]:
         """Names --prior accepts."""

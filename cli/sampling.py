@@ -30,8 +30,8 @@ class SamplingCommand(QualityCommand, Seeded):
     negative: str = ""
     """What to avoid."""
     solver: str | None = None
-    """ddim, dpm++, dpm++3m, unipc, euler, heun, ghvb, hb, or one of the patterns lcm, arc, dpm-v3[:ORDER], ghvb:R,BETA,
-    ghvb:NUMBER, hb:R,BETA, hb:SOLVER,BETA, usf:FILE, edict[:MIXING] (default: that of --quality)."""
+    """ddim, dpm++, dpm++3m, unipc, euler, heun, ghvb, hb, or one of the patterns dpm-v3[:ORDER], ghvb:R,BETA,
+    ghvb:NUMBER, hb:R,BETA, hb:SOLVER,BETA, usf:FILE, edict[:MIXING], lcm, arc (default: that of --quality)."""
     spacing: Literal["trailing", "leading", "linspace", "logsnr", "karras"] | None = None
     """Where the steps are: as diffusers spaces them, even in lambda, by Karras' rule (default: that of --quality)."""
     eta: float = 0.0

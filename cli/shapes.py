@@ -12,18 +12,24 @@ from ..utils.errors import InputError
 from ..utils.locks import alone_in
 from ..utils.runs import RunRecord
 from .common import check_range
+from .estimates import Estimate, of_meshes
+from .folders import MESH_KINDS
 from .jobs import Job
-from .outputs import Target
+from .outputs import Target, need_format
 from .prompts import chosen_prompts
 from .showing import Shown
+from .steering import ImagePromptCommand
 from .text import TextCommand
 
 if TYPE_CHECKING:
     from ..generate.diagnostics import Diagnostics
 
 
+USUAL_MESH_STEPS = 45  # of the embedded recipe
+
+
 @dataclass(frozen=True, kw_only=True)
-class ShapeCommand(TextCommand):
+class ShapeCommand(TextCommand, ImagePromptCommand):
     """Options of the commands that optimise a shape until the prior likes it."""
 
     makes: ClassVar[str]
@@ -114,6 +120,7 @@ class ShapeCommand(TextCommand):
                 resume=not self.overwrite,
                 diagnostics=self._watched(pipe.prior.name),
                 **self.settings(),
+                **self.prompt_pictures(),
             )
             with record.stage("write"):
                 self.write(made, job, record)
@@ -151,7 +158,7 @@ class TextToMesh(ShapeCommand):
     """Make a textured mesh from a prompt, with a sheet of views and a turntable film."""
 
     name: ClassVar[str] = "text-to-mesh"
-    kinds: ClassVar[tuple[str, ...]] = (".glb", ".obj", ".stl", ".ply")
+    kinds: ClassVar[tuple[str, ...]] = MESH_KINDS
     makes: ClassVar[str] = "mesh"
 
     faces: int | None = None
@@ -161,6 +168,8 @@ class TextToMesh(ShapeCommand):
         """Ranges."""
         if self.faces is not None:
             check_range("--faces", self.faces, 4, 10_000_000)
+        if self.out is not None:
+            need_format(self.out)
         super().check()
 
     def endings(self, target: Target) -> tuple[str, ...]:
@@ -170,6 +179,13 @@ class TextToMesh(ShapeCommand):
     def settings(self) -> dict[str, Any]:
         """See ShapeCommand.settings."""
         return {"faces": self.faces}
+
+    def estimate(self) -> Estimate | None:
+        """See Command.estimate."""
+        if not self.known_cost or self.recipe != "default" or self.rule is not None:
+            return None
+        share = 1.0 if self.steps is None else self.steps / USUAL_MESH_STEPS
+        return of_meshes(len(chosen_prompts(self.prompt, self.prompts)), share, self.frames, self.view_size)
 
     def load(self) -> Any:
         """The pipeline."""
@@ -219,6 +235,8 @@ class TextToSplats(ShapeCommand):
         """The mesh."""
         if self.mesh is not None and self.mesh.suffix.lower() not in TextToMesh.kinds:
             raise InputError(f"--mesh {self.mesh}: cannot write that; use {', '.join(TextToMesh.kinds)}")
+        if self.mesh is not None:
+            need_format(self.mesh)
         if self.mesh is not None and self.many:
             raise InputError(f"--mesh {self.mesh} is one file and --prompts makes several; leave it out")
         super().check()

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..utils.errors import InputError
 from ..utils.runs import RunRecord
+from .folders import MESH_KINDS, POINT_KINDS
+from .outputs import need_format
 from .showing import Shown
 
 if TYPE_CHECKING:
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
     from ..geometry.splats import GaussianCloud
 
 SPLATS = (".ply", ".splat", ".spz", ".glb")  # last suffixes of files of splats
-MESH_FILES = (".glb", ".obj", ".stl", ".ply")
 Wanted = Literal["same", "points", "mesh"]
 
 
@@ -40,10 +41,12 @@ def check_splats(source: Path, destination: Path, wanted: Wanted) -> None:
     from ..geometry.splats.files import suffix_of
 
     suffix = destination.suffix.lower()
-    if wanted == "points" and suffix != ".ply":
-        raise InputError(f"points become .ply, not {destination}")
-    if wanted == "mesh" and suffix not in MESH_FILES:
-        raise InputError(f"cannot write a mesh to {destination}; use {', '.join(MESH_FILES)}")
+    if wanted == "points" and suffix not in POINT_KINDS:
+        raise InputError(f"points become {', '.join(POINT_KINDS)}, not {destination}")
+    if wanted == "mesh" and suffix not in MESH_KINDS:
+        raise InputError(f"cannot write a mesh to {destination}; use {', '.join(MESH_KINDS)}")
+    if wanted != "same":
+        need_format(destination)
     if wanted == "same" and suffix in (".obj", ".stl"):
         raise InputError(f"{source} holds splats, which {suffix} cannot; --to mesh makes a mesh of them")
     if wanted == "same":
@@ -55,6 +58,8 @@ def convert_splats(source: Path, destination: Path, wanted: Wanted, faces: int, 
     from ..geometry.splats import load_splats, save_splats
     from ..geometry.splats.files import losses, suffix_of
 
+    if wanted == "points":
+        return _points(source, destination, record)
     cloud = load_splats(source)
     data: dict[str, Any] = {"splats": len(cloud)}
     if wanted == "mesh":
@@ -62,15 +67,6 @@ def convert_splats(source: Path, destination: Path, wanted: Wanted, faces: int, 
         record.keep(mesh.save, destination)
         data |= {"vertices": len(mesh.vertices), "faces": len(mesh.faces)}
         return Shown([f"{len(cloud)} splats, {len(mesh.faces)} triangles"], data=data)
-    if wanted == "points":
-        from ..geometry.points import PointCloud
-
-        points = PointCloud(cloud.means, cloud.colors.clamp(0, 1))
-        record.keep(points.save, destination)
-        _warn(
-            destination, ["points keep places and colours: sizes, orientations, opacities and harmonics are left out"]
-        )
-        return Shown([f"{len(cloud)} points"], data={**data, "points": len(cloud)})
     record.keep(lambda to: save_splats(cloud, to), destination)
     _warn(destination, losses(cloud, suffix_of(destination)))
     return Shown([f"{len(cloud)} splats, harmonics of degree {cloud.degree}"], data=data)
@@ -82,6 +78,21 @@ def inspect_splats(path: Path) -> dict[str, Any]:
     from ..geometry.splats.files import read_splats
 
     return {"kind": "Gaussian splats", **facts_of(read_splats(path))}
+
+
+def _points(source: Path, destination: Path, record: RunRecord) -> Shown:
+    """The centres of all splats with finite places, whatever else is broken."""
+    from ..geometry.points import PointCloud
+    from ..geometry.splats.files import read_splats
+
+    cloud = read_splats(source)
+    fine = cloud.means.isfinite().all(1) & cloud.sh.isfinite().flatten(1).all(1)
+    if not bool(fine.any()):
+        raise InputError(f"{source} holds no places that are finite")
+    record.keep(PointCloud(cloud.means[fine], cloud.colors[fine].clamp(0, 1)).save, destination)
+    _warn(destination, ["points keep places and colours: sizes, orientations, opacities and harmonics are left out"])
+    count = int(fine.sum())
+    return Shown([f"{count} points"], data={"splats": len(cloud), "points": count})
 
 
 def _mesh(cloud: GaussianCloud, faces: int) -> Mesh:

@@ -49,7 +49,7 @@ def to_stdout(command: Command, execute: Callable[[Command], int]) -> int:
     if not command.dry_run and sys.stdout.isatty():
         raise InputError("--out -: standard output is a terminal; send it to a file or another program")
     with tempfile.TemporaryDirectory(prefix="unproject-") as folder:
-        path = Path(folder, f"stdout{command.kinds[0]}")
+        path = Path(folder, f"stdout{command.streamed}")
         with contextlib.redirect_stdout(sys.stderr):
             code = execute(replace(command, out=path))
         if path.is_file():

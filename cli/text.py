@@ -11,12 +11,14 @@ import tyro
 from ..utils.errors import InputError
 from ..utils.runs import RunRecord
 from .common import Seeded, check_range
+from .estimates import Estimate, of_drawing
 from .jobs import SOME_FAILED, Job, run_jobs, sort_out
 from .outputs import Target, check_new, check_places, distinct_slug
 from .priors import PriorCommand
 from .prompts import check_prompt, chosen_prompts
 from .sampling import SamplingCommand
 from .showing import Shown
+from .steering import SteeredCommand
 
 if TYPE_CHECKING:
     from ..core.sampling.plan import SamplingPlan
@@ -116,7 +118,7 @@ class TextCommand(PriorCommand, Seeded):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextToImage(TextCommand, SamplingCommand):
+class TextToImage(TextCommand, SamplingCommand, SteeredCommand):
     """Draw images from a prompt."""
 
     name: ClassVar[str] = "text-to-image"
@@ -187,6 +189,13 @@ class TextToImage(TextCommand, SamplingCommand):
         """Of all images, as if nothing could be compressed."""
         return 1_000_000 + 3 * (self.grid or self.count) * (self.size or 512) ** 2
 
+    def estimate(self) -> Estimate | None:
+        """See Command.estimate."""
+        if not self.known_cost:
+            return None
+        images = len(chosen_prompts(self.prompt, self.prompts)) * (self.grid or self.count)
+        return of_drawing(images, self.size, self.steps, self.guidance != 1, self.batch)
+
     def load(self) -> Any:
         """The pipeline, and the plan with what it needs loaded."""
         from ..pipelines.text_to_image import TextToImage as Pipeline
@@ -215,6 +224,7 @@ class TextToImage(TextCommand, SamplingCommand):
                 seed=self.seed,
                 batch_size=self.batch,
                 output_type="np",
+                **self.prompt_pictures(),
             )
         record.notes["plan"] = made.plan.to_dict()
         record.notes["seeds"] = made.seeds

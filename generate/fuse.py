@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..geometry.cameras import Camera
-from ..geometry.extract import decimate, mesh_from
+from ..geometry.extract import mesh_from
 from ..geometry.hull import hull_cube, visual_hull
 from ..geometry.meshes import Mesh
 from ..geometry.remeshing import remeshed
@@ -25,24 +25,24 @@ from ..geometry.solid import solid_surface
 from ..utils.errors import InputError
 
 RAMP = 5.0  # steps of warm-up for moments that remember nothing
+SETTLING = 0.75  # share of the run after which triangles stay as they are: each collapse costs a little of the shape
 
 
 @dataclass(frozen=True)
 class FuseConfig:
     """Sizes and weights; lengths are shares of the half-width of the cube around the object."""
 
-    hull: int = 64  # samples along an edge of the cube
-    start_faces: int = 1500
-    steps: int = 200
-    lr: float = 0.3  # edge lengths a step
+    hull: int = 64  # samples along an edge of the cube, whose cells are the first triangles
+    steps: int = 120
+    lr: float = 0.2  # edge lengths a step; falls to a tenth over the second half of the run
     betas: tuple[float, float] = (0.8, 0.8)  # of the moments
-    laplacian: float = 0.2
+    laplacian: float = 0.1
     creases: float = 0.1  # weight of the normal consistency between neighbouring faces
     alpha: float = 1.0  # weight of the silhouettes beside that of the normals, which is one
     speed: float = 0.3  # of a vertex at which its edges keep their length
     gain: float = 0.2
-    edge: tuple[float, float] = (0.015, 0.23)  # shortest and longest
-    edge_px: float = 1.5  # shortest in pixels of the maps: smaller triangles follow nothing that is seen
+    edge: tuple[float, float] = (0.015, 0.08)  # shortest and longest
+    edge_px: float = 1.0  # shortest in pixels of the maps: smaller triangles follow nothing that is seen
     tolerance: float = 0.5
     clip: float = 10.0  # times the first moment, of a gradient
     keep: float = 0.02  # pieces below this share of the area are dropped
@@ -70,7 +70,7 @@ def fuse_normals(
     normals, masks = _checked(normals, masks, cameras)
     centre, half = hull_cube(masks, cameras)
     hull = visual_hull(masks, cameras, config.hull, (centre, half))
-    work = Fusion(decimate(hull, config.start_faces), normals, masks, cameras, half, config)
+    work = Fusion(hull, normals, masks, cameras, half, config)
     for step in range(config.steps):
         loss = work.step()
         if on_step is not None:
@@ -84,7 +84,7 @@ class Fusion:
     def __init__(
         self, start: Mesh, normals: Tensor, masks: Tensor, cameras: Camera, half: float, config: FuseConfig
     ) -> None:
-        """normals (B, H, W, 3) unit in world axes, masks (B, H, W) in [0, 1], half: metres of which lengths are shares."""
+        """normals (B, H, W, 3) unit in world axes, masks (B, H, W) in [0, 1], half: metres."""
         self.config, self.cameras = config, cameras
         self.target, self.masks = normals * masks[..., None], masks[..., None]
         self.vertices, self.faces, self.steps = start.vertices.clone(), start.faces, 0
@@ -117,7 +117,8 @@ class Fusion:
         loss = self.loss(vertices)
         (gradient,) = torch.autograd.grad(loss, vertices)
         self._move(gradient)
-        self._remesh()
+        if self.steps <= SETTLING * self.config.steps:
+            self._remesh()
         return float(loss.detach())
 
     def _move(self, gradient: Tensor) -> None:
@@ -132,7 +133,8 @@ class Fusion:
         self.second = torch.lerp(self.second, gradient.square().sum(-1), shares[1])
         velocity = self.first / (self.second.sqrt() + 1e-8)[:, None]
         self.speed = velocity.norm(dim=-1)
-        rate = config.lr * min(1.0, self.steps * (1 - config.betas[0]) / RAMP)
+        settled = max(0.0, 2 * self.steps / max(config.steps, 1) - 1)
+        rate = config.lr * min(1.0, self.steps * (1 - config.betas[0]) / RAMP, 1 - 0.9 * settled)
         self.vertices = self.vertices - rate * self.lengths[:, None] * velocity
         self.lengths = (self.lengths * (1 + config.gain * (self.speed - config.speed))).clamp(*self.limits)
 

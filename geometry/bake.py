@@ -24,6 +24,7 @@ from .unwrap import unwrap
 
 Query = Callable[[Tensor, Tensor], Tensor]
 SAID = 1e-4  # weight of all views together from which a texel counts as seen
+LEARNT = 0.01  # weight of one view (a slant of 72 degrees) from which what was optimised knows its colours
 CARRIED = ("base_color", "metallic_roughness")  # a normal map is relative to the triangles it was made for
 
 
@@ -134,8 +135,8 @@ def bake_views(
     known = (weights > SAID).cpu().numpy()
     if not known.any():
         raise InputError("no view shows the mesh; do cameras and mesh belong together?")
-    values = (total / weights.clamp_min(SAID)[:, None]).cpu().numpy()
-    values = torch.from_numpy(diffused(values, known, texels.points.cpu().float().numpy()))
+    shown = (total / weights.clamp_min(SAID)[:, None]).cpu().numpy()
+    values = torch.from_numpy(diffused(shown, known, texels.points.cpu().float().numpy()))
     maps = {"base_color": values[:, :3]}
     if len(columns) > 1:
         maps["metallic_roughness"] = values[:, 3:]
@@ -163,7 +164,7 @@ def _seen(mesh: Mesh, texels: Texels, cameras: Camera) -> NDArray[np.bool_]:
         if not len(left):
             break
         weight, _ = view_weights(scene, points[left].flatten(0, 1), normals[left].flatten(0, 1), cameras[view])
-        known[left] = (weight.view(-1, 4) > SAID).any(dim=1)
+        known[left] = (weight.view(-1, 4) > LEARNT).any(dim=1)
     return known[texels.faces].cpu().numpy()
 
 

@@ -1,4 +1,4 @@
-"""Mesh and point files at the border of the project: written atomically, re-opened, compared; hostile ones rejected.
+"""Mesh files at the border of the project: written atomically, re-opened, compared; hostile ones rejected.
 
 GLB is turned to glTF's axes (y up, front +z) and back; OBJ, STL and PLY keep our world (z up, front +x). What each
 format holds, and what is refused or left out by name, stands in docs/files.md.
@@ -6,34 +6,33 @@ format holds, and what is refused or left out by name, stands in docs/files.md.
 
 from __future__ import annotations
 
-import contextlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ..utils.errors import InputError, UnprojectError, damage
+from ..utils.errors import InputError, UnprojectError
 from ..utils.files import atomic_path, write_text
-from .far import near_origin, world_positions
+from .formats.border import file_bytes, floats, levels, parsing, positions_of
 from .formats.gltf import read_gltf
 from .formats.join import joined
 from .formats.obj import read_obj
-from .formats.piece import Notes, Piece, finite_or_none
+from .formats.piece import Notes, Piece
 from .formats.plain import read_off, read_stl
-from .formats.ply import read_mesh_ply, read_points_ply
+from .formats.ply import read_mesh_ply
 from .formats.ply_data import ply_bytes
+from .formats.usd import USD_SUFFIXES, check_usd, write_usd_mesh
 from .glb import write_glb
 from .report import collapsed_mask
-from .stored import NO_ORIGIN, TEXTURES, Origin, StoredMesh, StoredPoints
+from .stored import NO_ORIGIN, TEXTURES, StoredMesh
 
-WRITABLE = (".glb", ".obj", ".stl", ".ply")
+WRITABLE = (".glb", ".obj", ".stl", ".ply")  # and USD, which is not read
 READABLE = (*WRITABLE, ".gltf", ".off")
 MAP_KEYS = {"base_color": "map_Kd", "roughness": "map_Pr", "metallic": "map_Pm", "normal": "norm"}
 M = TypeVar("M", bound=StoredMesh)
@@ -45,12 +44,15 @@ def save_mesh(mesh: M, path: str | Path, load: Callable[[Path], StoredMesh]) -> 
     Raises InputError for an unknown suffix or an empty or non-finite mesh, UnprojectError when it reads back wrong.
     """
     path = Path(path)
-    if path.suffix.lower() not in WRITABLE:
-        raise InputError(f"cannot write a mesh as {path.suffix or path.name!r}; use one of {', '.join(WRITABLE)}")
+    known = (*WRITABLE, *USD_SUFFIXES)
+    if path.suffix.lower() not in known:
+        raise InputError(f"cannot write a mesh as {path.suffix or path.name!r}; use one of {', '.join(known)}")
     mesh = _clean(mesh, path)
     _name_losses(mesh, path)
     if path.suffix.lower() == ".stl":
         mesh = replace(mesh, origin=NO_ORIGIN)
+    if path.suffix.lower() in USD_SUFFIXES:
+        return _save_usd(mesh, path)
     texture_names = _write_obj_materials(mesh, path) if path.suffix.lower() == ".obj" else {}
     with atomic_path(path) as temporary:
         temporary.write_bytes(_encode(mesh, path, texture_names))
@@ -60,21 +62,29 @@ def save_mesh(mesh: M, path: str | Path, load: Callable[[Path], StoredMesh]) -> 
     return path
 
 
+def _save_usd(mesh: StoredMesh, path: Path) -> Path:
+    with atomic_path(path) as temporary:
+        write_usd_mesh(mesh, temporary, path)
+        if not check_usd(temporary, len(mesh.vertices), len(mesh.faces)):
+            raise UnprojectError(f"{path} read back differently from what was written; nothing was kept")
+    return path
+
+
 def read_mesh(path: str | Path) -> Piece:
     """All triangles of a file as one piece in our axes; what else it holds is named in one warning.
 
     Raises InputError for anything unusable.
     """
     path = Path(path)
-    data, notes = _read(path, READABLE, "mesh"), Notes(path)
-    with _parsing(path):
+    data, notes = file_bytes(path, READABLE, "mesh"), Notes(path)
+    with parsing(path):
         pieces = _parse(path, data, notes)
         for piece in pieces:
             _check_arrays(piece.positions, piece.faces, path)
             piece.drop_what_is_not_finite(notes)
     if not pieces:
         raise InputError(f"{path} holds no triangles; for a point cloud use PointCloud.load")
-    with _parsing(path):
+    with parsing(path):
         whole = joined(pieces, notes)
     notes.say()
     return whole
@@ -91,94 +101,6 @@ def _parse(path: Path, data: bytes, notes: Notes) -> list[Piece]:
     else:
         pieces = read_stl(data, notes) if suffix == ".stl" else read_off(data, notes)
     return [piece for piece in pieces if len(piece.faces)]
-
-
-@contextlib.contextmanager
-def _parsing(path: Path) -> Iterator[None]:
-    """Parsers fail in many ways on damaged files; all become an InputError that names the file. Numbers that overflow
-    are found when all are there."""
-    try:
-        with np.errstate(all="ignore"):
-            yield
-    except (MemoryError, OSError):
-        raise  # of the machine, not of the file
-    except InputError as error:
-        if str(path) in str(error):
-            raise
-        raise InputError(f"{path}: {error}") from error
-    except Exception as error:
-        raise InputError(f"{path} cannot be read as {path.suffix}: {damage(error)}") from error
-
-
-def save_points(cloud: StoredPoints, path: str | Path) -> Path:
-    """Writes a binary little-endian PLY: xyz, float32 normals and uchar rgb when present.
-
-    Positions are float32, or double where an origin has to be added.
-    """
-    path = Path(path)
-    if path.suffix.lower() != ".ply":
-        raise InputError(f"cannot write a point cloud as {path.suffix or path.name!r}; use .ply")
-    if not len(cloud.points):
-        raise InputError(f"the point cloud for {path.name} is empty")
-    if not bool(torch.isfinite(cloud.points).all()):
-        raise InputError(f"the point cloud for {path.name} has NaN or infinite positions; drop them first")
-    with atomic_path(path) as temporary:
-        positions = _positions(cloud.points, cloud.origin)
-        temporary.write_bytes(ply_bytes(positions, _array(cloud.normals), _bytes(cloud.colors)))
-        if not np.array_equal(read_points_ply(temporary.read_bytes(), Notes(path))[0], positions):
-            raise UnprojectError(f"{path} read back differently from what was written; the disk may be failing")
-    return path
-
-
-def read_points(path: str | Path) -> tuple[Tensor, Tensor | None, Tensor | None, Origin]:
-    """Vertices, sRGB colours and normals (N, 3) of a PLY, and the origin of the vertices.
-
-    What else it holds is named in one warning. Raises InputError for anything unusable.
-    """
-    path = Path(path)
-    data, notes = _read(path, (".ply",), "point cloud"), Notes(path)
-    with _parsing(path):
-        points, colors, normals = read_points_ply(data, notes)
-    if not np.isfinite(points).all():
-        raise InputError(f"{path} holds points that are not finite")
-    colors, normals = finite_or_none(colors, "colours", notes), finite_or_none(normals, "normals", notes)
-    near, origin = near_origin(points, str(path))
-    notes.say()
-    return near, _tensor(colors), _tensor(normals), origin
-
-
-def _tensor(array: NDArray[np.float64] | None) -> Tensor | None:
-    return None if array is None else torch.from_numpy(array.astype(np.float32))
-
-
-def _array(values: Tensor | None) -> NDArray[np.float32] | None:
-    return None if values is None else values.detach().cpu().float().numpy()
-
-
-def _bytes(colors: Tensor | None) -> NDArray[np.uint8] | None:
-    return None if colors is None else (colors.detach().cpu().clamp(0, 1) * 255).round().to(torch.uint8).numpy()
-
-
-def _positions(positions: Tensor, origin: Origin) -> NDArray[Any]:
-    """float32, or float64 of the world where there is an origin."""
-    if origin == NO_ORIGIN:
-        return positions.detach().cpu().float().numpy()
-    return world_positions(positions, origin)
-
-
-def _read(path: Path, suffixes: tuple[str, ...], what: str) -> bytes:
-    """The bytes of an existing, non-empty file with a known suffix."""
-    if path.suffix.lower() not in suffixes:
-        raise InputError(f"cannot read a {what} from {path.suffix or path.name!r}; use one of {', '.join(suffixes)}")
-    if not path.is_file():
-        raise InputError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; give a {what} file")
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path} cannot be opened: {error.strerror}") from error
-    if not data:
-        raise InputError(f"{path} is empty")
-    return data
 
 
 def _check_arrays(vertices: object, faces: object, path: Path) -> None:
@@ -225,7 +147,7 @@ def _encode(mesh: StoredMesh, path: Path, texture_names: dict[str, str]) -> byte
         return _obj_text(mesh, f"{path.stem}.mtl" if texture_names else None).encode()
     if suffix == ".ply":
         plain = mesh.with_vertex_colors() if mesh.textures else mesh
-        arrays = (_positions(plain.vertices, plain.origin), _array(plain.vertex_normals), _bytes(plain.vertex_colors))
+        arrays = (positions_of(plain.vertices, plain.origin), floats(plain.vertex_normals), levels(plain.vertex_colors))
         return ply_bytes(*arrays, plain.faces.numpy())
     bare = replace(mesh, uv=None, uv_faces=None, textures={}, vertex_colors=None)
     return bytes(bare.to_trimesh().export(file_type="stl"))
@@ -246,7 +168,7 @@ def _name_losses(mesh: StoredMesh, path: Path) -> None:
         lost.append(f"PLY holds no texture: it became the colours of {len(mesh.vertices)} vertices")
         if maps:
             lost.append(f"{', '.join(maps)} left out")
-    elif suffix in (".glb", ".obj") and textured and mesh.vertex_colors is not None:
+    elif suffix in (".glb", ".obj", *USD_SUFFIXES) and textured and mesh.vertex_colors is not None:
         lost.append("vertex colours beside a texture are left out")
     if lost:
         warnings.warn(f"{path.name}: {'; '.join(lost)}", UserWarning, stacklevel=4)
@@ -282,7 +204,7 @@ def _obj_text(mesh: StoredMesh, material: str | None) -> str:
     """Wavefront text: `v x y z [r g b]`, `vt` from the bottom left, `vn`, 1-based `f v/vt/vn`."""
     blocks = [f"mtllib {material}\nusemtl surface"] if material else []
     tinted = mesh.vertex_colors is not None and not material
-    places = torch.from_numpy(_positions(mesh.vertices, mesh.origin))
+    places = torch.from_numpy(positions_of(mesh.vertices, mesh.origin))
     columns = [places, mesh.vertex_colors.to(places)] if tinted and mesh.vertex_colors is not None else [places]
     blocks.append(_rows("v", torch.cat(columns, dim=1), 9 if mesh.origin == NO_ORIGIN else 15))
     corners = [mesh.faces + 1, None, None]

@@ -64,7 +64,8 @@ def lens_of_frame(frame: Mapping[str, Any], path: Path) -> Lens:
     model = NERFSTUDIO.get(named.upper())
     if model is None:
         known = ", ".join(NERFSTUDIO)
-        raise InputError(f"{path} has camera_model {named}, which is not read (known: {known}); reproject the images")
+        way = "cut pinhole views out of the images first"
+        raise InputError(f"{path} has camera_model {named[:80]}, which is not read (known: {known}); {way}")
     width, height = _size(frame, path)
     fx, fy = _focal(frame, "x", width, path), _focal(frame, "y", height, path)
     if fx is None:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..utils.errors import InputError
 from .cameras import Camera
-from .files import read_points, save_points
+from .lifting import lift
+from .point_files import read_points, save_points
 from .stored import NO_ORIGIN, Origin
 
 
@@ -35,21 +36,41 @@ class PointCloud:
         return len(self.points)
 
     def save(self, path: str | Path) -> Path:
-        """Writes a binary PLY (float xyz, float normals, uchar rgb), re-opened and checked."""
+        """Writes .ply (binary), .glb, .obj, .xyz or USD, re-opened and checked; see docs/files.md."""
         return save_points(self, path)
 
     @classmethod
     def load(cls, path: str | Path) -> PointCloud:
-        """Reads a PLY; what else it holds is named in a warning. Raises InputError for anything unusable."""
+        """Reads .ply, .glb, .obj or .xyz; what else it holds is named in a warning. Raises InputError for anything
+        unusable."""
         return cls(*read_points(path))
 
     @classmethod
-    def from_depth(cls, depth_m: Tensor, rgb: Tensor | None, camera: Camera, min_depth: float = 0.0) -> PointCloud:
-        """Pixels deeper than `min_depth` of z-depth (B, H, W[, 1]) in metres, coloured by rgb (B, H, W, 3)."""
+    def from_depth(
+        cls,
+        depth_m: Tensor,
+        rgb: Tensor | None,
+        camera: Camera,
+        min_depth: float = 0.0,
+        max_slant_deg: float | None = None,
+        normals: bool = False,
+    ) -> PointCloud:
+        """Pixels deeper than `min_depth` of z-depth (B, H, W[, 1]) in metres, coloured by rgb (B, H, W, 3).
+
+        max_slant_deg: leave out what flies between near and far (`lifting.lift`); None keeps all. normals: towards the
+        camera, from neighbouring pixels.
+        """
         depth = depth_m[..., 0] if depth_m.ndim == 4 else depth_m
         if depth.shape != (camera.batch, camera.height, camera.width):
             expected = (camera.batch, camera.height, camera.width)
             raise InputError(f"depth_m has shape {tuple(depth_m.shape)}, expected {expected}; use camera.resized()")
-        keep = torch.isfinite(depth) & (depth > min_depth)
-        points = camera.unproject(torch.where(keep, depth, torch.ones_like(depth)))[keep]
-        return cls(points.float(), None if rgb is None else rgb[keep].float().clamp(0, 1))
+        return cls(*lift(depth, rgb, camera, min_depth, max_slant_deg, normals))
+
+    def subsampled(self, count: int, generator: torch.Generator | None = None) -> PointCloud:
+        """At most `count` points, drawn without replacement."""
+        if len(self) <= count:
+            return self
+        index = torch.randperm(len(self), generator=generator)[:count].to(self.points.device)
+        colors = None if self.colors is None else self.colors[index]
+        normals = None if self.normals is None else self.normals[index]
+        return PointCloud(self.points[index], colors, normals, self.origin)

@@ -19,6 +19,7 @@ GRAZING = 0.1  # cosine below which a view says nothing
 FEATHER = 6.0  # pixels over which a view fades out towards outlines and jumps of depth
 JUMP = 6.0  # pixel widths that the depth may change from a pixel to the next
 NEIGHBOURS = 6  # of a point that is filled
+TOLERANCE = 3e-4  # of the solution: a texture has 256 steps
 
 
 @torch.no_grad()
@@ -109,6 +110,6 @@ def diffused(values: NDArray[np.float32], known: NDArray[np.bool_], points: NDAr
     operator = operator.multiply(scale[:, None]).multiply(scale[None]).tocsr()
     for channel in range(values.shape[1]):
         right = anchor @ values[:, channel] + weak * start[:, channel]
-        solved, _ = cg(operator, scale * right, x0=start[:, channel] / scale, rtol=1e-5, maxiter=2000)
+        solved, _ = cg(operator, scale * right, x0=start[:, channel] / scale, rtol=TOLERANCE, maxiter=2000)
         filled[unknown, channel] = scale * solved
     return filled

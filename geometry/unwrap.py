@@ -37,7 +37,7 @@ def _charts(mesh: Mesh, size: int, padding: int) -> Mesh:
     pack = xatlas.PackOptions()
     pack.padding, pack.resolution, pack.bilinear, pack.create_image = padding, size, True, False
     chart = xatlas.ChartOptions()
-    chart.max_iterations = 1
+    chart.max_iterations, chart.max_cost = 1, 1.0  # half the time of the default cost of 2, and fewer charts
     atlas.generate(chart_options=chart, pack_options=pack)
     if atlas.atlas_count != 1:  # charts did not fit at the estimated scale: let xatlas choose the size
         pack.resolution = 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from ..geometry.cameras import Camera
+from ..geometry.intrinsics import read_intrinsics
 from ..utils.decoding import Layers, layers_of, read_layers
 from ..utils.errors import InputError
-from ..utils.files import read_json
 from ..utils.pictures import load_image
 
 PictureLike = str | Path | Image.Image | np.ndarray | Tensor
@@ -161,20 +160,21 @@ def photo_camera(
     fov_deg: float | None = None,
     K: str | Path | np.ndarray | None = None,
     photo: str | Path | None = None,
+    undistorted: bool = False,
 ) -> Camera:
     """A camera for a picture: K if given, else fov_deg, else the EXIF focal length of `photo`, else 55 degrees.
 
     Args:
         width: px. Likewise `height`.
         fov_deg: field of view of the longer side.
-        K: intrinsics in px with pixel centres at +0.5, (3, 3) or a JSON file that holds them as a list or under "K";
-            under "camera_matrix" in OpenCV's way, whose pixel centres are whole numbers.
+        K: intrinsics in px with pixel centres at +0.5, (3, 3), or a JSON file as `intrinsics.read_lens` takes it.
         photo: the picture's file.
+        undistorted: the distortion in K was taken out of the picture (intrinsics.undistorted); else K may have none.
 
     The camera stands upright at the origin of our world (z up) and looks along -x.
     """
     if K is not None:
-        matrix = torch.from_numpy(_read_intrinsics(K, (width, height))).float()
+        matrix = torch.from_numpy(read_intrinsics(K, (width, height), photo, undistorted)).float()
     else:
         focal_px = None if fov_deg is not None or photo is None else exif_focal_px(photo, width, height)
         if focal_px is None:
@@ -186,57 +186,16 @@ def photo_camera(
     return Camera(torch.tensor(UPRIGHT)[None], matrix[None], width, height)
 
 
-def check_intrinsics(K: str | Path | np.ndarray) -> None:
-    """Raises InputError for a matrix that is no pinhole's, whatever the picture's size."""
-    _read_intrinsics(K, None)
-
-
-def _read_intrinsics(source: str | Path | np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
-    """K (3, 3) with pixel centres at +0.5, for a picture of a size (W, H). Raises InputError for one that is not."""
-    values, shift, said = _matrix_of(source)
+def is_panorama(path: str | Path) -> bool:
+    """Whether a picture says in its XMP that it shows all directions (Google's GPano, as phones and 360-degree cameras
+    write it)."""
     try:
-        matrix = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"K in {source} is no matrix of numbers") from error
-    if matrix.shape != (3, 3) or not np.isfinite(matrix).all() or min(matrix[0, 0], matrix[1, 1]) <= 0:
-        raise InputError(f"K must be a 3 x 3 matrix in px with positive focal lengths, got {matrix.tolist()}")
-    if not np.allclose(matrix[2], (0, 0, 1)) or matrix[1, 0] != 0:
-        raise InputError(f"K has the rows {matrix[1].tolist()}, {matrix[2].tolist()}; they must be 0 fy cy and 0 0 1")
-    matrix = matrix + np.array([[0, 0, shift], [0, 0, shift], [0, 0, 0]])
-    if size is None:
-        return matrix
-    if said is not None and said != size:
-        raise InputError(f"K is for {said[0]} x {said[1]} px, the picture has {size[0]} x {size[1]}; scale K along")
-    if not (0 <= matrix[0, 2] <= size[0] and 0 <= matrix[1, 2] <= size[1]):
-        raise InputError(
-            f"K has its principal point at ({matrix[0, 2]:g}, {matrix[1, 2]:g}), outside the picture of {size[0]} x "
-            f"{size[1]} px; K seems to be for another size"
-        )
-    return matrix
-
-
-def _matrix_of(source: str | Path | np.ndarray) -> tuple[Any, float, tuple[int, int] | None]:
-    """(rows, what to add to the principal point, (W, H) the file is for) of K."""
-    if not isinstance(source, (str, Path)):
-        return source, 0.0, None
-    found = read_json(source)
-    if not isinstance(found, dict):
-        return found, 0.0, None
-    lens = found.get("distortion_coefficients", found.get("dist_coeffs", []))
-    lens = lens.get("data", []) if isinstance(lens, dict) else lens
-    if np.any(np.asarray(lens, dtype=np.float64)):
-        raise InputError(f"{source} has lens distortion; undistort the picture first (cv2.undistort) and leave it out")
-    sides = [found.get(a, found.get(b)) for a, b in (("width", "image_width"), ("height", "image_height"))]
-    size = None if None in sides else (int(str(sides[0])), int(str(sides[1])))
-    if "K" in found:
-        return found["K"], 0.0, size
-    values = found.get("camera_matrix")
-    if isinstance(values, dict):  # OpenCV's FileStorage: rows, cols, dt, data
-        data = np.asarray(values.get("data", []), dtype=np.float64)
-        values = data.reshape(3, 3) if data.size == 9 else None
-    if values is None:
-        raise InputError(f'{source} has no "K" (pixel centres at +0.5) and no "camera_matrix" (OpenCV\'s)')
-    return values, 0.5, size
+        with Image.open(path) as image:
+            told = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp") or b""
+    except (OSError, ValueError, SyntaxError):
+        return False
+    text = told.decode("utf-8", "replace") if isinstance(told, bytes) else str(told)
+    return "ProjectionType" in text and "equirectangular" in text
 
 
 def exif_focal_px(path: str | Path, width: int, height: int) -> float | None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
+from torch import Tensor
 
 from ..core.distillation.score import ScoreConfig
 from ..core.priors import Prior, load_prior, multi_view_sibling
@@ -22,16 +23,28 @@ from ..generate.step_memory import BUDGET_GB
 from ..generate.views import turntable_cameras
 from ..geometry.representation import MeshConfig
 from ..utils.configs import config_path, load_config, read_yaml, to_dict
+from ..utils.digests import digest
 from ..utils.errors import InputError
 from ..utils.pictures import grid, save_image
 from ..utils.progress import Progress
 from .base import PriorPipeline
+from .picture_conditions import read_picture
+from .picture_inputs import PictureLike
 from .prompts import check_guidance, warn_about, warn_about_negatives
 from .sampling_parts import whole_number
 
 REAL_BACKBONES = "sd15, sd21-base or an MVDream checkpoint"
 StepEnd = Callable[[Any, int, dict[str, float], dict[str, Any]], None]
 S = TypeVar("S", bound="TextToShape")
+
+
+@dataclass(frozen=True)
+class BeginConfig:
+    """A first stage with another prior, from whose shape the run goes on (StableDreamer: pixels, then latents)."""
+
+    prior: str = ""  # name or folder; empty: there is no first stage
+    steps: int = 150
+    score: ScoreConfig = field(default_factory=ScoreConfig)
 
 
 @dataclass(frozen=True)
@@ -42,6 +55,7 @@ class MeshRecipe:
     optimise: OptimiseConfig = field(default_factory=OptimiseConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     normals: NormalsConfig = field(default_factory=NormalsConfig)
+    begin: BeginConfig = field(default_factory=BeginConfig)
     preview_every: int = 25  # steps between updates of preview.png; 0: never
 
     def __post_init__(self) -> None:
@@ -84,6 +98,8 @@ class TextToShape(PriorPipeline):
         """
         super().__init__(prior)
         self.recipe = load_recipe(recipe, prior, rule, self.recipes)
+        begin = self.recipe.begin.prior
+        self.first: Prior | None = load_prior(begin, prior.device, prior.dtype) if begin else None
 
     @classmethod
     def from_pretrained(
@@ -113,6 +129,7 @@ class TextToShape(PriorPipeline):
         resume: bool,
         callback: StepEnd | None,
         diagnostics: str | Path | Diagnostics | None,
+        picture: PictureLike | None = None,
     ) -> Optimised:
         """Optimises one shape; see __call__ for the arguments."""
         if not isinstance(prompt, str) or not prompt.strip():
@@ -121,37 +138,30 @@ class TextToShape(PriorPipeline):
         warn_about_negatives(self.prior, negative, REAL_BACKBONES)
         started = datetime.now(timezone.utc)
         folder = None if out is None else Path(out)
-        work = self._begun(recipe, seed, prompt, negative, folder, resume)
+        first = self._first_stage(recipe, seed, prompt, negative, folder, resume)
+        seen = read_picture(self.prior, picture)
+        work = _started(recipe, self.prior, seed, prompt, negative, folder, resume, self.step_memory_gb, seen)
+        if first is not None and work.step == 0:
+            work.shape.restore(dict(first.shape.state_dict()), "the first stage")
+            work.nfe, work.seconds = first.nfe, first.seconds
         if diagnostics is not None:
             told = diagnostics if isinstance(diagnostics, Diagnostics) else Diagnostics(Path(diagnostics))
             work.watch = told.watching(self.prior, recipe.optimise.steps)
         self._optimise(work, recipe, folder, prompt, callback)
         return Optimised(work, recipe, seed, started)
 
-    def _begun(
+    def _first_stage(
         self, recipe: MeshRecipe, seed: int, prompt: str, negative: str | None, folder: Path | None, resume: bool
-    ) -> Optimisation:
-        """The optimisation at its start, or where the newest checkpoint in `folder` was written."""
-        guide = make_guide(recipe.score, self.prior, prompt, negative, recipe.optimise.views.views)
-        views = recipe.optimise.views.views
-        normals = NormalGuide(recipe.normals, recipe.score, self.prior, prompt, views) if recipe.normals.used else None
-        budget = self.step_memory_gb
-        if folder is None:
-            return Optimisation(recipe.optimise, guide, seed, self.prior.device, None, normals, budget)
-        prior = fingerprint(self.prior)
-        guided_by: dict[str, Any] = {
-            "prompt": prompt,
-            "negative_prompt": negative,
-            "prior": prior,
-            "score": recipe.score,
-        }
-        guided_by |= {"normals": recipe.normals} if recipe.normals.used else {}
-        work = Optimisation(recipe.optimise, guide, seed, self.prior.device, guided_by, normals, budget)
-        folder.mkdir(parents=True, exist_ok=True)
-        if resume:
-            work.resume(folder)
-        else:
-            remove_checkpoints(folder)
+    ) -> Optimisation | None:
+        """The shape that another prior made, if the recipe wants one; it has checkpoints of its own in first/."""
+        if self.first is None:
+            return None
+        side, prior = self.first.image_size, self.first
+        optimise = replace(recipe.optimise, steps=recipe.begin.steps, sizes=((0, side),), guided_px=side)
+        own = replace(recipe, score=recipe.begin.score, optimise=optimise, normals=NormalsConfig(), begin=BeginConfig())
+        place = None if folder is None else folder / "first"
+        work = _started(own, prior, seed, prompt, negative, place, resume, self.step_memory_gb)
+        self._optimise(work, own, place, f"{prompt}, first with {prior.name}", None)
         return work
 
     def _adjusted(self, steps: int | None, guidance: float | None, faces: int | None = None) -> MeshRecipe:
@@ -184,6 +194,38 @@ class TextToShape(PriorPipeline):
                     callback(self, step, log, {"optimisation": work})
 
             work.run(folder, on_step)
+
+
+def _started(
+    recipe: MeshRecipe,
+    prior: Prior,
+    seed: int,
+    prompt: str,
+    negative: str | None,
+    folder: Path | None,
+    resume: bool,
+    budget_gb: float,
+    picture: Tensor | None = None,
+) -> Optimisation:
+    """The optimisation with a prior at its start, or where the newest checkpoint in `folder` was written; a step
+    keeps `budget_gb` of activations."""
+    views = recipe.optimise.views.views
+    guide = make_guide(recipe.score, prior, prompt, negative, views, picture=picture)
+    normals = NormalGuide(recipe.normals, recipe.score, prior, prompt, views) if recipe.normals.used else None
+    if folder is None:
+        return Optimisation(recipe.optimise, guide, seed, prior.device, None, normals, budget_gb)
+    guided_by: dict[str, Any] = {"prompt": prompt, "negative_prompt": negative, "prior": fingerprint(prior)}
+    guided_by |= {"score": recipe.score}
+    guided_by |= {"normals": recipe.normals} if recipe.normals.used else {}
+    guided_by |= {"begin": recipe.begin} if recipe.begin.prior else {}
+    guided_by |= {} if picture is None else {"ip_adapter_image": digest({"picture": picture})}
+    work = Optimisation(recipe.optimise, guide, seed, prior.device, guided_by, normals, budget_gb)
+    folder.mkdir(parents=True, exist_ok=True)
+    if resume:
+        work.resume(folder)
+    else:
+        remove_checkpoints(folder)
+    return work
 
 
 def chosen_seed(seed: int | None, generator: torch.Generator | None) -> int:

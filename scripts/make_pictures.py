@@ -1,24 +1,36 @@
 """Make the pictures of the README from the shipped weights: python -m unproject.scripts.make_pictures [--out FOLDER].
 
 images.png: prompts drawn by the embedded prior. places.png: rooms, streets, things close by and interiors, with depth.
-geometry.png: rendered rooms and interiors, their true depth, the estimated one and the estimated normals. Nothing is
-chosen: seed 0 throughout.
+geometry.png: rendered rooms and interiors, their true depth, the estimated one and the estimated normals.
+turntable.gif: a mesh from words, all around. verb-NAME.png: what a command makes, small. Nothing is chosen: seed 0.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from PIL import Image
 
+from ..geometry.raycast import RayMesh
+from ..geometry.turntable import render_turntable
+from ..pipelines.edit_image import EditImage
 from ..pipelines.image_to_geometry import ImageToGeometry
+from ..pipelines.picture_inputs import photo_camera
+from ..pipelines.restore_image import RestoreImage
 from ..pipelines.text_to_image import TextToImage, TextToImageOutput
+from ..pipelines.text_to_mesh import TextToMesh
 from ..toybox.samples import sample
 from ..utils.errors import InputError
-from ..utils.pictures import colourise, grid, normals_to_rgb, save_image
+from ..utils.pictures import colourise, grid, normals_to_rgb, save_gif, save_image, to_rgb8
+
+VERB_PX = 112
 
 PROMPTS = (
     "a red chair",
@@ -71,13 +83,67 @@ def geometry(out: Path, rooms: int = 2, interiors: int = 4) -> Path:
     return save_image(out / "geometry.png", grid(rows, columns=8))
 
 
+def turntable(out: Path) -> Path:
+    """The mesh of the demo's prompt, all around."""
+    mesh = TextToMesh.from_pretrained("toybox")("a red chair", seed=0).mesh
+    return save_gif(out / "turntable.gif", render_turntable(mesh, frames=36, size=176), fps=14)
+
+
+def verbs(out: Path) -> Path:
+    """A strip for each command: what it is given, where that is a picture, and what it makes."""
+    photo = sample("test", 0, "interior", 192).renderings[0].rgb
+    made = ImageToGeometry.from_pretrained("toybox")(photo)
+    assert made.depth is not None and made.normals is not None
+    camera = photo_camera(192, 192)
+    surface = RayMesh(made.depth.surface(photo, camera, max_faces=60_000))
+    aside = surface.render(replace(camera, c2w=_aside(25.0, 2.5) @ camera.c2w), background=1.0, light=None)
+    strips: dict[str, list[Any]] = {
+        "depth": [photo, colourise(made.depth.depth[0], low=0.0, high=1.0)],
+        "normals": [photo, normals_to_rgb(made.normals.normals[0])],
+        "pointcloud": [photo, aside.rgb[0]],
+        **_drawn(),
+    }
+    for name, pictures in strips.items():
+        tiles = [np.asarray(Image.fromarray(to_rgb8(one)).resize((VERB_PX, VERB_PX))) for one in pictures]
+        path = save_image(out / f"verb-{name}.png", grid(tiles, columns=len(tiles)))
+    return path
+
+
+def _drawn() -> dict[str, list[Any]]:
+    """Strips of the commands that draw."""
+    drawer: Any = TextToImage.from_pretrained("toybox")
+    prompts = ["a blue car", "a yellow duck", "a green bottle"]
+    drawings = np.asarray(drawer(prompts, seed=0, output_type="np").images)
+    chair = np.asarray(drawer("a red chair", seed=0, output_type="np").images)[0]
+    editor: Any = EditImage(drawer.prior)
+    edited = editor(chair, "a red chair", "a blue chair").images[0]
+    small = to_rgb8(drawings[0]).reshape(16, 4, 16, 4, 3).mean((1, 3)).round().astype(np.uint8)
+    restorer: Any = RestoreImage(drawer.prior)
+    restored = restorer(small, "super-resolution:4", seed=0).images[0]
+    return {
+        "text-to-image": list(drawings),
+        "edit": [chair, np.asarray(edited)],
+        "restore": [small.repeat(4, 0).repeat(4, 1), np.asarray(restored)],
+    }
+
+
+def _aside(angle_deg: float, depth_m: float) -> torch.Tensor:
+    """(4, 4): a turn about the vertical through the point `depth_m` before the camera of a photo, which looks along
+    -x."""
+    angle = math.radians(angle_deg)
+    turn, there = torch.eye(4), torch.eye(4)
+    turn[:2, :2] = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    there[0, 3] = -depth_m
+    return there @ turn @ torch.linalg.inv(there)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line."""
     parser = argparse.ArgumentParser(prog="make_pictures", description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent.parent / "docs" / "images")
-    parser.add_argument("--only", choices=("images", "places", "geometry"))
+    parser.add_argument("--only", choices=("images", "places", "geometry", "turntable", "verbs"))
     options = parser.parse_args(arguments)
-    for make in (images, places, geometry):
+    for make in (images, places, geometry, turntable, verbs):
         if options.only in (None, make.__name__):
             print(make(options.out))
     return 0

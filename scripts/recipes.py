@@ -20,6 +20,7 @@ from ..core.training.objectives.base import Trainable
 from ..core.training.objectives.diffusion import DiffusionConfig, DiffusionObjective
 from ..core.training.objectives.flow import FlowConfig, FlowObjective
 from ..core.training.objectives.multiview import MultiViewConfig, MultiViewObjective
+from ..core.training.objectives.pixels import PixelBatches, PixelConfig, PixelObjective
 from ..core.training.objectives.tokenizer import MAX_LENGTH, build_tokenizer
 from ..core.training.objectives.vae import VAEConfig, VAEObjective
 from ..core.training.objectives.vae_weights import begin_with_codec, reset_posterior, save_vae
@@ -194,6 +195,21 @@ class GeometryRecipe:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
 
+@dataclass(frozen=True)
+class PixelRecipe:
+    """Pictures and captions to a prior of pixels that shares the text encoder of another."""
+
+    train: tuple[str, ...]
+    """rendered folders"""
+    val: tuple[str, ...]
+    base: str = "toybox"
+    """name or pipeline folder of the other prior"""
+    strange: float = 0.0
+    """share of captions with strange words in them (toybox.strange)"""
+    model: PixelConfig = field(default_factory=PixelConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+
 class ObjectPhrases:
     """Captions of what is there and what kind of map shows it, whatever the view."""
 
@@ -240,6 +256,21 @@ def diffusion_job(values: dict[str, Any]) -> Job:
         begin_with(objective.unet, base.unet, recipe.start_from, OUTER)
         begin_with_words(objective.text_encoder, tokenizer, base.text_encoder, base.tokenizer, recipe.start_from)
     return Job(recipe.trainer, objective, train, lambda out: with_vocabulary(objective.save_pipeline(out)))
+
+
+def pixel_job(values: dict[str, Any]) -> Job:
+    """Trains a U-Net on pixels, exports a folder that `load_prior` reads."""
+    recipe = load_config(PixelRecipe, values)
+    base = load_prior(recipe.base)
+    if not isinstance(base, StableDiffusionPrior):
+        raise InputError(f"base={recipe.base} is not a Stable Diffusion prior")
+    size = recipe.model.factor * recipe.model.network.latent_size
+    train, val = (
+        PixelBatches(MapPictures([(RenderedSet(folder), ("picture",)) for folder in folders], size, strange))
+        for folders, strange in ((recipe.train, recipe.strange), (recipe.val, 0.0))
+    )
+    objective = PixelObjective(recipe.model, base, val, recipe.trainer.seed)
+    return Job(recipe.trainer, objective, train, lambda out: objective.save(out, recipe.base))
 
 
 def flow_job(values: dict[str, Any]) -> Job:
@@ -341,4 +372,5 @@ RECIPES: dict[str, Callable[[dict[str, Any]], Job]] = {
     "judge": judge_job,
     "judge-pairs": pairs_job,
     "geometry-head": geometry_job,
+    "pixels": pixel_job,
 }

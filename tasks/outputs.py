@@ -1,40 +1,21 @@
-"""What heads return, and how it is written: float32 NPZ, 16-bit PNG and a picture for people."""
+"""What heads return; how it is written stands in map_files.py."""
 
 from __future__ import annotations
 
-import struct
-import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
 import numpy as np
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
-from ..utils.files import atomic_path, write_bytes
-from ..utils.pictures import Picture, colourise, save_image
+from ..utils.bands import Compression
+from .formats import USUAL
+from .map_files import OneMap, Saving, WritesFiles
 
 Maps = np.ndarray | Tensor
-
-
-class WritesFiles(Protocol):
-    """What files need to know of a codec."""
-
-    name: ClassVar[str]
-    channels: ClassVar[int]
-
-    def facts(self) -> dict[str, Any]:
-        """Entries of the NPZ beside the map."""
-        ...
-
-    def levels(self, values: np.ndarray) -> np.ndarray:
-        """The map (H, W, C) as 16-bit levels."""
-        ...
-
-    def picture(self, values: np.ndarray) -> Picture:
-        """The map (H, W, C) for people."""
-        ...
 
 
 @dataclass
@@ -70,25 +51,35 @@ class TaskOutput(BaseOutput):
         """What is special about these maps."""
         raise TypeError(f"{type(self).__name__} names no codec")
 
-    def save(self, base: str | Path) -> list[Path]:
+    def one(self, index: int) -> OneMap:
+        """The map of an image, for files."""
+        spread, maps = self.spread(), self.maps()
+        seen = None if self.valid is None else _channels_last(self.valid)[index, ..., 0] > 0.5
+        if seen is not None and seen.all():
+            seen = None
+        return OneMap(self.codec, maps[index], None if spread is None else spread[index], seen)
+
+    def save(
+        self,
+        base: str | Path,
+        formats: Sequence[str] = USUAL,
+        compression: Compression = "fast",
+        colormap: str = "",
+        legend: bool = False,
+    ) -> list[Path]:
         """Writes BASE.npz (map, uncertainty, facts), BASE-16bit.png and BASE.png; of an ensemble
         BASE-uncertainty.png too. Several images get numbers.
 
         Where some pixels are not valid, the NPZ holds `valid`; there the 16-bit picture is 0 and the others are white.
+
+        Args:
+            formats: npz; npy, exr or tiff (float32, nan where not valid); png (both pictures).
+            compression: none, fast or small.
+            colormap: of matplotlib, for maps whose colours have no meaning of their own.
+            legend: a scale beside BASE.png.
         """
-        codec, written = self.codec, []
-        for (stem, one, spread), seen in zip(_numbered(Path(base), self.maps(), self.spread()), self.seen()):
-            array = one[..., 0] if codec.channels == 1 else one
-            facts = {name: np.array(value) for name, value in codec.facts().items()}
-            valid = None if seen.all() else seen
-            arrays = {codec.name: array, "uncertainty": spread, "valid": valid}
-            written.append(_save_npz(_ending(stem, ".npz"), **arrays, **facts))
-            written.append(_save_16bit(_ending(stem, "-16bit.png"), _where(seen, codec.levels(one), 0)))
-            written.append(save_image(_ending(stem, ".png"), _where(seen, codec.picture(one), 255)))
-            if spread is not None:
-                shown = colourise(spread, cmap="viridis", mask=valid)
-                written.append(save_image(_ending(stem, "-uncertainty.png"), shown))
-        return written
+        how = Saving(tuple(formats), compression, colormap, legend)
+        return [path for i, stem in enumerate(_numbered(Path(base), len(self))) for path in self.one(i).save(stem, how)]
 
 
 @dataclass
@@ -113,35 +104,12 @@ class GeometryOutput(BaseOutput):
         """NormalsOutput, None when the head predicts none."""
         return self.maps.get("normals")
 
-    def save(self, base: str | Path) -> list[Path]:
-        """Writes the files of all under BASE-depth, BASE-normals and so on."""
-        return [path for name, part in self.maps.items() for path in part.save(_ending(Path(base), f"-{name}"))]
-
-
-def png16(levels: np.ndarray) -> bytes:
-    """A 16-bit RGB PNG of uint16 (H, W, 3): Pillow has no such mode."""
-    height, width, _ = levels.shape
-    rows = np.zeros((height, 1 + 6 * width), np.uint8)  # a filter byte (0 = none) starts each row
-    rows[:, 1:] = np.ascontiguousarray(levels.astype(">u2")).view(np.uint8).reshape(height, -1)
-    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes(), 6)), (b"IEND", b""))
-    body = b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
-    )
-    return b"\x89PNG\r\n\x1a\n" + body
-
-
-def _save_16bit(path: Path, unit: np.ndarray) -> Path:
-    """A map (H, W) or (H, W, 3) in [0, 1] as 16-bit PNG."""
-    levels = np.rint(unit * 65535).astype(np.uint16)
-    return save_image(path, levels) if levels.ndim == 2 else write_bytes(path, png16(levels))
-
-
-def _where(seen: np.ndarray, picture: np.ndarray, other: int) -> np.ndarray:
-    """A picture (H, W) or (H, W, C) with another value where seen (H, W) is false."""
-    if seen.all():
-        return picture
-    return np.where(seen.reshape(*seen.shape, *(1,) * (picture.ndim - 2)), picture, np.asarray(other, picture.dtype))
+    def save(self, base: str | Path, **how: Any) -> list[Path]:
+        """Writes the files of all under BASE-depth, BASE-normals and so on; `how` as in TaskOutput.save."""
+        base = Path(base)
+        return [
+            path for name, part in self.maps.items() for path in part.save(base.with_name(f"{base.name}-{name}"), **how)
+        ]
 
 
 def _channels_last(maps: Maps) -> np.ndarray:
@@ -150,19 +118,6 @@ def _channels_last(maps: Maps) -> np.ndarray:
     return np.asarray(maps, np.float32)
 
 
-def _ending(base: Path, ending: str) -> Path:
-    """BASE plus an ending; BASE may hold dots."""
-    return base.with_name(base.name + ending)
-
-
-def _numbered(base: Path, maps: np.ndarray, spread: np.ndarray | None) -> list[tuple[Path, np.ndarray, Any]]:
-    """(base, map, uncertainty) of each image; BASE itself when there is one image, else BASE-000 and so on."""
-    stems = [base] if len(maps) == 1 else [_ending(base, f"-{i:03d}") for i in range(len(maps))]
-    return [(stem, maps[i], None if spread is None else spread[i]) for i, stem in enumerate(stems)]
-
-
-def _save_npz(path: Path, **arrays: np.ndarray | None) -> Path:
-    with atomic_path(path) as temporary:
-        present: dict[str, Any] = {name: value for name, value in arrays.items() if value is not None}
-        np.savez_compressed(temporary, **present)
-    return path
+def _numbered(base: Path, count: int) -> list[Path]:
+    """BASE itself when there is one image, else BASE-000 and so on; BASE may hold dots."""
+    return [base] if count == 1 else [base.with_name(f"{base.name}-{i:03d}") for i in range(count)]

@@ -33,6 +33,8 @@ class TaskConfig:
     """name of the target in tasks/codecs"""
     pipeline: str = ""
     """class of diffusers in whose layout such heads are published; empty: none"""
+    colormap: str = ""
+    """of its pictures, where another one would do; empty where the colours have a meaning"""
     schedule: TaskSchedule = field(default_factory=TaskSchedule)
 
 

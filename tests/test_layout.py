@@ -128,14 +128,18 @@ def test_declared_packages_are_the_folders() -> None:
 
 
 MODULES = {  # what a distribution is imported as, where its name does not say
+    "dracopy": "DracoPy",
     "imageio-ffmpeg": "imageio_ffmpeg",
     "manifold3d": "manifold3d",
     "open3d-cpu": "open3d",
+    "openexr": "OpenEXR",
     "pillow": "PIL",
     "pyyaml": "yaml",
     "scikit-image": "skimage",
     "types-pyyaml": "yaml",
+    "usd-core": "pxr",
 }
+BESIDE = {"Imath"}  # modules that come with OpenEXR
 TOOLS = {"pytest-timeout", "pytest-xdist", "ruff", "mypy", "types-pyyaml"}  # dev tools that no file imports
 
 
@@ -162,7 +166,7 @@ def foreign(paths: list[Path]) -> set[str]:
                 found |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 found.add((node.module or "").split(".")[0])
-    return found - set(sys.stdlib_module_names) - {"unproject", "_typeshed", ""}
+    return found - set(sys.stdlib_module_names) - {"unproject", "_typeshed", ""} - BESIDE
 
 
 def as_imported(distributions: set[str]) -> set[str]:

@@ -20,6 +20,7 @@ import numpy as np
 from ..geometry.cameras import Camera
 from ..utils.errors import InputError
 from ..utils.files import atomic_path, read_json, write_json
+from ..utils.processes import follow
 from ..utils.progress import Progress
 from ..utils.temporary import sweep
 from .captions import caption, view_word
@@ -199,19 +200,21 @@ def render_set(job: RenderJob, folder: str | Path, workers: int | None = None) -
     folder = Path(folder)
     manifest = folder / "job.json"
     wanted = asdict(job)
-    if manifest.exists():
-        present = read_json(manifest)
+    present = read_json(manifest) if manifest.exists() else None
+    if present is not None:
         different = [k for k in wanted if present.get(k, False) != wanted[k] and k != "groups"]
         if different:
             raise InputError(f"{folder} holds another data set (different {', '.join(different)}); choose a new folder")
         if present["groups"] > job.groups:
             raise InputError(f"{folder} holds {present['groups']} groups; groups={job.groups} would leave a part out")
-    write_json(manifest, wanted)
+    if present != wanted:
+        write_json(manifest, wanted)
     numbers = range((job.groups + SHARD_GROUPS - 1) // SHARD_GROUPS)
     for number in numbers:
         sweep(shard_path(folder, number))
     bar = Progress(total=job.groups * VIEWS[job.kind], label=f"rendering {job.kind} {job.split}")
-    with bar, ProcessPoolExecutor(workers or os.cpu_count()) as pool:
+    pool = ProcessPoolExecutor(workers or os.cpu_count(), initializer=follow, initargs=(os.getpid(),))
+    with bar, pool:
         for views in pool.map(render_shard, [job] * len(numbers), [str(folder)] * len(numbers), numbers):
             bar.advance(views)
     return folder

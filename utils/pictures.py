@@ -18,6 +18,7 @@ from .files import atomic_path
 from .more_formats import register
 
 Picture: TypeAlias = npt.NDArray[np.uint8]
+RANGE_SAMPLES = 1 << 22  # of a map, that its usual range is taken from
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 READ_SUFFIXES = (*IMAGE_SUFFIXES, *register())
 
@@ -106,11 +107,39 @@ def colourise(
         valid &= keep.reshape(array.shape)
     if not valid.any():
         return np.full((*array.shape, 3), 255, np.uint8)
-    near = float(np.percentile(array[valid], 2)) if low is None else low
-    far = float(np.percentile(array[valid], 98)) if high is None else high
+    usual = usual_range(array, valid) if low is None or high is None else (0.0, 1.0)
+    near, far = usual[0] if low is None else low, usual[1] if high is None else high
     unit = np.clip((np.where(valid, array, near) - near) / max(far - near, 1e-12), 0, 1)
     rgb = matplotlib.colormaps[cmap](unit)[..., :3]
     return to_uint8(np.where(valid[..., None], rgb, 1.0))
+
+
+def usual_range(values: npt.NDArray[Any], valid: npt.NDArray[Any] | None = None) -> tuple[float, float]:
+    """The 2nd and 98th percentile of the finite values (H, W) where `valid`, of every so many of large maps; (0, 1)
+    where there are none."""
+    step = math.ceil(math.sqrt(values.size / RANGE_SAMPLES)) if values.size > RANGE_SAMPLES else 1
+    seen = values[::step, ::step]
+    keep = np.isfinite(seen) if valid is None else np.isfinite(seen) & valid[::step, ::step]
+    low, high = np.percentile(seen[keep], (2, 98)) if keep.any() else (0.0, 1.0)
+    return float(low), float(high)
+
+
+def scale_bar(height: int, cmap: str, low: str, high: str) -> Picture:
+    """A legend (height, w, 3): a bar of the colour map, large values on top, with words for its ends."""
+    import matplotlib
+
+    text = min(max(height // 24, 11), 96)
+    font = ImageFont.load_default(size=text)
+    bar, gap = text, text // 2
+    width = 3 * gap + bar + math.ceil(max(font.getlength(word) for word in (low, high)))
+    unit = np.linspace(1, 0, max(height - 2 * gap, 1))
+    sheet = np.full((height, width, 3), 255, np.uint8)
+    sheet[gap : gap + len(unit), gap : gap + bar] = to_uint8(matplotlib.colormaps[cmap](unit)[:, None, :3])[:height]
+    canvas = Image.fromarray(sheet)
+    draw = ImageDraw.Draw(canvas)
+    for y, word, anchor in ((gap, high, "lt"), (height - gap, low, "lb")):
+        draw.text((2 * gap + bar, y), word, fill="black", font=font, anchor=anchor)
+    return np.asarray(canvas)
 
 
 def normals_to_rgb(normals: Any) -> Picture:

@@ -20,6 +20,22 @@ T = TypeVar("T")
 SILENCE_S = 30.0  # the longest that a run at work says nothing
 
 
+class _Said:
+    """When progress was last told, by anyone in this process."""
+
+    def __init__(self) -> None:
+        self._at, self.bars, self.inside = -SILENCE_S, 0, 0
+
+    def now(self) -> None:
+        self._at = time.monotonic()
+
+    def lately(self, interval_s: float) -> bool:
+        return self.bars > 0 or time.monotonic() - self._at < 0.9 * interval_s
+
+
+_SAID = _Said()
+
+
 class _Display(Protocol):
     def start(self, total: int | None, label: str, done: int = 0) -> None: ...
     def update(self, done: int, note: str) -> None: ...
@@ -86,11 +102,17 @@ def progress(iterable: Iterable[T], total: int | None = None, label: str = "") -
 
 @contextlib.contextmanager
 def under_way(label: str, usual_s: float | None = None, interval_s: float = SILENCE_S) -> Iterator[None]:
-    """Says every `interval_s` seconds how long the work inside has taken, and of how many it usually takes."""
+    """Says after `interval_s` seconds without a word how long the work inside has taken, and of how many it usually
+    takes; bars on a terminal and lines of other loops count as words, and of works in works the innermost speaks."""
     began, ended = time.monotonic(), threading.Event()
+    _SAID.inside += 1
+    level = _SAID.inside
 
     def tell() -> None:
         while not ended.wait(interval_s):
+            if _SAID.inside > level or _SAID.lately(interval_s):
+                continue
+            _SAID.now()
             usual = "" if usual_s is None else f" of about {usual_s:.0f} s"
             print(f"{label}: under way for {time.monotonic() - began:.0f} s{usual}", file=sys.stderr, flush=True)
 
@@ -101,6 +123,7 @@ def under_way(label: str, usual_s: float | None = None, interval_s: float = SILE
         yield
     finally:
         ended.set()
+        _SAID.inside -= 1
         if teller.is_alive():
             teller.join()
 
@@ -136,12 +159,14 @@ class _RichBar:
     def start(self, total: int | None, label: str, done: int = 0) -> None:
         self.task = self.bar.add_task(label or "working", total=total, completed=done, note="")
         self.bar.start()
+        _SAID.bars += 1
 
     def update(self, done: int, note: str) -> None:
         self.bar.update(self.task, completed=done, note=note)
 
     def stop(self, done: int, note: str) -> None:
         self.bar.stop()
+        _SAID.bars -= 1
 
 
 class PlainLines:
@@ -174,6 +199,7 @@ class PlainLines:
             self._print(done, note, time.monotonic())
 
     def _print(self, done: int, note: str, now: float) -> None:
+        _SAID.now()
         took = now - self.began
         text = f"{self.label}: {done}" + (f"/{self.total}" if self.total else "") + f" in {took:.1f} s"
         if self.total and self.before < done < self.total:

@@ -19,6 +19,7 @@ from ..priors.diffusers import DiffusersPrior
 from ..training.config import TrainerConfig
 from ..training.trainer import Trainer, TrainResult
 from .arcflow import Arcing, ArcObjective
+from .asdm import IncubateObjective, Incubating
 from .consistency import ConsistencyObjective, Consistent
 from .export import About, export, kind_of
 from .guided import GuidanceObjective, Guiding, Halving, ProgressiveObjective
@@ -49,6 +50,7 @@ OBJECTIVES: dict[str, Made] = {
     "speed-up": Made(SpeedingUp, SpeedUpObjective),
     "arc": Made(Arcing, ArcObjective),
     "features": Made(FeatureMatching, FeatureObjective),
+    "incubate": Made(Incubating, IncubateObjective),
     "selective": Made(Selective, SelectiveObjective),
 }
 

@@ -19,6 +19,7 @@ from ..priors import load_prior
 from ..priors.base import Recommended
 from ..priors.diffusers import DiffusersPrior
 from .arcflow import Mixture
+from .asdm import Slim
 from .kinds import Full, Kind, Lora, Told
 from .prune import Pruned
 from .quest import Quantised
@@ -26,7 +27,7 @@ from .speedupnet import NegativeAdapter
 from .student import Student
 
 KINDS: dict[str, type[Kind]] = {
-    kind.name: kind for kind in (Full, Told, Lora, NegativeAdapter, Mixture, Pruned, Quantised)
+    kind.name: kind for kind in (Full, Told, Lora, NegativeAdapter, Mixture, Pruned, Slim, Quantised)
 }
 
 

@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...utils.errors import InputError
+from .draco import DRACO, draco, unpack
 from .gltf_data import Accessors, parse_document, split_chunks
 from .gltf_materials import CLAMP, GLOSSY, REPEAT, WRAPS, Mapped, Materials
 from .piece import Floats, Ints, Notes, Piece, colored
 
 HONOURED = {"KHR_texture_transform", "KHR_mesh_quantization", "EXT_texture_webp", GLOSSY}
 ADVICE = {
-    "KHR_draco_mesh_compression": "export it without Draco compression",
+    DRACO: "pip install 'unproject[draco]', or export it without Draco compression",
     "EXT_meshopt_compression": "export it without meshopt compression",
     "KHR_meshopt_compression": "export it without meshopt compression",
     "KHR_texture_basisu": "export its textures as PNG, JPEG or WebP",
@@ -25,7 +26,7 @@ ADVICE = {
 MODES = {0: "points", 1: "lines", 2: "a line loop", 3: "a line strip"}
 STRIP, FAN = 5, 6
 SPLATS = "KHR_gaussian_splatting"
-PACKED = ("KHR_draco_mesh_compression", "EXT_meshopt_compression", "KHR_meshopt_compression")
+PACKED = (DRACO, "EXT_meshopt_compression", "KHR_meshopt_compression")
 READ_ATTRIBUTES = ("POSITION", "NORMAL", "TANGENT", "COLOR_0", "TEXCOORD_", "JOINTS_", "WEIGHTS_")  # or named otherwise
 FROM_GLTF = [2, 0, 1]  # columns: our (x, y, z) are glTF's (z, x, y)
 DEEPEST = 500  # levels of nodes
@@ -54,7 +55,7 @@ def read_gltf(data: bytes, path: Path, notes: Notes) -> list[Piece]:
 def check_required(document: dict[str, Any], path: Path, honoured: Collection[str] = HONOURED) -> None:
     """Raises InputError when the file requires an extension that is not honoured."""
     for name in document.get("extensionsRequired", []):
-        if name not in honoured:
+        if name not in honoured and not (name == DRACO and draco()):
             advice = ADVICE.get(str(name), "export it without that extension")
             raise InputError(f"{path} requires {name}, which is not read; {advice}")
 
@@ -113,6 +114,8 @@ def _primitive(
     attributes = primitive.get("attributes", {})
     packed = next((name for name in PACKED if name in extensions), None)
     if packed and "bufferView" not in accessors.document["accessors"][attributes["POSITION"]]:
+        if packed == DRACO and draco():
+            return _primitive(_unpacked(unpack(accessors, primitive)), accessors, materials, notes, path)
         raise InputError(f"{path} holds its triangles in {packed} only, which is not read; {ADVICE[packed]}")
     if mode in MODES:
         notes.add(f"{MODES[mode]} (only triangles are read)")
@@ -138,6 +141,11 @@ def _primitive(
         if rgba.shape[1] == 4 and rgba[:, 3].min(initial=1.0) < 1:
             notes.add("the transparency of vertex colours")
     return colored(piece, surface.factor, vertex, notes)
+
+
+def _unpacked(primitive: dict[str, Any]) -> dict[str, Any]:
+    """A primitive whose accessors have been given what was compressed."""
+    return {**primitive, "extensions": {k: v for k, v in primitive["extensions"].items() if k != DRACO}}
 
 
 def _triangles(index: Ints, mode: int) -> Ints:
@@ -201,9 +209,10 @@ def _name_losses(document: dict[str, Any], notes: Notes) -> None:
     for key in ("animations", "cameras"):
         if document.get(key):
             notes.add(f"{len(document[key])} {key}")
+    decoded = {DRACO} if draco() else set()
     required = set(document.get("extensionsRequired", ()))
     named = [*document.get("extensionsUsed", ()), *_extensions(document)]
-    others = [str(name) for name in dict.fromkeys(named) if name not in HONOURED | required]
+    others = [str(name) for name in dict.fromkeys(named) if name not in HONOURED | required | decoded]
     if others:
         notes.add(f"the extensions {', '.join(others)}")
 

@@ -62,12 +62,15 @@ class Accessors:
     def __init__(self, document: dict[str, Any], blob: bytes, folder: Path) -> None:
         self.document, self._blob, self._folder = document, blob, folder
         self._buffers: dict[int, bytes] = {}
+        self._given: dict[int, NDArray[Any]] = {}
 
     def array(self, index: int, colors: bool = False) -> NDArray[Any]:
         """(N, C) of an accessor: stored type, or float64 where it is normalised (colours always are)."""
         entry = self.document["accessors"][index]
         dtype, width, count = np.dtype(COMPONENTS[entry["componentType"]]), WIDTHS[entry["type"]], entry["count"]
-        if "bufferView" in entry:
+        if index in self._given:
+            values = self._given[index]
+        elif "bufferView" in entry:
             values = self._strided(entry["bufferView"], entry.get("byteOffset", 0), dtype, width, count)
         elif "sparse" in entry and 0 <= count * width < MOST_VALUES:
             values = np.zeros((count, width), dtype)
@@ -78,6 +81,14 @@ class Accessors:
         if dtype.kind != "f" and (colors or entry.get("normalized")):
             return np.asarray(np.maximum(values.astype(np.float64) / np.iinfo(dtype).max, -1.0))
         return values
+
+    def give(self, index: int, values: NDArray[Any]) -> None:
+        """What an accessor without data holds, (N, C) decompressed. Raises InputError where it does not fit."""
+        entry = self.document["accessors"][index]
+        shape = (entry["count"], WIDTHS[entry["type"]])
+        if values.shape != shape:
+            raise InputError(f"accessor {index} has {shape} values and {values.shape} were decompressed")
+        self._given[index] = values.astype(COMPONENTS[entry["componentType"]])
 
     def view(self, index: int) -> bytes:
         """The bytes of a buffer view."""

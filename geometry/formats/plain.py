@@ -9,7 +9,7 @@ import numpy as np
 import trimesh
 
 from ...utils.errors import InputError
-from .piece import Notes, Piece
+from .piece import Floats, Notes, Piece
 
 STL_RECORD = np.dtype([("normal", "<f4", (3,)), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
 
@@ -40,6 +40,22 @@ def read_off(data: bytes, notes: Notes) -> list[Piece]:
     if any(row[0].isdigit() and len(row) > 1 + int(row[0]) > 3 for row in rows):
         notes.add("the colours of faces")
     return _pieces(data, "off")
+
+
+def read_xyz(data: bytes) -> tuple[Floats, Floats | None, Floats | None]:
+    """Positions, colours and normals of a text with a point on each line: 3 numbers; 6, colours from 0 to 255 or unit
+    normals; or 9, both in this order. Raises InputError for other tables."""
+    try:
+        table = np.loadtxt(io.BytesIO(data), ndmin=2, comments=("#", "//"))
+    except ValueError as error:
+        raise InputError(f"it is no table of numbers: {error}") from error
+    if not len(table) or table.shape[1] not in (3, 6, 9):
+        raise InputError(f"its lines hold {table.shape[1]} numbers; 3, 6 or 9 are points, colours and normals")
+    parts = [table[:, i : i + 3] for i in range(3, table.shape[1], 3)]
+    normals = parts.pop() if parts and np.allclose(np.linalg.norm(parts[-1], axis=1), 1, atol=1e-3) else None
+    if len(parts) > 1 or any(part.min() < 0 or part.max() > 255 for part in parts):
+        raise InputError("its columns are neither colours from 0 to 255 nor unit normals")
+    return table[:, :3], parts[0] / 255 if parts else None, normals
 
 
 def _pieces(data: bytes, kind: str) -> list[Piece]:

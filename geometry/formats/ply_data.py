@@ -240,26 +240,46 @@ def _cast(values: NDArray[np.float64], one: Property) -> NDArray[Any]:
         return values.astype(kind)
 
 
-def ply_bytes(
-    positions: NDArray[Any], normals: NDArray[Any] | None, rgb: NDArray[Any] | None, faces: NDArray[Any] | None = None
-) -> bytes:
-    """A binary little-endian file: positions in their own precision, float normals, uchar colours, int faces."""
-    wide = "f8" if positions.dtype == np.float64 else "f4"
-    columns = [(("x", "y", "z"), positions, wide)]
+Columns = list[tuple[tuple[str, ...], NDArray[Any], str]]
+
+
+def columns_of(positions: NDArray[Any], normals: NDArray[Any] | None, rgb: NDArray[Any] | None) -> Columns:
+    """(names, values (N, 3), type) of what a vertex holds: positions in their own precision, float normals, uchar
+    colours."""
+    columns: Columns = [(("x", "y", "z"), positions, "f8" if positions.dtype == np.float64 else "f4")]
     if normals is not None:
         columns.append((("nx", "ny", "nz"), normals, "f4"))
     if rgb is not None:
         columns.append((("red", "green", "blue"), rgb, "u1"))
-    table = np.zeros(len(positions), dtype=[(name, f"<{kind}") for names, _, kind in columns for name in names])
+    return columns
+
+
+def ply_header(columns: Columns, vertices: int, faces: int | None = None) -> bytes:
+    """The header of a binary little-endian file."""
+    lines = ["ply", "format binary_little_endian 1.0", f"element vertex {vertices}"]
+    lines += [f"property {KINDS[kind]} {name}" for names, _, kind in columns for name in names]
+    if faces is not None:
+        lines += [f"element face {faces}", "property list uchar int vertex_indices"]
+    return ("\n".join([*lines, "end_header"]) + "\n").encode()
+
+
+def vertex_rows(columns: Columns) -> NDArray[Any]:
+    """The rows of the vertices as the file holds them."""
+    table = np.empty(len(columns[0][1]), dtype=[(name, f"<{kind}") for names, _, kind in columns for name in names])
     for names, values, _ in columns:
         for i, name in enumerate(names):
             table[name] = values[:, i]
-    lines = ["ply", "format binary_little_endian 1.0", f"element vertex {len(positions)}"]
-    lines += [f"property {KINDS[kind]} {name}" for names, _, kind in columns for name in names]
-    body = table.tobytes()
+    return table
+
+
+def ply_bytes(
+    positions: NDArray[Any], normals: NDArray[Any] | None, rgb: NDArray[Any] | None, faces: NDArray[Any] | None = None
+) -> bytes:
+    """A binary little-endian file: vertices as `columns_of` says, int faces."""
+    columns = columns_of(positions, normals, rgb)
+    body = vertex_rows(columns).tobytes()
     if faces is not None:
-        lines += [f"element face {len(faces)}", "property list uchar int vertex_indices"]
         rows = np.zeros(len(faces), dtype=[("count", "u1"), ("corners", "<i4", (3,))])
         rows["count"], rows["corners"] = 3, faces
         body += rows.tobytes()
-    return ("\n".join([*lines, "end_header"]) + "\n").encode() + body
+    return ply_header(columns, len(positions), None if faces is None else len(faces)) + body

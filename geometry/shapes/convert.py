@@ -39,6 +39,7 @@ from .volume import Volume
 FIT_STEPS, FIT_POINTS = 400, 8192  # of fields that hold no nodes
 FLAT = 0.05  # thickness of Gaussians on a surface, of their width
 OPAQUE = 0.98  # of Gaussians on a surface
+SPREAD = 1.2  # deviation of Gaussians at random places, of their mean distance: holes in one of a thousand places
 
 
 def convert(
@@ -49,9 +50,9 @@ def convert(
 ) -> Representation:
     """A representation of the kind and config `target` with the surface and colours of `source`.
 
-    mesh: how the surface of a source that is no mesh is taken; None: the defaults. generator: of the points that fits and Gaussians use;
-    None: seed 0. Raises InputError where it makes no sense: inner space from an open mesh, densities from a surface,
-    a surface that the target's bounds do not hold; EmptySurfaceError for a source without a surface.
+    mesh: how the surface of a source that is no mesh is taken; None: the defaults. generator: of the points that fits
+    and Gaussians use; None: seed 0. Raises InputError where it makes no sense: inner space from an open mesh, densities
+    from a surface, a surface that the target's bounds do not hold; EmptySurfaceError for a source without a surface.
     """
     draw = seeded(0) if generator is None else generator
     surface = _colored_surface(source, mesh or MeshConfig())
@@ -88,7 +89,7 @@ def _triangles(surface: Mesh, target: ShapeConfig, draw: torch.Generator) -> Rep
 def _gaussians(surface: Mesh, target: ShapeConfig, draw: torch.Generator) -> Representation:
     count = target.gaussians.count
     points, normals, _ = sample_surface(surface, count, draw)
-    width = 0.75 * math.sqrt(surface.check().area / count)  # neighbours overlap, so that nothing shines through
+    width = SPREAD * math.sqrt(surface.check().area / count)
     axis = nn.functional.one_hot(normals.abs().argmin(dim=-1), 3).to(normals)
     first = nn.functional.normalize(torch.linalg.cross(normals, axis), dim=-1)
     turn = torch.stack([first, torch.linalg.cross(normals, first), normals], dim=-1)

@@ -23,7 +23,7 @@ from ..silhouettes import draw_mesh
 from ..smoothing import bend
 from ..tetrahedra import marching_tetrahedra, tetrahedron_lattice
 
-REACH = 0.45  # lattice spacings that a corner may move along each axis: tetrahedra keep their orientation
+REACH = 0.45  # lattice spacings that a corner may move along each axis: neighbours never pass each other
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,12 @@ import torch
 
 from ...utils.errors import InputError, UnprojectError
 from ...utils.files import atomic_path
-from ..formats.ply import is_splat
 from ..formats.ply_data import read_header
 from .cloud import GaussianCloud
 from .gltf import declares_splats, gltf_axes, read_glb, write_glb
 from .harmonics import C0
 from .packing import PACKED
-from .ply import read_ply, write_packed_ply, write_ply
+from .ply import names_of, read_ply, write_packed_ply, write_ply
 from .spz import read_spz, write_spz
 
 SUFFIXES = (".ply", ".compressed.ply", ".splat", ".spz", ".glb")
@@ -70,7 +69,7 @@ def read_splats(path: str | Path) -> GaussianCloud:
 
 
 def is_splat_file(path: str | Path) -> bool:
-    """Whether a file of one of SUFFIXES holds splats: PLY and GLB may hold other things, or be damaged."""
+    """Whether a file of one of SUFFIXES holds splats: PLY and GLB may hold other things, be damaged or incomplete."""
     path = Path(path)
     kind = suffix_of(path)
     if kind in (".splat", ".spz"):
@@ -81,7 +80,8 @@ def is_splat_file(path: str | Path) -> bool:
         vertices = [element for element in read_header(path).elements if element.name == "vertex"]
     except InputError:
         return False
-    return any(is_splat(element) or set(PACKED) <= set(element.names) for element in vertices)
+    whole = set(names_of(0, flat=True)) - {"nx", "ny", "nz"}  # what every file of 3DGS has
+    return any(whole <= set(element.names) or set(PACKED) <= set(element.names) for element in vertices)
 
 
 def losses(cloud: GaussianCloud, kind: str) -> list[str]:

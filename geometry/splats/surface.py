@@ -27,6 +27,8 @@ from .fusion import SEEN, seen_colors
 from .kernels_project import Array
 
 TRUNCATION = 4.0  # voxels
+FACING = 0.5  # cosine; at a slant the nearest Gaussians hide those behind them, and the surface seems nearer
+DENSER = 8.0  # times the extinction: through faint Gaussians depth would be that of what lies below the surface
 FOV_DEG = 40.0
 THICK = 0.5  # spacings, least deviation of a Gaussian on the lattice
 
@@ -37,7 +39,7 @@ class SurfaceConfig:
 
     method: Literal["tsdf", "levels"] = "tsdf"
     resolution: int = 160  # voxels, or lattice points, across the ball that the splats fill
-    level: float = 0.5  # summed opacity at which the surface lies; "levels" only
+    level: float = 0.25  # summed opacity at which the surface lies; "levels" only
     views: int = 64  # from which depth is fused where no cameras are given
     size: int = 320  # pixels of these views
     keep: float = 0.02  # pieces below this share of the area are dropped
@@ -64,10 +66,12 @@ def surface_of(cloud: GaussianCloud, config: SurfaceConfig = SurfaceConfig(), ca
     )
     mesh = solid_surface(bare, config.keep, config.faces)
     assert mesh.vertex_normals is not None
-    tolerance = 3 * 2 * radius / config.resolution
+    tolerance, firm = 3 * 2 * radius / config.resolution, denser(cloud, DENSER)
 
     def render(camera: Camera, channels: tuple[str, ...], background: float) -> RenderOutput:
-        return draw(cloud, camera, channels, background, antialiased=False, eps2d=SHARP)[0]
+        """Colours as they are seen, depth of the surface."""
+        depth = draw(firm, camera, ("depth",), background, eps2d=SHARP, antialiased=False)[0].depth
+        return replace(draw(cloud, camera, ("rgb",), background)[0], depth=depth)
 
     return replace(mesh, vertex_colors=seen_colors(render, views, mesh.vertices, mesh.vertex_normals, tolerance))
 
@@ -88,16 +92,18 @@ def tsdf_surface(cloud: GaussianCloud, cameras: Camera, centre: Tensor, radius: 
 
     if cameras.model != "pinhole":
         raise InputError(f"depth of {cameras.model} cameras cannot be fused; give pinholes")
-    side = 2 * radius
+    cloud, side = denser(cloud, DENSER), 2 * radius
     voxel, low = side / resolution, centre.double().numpy() - radius
     kinds = open3d.pipelines.integration
     volume = kinds.UniformTSDFVolume(side, resolution, TRUNCATION * voxel, kinds.TSDFVolumeColorType.NoColor, low)
     blank = open3d.geometry.Image(np.zeros((cameras.height, cameras.width, 3), np.uint8))
     for view in range(len(cameras)):
         camera = cameras[view]
-        seen = draw(cloud, camera, ("depth",), 0.0, antialiased=False, eps2d=SHARP)[0]
+        seen = draw(cloud, camera, ("depth", "normal"), 0.0, antialiased=False, eps2d=SHARP)[0]
         behind = float((camera.centres[0] - centre).norm()) + 2 * side  # where nothing is, all space is free
-        depth = torch.where(seen.alpha > SEEN, seen.depth, torch.full_like(seen.depth, behind))[0, ..., 0]
+        toward = torch.nn.functional.normalize(camera.rays()[1], dim=-1)
+        told = -(seen.normal * toward).sum(-1, keepdim=True) > FACING
+        depth = torch.where(seen.alpha > SEEN, seen.depth * told, torch.full_like(seen.depth, behind))[0, ..., 0]
         image = open3d.geometry.Image(np.ascontiguousarray(depth.numpy()))
         picture = open3d.geometry.RGBDImage.create_from_color_and_depth(
             blank, image, depth_scale=1.0, depth_trunc=2 * behind, convert_rgb_to_intensity=False
@@ -115,6 +121,12 @@ def tsdf_surface(cloud: GaussianCloud, cameras: Camera, centre: Tensor, radius: 
     if not (grid < 0).any():
         raise EmptySurfaceError("no surface is seen: the Gaussians are too few or too faint")
     return extract_surface(grid, 0.0, corners, sign=-1, keep="all")
+
+
+def denser(cloud: GaussianCloud, times: float) -> GaussianCloud:
+    """With so many times the extinction: o' = 1 - (1 - o)^times."""
+    extinction = times * torch.nn.functional.softplus(cloud.logits.double())  # -log(1 - o)
+    return replace(cloud, logits=torch.log(torch.expm1(extinction.clamp_max(30))).to(cloud.logits))
 
 
 def level_surface(cloud: GaussianCloud, centre: Tensor, radius: float, resolution: int, level: float) -> Mesh:

@@ -37,7 +37,7 @@ class Kind:
 
     name: str
     read: Callable[[Path], None]
-    """Reads and looks at a file. Raises InputError for what is refused, OddError for values that should not have come."""
+    """Reads and looks at a file. Raises InputError for what is refused, OddError for values that no file may give."""
     samples: Callable[[], Sequence[Sample]]
     share: float
     """of all cases"""

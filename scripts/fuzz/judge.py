@@ -17,7 +17,7 @@ from .cases import Case, Kind, OddError, Wrong
 LONGEST = 1500  # characters of a message
 PYTHON = re.compile(
     r"Traceback|object at 0x|NoneType|not subscriptable|unsupported operand|has no attribute|argument of type|"
-    r"object is not|must be str|list indices|unhashable|KeyError|IndexError|TypeError|AttributeError|"
+    r"object is not|must be str|list indices|unhashable type|KeyError|IndexError|TypeError|AttributeError|"
     r"out of bounds for axis|could not broadcast|cannot reshape|numpy\.|np\.|takes \d+ positional|expected str, bytes"
 )
 HERE = Path(__file__).parent
@@ -63,7 +63,9 @@ def _of_error(error: BaseException, kind: Kind, path: Path) -> Wrong | None:
         return Wrong("crash", f"{type(error).__name__}: {text[:300]}", where)
     if not text:
         return Wrong("unclear", "an empty message", where)
-    if len(text) > LONGEST and kind.name != "options":  # whose messages hold the help
+    if kind.name == "options":  # the parser's words, with the help
+        return None
+    if len(text) > LONGEST:
         return Wrong("unclear", f"a message of {len(text)} characters: {text[:200]}", where)
     if PYTHON.search(text):
         return Wrong("unclear", text[:300], where)

@@ -239,7 +239,7 @@ def change_value(rng: Random, document: Any) -> Any:
         del holder[key]
     elif what == 1 and isinstance(old, list) and old:
         old.append(rng.choice(old))
-    elif what == 2 and isinstance(old, (int, float)) and not isinstance(old, bool):
+    elif what == 2 and isinstance(old, (int, float)) and not isinstance(old, bool) and abs(old) < 1e300:
         holder[key] = rng.choice((old + 1, old - 1, -old, old * 1000, old + 0.5, str(old), [old]))
     elif what == 3:
         other, name = rng.choice(places)

@@ -52,6 +52,8 @@ class TargetCodec(ABC):
     """axes that vectors refer to"""
     weights: ClassVar[Mapping[str, float]]
     """parts of the training loss and what they weigh by default"""
+    colormap: ClassVar[str] = ""
+    """of its picture, where another one would do; empty where the colours have a meaning"""
     summary: ClassVar[tuple[str, ...]]
     """the metrics that validation reports"""
 
@@ -133,11 +135,15 @@ class TargetCodec(ABC):
 
     @abstractmethod
     def levels(self, maps: np.ndarray) -> np.ndarray:
-        """A map (H, W, C) as (H, W) or (H, W, 3) in [0, 1]: what 16-bit pictures hold."""
+        """A map (H, W, C), or some of its rows, as (H, W) or (H, W, 3) in [0, 1]: what 16-bit pictures hold."""
 
-    def picture(self, maps: np.ndarray) -> Picture:
-        """A map (H, W, C) for people."""
+    def picture(self, maps: np.ndarray, colormap: str = "") -> Picture:
+        """A map (H, W, C), or some of its rows, for people; `colormap` where `self.colormap` says that there is one."""
         return to_uint8(self.levels(maps))
+
+    def legend(self, height: int, colormap: str = "") -> Picture | None:
+        """What the picture's colours mean, (height, w, 3); None where there is nothing to tell."""
+        return None
 
     def compared(self, maps: Tensor, target: Tensor, valid: Tensor) -> tuple[Picture, Picture]:
         """(prediction, truth) of one image (1, C, H, W) as pictures on one scale; white where it is not valid."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from ...geometry.cameras import Camera
+from ...geometry.lifting import MAX_SLANT_DEG, depth_mesh
+from ...geometry.meshes import Mesh
 from ...geometry.points import PointCloud
 from ...utils.errors import InputError
-from ...utils.pictures import Picture, colourise
+from ...utils.pictures import Picture, colourise, scale_bar
 from ..ensemble import Alignment, Ensembled, ensemble_affine
 from ..metrics import align, depth_errors, edge_error, fit_affine, mean_of_valid
 from ..outputs import TaskOutput
@@ -44,6 +46,7 @@ class DepthCodec(TargetCodec):
     channels: ClassVar[int] = 1
     column: ClassVar[Column] = Column("depth_m", "depth_m")
     weights: ClassVar[Mapping[str, float]] = {"depth": 1.0, "relative": 0.0, "anchor": 0.5, "edges": 0.5}
+    colormap: ClassVar[str] = "Spectral"
     summary: ClassVar[tuple[str, ...]] = ("upright", "abs_rel", "delta1", "silog")
     space: Space = "linear"
     quantile: float = 0.02
@@ -175,9 +178,14 @@ class DepthCodec(TargetCodec):
         """See TargetCodec.levels: the range [0, 1] as it is."""
         return maps[..., 0].clip(0, 1)
 
-    def picture(self, maps: np.ndarray) -> Picture:
-        """See TargetCodec.picture: red is near, blue far."""
-        return colourise(maps[..., 0], low=0.0, high=1.0)
+    def picture(self, maps: np.ndarray, colormap: str = "") -> Picture:
+        """See TargetCodec.picture: red is the smallest value, blue the largest."""
+        return colourise(maps[..., 0], colormap or self.colormap, low=0.0, high=1.0)
+
+    def legend(self, height: int, colormap: str = "") -> Picture:
+        """See TargetCodec.legend."""
+        ends = ("0 far", "1 near") if self.space == "disparity" else ("0 near", "1 far")
+        return scale_bar(height, colormap or self.colormap, *ends)
 
     def compared(self, maps: Tensor, target: Tensor, valid: Tensor) -> tuple[Picture, Picture]:
         """See TargetCodec.compared: metres, the prediction aligned to the truth."""
@@ -225,12 +233,39 @@ class DepthOutput(TaskOutput):
         return near_m + unit * (far_m - near_m)
 
     def point_cloud(
-        self, image: np.ndarray, camera: Camera, near_m: float = 1.0, far_m: float = 4.0, index: int = 0
+        self,
+        image: np.ndarray,
+        camera: Camera,
+        near_m: float = 1.0,
+        far_m: float = 4.0,
+        index: int = 0,
+        max_slant_deg: float | None = MAX_SLANT_DEG,
     ) -> PointCloud:
-        """Pixels of image `index`, sRGB (H, W, 3) in [0, 1], as points; the metres are a choice, not a measurement."""
-        depth_m = torch.from_numpy(self.metres(near_m, far_m)[index : index + 1].astype(np.float32))
+        """Pixels of image `index`, sRGB (H, W, 3) in [0, 1], as points with normals; the metres are a choice, not a
+        measurement. Points that fly between near and far are left out by `max_slant_deg` (None keeps them)."""
+        depth_m = torch.from_numpy(self.one_metres(near_m, far_m, index))[None]
         colours = torch.as_tensor(np.asarray(image, np.float32))[None]
-        return PointCloud.from_depth(depth_m, colours, camera)
+        return PointCloud.from_depth(depth_m, colours, camera, max_slant_deg=max_slant_deg, normals=True)
+
+    def surface(
+        self,
+        image: np.ndarray,
+        camera: Camera,
+        near_m: float = 1.0,
+        far_m: float = 4.0,
+        max_faces: int = 200_000,
+        max_slant_deg: float = MAX_SLANT_DEG,
+        index: int = 0,
+    ) -> Mesh:
+        """Image `index` as a mesh with the picture as its texture, torn at depth edges (lifting.depth_mesh)."""
+        depth_m = torch.from_numpy(self.one_metres(near_m, far_m, index))
+        return depth_mesh(depth_m, image, camera, max_faces, max_slant_deg)
+
+    def one_metres(self, near_m: float, far_m: float, index: int) -> np.ndarray:
+        """`metres` of one image, (H, W)."""
+        valid = None if self.valid is None else self.valid[index : index + 1]
+        alone = replace(self, prediction=self.prediction[index : index + 1], valid=valid)
+        return alone.metres(near_m, far_m)[0].astype(np.float32, copy=False)
 
 
 def _stretched(unit: np.ndarray) -> np.ndarray:

@@ -114,9 +114,19 @@ class NormalCodec(TargetCodec):
         """See TargetCodec.levels: (n + 1) / 2."""
         return (maps.clip(-1, 1) + 1) / 2
 
-    def picture(self, maps: np.ndarray) -> Picture:
+    def picture(self, maps: np.ndarray, colormap: str = "") -> Picture:
         """See TargetCodec.picture; white where there is no normal."""
         return normals_to_rgb(maps)
+
+    def legend(self, height: int, colormap: str = "") -> Picture:
+        """See TargetCodec.legend: a ball in the colours of its normals."""
+        size = max(min(height, 256), 8)
+        x, y = np.meshgrid(*(np.linspace(-1.1, 1.1, size),) * 2)
+        z = np.sqrt(np.clip(1 - x**2 - y**2, 0, None))
+        ball = np.stack([x, -y, z], axis=-1) * (x**2 + y**2 <= 1)[..., None] * np.array(FRAME_SIGNS[self.frame])
+        sheet = np.full((height, size, 3), 255, np.uint8)
+        sheet[: min(size, height)] = normals_to_rgb(ball)[:height]
+        return sheet
 
     def compared(self, maps: Tensor, target: Tensor, valid: Tensor) -> tuple[Picture, Picture]:
         """See TargetCodec.compared."""

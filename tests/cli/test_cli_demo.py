@@ -155,7 +155,7 @@ def test_heads_take_no_adapters(run: Run) -> None:
     save_image("photo.png", np.zeros((4, 4, 3)))
     Path("a.safetensors").write_bytes(b"")
     code, _, err = run("depth", "photo.png", "--lora", "a.safetensors")
-    assert (code, "serves priors that draw, not the heads of depth" in " ".join(err.split())) == (2, True)
+    assert (code, "--lora" in " ".join(err.split())) == (2, True)
 
 
 @pytest.fixture

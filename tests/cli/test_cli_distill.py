@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -17,15 +18,26 @@ def short() -> list[str]:
     ]
 
 
-def test_a_student_is_made_and_drawn_with(run, tiny_prior, in_tmp, short):
+def test_a_student_is_made_and_drawn_with(run, tiny_prior_folder, in_tmp, short):
     (in_tmp / "words.txt").write_text("a dog\na red chair\n")
-    line = ["distill", "lora-distillation", "--prior", str(tiny_prior), "--prompts", "words.txt", "--out", "made"]
+    line = [
+        "distill",
+        "lora-distillation",
+        "--prior",
+        str(tiny_prior_folder),
+        "--prompts",
+        "words.txt",
+        "--out",
+        "made",
+    ]
     code, out, err = run(*line, *short, "--pairs", "pairs", "--json")
     assert code == 0, err
     export = json.loads(out)["export"]
     assert export == "made/export" and (in_tmp / "made/export/distill.json").is_file()
     assert list((in_tmp / "pairs").glob("*/pairs.json"))
-    code, _, err = run("text-to-image", "a dog", "--student", export, "--prior", str(tiny_prior), "-o", "dog.png")
+    code, _, err = run(
+        "text-to-image", "a dog", "--student", export, "--prior", str(tiny_prior_folder), "-o", "dog.png"
+    )
     assert code == 0, err
     record = json.loads((in_tmp / "dog.run.json").read_text())
     assert record["notes"]["plan"]["guidance"] == 1.0 and record["nfe"]["denoiser"] == 20
@@ -45,6 +57,8 @@ def test_wrong_lines_say_what_is_wrong(run, words, told):
     assert code == 2 and told in err
 
 
-def test_a_prior_of_the_open_world_needs_prompts(run, tiny_prior, short):
-    code, _, err = run("distill", "lora-distillation", "--prior", str(tiny_prior), *short)
+def test_a_prior_of_the_open_world_needs_prompts(run, tiny_prior_folder, in_tmp, short):
+    shutil.copytree(tiny_prior_folder, in_tmp / "open")
+    (in_tmp / "open" / "vocabulary.json").unlink()
+    code, _, err = run("distill", "lora-distillation", "--prior", "./open", *short)
     assert code == 2 and "needs --prompts FILE" in err

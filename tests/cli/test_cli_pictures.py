@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from unproject.cli.folders import distinct_stems
-from unproject.cli.image import MAP_COMMANDS, Pointcloud
+from unproject.cli.image import MAP_COMMANDS
+from unproject.cli.points import Pointcloud
 from unproject.geometry.points import PointCloud
 from unproject.tasks.codecs import DepthOutput, NormalsOutput
 from unproject.utils.pictures import load_image, save_image
@@ -77,7 +78,8 @@ def test_pictures_of_one_stem_keep_their_own_maps(run: Run) -> None:
     for name in ("a.jpg", "a.png", "b.png"):
         save_image(f"photos/{name}", BLACK)
     assert run("pointcloud", "photos", "-o", "out")[0] == 0
-    assert names("out") == ["a-jpg-pointcloud.ply", "a-png-pointcloud.ply", "b-pointcloud.ply", "pointcloud.run.json"]
+    clouds = [f"{stem}-pointcloud{end}" for stem in ("a-jpg", "a-png", "b") for end in ("-camera.json", ".ply")]
+    assert names("out") == [*clouds, "pointcloud.run.json"]
 
 
 @pytest.mark.parametrize(

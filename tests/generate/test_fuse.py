@@ -95,7 +95,7 @@ def test_a_ball_shrinks_to_the_one_that_is_seen() -> None:
 def test_fused_maps_are_nearer_than_their_hull() -> None:
     camera = around(40)
     normals, masks = maps(camera, AXES, CENTRE)
-    config = FuseConfig(hull=24, start_faces=400, steps=50, edge=(0.08, 0.23), faces=2000)
+    config = FuseConfig(hull=24, steps=50, edge=(0.08, 0.23), faces=2000)
     losses: list[float] = []
     mesh = fuse_normals(3.0 * normals, masks[..., None], camera, config, lambda step, mesh, loss: losses.append(loss))
     hull = visual_hull(masks, camera, 24)

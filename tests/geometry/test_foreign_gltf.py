@@ -6,14 +6,17 @@ import base64
 import io
 import json
 import struct
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from unproject.geometry.colors import srgb_from_linear
 from unproject.geometry.meshes import Mesh
 from unproject.utils.errors import InputError
 
@@ -200,7 +203,10 @@ def test_each_texture_has_its_set_of_coordinates(tmp_path: Path) -> None:
     ["KHR_draco_mesh_compression", "EXT_meshopt_compression", "KHR_texture_basisu", "KHR_gaussian_splatting", "ACME_x"],
 )
 @pytest.mark.parametrize("suffix", [".glb", ".gltf"])
-def test_what_is_required_and_unknown_is_refused_by_name(tmp_path: Path, name: str, suffix: str) -> None:
+def test_what_is_required_and_unknown_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, suffix: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "DracoPy", None)
     made = Maker()
     made.square(physical())
     made.document |= {"extensionsUsed": [name], "extensionsRequired": ["KHR_texture_transform", name]}
@@ -208,7 +214,8 @@ def test_what_is_required_and_unknown_is_refused_by_name(tmp_path: Path, name: s
         Mesh.load(made.save(tmp_path / f"a{suffix}"))
 
 
-def test_compressed_triangles_are_never_half_a_model(tmp_path: Path) -> None:
+def test_compressed_triangles_are_never_half_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "DracoPy", None)
     made = Maker()
     made.square(physical())
     packed = made.square(physical(), 2.0)
@@ -219,6 +226,39 @@ def test_compressed_triangles_are_never_half_a_model(tmp_path: Path) -> None:
     packed["extensions"] = {}
     with pytest.raises(InputError, match="has no data"):
         Mesh.load(made.save(tmp_path / "b.glb"))
+
+
+def test_draco_is_decoded_where_the_extra_is_there(tmp_path: Path) -> None:
+    """The same square twice: as it is, and from Draco's buffer, with colours as normalised bytes."""
+    draco = pytest.importorskip("DracoPy")
+    rgb = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]], np.uint8)
+    faces = np.array([[0, 1, 2], [0, 2, 3]], np.uint32)
+    data = draco.encode(SQUARE, faces, colors=rgb, quantization_bits=14)
+    decoded = draco.decode(data)
+    ids = {one["attribute_type"]: one["unique_id"] for one in decoded.attributes}  # 0 positions, 2 colours
+    made = Maker()
+    packed = made.square(physical(), COLOR_0=rgb)
+    for index in (*packed["attributes"].values(), packed["indices"]):
+        del made.document["accessors"][index]["bufferView"]
+    del packed["attributes"]["TEXCOORD_0"]
+    made.document["accessors"][packed["attributes"]["COLOR_0"]]["normalized"] = True
+    names = {"POSITION": ids[0], "COLOR_0": ids[2]}
+    packed["extensions"] = {"KHR_draco_mesh_compression": {"bufferView": made.view(data), "attributes": names}}
+    made.document |= {name: ["KHR_draco_mesh_compression"] for name in ("extensionsUsed", "extensionsRequired")}
+    mesh = quietly(made.save(tmp_path / "a.glb"))
+    assert len(mesh.faces) == 2 and mesh.vertex_colors is not None
+    places = mesh.vertices[:, [1, 2, 0]]  # glTF's axes
+    for place, color in zip(SQUARE, rgb / 255):
+        at = int((places - torch.from_numpy(place)).norm(dim=1).argmin())
+        assert float((places[at] - torch.from_numpy(place)).norm()) < 1e-3
+        np.testing.assert_allclose(mesh.vertex_colors[at], srgb_from_linear(torch.from_numpy(color)), atol=1e-3)
+    for damage, message in (
+        (b"DRACO no", "cannot be decoded"),
+        (data[: len(data) // 2], "cannot be decoded|fit|values"),
+    ):
+        packed["extensions"]["KHR_draco_mesh_compression"]["bufferView"] = made.view(damage)
+        with pytest.raises(InputError, match=message):
+            Mesh.load(made.save(tmp_path / "b.glb"))
 
 
 def test_splats_in_a_primitive_are_named(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from unproject.geometry.splats.facts import facts_of
 from unproject.geometry.splats.files import is_splat_file, losses, read_splats
 from unproject.geometry.splats.surface import (
     SurfaceConfig,
+    denser,
     level_surface,
     opacity_lattice,
     surface_of,
@@ -53,7 +54,7 @@ def offsets(mesh: Mesh) -> torch.Tensor:
 
 @pytest.mark.parametrize("method", ["tsdf", "levels"])
 def test_the_surface_is_a_solid_where_the_splats_are(method: str) -> None:
-    config = SurfaceConfig(method=method, resolution=48, views=20, size=72, faces=1500)  # type: ignore[arg-type]
+    config = SurfaceConfig(method, resolution=48, level=0.5, views=20, size=72, faces=1500)  # type: ignore[arg-type]
     mesh = surface_of(shell(3000, 0.024), config)
     spacing = 2 * ball_of(shell())[1] / 48
     assert not faults(mesh) and len(mesh.faces) <= 1500
@@ -64,6 +65,15 @@ def test_the_surface_is_a_solid_where_the_splats_are(method: str) -> None:
     assert float(mesh.vertex_colors[right, 0].mean()) > 0.7 and float(mesh.vertex_colors[right, 2].mean()) < 0.3
     volume = float(mesh.check().signed_volume)
     assert volume == pytest.approx(4 / 3 * np.pi * float(AXES.prod()), rel=0.4)
+
+
+def test_denser_splats_have_more_extinction() -> None:
+    """Three equal ones behind each other are as opaque as one of three times the extinction."""
+    cloud = shell(9)
+    more = denser(cloud, 3.0)
+    torch.testing.assert_close(1 - more.opacities, (1 - cloud.opacities) ** 3, atol=1e-6, rtol=1e-3)
+    torch.testing.assert_close(denser(cloud, 1.0).logits, cloud.logits)
+    assert bool(torch.isfinite(denser(replace(cloud, logits=cloud.logits + 60), 8.0).logits).all())
 
 
 def test_levels_are_sums_of_gaussians() -> None:

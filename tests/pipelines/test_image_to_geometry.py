@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import runpy
-import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +19,10 @@ from unproject.tasks.codecs import DepthOutput, NormalsOutput
 from unproject.tasks.ensemble import CONSENSUS
 from unproject.tasks.geometry_head import GeometryHead, HeadConfig
 from unproject.tasks.heads import load_head, marigold_head
-from unproject.tasks.outputs import png16
 from unproject.utils.errors import InputError
 
 HELPERS = runpy.run_path(str(Path(__file__).parents[1] / "tasks" / "conftest.py"))
+BANDS = runpy.run_path(str(Path(__file__).parents[1] / "utils" / "test_bands.py"))
 PIPES = {"depth": ImageToDepth, "normals": ImageToNormals}
 
 
@@ -281,28 +279,8 @@ def test_normals_files_round_trip(tmp_path) -> None:
     np.testing.assert_array_equal(loaded["normals"], normals[0])
     assert str(loaded["frame"]) == "viewer"
     assert Image.open(written[1]).size == (7, 5)
-    np.testing.assert_allclose(2 * read_png16(written[1]) / 65535 - 1, normals[0], atol=4e-5)
-
-
-def read_png16(path: Path) -> np.ndarray:
-    """The pixels of an unfiltered 16-bit RGB PNG, with every checksum verified."""
-    data, at, body, size = path.read_bytes(), 8, b"", (0, 0)
-    while at < len(data):
-        length, kind = struct.unpack(">I4s", data[at : at + 8])
-        chunk = data[at + 8 : at + 8 + length]
-        assert zlib.crc32(kind + chunk) == struct.unpack(">I", data[at + 8 + length : at + 12 + length])[0]
-        if kind == b"IHDR":
-            size = struct.unpack(">II", chunk[:8])
-            assert tuple(chunk[8:10]) == (16, 2)
-        body += chunk if kind == b"IDAT" else b""
-        at += 12 + length
-    rows = np.frombuffer(zlib.decompress(body), np.uint8).reshape(size[1], -1)
-    assert not rows[:, 0].any()
-    return rows[:, 1:].copy().view(">u2").reshape(size[1], size[0], 3).astype(np.float64)
-
-
-def test_png16_is_a_png() -> None:
-    assert png16(np.zeros((2, 3, 3), np.uint16)).startswith(b"\x89PNG\r\n\x1a\n")
+    levels = BANDS["png_pixels"](written[1]).astype(np.float64)
+    np.testing.assert_allclose(2 * levels / 65535 - 1, normals[0], atol=4e-5)
 
 
 @pytest.mark.parametrize(("space", "ends"), [("linear", (1, 4)), ("log", (1, 4)), ("disparity", (4, 1))])

@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from unproject.pipelines.picture_inputs import check_intrinsics, hidden_pixels, photo_camera
+from unproject.geometry.intrinsics import check_intrinsics
+from unproject.pipelines.picture_inputs import hidden_pixels, photo_camera
 from unproject.utils.errors import InputError
 
 SHAPE = (7, 9)
@@ -106,7 +107,7 @@ def test_pixel_centres_go_by_the_name_of_the_matrix(tmp_path: Path, document: An
         ([[50, 0, 10], [1, 60, 20], [0, 0, 1]], "must be 0 fy cy and 0 0 1"),
         ([[50, 0, 300], [0, 60, 20], [0, 0, 1]], r"principal point at \(300, 20\), outside the picture of 200 x 100"),
         ({"K": K, "width": 400, "height": 200}, "K is for 400 x 200 px, the picture has 200 x 100"),
-        ({"camera_matrix": K, "dist_coeffs": [0.1, 0, 0, 0]}, "lens distortion; undistort"),
+        ({"camera_matrix": K, "dist_coeffs": [0.1, 0, 0, 0]}, "lens distortion; --undistort"),
         ({"matrix": K}, 'has no "K"'),
     ],
 )

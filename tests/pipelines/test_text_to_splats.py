@@ -165,6 +165,40 @@ def test_a_resumed_run_with_a_twin_is_equal_to_the_bit(tmp_path, monkeypatch):
     assert "grad" in whole.history[0] and "twin/loss" in whole.history[0]
 
 
+def test_a_first_stage_with_another_prior_is_gone_on_from(tmp_path, monkeypatch):
+    """Its shape is where the run begins, its rows are counted, and an interrupted second stage goes on to the bit."""
+    from unproject.pipelines import text_to_shape
+
+    other = prior({**SD_SCHEDULE, "prediction_type": "v_prediction"})
+    other.name = "other"
+    monkeypatch.setattr(text_to_shape, "load_prior", lambda name, *_: {"other": other}[name])
+    both = load_config(MeshRecipe, {**SMALL, "begin": {"prior": "other", "steps": 3, "score": SMALL["score"]}})
+    seen: list[torch.Tensor] = []
+
+    def look(pipe, step, log, extra):
+        seen.append(extra["optimisation"].shape.means.detach().clone())
+
+    whole = TextToSplats(prior(), both)("dark", seed=1, out=tmp_path / "whole", callback_on_step_end=look)
+    assert whole.nfe == (3 + 6) * 4 and len(whole.history) == 6
+    assert (tmp_path / "whole" / "first" / "LATEST").read_text().strip() == "ckpt-3"
+    alone = TextToSplats(prior(), load_config(MeshRecipe, SMALL))("dark", seed=1)
+    assert not torch.equal(alone.shape.means, whole.shape.means)
+
+    def stop(pipe, step, log, extra):
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        TextToSplats(prior(), both)("dark", seed=1, out=tmp_path / "part", callback_on_step_end=stop)
+    again = TextToSplats(prior(), both)("dark", seed=1, out=tmp_path / "part")
+    assert torch.equal(again.shape.means, whole.shape.means) and again.nfe == whole.nfe
+    with pytest.raises(InputError, match="another begin"):
+        fewer = load_config(MeshRecipe, {**SMALL, "begin": {"prior": "other", "steps": 2, "score": SMALL["score"]}})
+        monkeypatch.setattr(text_to_shape, "remove_checkpoints", lambda folder: None)
+        (tmp_path / "part" / "first").rename(tmp_path / "aside")
+        TextToSplats(prior(), fewer)("dark", seed=1, out=tmp_path / "part")
+
+
 def test_score_settings_of_every_rule_are_valid():
     for rule in RULES:
         score = load_config(ScoreConfig, f"rules/{rule}")

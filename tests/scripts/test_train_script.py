@@ -35,6 +35,7 @@ KINDS = {
     "judge": recipes.JudgeRecipe,
     "judge-pairs": recipes.PairsRecipe,
     "geometry-head": recipes.GeometryRecipe,
+    "pixels": recipes.PixelRecipe,
 }
 
 

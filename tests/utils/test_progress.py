@@ -85,3 +85,18 @@ def test_long_work_says_how_long_it_has_taken(monkeypatch, capsys):
     with under_way("regions", interval_s=0.001):
         time.sleep(0.02)
     assert capsys.readouterr().err == ""
+
+
+def test_nothing_is_told_while_something_else_is_and_the_innermost_work_speaks(monkeypatch, capsys):
+    monkeypatch.delenv("UNPROJECT_QUIET", raising=False)
+    with under_way("command", interval_s=0.02), under_way("stage", interval_s=0.02):
+        time.sleep(0.15)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines and {line.split(":")[0] for line in lines} == {"stage"}
+    with under_way("command", interval_s=0.4), Progress(None, "loop") as bar:
+        bar._display = PlainLines(interval_s=0.0)
+        bar._display.start(None, "loop")
+        for _ in range(8):
+            bar._display.stop(1, "")
+            time.sleep(0.1)
+    assert "command" not in capsys.readouterr().err

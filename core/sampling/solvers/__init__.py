@@ -21,8 +21,6 @@ from .wrapped import RECIPES, WrappedSolver
 
 SOLVERS = ("ddim", *RECIPES, "ghvb", "hb")  # the command line's names that need nothing else
 PATTERNS = (
-    "lcm",
-    "arc",
     "dpm-v3[:ORDER]",
     "ghvb:R,BETA",
     "ghvb:NUMBER",
@@ -30,6 +28,8 @@ PATTERNS = (
     "hb:SOLVER,BETA",
     "usf:FILE",
     "edict[:MIXING]",
+    "lcm",
+    "arc",
 )
 DISTILLED: dict[str, type[Solver]] = {"lcm": Consistency, "arc": Arc}  # of what was distilled for them
 CALIBRATED = ("dpm-v3", "usf")  # families whose solvers come from files

@@ -75,8 +75,10 @@ def eps(model: GaussianMixturePrior, words: str, x: Tensor, noise: Tensor, index
 
 
 def states(rows: int = 3, side: int = 4) -> tuple[Tensor, Tensor, Tensor]:
+    """Renders that lie nearer to other components than the prompt's, so that words matter at every level."""
     index = torch.tensor([150, 520, 940])[:rows]
-    return draw(rows, 2, side, side), draw(rows, 2, side, side, seed=1), index
+    places = torch.tensor([1.3, 1.0, 1.9])[:rows, None, None, None]
+    return 0.6 * draw(rows, 2, side, side) + places, draw(rows, 2, side, side, seed=1), index
 
 
 def sigma2(model: GaussianMixturePrior, index: Tensor) -> Tensor:
@@ -255,7 +257,7 @@ def test_sdi_of_a_gaussian_has_no_variance_and_a_known_target():
 
 def test_sdi_inverts_away_from_the_prompt():
     """One step: x_t = alpha_t x0 + sigma_t eps of eps_0 - 7.5 (eps_c - eps_0) at index 0."""
-    model, x = prior(), draw(2, 2, 4, 4)
+    model, x = prior(), 0.5 * draw(2, 2, 4, 4) + 1.3  # nearer to another component than the prompt's
     index, zero = torch.tensor([700, 900]), torch.zeros(2)
     level = NoiseSchedule.from_config(SD_SCHEDULE).at_index(index)
     start = NoiseSchedule.from_config(SD_SCHEDULE).at_index(zero)
@@ -273,7 +275,7 @@ def test_sdi_inverts_away_from_the_prompt():
 
 def test_ism_is_the_difference_of_two_points_of_one_inversion():
     """A short interval of an unconditional prior leaves nothing; its two steps are those of DDIM."""
-    model, x, noise = prior(), draw(1, 2, 4, 4), draw(1, 2, 4, 4, seed=1)
+    model, x, noise = prior(), 0.5 * draw(1, 2, 4, 4) + 1.0, draw(1, 2, 4, 4, seed=1)
     schedule, index = NoiseSchedule.from_config(SD_SCHEDULE), torch.tensor([500])
     score = scorer(model, ISM(interval=(0.1,), stride=0.2, steps=1), weight="one")
     got = pull(score, x, noise, index)

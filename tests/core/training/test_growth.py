@@ -158,3 +158,14 @@ def test_rows_of_a_slot_and_an_average() -> None:
     assert change.moments(old).flatten().tolist() == [3.0, 0.0, 0.0]
     found: Tensor = change.averages(old, now)
     assert found.flatten().tolist() == [3.0, 1.0, 21.0]
+
+
+def test_rows_between_two_others_have_the_mean_of_both():
+    change = Regrown(INDEX([2]), INDEX([0]), INDEX([1]), between=INDEX([[0, 3], [3, 3]]))
+    old = torch.tensor([[1.0, 10.0], [2.0, 20.0], [3.0, 30.0], [5.0, 50.0]])
+    moments = torch.tensor([[3.0, 30.0], [0.0, 0.0], [0.0, 0.0], [3.0, 30.0], [5.0, 50.0]])
+    averages = torch.tensor([[3.0, 30.0], [1.0, 10.0], [9.0, 9.0], [3.0, 30.0], [5.0, 50.0]])
+    now = torch.full((5, 2), 9.0)
+    assert len(change) == 5 and torch.equal(change.moments(old), moments)
+    assert torch.equal(change.averages(old, now), averages)
+    assert torch.equal(Regrown(INDEX([1])).moments(old), old[1:2])

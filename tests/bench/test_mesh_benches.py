@@ -1,0 +1,75 @@
+"""The experiments on meshes: what counts as a solid, and the table of fused maps, at toy sizes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+
+from unproject.bench import direct25, solids
+from unproject.bench.records import refuse_vacuous
+from unproject.bench.registry import experiment
+from unproject.bench.runner import Context
+from unproject.generate.fuse import FuseConfig
+from unproject.geometry.meshes import Mesh, join_meshes
+from unproject.geometry.raycast import RayMesh
+
+
+def box(at: tuple[float, float, float] = (0.0, 0.0, 0.0), side: float = 1.0) -> Mesh:
+    mesh = Mesh.from_trimesh(trimesh.creation.box((side, side, side)))
+    return replace(mesh, vertices=mesh.vertices + torch.tensor(at))
+
+
+FAULTY = {
+    "edge_manifold": replace(box(), faces=box().faces[1:]),
+    "vertex_manifold": join_meshes([box(), box((1.0, 1.0, 1.0))]),
+    "no_self_intersection": join_meshes([box(), box((0.3, 0.4, 0.45))]),
+    "winding": replace(box(), faces=box().faces.flip(1)),
+    "no_crumbs": join_meshes([box(), box((2.0, 0.0, 0.0), 0.05)]),
+    "no_hidden_shells": join_meshes([box(), box((0.05, 0.0, 0.0), 0.3)]),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTY)
+def test_each_measure_finds_its_fault(fault: str) -> None:
+    found = solids.measures(FAULTY[fault], 0.02, 100, fault)
+    assert not found[fault] and found["within_faces"]
+    assert solids.summary(fault, [found])["solid"]["value"] == 0.0
+
+
+def test_a_box_passes_all_and_budgets_count() -> None:
+    whole = solids.measures(box(), 0.02, 12, "box")
+    assert all(whole[measure] for measure in solids.MEASURES if measure in whole)
+    assert not solids.measures(box(), 0.02, 11, "box")["within_faces"]
+    row = solids.summary("boxes", [whole, {**whole, "open3d": False}])
+    assert row["solid"]["value"] == 0.5 and row["open3d"]["value"] == 0.5 and row["trimesh"]["value"] == 1.0
+
+
+def test_prompts_are_drawn_once_and_alike_every_time() -> None:
+    asked = solids.fresh_prompts(21)
+    assert len({one.split()[-1] for one in asked}) == 21 and asked == solids.fresh_prompts(40)[:21]
+
+
+def test_the_table_of_fused_maps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fuse = FuseConfig(hull=20, steps=3, edge=(0.1, 0.3), faces=2000)
+    monkeypatch.setattr(direct25, "QUICK", direct25.Direct25Bench(1, 24, (4,), fuse, 500, 1))
+    result = direct25.run(Context("direct25", quick=True, out=tmp_path))
+    ways = [row["way"] for row in result["table"]]
+    assert ways == [direct25.HULL, direct25.POISSON, direct25.FUSED]
+    assert result["table"][0]["of_hull_chamfer"] == 1.0 and (tmp_path / "direct25.png").exists()
+    refuse_vacuous({"experiment": "direct25", "quick": True, **result}, experiment("direct25"))
+
+
+def test_exact_maps_belong_to_the_object_that_is_compared() -> None:
+    seen = direct25.look(direct25.chosen_programs(1)[0], 3, 32)
+    points = seen.camera.unproject(seen.depth)[seen.depth > 0]
+    scene = RayMesh(seen.truth)
+    face, weights = scene.closest(points)
+    nearest = (seen.truth.vertices[seen.truth.faces[face]] * weights[..., None]).sum(1)
+    assert float((nearest - points).norm(dim=-1).max()) < 1e-3
+    agree = (seen.truth.face_normals()[face] * seen.normals[seen.depth > 0]).sum(-1)
+    assert np.median(agree.numpy()) > 0.95

@@ -224,7 +224,8 @@ def _register() -> None:
     global DEVICE
     if DEVICE.type == "cpu":
         _device_constructors()  # remembered for ever, so not while they are replaced
-        _setup_privateuseone_for_python_backend(NAME)
+        if not hasattr(torch, NAME):
+            _setup_privateuseone_for_python_backend(NAME)
         DEVICE = torch.device(NAME, 0)
 
 

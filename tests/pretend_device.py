@@ -224,7 +224,9 @@ def _register() -> None:
     global DEVICE
     if DEVICE.type == "cpu":
         _device_constructors()  # remembered for ever, so not while they are replaced
-        _setup_privateuseone_for_python_backend(NAME)
+        if not hasattr(torch, NAME):
+            _setup_privateuseone_for_python_backend(NAME)
+        getattr(torch, NAME).get_amp_supported_dtype = lambda: [torch.float16, torch.bfloat16]  # recomputing asks
         DEVICE = torch.device(NAME, 0)
 
 

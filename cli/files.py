@@ -307,7 +307,7 @@ def _inspect_points(path: Path) -> dict[str, Any]:
 
     from ..geometry.points import PointCloud
 
-    cloud, splats = PointCloud.load(path), _splat_columns(path)
+    cloud, splats = PointCloud.load(path), path.suffix.lower() == ".ply" and _splat_columns(path)
     origin = torch.tensor(cloud.origin, dtype=torch.float64)
     return {
         "kind": "Gaussian splats" if splats else "point cloud",

@@ -69,6 +69,12 @@ def test_points_only_become_points(in_tmp: Path, capsys: pytest.CaptureFixture[s
     PointCloud(torch.rand(10, 3, generator=torch.Generator().manual_seed(0))).save("a.ply")
     assert main(["convert", "a.ply", "b.ply"]) == 0
     assert facts(capsys, "b.ply")["points"] == 10
+    for name in ("c.glb", "c.obj", "c.xyz"):
+        assert main(["convert", "a.ply", name]) == 0
+        capsys.readouterr()
+        told = facts(capsys, name)
+        assert (told["kind"], told["points"]) == ("point cloud", 10)
+        assert main(["convert", name, f"{name}.ply"]) == 0
     assert main(["convert", "a.ply", "b.stl"]) == 2
     assert "holds points without triangles" in capsys.readouterr().err
     assert main(["convert", "a.ply", "c.ply", "--faces", "5"]) == 2

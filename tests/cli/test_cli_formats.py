@@ -118,6 +118,13 @@ def test_one_file_of_numbers_can_go_to_standard_output(run: Run, photo: np.ndarr
     assert (command.streamed, command.several) == (".npy", "")
 
 
+def test_a_map_that_lies_there_alone_is_known_by_its_record(run: Run) -> None:
+    save_image("photos/a.png", np.zeros((6, 8, 3)))
+    for _ in range(2):
+        assert run("depth", "photos", "-o", "photos", "--format", "tiff")[0] == 0
+    assert names("photos") == ["a-depth.tiff", "a.png"]
+
+
 @pytest.mark.parametrize("formats", ["npz,png", "tiff", "png", "npy"])
 def test_maps_in_their_own_folder_are_no_pictures(run: Run, formats: str) -> None:
     for name in ("a.jpg", "b.png"):

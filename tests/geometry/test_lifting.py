@@ -81,6 +81,14 @@ def test_a_sharp_edge_loses_no_point_and_a_blurred_one_what_flies() -> None:
     assert len(PointCloud.from_depth(blurred, None, seen)) == HEIGHT * WIDTH
 
 
+def test_a_thin_pole_is_no_flying_point() -> None:
+    """One pixel wide, nearer than what is left and right of it: the steps to its neighbours go both ways back."""
+    depth = torch.full((1, HEIGHT, WIDTH), 3.0)
+    depth[:, 5:, 17] = 1.2
+    kept = PointCloud.from_depth(depth, None, flat_camera(), max_slant_deg=70)
+    assert int((kept.points[:, 2] < 2).sum()) == HEIGHT - 5
+
+
 @pytest.mark.parametrize(("slant", "share"), [(70.0, 1.0), (76.0, 1.0), (84.0, 0.02)])
 def test_a_slanted_floor_stays_up_to_the_angle_that_was_said(slant: float, share: float) -> None:
     """The slant of z = z0 + k X on the axis of the camera is atan k; a long lens keeps to the axis (2.9 degrees)."""

@@ -1,4 +1,4 @@
-# make demo | test | lint | bench | fuzz | clean. The first call builds .venv; later calls start at once.
+# make demo | test | lint | bench | gpu-check | fuzz | clean. The first call builds .venv; later calls start at once.
 PYTHON ?= python3
 OUT ?= outputs
 BIN := .venv/bin
@@ -7,7 +7,7 @@ CASES ?= 50000
 SEED ?= 0
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMBA_NUM_THREADS=1
 
-.PHONY: demo test lint bench fuzz clean
+.PHONY: demo test lint bench gpu-check fuzz clean
 .DEFAULT_GOAL := test
 
 demo: .stamps/venv
@@ -23,6 +23,9 @@ lint: .stamps/venv .stamps/types/unproject
 
 bench: .stamps/venv
 	$(BIN)/unproject bench --all --out docs/results
+
+gpu-check: .stamps/venv
+	$(BIN)/python -m unproject.scripts.gpu_check --out $(OUT)/gpu-check.json
 
 # 50 000 damaged and hostile inputs; CASES=2000 for fewer, SEED=1 for others.
 fuzz: .stamps/venv

@@ -107,6 +107,14 @@ EXPERIMENTS: dict[str, Experiment] = {
         weights=None,
         method=(SOLVERS, "pipelines/text_to_image.py"),
     ),
+    "backbones": Experiment(
+        "Which backbone can do what, on random weights: tiny, on a pretended accelerator, on a GPU",
+        "backbones",
+        ("", None),
+        prior="",
+        weights=None,
+        method=("core/priors", "scripts/random_backbones.py"),
+    ),
     "faults": Experiment(
         "What is lost when a command is killed, stopped, or its disk refuses",
         "faults",
@@ -122,6 +130,14 @@ EXPERIMENTS: dict[str, Experiment] = {
         prior="",
         weights=None,
         method=("geometry/splats",),
+    ),
+    "memory": Experiment(
+        "Memory of text-to-mesh and text-to-image with the published backbones, and what fits which card",
+        "memory",
+        ("way", "all at once, float32"),
+        prior="",
+        weights=None,
+        method=("core/priors/footprint.py", "geometry/volume.py", "generate/step_memory.py"),
     ),
     "fit": Experiment(
         "Splats fitted to posed pictures: held-out views, cost, meshes, wrong poses",

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed, 2 bad input, 3 some of several failed, 130 and 143
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shlex
@@ -79,7 +80,7 @@ def _failed(error: Exception, as_json: bool) -> int:
     if os.environ.get("UNPROJECT_DEBUG") == "1":
         traceback.print_exc()
     text = " ".join(_told(error).split())
-    code = error.exit_code if isinstance(error, UnprojectError) else 1
+    code = error.exit_code if isinstance(error, UnprojectError) else 2 if _impossible_name(error) else 1
     if as_json:
         print(json.dumps({"status": "failed", "error": text, "exit_code": code}, ensure_ascii=False))
     print(f"error: {text}", file=sys.stderr)
@@ -94,5 +95,10 @@ def _told(error: Exception) -> str:
         way_out = "; draw fewer at once (--batch), smaller (--size), or on another --device" if str(error) else ""
         return f"out of memory {error}".strip() + way_out
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
+        return f"{str(error.filename)[:200]}: {error.strerror}" if error.filename is not None else error.strerror
     return f"{type(error).__name__}: {error} (UNPROJECT_DEBUG=1 shows where)"
+
+
+def _impossible_name(error: Exception) -> bool:
+    """Whether a file was named that no file system can hold."""
+    return isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP)

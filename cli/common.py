@@ -190,8 +190,8 @@ def _execute(command: Command) -> int:
                 pin(threads)
             shown = command.run(record, target)
     except BaseException:
-        if begun and not record.outputs and record.place is not None:
-            record.place.unlink(missing_ok=True)
+        if begun and record.place is not None and not any(map(os.path.exists, command.written(target))):
+            record.place.unlink(missing_ok=True)  # it left nothing to go on with
         elif command.leaves_files and (record.outputs or record.place):
             with contextlib.suppress(UnprojectError):  # the first failure is the one to tell
                 record.write(record.place or target.record)

@@ -18,6 +18,7 @@ from .jobs import Job
 from .outputs import Target, need_format
 from .prompts import chosen_prompts
 from .showing import Shown
+from .steering import ImagePromptCommand
 from .text import TextCommand
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ USUAL_MESH_STEPS = 45  # of the embedded recipe
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShapeCommand(TextCommand):
+class ShapeCommand(TextCommand, ImagePromptCommand):
     """Options of the commands that optimise a shape until the prior likes it."""
 
     makes: ClassVar[str]
@@ -119,6 +120,7 @@ class ShapeCommand(TextCommand):
                 resume=not self.overwrite,
                 diagnostics=self._watched(pipe.prior.name),
                 **self.settings(),
+                **self.prompt_pictures(),
             )
             with record.stage("write"):
                 self.write(made, job, record)

@@ -18,6 +18,7 @@ from .priors import PriorCommand
 from .prompts import check_prompt, chosen_prompts
 from .sampling import SamplingCommand
 from .showing import Shown
+from .steering import SteeredCommand
 
 if TYPE_CHECKING:
     from ..core.sampling.plan import SamplingPlan
@@ -117,7 +118,7 @@ class TextCommand(PriorCommand, Seeded):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextToImage(TextCommand, SamplingCommand):
+class TextToImage(TextCommand, SamplingCommand, SteeredCommand):
     """Draw images from a prompt."""
 
     name: ClassVar[str] = "text-to-image"
@@ -223,6 +224,7 @@ class TextToImage(TextCommand, SamplingCommand):
                 seed=self.seed,
                 batch_size=self.batch,
                 output_type="np",
+                **self.prompt_pictures(),
             )
         record.notes["plan"] = made.plan.to_dict()
         record.notes["seeds"] = made.seeds

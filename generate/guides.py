@@ -11,6 +11,7 @@ from ..core.distillation.rules import NEGATIVE
 from ..core.distillation.score import GuidanceOut, ScoreConfig, ScoreDistillation
 from ..core.distillation.twin import Twin
 from ..core.priors import Condition, Prior
+from ..core.priors.image_prompt import with_picture
 from ..core.sampling.perp_neg import PerpNeg, negative_branch
 from ..geometry.cameras import Camera, to_mvdream
 from ..utils.errors import InputError
@@ -79,16 +80,27 @@ class ViewTextGuide(ScoreGuide):
     """For single-image priors: the prompt with "front view", "side view", "back view" or "top view" added."""
 
     def __init__(
-        self, config: ScoreConfig, prior: Prior, prompt: str, negative: str | None = None, shows: str = ""
+        self,
+        config: ScoreConfig,
+        prior: Prior,
+        prompt: str,
+        negative: str | None = None,
+        shows: str = "",
+        picture: Tensor | None = None,
     ) -> None:
         """`shows`: words for another kind of picture, at the end. With `config.perp_neg` the words of neighbouring
-        views are mixed and those of others push away."""
+        views are mixed and those of others push away. `picture` (1, 3, H, W) in [0, 1] is what the prior's IP-Adapter
+        reads, from every side the same."""
         if config.perp_neg and prior.guidance_embedded:
             raise InputError(f"score.perp_neg needs branches of guidance, which {prior.name} takes as an input instead")
         self.rows = list(VIEW_TEXT)
         texts = [f"{prompt}, {VIEW_TEXT[name]}{_ending(shows)}" for name in self.rows]
-        self.score = ScoreDistillation(config, prior, encoded(config, prior, [prompt + _ending(shows)], negative))
-        self.conditions = encoded(config, prior, texts, negative)
+        plain, self.conditions = (
+            encoded(config, prior, words, negative) for words in ([prompt + _ending(shows)], texts)
+        )
+        if picture is not None:
+            self.conditions, plain = (with_picture(prior, one, picture) for one in (self.conditions, plain))
+        self.score = ScoreDistillation(config, prior, plain)
 
     def __call__(self, images: Tensor, camera: Camera, share: float, generator: torch.Generator) -> GuidanceOut:
         """See Guide."""
@@ -131,16 +143,18 @@ def make_guide(
     negative: str | None = None,
     views: int | None = None,
     shows: str = "",
+    picture: Tensor | None = None,
 ) -> Guide:
     """The guide that suits a prior: joint views when it knows cameras, view words otherwise.
 
     `views` is the number of consecutive renders that see each other; None: as many as the prior learnt to draw.
-    `shows`: words for another kind of picture, such as "normal map".
+    `shows`: words for another kind of picture, such as "normal map". `picture` is one that the prior reads beside the
+    words, which priors of several views do not.
     """
     if prior.multiview:
         condition = encoded(config, prior, [prompt + _ending(shows)], negative)
         return MultiViewGuide(config, prior, condition, views or prior.frames)
-    return ViewTextGuide(config, prior, prompt, negative, shows)
+    return ViewTextGuide(config, prior, prompt, negative, shows, picture)
 
 
 def _ending(shows: str) -> str:

@@ -110,6 +110,7 @@ class _FromImage(ABC, Generic[Out]):
         alignment: Alignment | None = None,
         output_type: str = "np",
         output_latent: bool = False,
+        return_dict: bool = True,
         callback_on_step_end: StepEnd | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = TENSORS,
     ) -> Out:
@@ -135,6 +136,7 @@ class _FromImage(ABC, Generic[Out]):
                 published).
             output_type: "np" (N, H, W, C) or "pt" (N, C, H, W).
             output_latent: also return the final latents.
+            return_dict: False returns a tuple, as diffusers' Marigold does: (prediction, uncertainty, latents).
             callback_on_step_end: called with (pipe, call, timestep, {"latents": ...}) after every network call; may
                 return {"latents": ...}. The calls of each `batch_size` rows count from 0.
             callback_on_step_end_tensor_inputs: what it is handed; there is "latents".
@@ -172,7 +174,11 @@ class _FromImage(ABC, Generic[Out]):
                 height, width = output.prediction.shape[2:] if output_type == "pt" else output.prediction.shape[1:3]
                 own = at_map_size(seen, (height, width))
                 output.valid = own if output_type == "pt" else own.permute(0, 2, 3, 1).cpu().numpy()
-        return self._chosen(result)
+        chosen = self._chosen(result)
+        if return_dict:
+            return chosen
+        parts = [chosen] if isinstance(chosen, TaskOutput) else list(result.maps.values())
+        return tuple(value for one in parts for value in (one.prediction, one.uncertainty, one.latent))  # type: ignore[return-value]
 
     @abstractmethod
     def _chosen(self, result: GeometryOutput) -> Out:

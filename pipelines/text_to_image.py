@@ -23,6 +23,8 @@ from ..utils.errors import InputError, UnprojectError
 from ..utils.progress import Progress
 from ..utils.seeds import sample_noise
 from .base import SamplingPipeline
+from .picture_conditions import with_pictures
+from .picture_inputs import PictureLike
 from .prompts import check_guidance, check_texts, embedded, warn_about, warn_about_negatives
 from .sampling_parts import (
     TENSORS,
@@ -80,6 +82,8 @@ class TextToImage(SamplingPipeline):
         negative_pooled_prompt_embeds: Tensor | None = None,
         branches: Mapping[str, str | Sequence[str]] | None = None,
         cameras: Tensor | None = None,
+        control_image: PictureLike | Sequence[PictureLike] | None = None,
+        ip_adapter_image: PictureLike | Sequence[PictureLike] | None = None,
         batch_size: int | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
@@ -105,6 +109,9 @@ class TextToImage(SamplingPipeline):
                 where the prior has such. Likewise negative_prompt_embeds, negative_pooled_prompt_embeds.
             branches: prompts of further branches by name, one each or one for all, for a guidance that asks them.
             cameras: (F, 16) for multi-view priors: F views per image, adjacent in the output.
+            control_image: what the prior's ControlNet or T2I-Adapter looks at, such as a map of edges, for all prompts
+                or one each; with several controls a list of one such for each.
+            ip_adapter_image: what its IP-Adapter looks at, for all prompts or one each.
             batch_size: images drawn and decoded at once; None: all.
             output_type: "pil", "np", "pt" or "latent".
             return_dict: False returns (images,).
@@ -125,6 +132,7 @@ class TextToImage(SamplingPipeline):
         prompts, condition = self._described(prompt, negative_prompt, *embeds)
         for name, texts in (branches or {}).items():
             condition = condition.branch(name, self.prior.encode_text(texts)[COND].for_batch(condition.rows))
+        condition = with_pictures(self.prior, condition, shape, control_image, ip_adapter_image)
         condition = condition.repeat(num_images_per_prompt)
         if cameras is not None:
             condition = condition.with_views(cameras, cameras.shape[0])

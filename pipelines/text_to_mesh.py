@@ -20,6 +20,7 @@ from ..geometry.report import MeshReport
 from ..geometry.representation import Representation
 from ..utils.progress import under_way
 from ..utils.runs import RunRecord
+from .picture_inputs import PictureLike
 from .text_to_shape import MeshRecipe, StepEnd, TextToShape, chosen_seed, load_recipe
 
 __all__ = ["MeshRecipe", "TextToMesh", "TextToMeshOutput", "chosen_seed", "load_recipe"]
@@ -84,6 +85,7 @@ class TextToMesh(TextToShape):
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         faces: int | None = None,
+        ip_adapter_image: PictureLike | None = None,
         out: str | Path | None = None,
         resume: bool = True,
         callback_on_step_end: StepEnd | None = None,
@@ -99,6 +101,7 @@ class TextToMesh(TextToShape):
             num_inference_steps: optimisation steps; the schedules of the recipe keep their shares.
             guidance_scale: classifier-free guidance; None: the recipe's.
             faces: triangles at most; None: the recipe's.
+            ip_adapter_image: what the prior's IP-Adapter looks at; every view is shown the same.
             out: folder for checkpoints and preview.png; None: nothing is written. With it Ctrl-C and SIGTERM finish
                 the step, save it and raise Stopped, a KeyboardInterrupt; the same call goes on from there.
             resume: continue from a checkpoint in `out`, which has to be of the same prompts, prior, recipe and seed;
@@ -107,7 +110,8 @@ class TextToMesh(TextToShape):
             diagnostics: folder for strips of what the prior saw and answered, and numbers of every look.
         """
         recipe, seed = self._adjusted(num_inference_steps, guidance_scale, faces), chosen_seed(seed, generator)
-        made = self._made(prompt, negative_prompt, recipe, seed, out, resume, callback_on_step_end, diagnostics)
+        watch = (callback_on_step_end, diagnostics, ip_adapter_image)
+        made = self._made(prompt, negative_prompt, recipe, seed, out, resume, *watch)
         work, optimised = made.work, time.perf_counter()
         with under_way("mesh and texture"):
             mesh = textured_mesh(work.shape, recipe.mesh, views_around(recipe.optimise.views))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
+from torch import Tensor
 
 from ..core.distillation.score import ScoreConfig
 from ..core.priors import Prior, load_prior, multi_view_sibling
@@ -22,10 +23,13 @@ from ..generate.step_memory import BUDGET_GB
 from ..generate.views import turntable_cameras
 from ..geometry.representation import MeshConfig
 from ..utils.configs import config_path, load_config, read_yaml, to_dict
+from ..utils.digests import digest
 from ..utils.errors import InputError
 from ..utils.pictures import grid, save_image
 from ..utils.progress import Progress
 from .base import PriorPipeline
+from .picture_conditions import read_picture
+from .picture_inputs import PictureLike
 from .prompts import check_guidance, warn_about, warn_about_negatives
 from .sampling_parts import whole_number
 
@@ -125,6 +129,7 @@ class TextToShape(PriorPipeline):
         resume: bool,
         callback: StepEnd | None,
         diagnostics: str | Path | Diagnostics | None,
+        picture: PictureLike | None = None,
     ) -> Optimised:
         """Optimises one shape; see __call__ for the arguments."""
         if not isinstance(prompt, str) or not prompt.strip():
@@ -134,7 +139,8 @@ class TextToShape(PriorPipeline):
         started = datetime.now(timezone.utc)
         folder = None if out is None else Path(out)
         first = self._first_stage(recipe, seed, prompt, negative, folder, resume)
-        work = _started(recipe, self.prior, seed, prompt, negative, folder, resume, self.step_memory_gb)
+        seen = read_picture(self.prior, picture)
+        work = _started(recipe, self.prior, seed, prompt, negative, folder, resume, self.step_memory_gb, seen)
         if first is not None and work.step == 0:
             work.shape.restore(dict(first.shape.state_dict()), "the first stage")
             work.nfe, work.seconds = first.nfe, first.seconds
@@ -199,11 +205,12 @@ def _started(
     folder: Path | None,
     resume: bool,
     budget_gb: float,
+    picture: Tensor | None = None,
 ) -> Optimisation:
     """The optimisation with a prior at its start, or where the newest checkpoint in `folder` was written; a step
     keeps `budget_gb` of activations."""
     views = recipe.optimise.views.views
-    guide = make_guide(recipe.score, prior, prompt, negative, views)
+    guide = make_guide(recipe.score, prior, prompt, negative, views, picture=picture)
     normals = NormalGuide(recipe.normals, recipe.score, prior, prompt, views) if recipe.normals.used else None
     if folder is None:
         return Optimisation(recipe.optimise, guide, seed, prior.device, None, normals, budget_gb)
@@ -211,6 +218,7 @@ def _started(
     guided_by |= {"score": recipe.score}
     guided_by |= {"normals": recipe.normals} if recipe.normals.used else {}
     guided_by |= {"begin": recipe.begin} if recipe.begin.prior else {}
+    guided_by |= {} if picture is None else {"ip_adapter_image": digest({"picture": picture})}
     work = Optimisation(recipe.optimise, guide, seed, prior.device, guided_by, normals, budget_gb)
     folder.mkdir(parents=True, exist_ok=True)
     if resume:

@@ -23,6 +23,7 @@ from ..geometry.splats.files import suffix_of
 from ..utils.errors import InputError
 from ..utils.files import write_json
 from ..utils.runs import RunRecord
+from .picture_inputs import PictureLike
 from .text_to_shape import MeshRecipe, StepEnd, TextToShape, chosen_seed
 
 
@@ -98,6 +99,7 @@ class TextToSplats(TextToShape):
         generator: torch.Generator | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
+        ip_adapter_image: PictureLike | None = None,
         out: str | Path | None = None,
         resume: bool = True,
         callback_on_step_end: StepEnd | None = None,
@@ -105,7 +107,8 @@ class TextToSplats(TextToShape):
     ) -> TextToSplatsOutput:
         """Makes splats of one object; the arguments are those of `TextToMesh`."""
         recipe, seed = self._adjusted(num_inference_steps, guidance_scale), chosen_seed(seed, generator)
-        made = self._made(prompt, negative_prompt, recipe, seed, out, resume, callback_on_step_end, diagnostics)
+        watch = (callback_on_step_end, diagnostics, ip_adapter_image)
+        made = self._made(prompt, negative_prompt, recipe, seed, out, resume, *watch)
         work = made.work
         assert isinstance(work.shape, Gaussians)
         cloud = work.shape.shown.detached()

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 
-from ..core.priors import StableDiffusionPrior, weights_root
+from ..core.priors import StableDiffusionPrior, hub, weights_root
 from ..utils.configs import load_config
 from ..utils.errors import InputError
 from ..utils.files import read_json
@@ -85,13 +85,12 @@ def load_head(
                 f"the weights of the geometry head are not in {folder}; reinstall, or set UNPROJECT_WEIGHTS"
             )
         head = GeometryHead.load(folder, device, dtype)
+    elif isinstance(name, str) and (entry := _entry_of(text)) is not None:  # a folder of that name is "./NAME"
+        head = _from_entry(entry, device, dtype, options)
     elif Path(text).is_dir():
         head = _from_folder(Path(text), device, dtype, options)
-    elif text in head_table():
-        head = _from_entry(head_table()[text], device, dtype, options)
     elif "/" in text and not text.startswith((".", "/")):
-        entry = next((entry for entry in head_table().values() if entry.repo == text), None)
-        head = _from_entry(entry, device, dtype, options) if entry else _from_hub(text, device, dtype, options)
+        head = _from_hub(text, device, dtype, options)
     else:
         raise InputError(
             f"head {text!r} is neither a name nor a folder; have toybox, {', '.join(head_table())}, "
@@ -101,6 +100,12 @@ def load_head(
     if missing:
         raise InputError(f"head {text!r} predicts {', '.join(head.config.targets)}, not {', '.join(missing)}")
     return head
+
+
+def _entry_of(name: str) -> HeadEntry | None:
+    """The entry of an id of the table, or of the full id of one."""
+    known = next((entry for entry in head_table().values() if entry.repo == name), None)
+    return head_table().get(name, known)
 
 
 def _from_folder(folder: Path, device: Any, dtype: torch.dtype, options: dict[str, Any]) -> GeometryHead:
@@ -133,25 +138,26 @@ def _from_entry(entry: HeadEntry, device: Any, dtype: torch.dtype, options: dict
 
 def _from_hub(repo: str, device: Any, dtype: torch.dtype, options: dict[str, Any]) -> GeometryHead:
     """Fetches a repository. Raises InputError naming what failed and the ways out."""
-    from huggingface_hub import hf_hub_download
-
     start = options.pop("start", None)
-    keep = {k: v for k, v in options.items() if k in ("revision", "cache_dir", "local_files_only", "token")}
+    where = {name: value for name, value in options.items() if name in hub.WHERE}
+    where["local_files_only"] = where.get("local_files_only") or not hub.reachable()
+    known = [entry.repo for entry in head_table().values()]
     try:
-        family = read_json(hf_hub_download(repo, "model_index.json", **keep)).get("_class_name")
+        family = read_json(hub.fetch_file(repo, "model_index.json", where, known)).get("_class_name")
         target = next((entry.target for entry in head_table().values() if entry.repo == repo), None)
         if family not in published_pipelines() and target is not None:
             family = task_table()[target].pipeline
         if family not in published_pipelines():
             raise InputError(f"{repo} is a {family}; supported are {', '.join(published_pipelines())}")
-        pipe = _load_pipeline(family, repo, dtype, options)
+        pipe = _load_pipeline(family, repo, dtype, {**options, **where})
     except InputError:
         raise
     except Exception as error:  # the hub client raises many kinds: offline, gated, vanished, time-out
-        reason = (str(error).strip().splitlines() or [""])[0][:200]
+        why = (
+            str(error) if isinstance(error, hub.Unfetched) else hub.reason(error, repo, "weights in safetensors files")
+        )
         raise InputError(
-            f"head {repo!r} could not be fetched ({type(error).__name__}: {reason}). Check the network and HF_TOKEN, "
-            "give a local folder instead, or use the embedded head: toybox"
+            f"head {repo!r} could not be fetched ({why}). Give a local folder instead, or use the embedded head: toybox"
         ) from error
     return marigold_head(pipe, start, device)
 

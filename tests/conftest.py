@@ -9,7 +9,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+import importlib.util
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -25,3 +28,16 @@ def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Runs the test inside an empty folder."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def pretend_device(root: Path) -> ModuleType:
+    """The module of the pretend accelerator: `with pretend_device.Pretend():` runs on `pretend_device.DEVICE`."""
+    name = "unproject_pretend_device"
+    if name in sys.modules:  # a test of a table that runs there was first
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, root / "tests" / "pretend_device.py")
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -188,22 +188,27 @@ def cache_root() -> Path:
     return Path(given) if given else Path(home or Path.home() / ".cache") / "unproject"
 
 
-def split_scale(text: str | Path, argument: str) -> tuple[Path, float]:
+def split_scale(text: str | Path, argument: str, folder: bool = False) -> tuple[Path, float]:
     """File and scale of "FILE.safetensors" or "FILE.safetensors:SCALE", scale 1 unless it is said.
 
-    Raises InputError for a file that is not there or of another kind, and for a scale that is no finite number.
+    With `folder` it is a folder's. Raises InputError for one that is not there or of another kind, and for a scale that
+    is no finite number.
     """
     name, colon, scale = str(text).rpartition(":")
-    if not colon or Path(text).is_file():
+    if not colon or Path(text).exists():
         name, scale = str(text), "1"
     try:
         value = float(scale)
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise InputError(f"{argument} {text}: the scale {scale!r} is no number; write FILE or FILE:SCALE")
+        what = "FOLDER" if folder else "FILE"
+        raise InputError(f"{argument} {text}: the scale {scale!r} is no number; write {what} or {what}:SCALE")
+    if folder and Path(name).is_dir():
+        return Path(name), value
     if not Path(name).is_file():
         raise InputError(f"{argument} {text}: {name} does not exist")
-    if Path(name).suffix != ".safetensors":
-        raise InputError(f"{argument} {text}: {name} is not a safetensors file; convert it first")
+    if folder or Path(name).suffix != ".safetensors":
+        wanted = "a folder in diffusers' layout" if folder else "a safetensors file; convert it first"
+        raise InputError(f"{argument} {text}: {name} is not {wanted}")
     return Path(name), value

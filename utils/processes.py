@@ -13,8 +13,10 @@ def follow(parent: int) -> None:
     """Ends this process soon after its parent, process number `parent`, is gone; for the initializer of a pool.
 
     A worker that waits for work cannot see that nobody will ever give it any: it holds the queue's other end itself.
+    In another process than a child of `parent` it does nothing.
     """
-    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+    if os.getppid() == parent:
+        threading.Thread(target=_watch, args=(parent,), daemon=True).start()
 
 
 def _watch(parent: int) -> None:

@@ -13,6 +13,7 @@ from .rows import Condition, Rows
 
 if TYPE_CHECKING:
     from .analytic import FLOW_SCHEDULE, SD_SCHEDULE, GaussianMixturePrior
+    from .build import from_pipeline
     from .diffusers import FluxPrior, StableDiffusion3Prior, StableDiffusionPrior, StableDiffusionXLPrior
     from .embedded import EmbeddedFlowPrior, EmbeddedPrior, MultiViewPrior
     from .multiview import CameraEmbedding, MultiViewUNet, inflate
@@ -37,6 +38,7 @@ __all__ = [
     "StableDiffusionPrior",
     "StableDiffusionXLPrior",
     "available",
+    "from_pipeline",
     "inflate",
     "load_prior",
     "multi_view_sibling",
@@ -47,6 +49,7 @@ _HOMES = {
     **dict.fromkeys(
         ("FluxPrior", "StableDiffusion3Prior", "StableDiffusionPrior", "StableDiffusionXLPrior"), ".diffusers"
     ),
+    "from_pipeline": ".build",
     **dict.fromkeys(("EmbeddedFlowPrior", "EmbeddedPrior", "MultiViewPrior"), ".embedded"),
     **dict.fromkeys(("CameraEmbedding", "MultiViewUNet", "inflate"), ".multiview"),
     **dict.fromkeys(("PriorEntry", "available", "load_prior", "multi_view_sibling", "weights_root"), ".registry"),

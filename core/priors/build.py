@@ -70,12 +70,28 @@ def as_prior(pipe: Any, family: str, name: str, vocabulary: tuple[str, ...] = ()
     return FAMILIES[family](pipe, name)
 
 
+def from_pipeline(pipe: Any) -> DiffusersPrior:
+    """The prior of a stock pipeline, whose networks it shares and freezes. Raises InputError for other classes."""
+    family = type(pipe).__name__
+    if family not in FAMILIES:
+        raise InputError(f"a {family} is no pipeline that is known; have {', '.join(FAMILIES)}")
+    return as_prior(pipe, family, str(getattr(pipe, "name_or_path", "") or family))
+
+
 def family_of(index: Any, source: str) -> str:
     """The pipeline class of a model_index.json. Raises InputError for one that is not supported."""
-    family = index.get("_class_name") if isinstance(index, dict) else None
-    if not isinstance(family, str) or family not in FAMILIES:
+    family = class_of(index)
+    if family not in FAMILIES:
         raise InputError(f"{source} is a {family}; supported are {', '.join(FAMILIES)}")
     return family
+
+
+def class_of(index: Any) -> str:
+    """The class that a model_index.json names; community pipelines write [module, class]. Empty for none."""
+    named = index.get("_class_name") if isinstance(index, dict) else None
+    if isinstance(named, (list, tuple)) and named:
+        named = named[-1]
+    return named if isinstance(named, str) else ""
 
 
 def pipeline_class(family: str) -> Any:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ...utils.errors import InputError
 from ...utils.seeds import sample_noise
 from .base import PredictionType, Recommended
+from .control import IMAGE_PROMPT, PictureControl, summed
 from .noise import predicts
 from .placed import PlacedPrior
 from .placement import execution_device
@@ -36,6 +37,8 @@ class DiffusersPrior(PlacedPrior):
     """What the families share: the pipeline object, the VAE, truncation, saving."""
 
     backbone = "unet"
+    steerable = False  # whether controls and image prompts can be added
+    controls: tuple[PictureControl, ...] = ()
     spacing: str | None = None  # of the sigmas that the family's pipeline itself gives to its scheduler
     upcasts = False  # whether the stock pipeline decodes in float32 where a VAE's config says force_upcast
 
@@ -73,7 +76,24 @@ class DiffusersPrior(PlacedPrior):
     def modules(self) -> dict[str, nn.Module]:
         """See Prior.modules."""
         parts = {name: part for name, part in self.pipe.components.items() if isinstance(part, nn.Module)}
-        return {**parts, self.backbone: self.network}
+        beside = {control.row: control.network for control in self.controls}
+        return {**parts, **beside, self.backbone: self.network}
+
+    def controlled(self: P, controls: Sequence[PictureControl]) -> P:
+        """This prior with controls beside its network (`steering.with_controls`); everything else is shared."""
+        other = copy.copy(self)
+        other.controls, other.nfe = tuple(controls), 0
+        other.reads = self.reads | {control.row for control in controls}
+        return other
+
+    def _asked(self, x: Tensor, time: Tensor, text: Tensor, rows: Rows, more: dict[str, Any] | None = None) -> Tensor:
+        """The answer of a U-Net to text (B, L, D) with what steers it; `more` are its further conditions."""
+        state, text, more = self._state(x, rows), text.to(self.dtype), more or {}
+        added = summed([control.added(state, time, text, rows, more) for control in self.controls])
+        if IMAGE_PROMPT in self.reads:
+            more = {**more, "image_embeds": [rows[IMAGE_PROMPT].to(self.dtype)[:, None]]}
+        added |= {"timestep_cond": self._scale_features(x, rows), "return_dict": False}
+        return self.network(state, time, text, **({"added_cond_kwargs": more} if more else {}), **added)[0]
 
     def _dtype_for(self, module: nn.Module, dtype: torch.dtype | None) -> torch.dtype | None:
         """A codec that overflows in half precision (SDXL's) stays in float32.
@@ -159,6 +179,7 @@ class StableDiffusionPrior(DiffusersPrior):
 
     recommended = Recommended(7.5, 50)
     reads = frozenset({"text", "concat", NEGATIVE})
+    steerable = True
 
     def encode_text(self, prompts: str | Sequence[str], negative: str | Sequence[str] | None = None) -> Condition:
         """See Prior.encode_text."""
@@ -177,8 +198,7 @@ class StableDiffusionPrior(DiffusersPrior):
 
     def _forward(self, x: Tensor, time: Tensor, rows: Rows) -> Tensor:
         text = torch.cat([rows["text"], rows[NEGATIVE]], 1) if NEGATIVE in rows else rows["text"]
-        told = {"timestep_cond": self._scale_features(x, rows), "return_dict": False}
-        return self.network(self._state(x, rows), time, text.to(self.dtype), **told)[0]
+        return self._asked(x, time, text, rows)
 
 
 class StableDiffusionXLPrior(DiffusersPrior):
@@ -187,6 +207,7 @@ class StableDiffusionXLPrior(DiffusersPrior):
     upcasts = True
     recommended = Recommended(5.0, 50)
     reads = frozenset({"text", "pooled", "time_ids", "concat"})
+    steerable = True
 
     def encode_text(self, prompts: str | Sequence[str], negative: str | Sequence[str] | None = None) -> Condition:
         """See Prior.encode_text; without a negative prompt the unconditional branch follows the model's own rule."""
@@ -203,9 +224,7 @@ class StableDiffusionXLPrior(DiffusersPrior):
             height, width = (side * self.vae_factor for side in x.shape[-2:])
             time_ids = torch.tensor([(height, width, 0, 0, height, width)]).expand(x.shape[0], -1)
         added = {"text_embeds": rows["pooled"].to(self.dtype), "time_ids": time_ids.to(x.device, self.dtype)}
-        embeds = rows["text"].to(self.dtype)
-        told = {"timestep_cond": self._scale_features(x, rows), "return_dict": False}
-        return self.network(self._state(x, rows), time, embeds, added_cond_kwargs=added, **told)[0]
+        return self._asked(x, time, rows["text"], rows, added)
 
 
 class StableDiffusion3Prior(DiffusersPrior):

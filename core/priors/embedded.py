@@ -103,6 +103,7 @@ class MultiViewPrior(EmbeddedPrior):
 
     recommended = TOYBOX_MULTIVIEW
     reads = frozenset({"text", "concat", "cameras"})
+    steerable = False
 
     def __init__(
         self,

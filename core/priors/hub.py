@@ -53,13 +53,14 @@ def fetch_file(repo: str, filename: str, options: Mapping[str, Any], known: Sequ
         raise Unfetched(reason(error, repo, filename, known)) from error
 
 
-def fetch_settings(repo: str, options: Mapping[str, Any]) -> Path:
-    """The folder of a pipeline's settings and tokenizers, without weights. Raises Unfetched."""
+def fetch_settings(repo: str, options: Mapping[str, Any], weights: bool = False) -> Path:
+    """The folder of a pipeline's settings and tokenizers, with `weights` its safetensors too. Raises Unfetched."""
     from huggingface_hub import snapshot_download
 
     where = {key: options[key] for key in WHERE if key in options}
+    patterns = ["*.json", "*.txt", "*.model", *(["*.safetensors"] if weights else [])]
     try:
-        return Path(snapshot_download(repo, allow_patterns=["*.json", "*.txt", "*.model"], **where))
+        return Path(snapshot_download(repo, allow_patterns=patterns, **where))
     except Exception as error:
         raise Unfetched(reason(error, repo, "model_index.json")) from error
 

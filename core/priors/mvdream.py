@@ -1,7 +1,9 @@
 """Checkpoints in the layout MVDream publishes: LDM keys `model.diffusion_model.*` plus `camera_embed.{0,2}`.
 
 The 2-D part goes through diffusers' own LDM conversion; the camera embedding, which has no slot there, is ours. The
-file that is published is pickled: it is read as tensors only, once, and kept as safetensors.
+file that is published is pickled: it is read as tensors only, once, and kept as safetensors. Ports to diffusers are
+folders whose U-Net has the same tensors without the prefix and whose class is not part of diffusers; none of their
+code is run.
 """
 
 from __future__ import annotations
@@ -12,14 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from ...utils.errors import InputError
-from ...utils.files import atomic_path, cache_root
+from ...utils.files import atomic_path, cache_root, read_json
 from .base import Recommended
+from .build import class_of, quiet, told
 from .diffusers import StableDiffusionPrior
 from .embedded import MultiViewPrior
 from .multiview import CameraEmbedding, MultiViewUNet
@@ -29,6 +33,7 @@ CAMERA = f"{PREFIX}camera_embed."
 PICKLED = (".pt", ".pth", ".ckpt")
 SIDE_PX = 256  # of the pictures that it learnt, whatever its base draws
 RECOMMENDED = Recommended(guidance=10.0, steps=50)
+PORTS = ("MVDreamPipeline",)  # classes of pipelines outside of diffusers
 
 
 def convert_mvdream(checkpoint: Mapping[str, Tensor], config: Mapping[str, Any]) -> MultiViewUNet:
@@ -83,3 +88,62 @@ def as_safetensors(path: Path) -> Path:
     with atomic_path(target) as temporary:
         save_file({key: value.contiguous() for key, value in network.items()}, temporary)
     return target
+
+
+def is_port(index: Any) -> bool:
+    """Whether a model_index.json is that of a port to diffusers."""
+    return class_of(index) in PORTS
+
+
+def load_port(
+    folder: Path, name: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> MultiViewPrior:
+    """The prior of a folder that a port of MVDream wrote. Raises InputError for one that lacks a part."""
+    files = sorted((folder / "unet").glob("*.safetensors"))
+    if not files:
+        raise InputError(f"{folder / 'unet'} holds no safetensors; pickled weights of a port are not loaded")
+    with told(f"the multi-view prior in {folder}", device), quiet():
+        settings = unet_config(read_json(folder / "unet" / "config.json"))
+        weights = {PREFIX + key: value for path in files for key, value in load_file(path).items()}
+        views = convert_mvdream(weights, settings)
+        parts = {
+            "vae": AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=dtype, use_safetensors=True),
+            "text_encoder": CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=dtype, use_safetensors=True),
+            "tokenizer": CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+            "scheduler": DDIMScheduler.from_pretrained(folder / "scheduler"),
+        }
+        pipe = StableDiffusionPipeline(
+            **parts, unet=views.unet, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+        )
+        pipe.to(device, dtype)
+        prior = MultiViewPrior(pipe, views.to(device, dtype), name)
+    prior.recommended = RECOMMENDED
+    return prior
+
+
+def unet_config(port: Mapping[str, Any]) -> dict[str, Any]:
+    """The diffusers config of the 2-D U-Net that a port's MultiViewUNetModel config describes.
+
+    Level i has channel_mult[i] model_channels, attention where 2^i is in attention_resolutions, heads of
+    num_head_channels. Raises InputError for settings that it does not have.
+    """
+    needed = ("model_channels", "channel_mult", "attention_resolutions", "num_head_channels", "num_res_blocks")
+    missing = [key for key in (*needed, "context_dim") if not port.get(key)]
+    if missing or not isinstance(port["num_res_blocks"], int) or port.get("transformer_depth", 1) != 1:
+        raise InputError(
+            f"the U-Net of this port is not MVDream's: its config lacks {', '.join(missing) or 'its form'}"
+        )
+    widths = [factor * port["model_channels"] for factor in port["channel_mult"]]
+    attends = [2**level in port["attention_resolutions"] for level in range(len(widths))]
+    return {
+        "sample_size": port.get("image_size", 32),
+        "in_channels": port.get("in_channels", 4),
+        "out_channels": port.get("out_channels", 4),
+        "block_out_channels": widths,
+        "layers_per_block": port["num_res_blocks"],
+        "cross_attention_dim": port["context_dim"],
+        "attention_head_dim": [width // port["num_head_channels"] for width in widths],
+        "down_block_types": ["CrossAttnDownBlock2D" if one else "DownBlock2D" for one in attends],
+        "up_block_types": ["CrossAttnUpBlock2D" if one else "UpBlock2D" for one in reversed(attends)],
+        "use_linear_projection": True,
+    }

@@ -20,15 +20,17 @@ from ...utils.errors import InputError
 from ...utils.files import read_json, weights_root
 from . import hub
 from .base import Recommended
-from .build import build, family_of, missing_parts, pipeline_class, quiet, told
+from .build import build, class_of, family_of, missing_parts, pipeline_class, quiet, told
 from .diffusers import DiffusersPrior, StableDiffusionPrior
 from .embedded import EmbeddedPrior, MultiViewPrior
+from .image_prompt import add_image_prompt
 from .lora import add_loras
 from .multiview import FRAMES, MultiViewUNet, base_of, read_manifest
-from .mvdream import PICKLED, as_safetensors, load_mvdream
+from .mvdream import PICKLED, as_safetensors, is_port, load_mvdream, load_port
 from .pixels import MANIFEST, PixelPrior, read_pixels
 from .placement import WHOLE, Placement, place
 from .single_file import MULTI_VIEW, kind_of, load_single_file, shapes_of
+from .steering import with_controls
 from .variants import pick_variant
 
 EMBEDDED = {
@@ -61,6 +63,7 @@ class PriorEntry:
     parts: dict[str, float] = field(default_factory=dict)  # millions of parameters and buffers: network, vae, text ...
     live: float = 0.0  # numbers per latent pixel and row that live at once in a call of the network, at its own size
     recommended: Recommended = field(default_factory=Recommended)
+    controls: dict[str, str] = field(default_factory=dict)  # hub ids of ControlNets by what they look at
     note: str = ""
 
     @property
@@ -122,7 +125,7 @@ def entry_of(name_or_path: str | Path) -> tuple[str, PriorEntry] | None:
     bare = {repo.split("/")[1]: known for repo, known in owners.items()}
     chosen = next((owners[repo.lower()] for repo in names if repo.lower() in owners), None)
     chosen = chosen or bare.get(place.resolve().name.lower())
-    if chosen is None or registry()[chosen].family != values.get("_class_name"):
+    if chosen is None or registry()[chosen].family != class_of(values):
         return None
     return chosen, registry()[chosen]
 
@@ -141,6 +144,8 @@ def load_prior(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     lora: str | Path | Sequence[str | Path] = (),
+    controlnet: Any = (),
+    ip_adapter: str | Path | None = None,
     placement: Placement = WHOLE,
     **options: Any,
 ) -> DiffusersPrior:
@@ -154,6 +159,9 @@ def load_prior(
         device: where the networks live.
         dtype: their dtype; files in another are cast.
         lora: adapters added to the weights, each "FILE" or "FILE:SCALE" (`lora.add_loras`).
+        controlnet: networks that steer it by pictures, one or several of "FOLDER", "FOLDER:SCALE" or modules
+            (`steering.with_controls`).
+        ip_adapter: "FILE" or "FILE:SCALE" of an IP-Adapter, which makes it read a picture beside the words.
         placement: what is kept off the device, quantised or compiled.
         options: `base`, the prior that gives a checkpoint file its settings and the parts it lacks; others are passed
             to diffusers' loading (e.g. revision, variant, cache_dir, local_files_only).
@@ -165,6 +173,10 @@ def load_prior(
     loras = [lora] if isinstance(lora, (str, Path)) else list(lora)
     if loras:
         add_loras(prior, loras)
+    if ip_adapter is not None:
+        add_image_prompt(prior, ip_adapter)
+    nets = list(controlnet) if isinstance(controlnet, (list, tuple)) else [controlnet]
+    prior = with_controls(prior, nets) if nets else prior
     with told(f"the prior {prior.name}", device):
         place(prior, device, placement)
     return prior
@@ -214,6 +226,8 @@ def _load_folder(
         return _load_pixels(folder, name, device, dtype, options)
     if not (folder / "model_index.json").is_file():
         raise InputError(f"{folder} holds no model_index.json; a prior is a folder in diffusers' layout")
+    if is_port(read_json(folder / "model_index.json")):
+        return load_port(folder, name, device, dtype)
     half = dtype in (torch.float16, torch.bfloat16)
     prior = build(folder, name, device, dtype, options, entry.variant if entry and half else None)
     if entry is not None:
@@ -314,6 +328,8 @@ def _fetch(repo: str, options: Mapping[str, Any], where: dict[str, Any], preferr
     if where["local_files_only"]:
         return index.parent
     values = read_json(index)
+    if is_port(values):
+        return hub.fetch_settings(repo, where, weights=True)
     family = family_of(values, repo)
     missing = missing_parts(family, values)
     variant = pick_variant(hub.list_files(repo, where), options.get("variant"), preferred, missing)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ...utils.errors import InputError
+from ..priors.noise import on_cpu
 from .calibration import Calibration, Fingerprint
 from .levels import Level, Scalar
 from .prediction import Prediction
@@ -46,8 +47,8 @@ class GaussianPrior:
         if tail < 0:
             raise InputError(f"tail={tail} is a variance and cannot be negative")
         self.shape = tuple(mean.shape)
-        self.mean, self.basis = mean.double().flatten(), basis.double()
-        self.variances, self.tail = variances.double().clamp_min(0), float(tail)
+        self.mean, self.basis = on_cpu(mean).flatten(), on_cpu(basis)
+        self.variances, self.tail = on_cpu(variances).clamp_min(0), float(tail)
 
     @property
     def complete(self) -> bool:
@@ -93,7 +94,7 @@ class GaussianPrior:
         rest_signal, rest_noise = self._gains(self.tail, level)
         x0 = self.mean + self._scaled(centred, modes, signal, rest_signal)
         eps = self._scaled(centred, modes, noise, rest_noise)
-        u = (eps - x0).reshape(x.shape).to(torch.promote_types(x.dtype, torch.float32))
+        u = (eps - x0).reshape(x.shape).to(torch.promote_types(x.dtype, torch.float32)).to(x.device)
         return Prediction(x, level, u, "flow_prediction")
 
     def transport(self, x: Tensor, start: Level, end: Level) -> Tensor:
@@ -112,7 +113,7 @@ class GaussianPrior:
         ratio = (self._noisy(self.variances, end) / self._noisy(self.variances, start)).sqrt()
         rest = (self._noisy(self.tail, end) / self._noisy(self.tail, start)).sqrt().nan_to_num()
         moved = a1 * self.mean + self._scaled(centred, modes, ratio, rest)
-        return moved.reshape(x.shape).to(x.dtype)
+        return moved.reshape(x.shape).to(x.dtype).to(x.device)
 
     def emergence(self) -> Tensor:
         """lambda (r,) at which a mode's signal equals the noise, -log(v) / 2: high variance first."""
@@ -136,18 +137,16 @@ class GaussianPrior:
         return cls(found["mean"], found["basis"], found["variances"], float(found["tail"]))
 
     def _modes(self, x: Tensor, alpha: Scalar) -> tuple[Tensor, Tensor]:
-        """(x - alpha mu (B, D), its coordinates (B, r))."""
+        """(x - alpha mu (B, D), its coordinates (B, r)), in float64 on the CPU, as not every device has that."""
         if tuple(x.shape[1:]) != self.shape:
             raise InputError(f"x has shape {tuple(x.shape)}, this Gaussian describes latents {self.shape}")
-        if self.mean.device != x.device:
-            self.mean, self.basis, self.variances = (t.to(x.device) for t in (self.mean, self.basis, self.variances))
-        centred = x.double().flatten(1) - alpha * self.mean
+        centred = on_cpu(x).flatten(1) - alpha * self.mean
         return centred, centred @ self.basis.mT
 
     def _noisy(self, variances: Tensor | float, level: Level) -> Tensor:
         """alpha^2 v + sigma^2: (r,), or (B, r) for one level per sample; for the tail a number or (B, 1)."""
         alpha, sigma = _coefficients(level)
-        return torch.as_tensor(alpha * alpha * variances + sigma * sigma, dtype=torch.float64, device=self.mean.device)
+        return torch.as_tensor(alpha * alpha * variances + sigma * sigma, dtype=torch.float64)
 
     def _gains(self, variances: Tensor | float, level: Level) -> tuple[Tensor, Tensor]:
         """Factors from a centred coordinate to that of x0 - mu and of eps; 0 without signal and noise."""

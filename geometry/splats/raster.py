@@ -1,7 +1,8 @@
 """Gaussians to pictures, differentiably: `rasterization` with gsplat's arguments and meaning, on any processor.
 
 On the CPU compiled loops draw tiles in as many threads as torch has, and derivatives are written by hand; on CUDA it is
-gsplat. `reference.rasterization_reference` is the slow twin in plain torch that both are tested against.
+gsplat; what lives on another device is drawn by the CPU too. `reference.rasterization_reference` is the slow twin in
+plain torch that both are tested against.
 """
 
 from __future__ import annotations
@@ -64,18 +65,25 @@ def rasterization(
     centres = torch.linalg.inv(viewmats)[:, :3, 3]
     if means.is_cuda:
         return _gsplat(plan, arrays, colors, centres, backgrounds)
-    projected = _Project.apply(plan, means, quats, scales, opacities, viewmats, Ks, centres)
-    radii, means2d, depths, conics, factor, axes = projected
+    home = means.device
+    projected = _Project.apply(plan, *_here(means, quats, scales, opacities, viewmats, Ks, centres))
+    radii, means2d, depths, conics, factor, axes = (part.to(home) for part in projected)
     if sh_degree is not None:
-        colors = _Colors.apply(count_of(sh_degree), colors, means, centres, radii)
+        colors = _Colors.apply(count_of(sh_degree), *_here(colors, means, centres, radii)).to(home)
     parts = [colors.expand(len(viewmats), -1, -1)] if plan.with_color else []
     channels = colors.shape[-1]
     parts += [depths[..., None]] if plan.with_depth else []
     parts += [axes] if normals else []
     seen = opacities * factor if plan.antialiased else opacities.expand(len(viewmats), -1)
-    image, alpha = _Blend.apply(plan, means2d, conics, seen, torch.cat(parts, dim=-1), radii, depths.detach())
+    blended = _Blend.apply(plan, *_here(means2d, conics, seen, torch.cat(parts, dim=-1), radii, depths.detach()))
+    image, alpha = (part.to(home) for part in blended)
     meta = {"radii": radii, "means2d": means2d, "depths": depths, "conics": conics, "opacities": seen}
     return plan.finish(image, alpha, channels, backgrounds, meta)
+
+
+def _here(*tensors: Tensor) -> list[Tensor]:
+    """The tensors on the CPU; those that are there already are the same ones."""
+    return [tensor.cpu() for tensor in tensors]
 
 
 def in_threads(work: Callable[..., Any], pieces: list[Any]) -> list[Any]:

@@ -207,6 +207,10 @@ def options(path: Path) -> None:
             if code == 2:
                 told = err.getvalue() + out.getvalue()
                 raise InputError(told or "nothing was said") from stop
+        except OSError as error:  # the command line tells of the machine's own errors
+            if not error.strerror:
+                raise
+            raise InputError(str(error)[:300]) from error
     if _listing() != before:
         raise OddError("a dry run left files behind")
 

@@ -1,9 +1,7 @@
-"""The command line called from tests, and a tiny random-weight prior on disk with the builders of the core tests."""
+"""The command line called from tests, and a tiny random-weight prior on disk."""
 
 from __future__ import annotations
 
-import importlib.util
-import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +11,7 @@ import pytest
 
 from unproject.cli import main
 from unproject.core.sampling.plan import SamplingPlan
+from unproject.scripts.random_backbones import tiny_sd, write_folder
 
 
 @pytest.fixture
@@ -53,16 +52,10 @@ def fake_images(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
 
 
 @pytest.fixture(scope="session")
-def tiny_prior_folder(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Path:
+def tiny_prior_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of the real Stable Diffusion classes with a vocabulary, 32 px, latents (4, 8, 8)."""
-    spec = importlib.util.spec_from_file_location("tiny_models", root / "tests" / "core" / "conftest.py")
-    assert spec is not None and spec.loader is not None
-    models = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(models)
     folder = tmp_path_factory.mktemp("prior") / "tiny"
-    models.tiny_sd().save_pretrained(folder, safe_serialization=True)
-    (folder / "vocabulary.json").write_text(json.dumps(models.WORDS))
-    return folder
+    return write_folder(tiny_sd(), folder, vocabulary=True)
 
 
 @pytest.fixture

@@ -2,195 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDIMScheduler,
-    EulerDiscreteScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    FluxPipeline,
-    FluxTransformer2DModel,
-    SD3Transformer2DModel,
-    StableDiffusion3Pipeline,
-    StableDiffusionPipeline,
-    StableDiffusionXLPipeline,
-    UNet2DConditionModel,
-)
-from transformers import (
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTextModelWithProjection,
-    CLIPTokenizer,
-    T5Config,
-    T5EncoderModel,
-    T5Tokenizer,
+from diffusers import StableDiffusionPipeline
+
+from unproject.scripts.random_backbones import (
+    seeded,
+    tiny_flux,
+    tiny_sd,
+    tiny_sd3,
+    tiny_sdxl,
+    tiny_unet,
+    write_folder,
 )
 
-WORDS = ("a", "red", "blue", "chair", "wagon", "dog", "of", "the", "tall")
 UNET_PREFIX = "model.diffusion_model."
-SD_BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
-
-
-def tiny_tokenizer(length: int = 32) -> CLIPTokenizer:
-    """A CLIP tokenizer over single characters and a few words."""
-    characters = [chr(c) for c in range(33, 127)]
-    words = [f"{word}</w>" for word in WORDS]
-    entries = ["<|startoftext|>", "<|endoftext|>", *characters, *(f"{c}</w>" for c in characters)]
-    vocabulary = {token: i for i, token in enumerate(dict.fromkeys(entries + words))}
-    return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=length)
-
-
-def tiny_text_encoder(width: int = 32, projected: bool = False, length: int = 32) -> CLIPTextModel:
-    """A two-layer CLIP text model."""
-    config = CLIPTextConfig(
-        vocab_size=256,
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=length,
-        projection_dim=width,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=1,
-    )
-    return (CLIPTextModelWithProjection if projected else CLIPTextModel)(config).eval()
-
-
-def tiny_vae(channels: int = 4, **options) -> AutoencoderKL:
-    """Factor 4, eight channels."""
-    blocks = 3
-    return AutoencoderKL(
-        block_out_channels=(8,) * blocks,
-        down_block_types=("DownEncoderBlock2D",) * blocks,
-        up_block_types=("UpDecoderBlock2D",) * blocks,
-        latent_channels=channels,
-        norm_num_groups=4,
-        layers_per_block=1,
-        mid_block_add_attention=False,
-        sample_size=32,
-        **options,
-    ).eval()
-
-
-def tiny_unet(cross: int = 32, **options) -> UNet2DConditionModel:
-    """Two levels, attention in both, 8x8 latents."""
-    settings = {
-        "sample_size": 8,
-        "block_out_channels": (16, 32),
-        "layers_per_block": 1,
-        "cross_attention_dim": cross,
-        "attention_head_dim": 4,
-        "norm_num_groups": 4,
-        "down_block_types": ("CrossAttnDownBlock2D",) * 2,
-        "up_block_types": ("CrossAttnUpBlock2D",) * 2,
-        **options,
-    }
-    return UNet2DConditionModel(**settings).eval()
-
-
-def _seeded(build, seed: int = 0):
-    """Random weights that do not depend on, and do not change, the global generator."""
-    with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(seed)
-        return build()
-
-
-def tiny_sd(prediction_type: str = "epsilon") -> StableDiffusionPipeline:
-    """A Stable Diffusion 1.x pipeline."""
-    return _seeded(
-        lambda: StableDiffusionPipeline(
-            vae=tiny_vae(),
-            text_encoder=tiny_text_encoder(),
-            tokenizer=tiny_tokenizer(),
-            unet=tiny_unet(),
-            scheduler=DDIMScheduler(
-                **SD_BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type=prediction_type
-            ),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-    )
-
-
-def tiny_sdxl() -> StableDiffusionXLPipeline:
-    """An SDXL pipeline."""
-    return _seeded(
-        lambda: StableDiffusionXLPipeline(
-            vae=tiny_vae(),
-            text_encoder=tiny_text_encoder(),
-            text_encoder_2=tiny_text_encoder(projected=True),
-            tokenizer=tiny_tokenizer(),
-            tokenizer_2=tiny_tokenizer(),
-            unet=tiny_unet(
-                64,
-                addition_embed_type="text_time",
-                addition_time_embed_dim=8,
-                projection_class_embeddings_input_dim=32 + 6 * 8,
-            ),
-            scheduler=EulerDiscreteScheduler(**SD_BETAS, steps_offset=1, timestep_spacing="leading"),
-        )
-    )
-
-
-def tiny_sd3() -> StableDiffusion3Pipeline:
-    """An SD3 pipeline without T5."""
-    transformer = SD3Transformer2DModel(
-        sample_size=8,
-        patch_size=2,
-        in_channels=4,
-        num_layers=2,
-        attention_head_dim=8,
-        num_attention_heads=4,
-        joint_attention_dim=64,
-        caption_projection_dim=32,
-        pooled_projection_dim=64,
-        out_channels=4,
-        pos_embed_max_size=8,
-    )
-    return StableDiffusion3Pipeline(
-        transformer=transformer.eval(),
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=tiny_vae(4, shift_factor=0.06, scaling_factor=1.5),
-        text_encoder=tiny_text_encoder(projected=True, length=77),
-        tokenizer=tiny_tokenizer(77),
-        text_encoder_2=tiny_text_encoder(projected=True, length=77),
-        tokenizer_2=tiny_tokenizer(77),
-        text_encoder_3=None,
-        tokenizer_3=None,
-    )
-
-
-def tiny_flux() -> FluxPipeline:
-    """A guidance-distilled FLUX pipeline."""
-    transformer = FluxTransformer2DModel(
-        patch_size=1,
-        in_channels=16,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=32,
-        pooled_projection_dim=32,
-        guidance_embeds=True,
-        axes_dims_rope=(4, 4, 8),
-    )
-    t5 = T5Config(vocab_size=104, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=4)
-    return FluxPipeline(
-        transformer=transformer.eval(),
-        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
-        vae=tiny_vae(4, shift_factor=0.1, scaling_factor=0.4),
-        text_encoder=tiny_text_encoder(length=77),
-        tokenizer=tiny_tokenizer(77),
-        text_encoder_2=T5EncoderModel(t5).eval(),
-        tokenizer_2=T5Tokenizer(),
-    )
 
 
 @pytest.fixture(scope="session")
@@ -202,19 +31,16 @@ def tiny_folders(tmp_path_factory) -> dict[str, Path]:
         "sd-v": lambda: tiny_sd("v_prediction"),
         "toybox": tiny_sd,
         "sdxl": tiny_sdxl,
-        "sd3": lambda: _seeded(tiny_sd3),
-        "flux": lambda: _seeded(tiny_flux),
+        "sd3": tiny_sd3,
+        "flux": tiny_flux,
     }
-    for name, build in builders.items():
-        build().save_pretrained(root / name, safe_serialization=True)
-    (root / "toybox" / "vocabulary.json").write_text(json.dumps(list(WORDS)))
-    return {name: root / name for name in builders}
+    return {name: write_folder(build(), root / name, name == "toybox") for name, build in builders.items()}
 
 
 @pytest.fixture
 def make_unet():
     """Builds tiny U-Nets with seeded weights."""
-    return lambda seed=0, **options: _seeded(lambda: tiny_unet(**options), seed)
+    return lambda seed=0, **options: seeded(lambda: tiny_unet(**options), seed)
 
 
 def ldm_unet_name(key: str) -> str:

@@ -150,6 +150,8 @@ def test_splats_begin_at_points_or_where_something_may_be() -> None:
         and len(starting_cloud(known, replace(CONFIG, start="random"), generator(0))) == 60
     )
     torch.testing.assert_close(cloud.colors, points.colors)
+    few = starting_cloud(known, replace(CONFIG, splats=replace(SPLATS, density=DensityConfig(most=7))), generator(0))
+    assert len(few) == 7 and all(bool((place == points.points).all(1).any()) for place in few.means)
     with pytest.raises(InputError, match="start=points, but the pictures come with none"):
         starting_cloud(given, replace(CONFIG, start="points"), generator(0))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ....utils.errors import InputError
 from ..solvers import Solver
-from .base import COMPUTE, Cache, Policy
+from .base import COMPUTE, SHORT, Cache, Policy
 from .cost import count_macs, unit_macs
 from .deepcache import (
     FEWEST_STEPS,
@@ -55,8 +55,19 @@ def parse_cache(text: str | None) -> CacheConfig | None:
     raise InputError(f"cache {text!r} is unknown; write {FORMS}")
 
 
-def apply_cache(target: Any, config: CacheConfig, steps: int | None = None) -> Cache:
-    """The `apply_*` that belongs to a config."""
+def apply_cache(target: Any, config: CacheConfig | str, steps: int | None = None) -> Cache:
+    """The `apply_*` that belongs to a config or its text ("deep:3"), until `remove_cache`.
+
+    Args:
+        target: a diffusers network, a pipeline that has one (which then tells the number of steps), or a prior.
+        config: see `parse_cache` for texts.
+        steps: network calls of a run, where the target cannot tell.
+    """
+    if isinstance(config, str):
+        parsed = parse_cache(config)
+        if parsed is None:
+            raise InputError(f"cache {config!r} applies nothing; write {FORMS.removeprefix('none, ')}")
+        config = parsed
     if isinstance(config, DeepCache):
         return apply_deep_cache(target, config, steps)
     if isinstance(config, Regions):
@@ -81,16 +92,14 @@ def caching(
         steps: solver steps of the runs inside.
         solver: the solver that will run: it tells the number of calls, and may be one that no cache fits.
 
-    Raises InputError for combinations that make no sense: a feature cache below 5 steps, any cache with a solver that
-    inverts its steps exactly, regions on a U-Net, DeepCache on a transformer.
+    Presets are off, with a warning, in runs of fewer than 8 calls. Raises InputError for combinations that make no
+    sense: any cache with a solver that inverts its steps exactly, regions on a U-Net, DeepCache on a transformer.
     """
     chosen = parse_cache(config) if config is None or isinstance(config, str) else config
     if chosen is None:
         yield None
         return
     refuse_exact_inverse(solver)
-    if steps is not None and isinstance(chosen, (DeepCache, Inherit)) and chosen.refresh.interval > 1:
-        refuse_few_steps(steps)
     calls = steps if steps is None or solver is None else solver.calls(steps)
     cache = apply_cache(target, chosen, calls)
     try:
@@ -104,6 +113,7 @@ __all__ = [
     "FEWEST_STEPS",
     "FORMS",
     "MODES",
+    "SHORT",
     "Cache",
     "CacheConfig",
     "DeepCache",

@@ -7,6 +7,7 @@ the two halves of a guidance batch are one branch, calls that a pipeline names (
 from __future__ import annotations
 
 import contextlib
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 COMPUTE: frozenset[str] = frozenset()  # the decision to reuse nothing
+SHORT = 8  # calls of a run below which ready-made schedules of reuse are off: features of its steps are not alike
 
 
 class Policy(ABC):
@@ -69,10 +71,15 @@ class Cache:
         policy: Policy,
         calls: int | Callable[[], int | None] | None = None,
         guard: Callable[[], None] | None = None,
+        short: int = 0,
     ) -> None:
-        """`calls`: network calls of a run and branch where known; `guard` runs before every run and may refuse it."""
+        """`calls`: network calls of a run and branch where known; `guard` runs before every run and may refuse it.
+
+        In runs of fewer than `short` calls nothing is reused, and a warning says so.
+        """
         self.policy = policy
-        self._calls, self._guard = calls, guard
+        self._calls, self._guard, self._short = calls, guard, short
+        self.off = False  # whether the run under way is too short
         self._branches: dict[str, _Branch] = {}
         self._now: _Branch | None = None
         self._bypassed = False
@@ -99,9 +106,13 @@ class Cache:
         else:
             if self._guard is not None:
                 self._guard()
-            self.policy.begin(calls)
+            self.off = calls is not None and calls < self._short
+            if self.off:
+                warn_short(calls or 0)
+            else:
+                self.policy.begin(calls)
             state = self._branches[branch] = _Branch(signature, level)
-        wanted = self.policy.decide(state.step, level, branch)
+        wanted = COMPUTE if self.off else self.policy.decide(state.step, level, branch)
         state.reused = frozenset(unit for unit in wanted if unit in state.store)
         self._now = state
         if state.reused:
@@ -168,6 +179,15 @@ class Cache:
             yield
         finally:
             self._bypassed = before
+
+
+def warn_short(calls: int) -> None:
+    """Says that a cache is off."""
+    warnings.warn(
+        f"the cache is off: in a run of {calls} calls features change too much from one to the next; it works from "
+        f"{SHORT} calls on",
+        stacklevel=3,
+    )
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

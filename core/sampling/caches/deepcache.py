@@ -14,7 +14,7 @@ from diffusers.hooks import ModelHook
 from torch import nn
 
 from ....utils.errors import InputError
-from .base import COMPUTE, Cache, Policy
+from .base import COMPUTE, SHORT, Cache, Policy
 from .hooks import RootHook, StandInHook, UnitHook, attach, detach, make_cache, module_path, network_of
 from .refresh import Refresh
 
@@ -36,15 +36,12 @@ class DeepCache:
 class HoldEvery(Policy):
     """Reuses the same units on every step that a refresh schedule does not compute in full."""
 
-    def __init__(self, units: frozenset[str], refresh: Refresh, fewest: int = 1) -> None:
-        """`fewest`: runs of fewer calls are refused (where any step would be reused)."""
-        self.units, self.refresh, self.fewest = units, refresh, fewest
+    def __init__(self, units: frozenset[str], refresh: Refresh) -> None:
+        self.units, self.refresh = units, refresh
         self._full: frozenset[int] | None = None
 
     def begin(self, calls: int | None) -> None:
         """See Policy.begin."""
-        if self.refresh.interval > 1 and calls is not None:
-            refuse_few_steps(calls, self.fewest)
         self._full = self.refresh.full_steps(calls)
 
     def decide(self, step: int, level: float, branch: str) -> frozenset[str]:
@@ -122,15 +119,16 @@ def apply_deep_cache(target: Any, config: DeepCache | int = 3, steps: int | None
         config: branch and schedule, or just the interval of full steps.
         steps: network calls of a run, where the target cannot tell; needed for schedules that are not uniform.
 
-    Raises InputError for networks without down and up blocks, branches that do not exist and runs below 5 steps.
+    In runs of fewer than 8 calls it is off, with a warning. Raises InputError for networks without down and up blocks
+    and branches that do not exist.
     """
     if isinstance(config, int):
         config = DeepCache(refresh=Refresh(interval=config))
     network = network_of(target)
     units, feeding = branch_units(network, config.branch)
-    policy = HoldEvery(frozenset(units), config.refresh, FEWEST_STEPS)
-    cache = make_cache(target, policy, steps)
-    if steps is not None:
+    policy = HoldEvery(frozenset(units), config.refresh)
+    cache = make_cache(target, policy, steps, SHORT if config.refresh.interval > 1 else 0)
+    if steps is not None and steps >= SHORT:
         policy.begin(steps)
     resting = units if config.refresh.interval > 1 else []
     hooks: dict[str, ModelHook] = {

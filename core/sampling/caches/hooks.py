@@ -236,9 +236,13 @@ def cache_of(target: Any) -> Cache | None:
     return getattr(hook, "cache", None)
 
 
-def make_cache(target: Any, policy: Policy, steps: int | None) -> Cache:
-    """A cache that knows the run's length where `target` tells it and refuses exactly invertible schedulers."""
-    return Cache(policy, calls_of(target, steps), lambda: refuse_exact_inverse(getattr(target, "scheduler", None)))
+def make_cache(target: Any, policy: Policy, steps: int | None, short: int = 0) -> Cache:
+    """A cache that knows the run's length where `target` tells it and refuses exactly invertible schedulers.
+
+    `short`: see Cache.
+    """
+    guard = lambda: refuse_exact_inverse(getattr(target, "scheduler", None))  # noqa: E731 (asked at every run)
+    return Cache(policy, calls_of(target, steps), guard, short)
 
 
 def _forget_children(network: nn.Module) -> None:

@@ -14,8 +14,8 @@ from diffusers.hooks import ModelHook
 from torch import Tensor, nn
 
 from ....utils.errors import InputError
-from .base import COMPUTE, Cache, Policy
-from .deepcache import FEWEST_STEPS, HoldEvery, refuse_few_steps
+from .base import COMPUTE, SHORT, Cache, Policy
+from .deepcache import HoldEvery, refuse_few_steps
 from .hooks import (
     Held,
     RootHook,
@@ -188,17 +188,18 @@ def apply_inheritance(
         mode: for policies: auto takes differences for residual units whose input has the shape of their output.
         steps: network calls of a run, where the target cannot tell.
 
-    Raises InputError for unknown units, plans that do not fit the run, and runs below 5 steps.
+    In runs of fewer than 8 calls a preset is off, with a warning. Raises InputError for unknown units, and for plans
+    that do not fit the run.
     """
     network = network_of(target)
-    policy = Inherit() if config is None else config
+    policy, short = Inherit() if config is None else config, 0
     if isinstance(policy, Inherit):
-        mode = policy.mode
-        policy = HoldEvery(frozenset(units_at(network, policy.depth)), policy.refresh, FEWEST_STEPS)
+        mode, short = policy.mode, SHORT if policy.refresh.interval > 1 else 0
+        policy = HoldEvery(frozenset(units_at(network, policy.depth)), policy.refresh)
     for unit in sorted(policy.units):
         find_unit(network, unit)
-    cache = make_cache(target, policy, steps)
-    if steps is not None:
+    cache = make_cache(target, policy, steps, short)
+    if steps is not None and steps >= short:
         policy.begin(steps)
     idle = isinstance(policy, HoldEvery) and policy.refresh.interval == 1
     units = [] if idle else sorted(policy.units)

@@ -19,7 +19,7 @@ from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor, nn
 
 from ....utils.errors import InputError
-from .base import COMPUTE, Cache, Policy
+from .base import COMPUTE, SHORT, Cache, Policy
 from .hooks import RootHook, attach, detach, make_cache, network_of
 from .selector import Regions, importance, select_tokens
 
@@ -200,7 +200,8 @@ def apply_regions(target: Any, config: Regions | float = 0.5, steps: int | None 
     """Puts region-adaptive sampling on the transformer of a pipeline, a prior, or on a transformer; returns its cache.
 
     `config` may be just the ratio of tokens that run; `steps` are the network calls of a run where `target` cannot
-    tell. Raises InputError for U-Nets, other transformers and attention that is not diffusers' own.
+    tell. In runs of fewer than 8 calls it is off, with a warning. Raises InputError for U-Nets, other transformers and
+    attention that is not diffusers' own.
     """
     if not isinstance(config, Regions):
         config = Regions(float(config))
@@ -210,7 +211,7 @@ def apply_regions(target: Any, config: Regions | float = 0.5, steps: int | None 
         unet = hasattr(network, "up_blocks")
         reason = "whose convolutions need the whole grid; use deep:3 there" if unet else "which is not one of them"
         raise InputError(f"regions leave out tokens of SD3 or FLUX transformers, not of a {_name(network)}, {reason}")
-    cache = make_cache(target, RegionPolicy(config), steps)
+    cache = make_cache(target, RegionPolicy(config), steps, SHORT if config.ratio < 1 else 0)
     root = RegionRoot(cache, config, 0 if flux else int(network.config["patch_size"]))
     hooks: dict[str, ModelHook] = {}
     if config.ratio < 1:

@@ -231,8 +231,6 @@ class Inverting(DDIM):
 @pytest.mark.parametrize(
     ("text", "steps", "solver", "message"),
     [
-        ("deep:3", 4, None, r"steps=4 .* at least 5 steps"),
-        ("inherit", 3, None, r"steps=3 .* at least 5 steps"),
         ("deep:3", 20, Inverting(), "Inverting inverts its steps exactly"),
         ("regions:0.5", 20, None, "not of a UNet2DConditionModel, whose convolutions need the whole grid"),
     ],
@@ -250,7 +248,26 @@ def test_a_scheduler_that_inverts_exactly_is_refused_when_its_pipeline_runs(tiny
     apply_cache(pipe, DeepCache())
     pipe.scheduler.solver = Inverting()
     with pytest.raises(InputError, match="DDIMScheduler inverts its steps exactly"):
-        pipe("a dog", num_inference_steps=6, output_type="latent")
+        pipe("a dog", num_inference_steps=8, output_type="latent")
+
+
+@pytest.mark.parametrize(("family", "text"), [("sd", "deep:2"), ("sd", "inherit"), ("sd3", "regions:0.5")])
+def test_short_runs_are_plain_ones(tiny_folders, text, family):
+    prior = load_prior(tiny_folders[family])
+    network, x = prior.network, torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    rows = prior.encode_text("a dog")["cond"]
+
+    def run(calls):
+        with torch.no_grad():
+            return [prior.predict(x, 900.0 - 100 * i, rows) for i in range(calls)]
+
+    plain = run(8)
+    with caching(network, text, steps=7) as cache, pytest.warns(UserWarning, match="the cache is off"):
+        assert all(torch.equal(a, b) for a, b in zip(run(7), plain))
+    assert cache is not None and cache.reused_steps == 0
+    with caching(network, text, steps=8) as cache:
+        assert not all(torch.equal(a, b) for a, b in zip(run(8), plain)) or family == "sd3"
+    assert cache is not None and cache.reused_steps > 0
 
 
 def test_deepcache_on_a_transformer_and_what_is_allowed(make_unet, tiny_folders):

@@ -129,7 +129,7 @@ def test_cost_is_the_analytic_sum(make_unet, depth):
     with torch.no_grad():
         each = unit_macs(unet, units, lambda: unet(x, 999, text))
         full = count_macs(lambda: unet(x, 999, text))
-    apply_inheritance(unet, Inherit(depth, Refresh(interval=2)), steps=len(TIMES))
+    apply_inheritance(unet, Inherit(depth, Refresh(interval=2)))
     spent = count_macs(lambda: trajectory(unet, x, text))
     assert spent == len(TIMES) * full - 3 * sum(each.values())
     plan = HoldPlan(dict.fromkeys((1, 3, 5), units))

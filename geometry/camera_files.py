@@ -172,8 +172,9 @@ def _check_pose(pose: Tensor, where: str) -> None:
     if not bool((place.abs() < FARTHEST).all()):
         raise InputError(f"{where} stands at {place.tolist()}, which is too far; scale the cameras down")
     off = (turn @ turn.mT - torch.eye(3, dtype=turn.dtype)).abs().max()
-    if not float(off) < LEAST_ROTATION or float(torch.linalg.det(turn)) < 0:
-        raise InputError(f"{where} has a pose that is no rotation and place ({turn.tolist()}); export it without scale")
+    last = pose[3].tolist() != [0.0, 0.0, 0.0, 1.0]
+    if last or not float(off) < LEAST_ROTATION or float(torch.linalg.det(turn)) < 0:
+        raise InputError(f"{where} has a pose that is no rotation and place ({pose.tolist()}); export it without scale")
 
 
 def _matrix(values: Any, rows: int, columns: int) -> Tensor:

@@ -57,7 +57,7 @@ def check_required(document: dict[str, Any], path: Path, honoured: Collection[st
     for name in document.get("extensionsRequired", []):
         if name not in honoured and not (name == DRACO and draco()):
             advice = ADVICE.get(str(name), "export it without that extension")
-            raise InputError(f"{path} requires {name}, which is not read; {advice}")
+            raise InputError(f"{path} requires {str(name)[:80]}, which is not read; {advice}")
 
 
 def placed_meshes(document: dict[str, Any], notes: Notes) -> Iterator[tuple[int, Floats]]:

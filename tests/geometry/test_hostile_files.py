@@ -197,6 +197,7 @@ def test_packed_splats_without_one_range_of_colours_have_colours_in_the_unit_ran
         ({"transform_matrix": np.diag([-1.0, 1, 1, 1]).tolist()}, "no rotation and place"),
         ({"transform_matrix": [[*row[:3], 1e300] for row in POSE[:3]] + [POSE[3]]}, "too far"),
         ({"transform_matrix": [[10**400] * 4] * 4}, "not a usable transforms.json"),
+        ({"transform_matrix": [*POSE[:3], [0, 0, 0, 1e308]]}, "no rotation and place"),
         ({"fl_x": 1e300}, "focal lengths"),
         ({"cx": float("inf")}, "no pixels"),
         ({"fl_x": 10**400}, "not a usable transforms.json"),

@@ -27,6 +27,8 @@ SCORE = ScoreConfig(form="score", guidance=7.5, rescale=0.0, weight="sigma2")
 RULES = {
     "sds": (RuleConfig(), 7.5),
     "sds, guidance 100": (RuleConfig(), 100.0),
+    "sds, no guidance": (RuleConfig(), 1.0),
+    "asd, no guidance": (RuleConfig("asd"), 1.0),
     "csd": (RuleConfig("asd", asd=ASD(shift=0.0)), 7.5),  # times s - 1
     "asd": (RuleConfig("asd"), 7.5),
     "asd, three times the shift": (RuleConfig("asd", asd=ASD(shift=0.3)), 7.5),

@@ -28,6 +28,8 @@ class Verb:
     files: tuple[str, ...]
     stages: int | None = None
     """at most so many places where faults strike; None: as many as the run asks for"""
+    rewrites: bool = False
+    """whether, typed again when it is done, it writes the same files again from what it keeps"""
 
 
 def _verb(line: str, *files: str, stages: int | None = None) -> Verb:
@@ -58,8 +60,11 @@ VERBS: dict[str, Verb] = {
     ),
     "toybox --render": _verb(SET, "out/shard-00000.npz", "out/job.json"),
     "toybox": _verb("toybox --count 2 --size 16 -o out/s.png", "out/s.png"),
-    "train": _verb(
-        "train vae.yaml -o out", "out/export/config.json", "out/export/diffusion_pytorch_model.safetensors", stages=4
+    "train": Verb(
+        ("train", "vae.yaml", "-o", "out"),
+        ("out/export/config.json", "out/export/diffusion_pytorch_model.safetensors"),
+        stages=4,
+        rewrites=True,
     ),
     "convert": _verb("convert mesh.glb out/m.obj", "out/m.obj", "out/m.report.json"),
     "convert, points": _verb("convert points.ply out/p.ply", "out/p.ply"),

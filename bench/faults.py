@@ -179,7 +179,7 @@ def lost(verb: Verb, place: Place, fault: Callable[[Verb, Place], list[int]], wa
     wrong += [f"{name} is there too" for name in now if name not in wanted]
     left = [path for path in place.work.rglob("*") if path.name.startswith(".")]
     wrong += [f"{path.name} was left behind" for path in left]
-    if whole:
+    if whole and not verb.rewrites:
         made_again = [name for name, at in done.items() if (place.work / name).stat().st_mtime_ns != at]
         wrong += [f"{name} was made again" for name in made_again]
     if "Traceback" in place.log or "UNPROJECT_DEBUG" in place.log:

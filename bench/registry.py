@@ -131,6 +131,14 @@ EXPERIMENTS: dict[str, Experiment] = {
         weights=None,
         method=("geometry/splats",),
     ),
+    "memory": Experiment(
+        "Memory of text-to-mesh and text-to-image with the published backbones, and what fits which card",
+        "memory",
+        ("way", "all at once, float32"),
+        prior="",
+        weights=None,
+        method=("core/priors/footprint.py", "geometry/volume.py", "generate/step_memory.py"),
+    ),
     "fit": Experiment(
         "Splats fitted to posed pictures: held-out views, cost, meshes, wrong poses",
         "fit",

@@ -15,7 +15,7 @@ from ..utils.files import read_json
 from ..utils.runs import RunRecord
 from .common import Writer, check_range
 from .folders import MESH_KINDS, POINT_KINDS
-from .outputs import Target, need_format, size_text
+from .outputs import Target, check_new, check_places, need_format, size_text
 from .showing import Shown, Table
 from .splat_files import SPLATS, Wanted, check_splats, convert_splats, holds_splats, inspect_splats
 
@@ -171,6 +171,14 @@ class Inspect(Writer):
         if self.repair is not None and self.repair.resolve() == self.path.resolve():
             raise InputError(f"--repair {self.repair} is the file itself; name another one")
 
+    def check_places(self, target: Target) -> None:
+        """See Command.check_places; and the solid does not overwrite another file unasked."""
+        if self.repair is not None:
+            if not self.overwrite:
+                check_new([self.repair])
+            check_places([self.repair])
+        super().check_places(target)
+
     def run(self, record: RunRecord, target: Target) -> Shown:
         """Chooses by suffix."""
         facts = inspect_path(self.path)
@@ -250,7 +258,8 @@ def repair_file(source: Path, destination: Path) -> list[str]:
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
     solid = carry_colors(mesh, solid.with_smooth_normals()) if steps else solid
-    write_report(solid, solid.save(destination))
+    write_report(solid, destination)
+    solid.save(destination)  # last: what is there is whole
     return steps
 
 

@@ -28,6 +28,7 @@ from .text_to_shape import MeshRecipe, load_recipe
 Verb = Literal["text-to-mesh", "text-to-image"]
 CARDS = (8, 12, 16, 24, 48)  # GiB
 LIBRARIES_GB, FRAGMENTS = 0.8, 1.1
+USABLE_GB = 0.97 * 1.0737  # of a GiB that a card has by its name
 BYTES = {"full": None, "float8": 1.0, "int8": 1.0, "int4": 0.56}  # a number of the network or T5; None: the dtype's
 LADDER: tuple[tuple[Offload, Weights, float], ...] = (  # the fastest first
     ("none", "full", 8),
@@ -195,6 +196,6 @@ def fitting(known: Facts, verb: Verb, card_gib: float) -> tuple[Setting, Needs] 
         for dtype in dict.fromkeys((known.half, "bfloat16") if known.upcasts else (known.half,)):
             setting = Setting(dtype, offload, weights, budget)
             found = needs(known, setting, verb)
-            if found.total <= card_gib * 1.0737:
+            if found.total <= card_gib * USABLE_GB:
                 return setting, found
     return None

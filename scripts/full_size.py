@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command line."""
     parser = argparse.ArgumentParser(prog="full_size", description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--out", type=Path, default=Path("docs/results/full-size.json"))
+    parser.add_argument("--out", type=Path, default=Path("outputs/full-size.json"))
     options = parser.parse_args(arguments)
     prior = load_prior(options.folder)
     millions = sum(p.numel() for p in prior.parameters()) / 1e6

@@ -226,6 +226,7 @@ def _register() -> None:
         _device_constructors()  # remembered for ever, so not while they are replaced
         if not hasattr(torch, NAME):
             _setup_privateuseone_for_python_backend(NAME)
+        getattr(torch, NAME).get_amp_supported_dtype = lambda: [torch.float16, torch.bfloat16]  # recomputing asks
         DEVICE = torch.device(NAME, 0)
 
 

@@ -85,7 +85,8 @@ class Slim(Kind):
             if place is None:
                 continue
             gone: Any = network.get_submodule(name)
-            for number, unit in enumerate(network.get_submodule(f"{place[1]}.resnets")):  # type: ignore[arg-type]
+            stage: Any = network.get_submodule(f"{place[1]}.resnets")
+            for number, unit in enumerate(stage):
                 fits = f"{place[1]}.resnets.{number}" not in self.removed and isinstance(unit.conv2, nn.Conv2d)
                 if fits and unit.conv2.weight.shape == gone.conv2.weight.shape:
                     unit.conv2 = CondConv2d([unit.conv2, gone.conv2])

@@ -72,6 +72,8 @@ def input_scales(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 class Clock(nn.Module):
     """Which of the calibrated times the rows of a network call are nearest to."""
 
+    times: Tensor
+
     def __init__(self, times: Tensor) -> None:
         super().__init__()
         self.register_buffer("times", times.float())
@@ -80,11 +82,15 @@ class Clock(nn.Module):
     def tell(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A forward pre-hook of the network: the second argument is the time."""
         time = torch.as_tensor(args[1] if len(args) > 1 else kwargs["timestep"]).float().reshape(-1, 1)
-        self.rows = (time.to(self.times.device) - self.times).abs().argmin(1)  # type: ignore[operator]
+        self.rows = (time.to(self.times.device) - self.times).abs().argmin(1)
 
 
 class QuantLayer(nn.Module):
     """A linear map or convolution whose weight and input have few bits."""
+
+    weight_delta: Tensor
+    weight_zero: Tensor
+    input_zero: Tensor
 
     def __init__(self, layer: nn.Linear | nn.Conv2d, weight_bits: int, input_bits: int, clock: Clock) -> None:
         super().__init__()
@@ -92,20 +98,20 @@ class QuantLayer(nn.Module):
         delta, zero = weight_scales(layer.weight, weight_bits)
         self.register_buffer("weight_delta", delta)
         self.register_buffer("weight_zero", zero)
-        count = len(clock.times)  # type: ignore[arg-type]
+        count = len(clock.times)
         self.input_delta = nn.Parameter(torch.ones(count, device=delta.device))
         self.register_buffer("input_zero", torch.zeros(count, device=delta.device))
         self.active, self._clock = True, [clock]  # in a list: no submodule
 
     def rounded_weight(self) -> Tensor:
         """The weight that is used, with gradients to the one that learns."""
-        return quantised(self.layer.weight, self.weight_delta, self.weight_zero, self.weight_bits)  # type: ignore[arg-type]
+        return quantised(self.layer.weight, self.weight_delta, self.weight_zero, self.weight_bits)
 
     def calibrate(self, number: int, values: Tensor) -> None:
         """Chooses the scale of inputs at one of the times."""
         delta, zero = input_scales(values, self.input_bits)
         with torch.no_grad():
-            self.input_delta[number], self.input_zero[number] = delta, zero  # type: ignore[index]
+            self.input_delta[number], self.input_zero[number] = delta, zero
 
     def forward(self, x: Tensor) -> Tensor:
         """See the layer."""
@@ -116,7 +122,7 @@ class QuantLayer(nn.Module):
             raise InputError("a quantised layer was asked outside its network, which tells it the time")
         shape = (-1, *[1] * (x.ndim - 1))
         delta = self.input_delta.abs().clamp_min(LEAST)[rows].reshape(shape)
-        zero = self.input_zero[rows].reshape(shape)  # type: ignore[index]
+        zero = self.input_zero[rows].reshape(shape)
         x = quantised(x, delta.to(x.dtype), zero.to(x.dtype), self.input_bits)
         if isinstance(self.layer, nn.Linear):
             return F.linear(x, self.rounded_weight(), self.layer.bias)

@@ -149,7 +149,7 @@ def stored(network: nn.Module) -> dict[str, Tensor]:
     values = {name: value.detach().contiguous() for name, value in network.state_dict().items()}
     for name, layer in quant_layers(network):
         scales = (layer.weight_delta, layer.weight_zero)
-        whole = integers(layer.layer.weight, *scales, layer.weight_bits)  # type: ignore[arg-type]
+        whole = integers(layer.layer.weight, *scales, layer.weight_bits)
         values[f"{name}.layer.weight"] = packed(whole, layer.weight_bits).contiguous()
     return values
 

@@ -40,8 +40,13 @@ class PathView(Prior):
         self.path, self.inner_path = NoisePath.from_config(config), NoisePath.from_config(inner.scheduler_config)
         for name in ("name", "latent_shape", "image_size", "vae_factor", "latent_multiple", "network", "reads"):
             setattr(self, name, getattr(inner, name))
-        for name in ("guidance_embedded", "negative_embedded", "device", "dtype"):
+        for name in ("guidance_embedded", "negative_embedded", "dtype"):
             setattr(self, name, getattr(inner, name))
+
+    @property
+    def device(self) -> torch.device:
+        """See Prior.device."""
+        return self.inner.device
 
     def modules(self) -> dict[str, nn.Module]:
         """See Prior.modules."""

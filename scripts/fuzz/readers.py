@@ -139,6 +139,7 @@ RECIPES = {
     "judge": recipes.JudgeRecipe,
     "judge-pairs": recipes.PairsRecipe,
     "geometry-head": recipes.GeometryRecipe,
+    "pixels": recipes.PixelRecipe,
 }
 
 

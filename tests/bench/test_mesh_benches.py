@@ -15,8 +15,12 @@ from unproject.bench.records import refuse_vacuous
 from unproject.bench.registry import experiment
 from unproject.bench.runner import Context
 from unproject.generate.fuse import FuseConfig
+from unproject.geometry.bake import bake
+from unproject.geometry.extract import extract_surface, grid_points
 from unproject.geometry.meshes import Mesh, join_meshes
 from unproject.geometry.raycast import RayMesh
+from unproject.geometry.solid import solid_surface
+from unproject.geometry.unwrap import unwrap
 
 
 def box(at: tuple[float, float, float] = (0.0, 0.0, 0.0), side: float = 1.0) -> Mesh:
@@ -47,6 +51,20 @@ def test_a_box_passes_all_and_budgets_count() -> None:
     assert not solids.measures(box(), 0.02, 11, "box")["within_faces"]
     row = solids.summary("boxes", [whole, {**whole, "open3d": False}])
     assert row["solid"]["value"] == 0.5 and row["open3d"]["value"] == 0.5 and row["trimesh"]["value"] == 1.0
+
+
+def test_others_read_the_same_solid_from_a_textured_file() -> None:
+    """Seams split vertices in the file; trimesh, Open3D and the validator still find the tangle's solid in it."""
+    noise = torch.randn(1, 1, 8, 8, 8, generator=torch.Generator().manual_seed(4))
+    points = grid_points(24, 1.0).float()
+    values = torch.nn.functional.interpolate(noise, size=(24, 24, 24), mode="trilinear")[0, 0]
+    lattice = extract_surface(torch.maximum(0.3 * values, points.norm(dim=-1) - 0.9), 0.0, sign=-1, keep="all")
+    mesh = bake(unwrap(solid_surface(lattice, 0.02, 900), 256), lambda p, n: 0.5 + 0.5 * p.clamp(-1, 1), 256)
+    split = mesh.split_seams()[0]
+    assert len(split) > len(mesh.vertices) and mesh.check().euler < 0
+    assert all(solids.as_others_read(mesh).values())
+    found = solids.measures(mesh, 0.02, 900, "tangle")
+    assert all(found[measure] for measure in solids.MEASURES if measure in found)
 
 
 def test_prompts_are_drawn_once_and_alike_every_time() -> None:

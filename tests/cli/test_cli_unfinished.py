@@ -107,3 +107,12 @@ def test_inspect_says_what_a_folder_holds_instead(run: Run) -> None:
     Path("meshes").mkdir()
     Path("m.glb").rename("meshes/m.glb")
     assert "it holds 1 .glb: inspect one of the files" in run("inspect", "meshes")[2]
+
+
+def test_a_repaired_mesh_overwrites_nothing_unasked(run: Run) -> None:
+    body()
+    Path("n.ply").write_bytes(b"mine")
+    code, _, err = run("inspect", "m.glb", "--repair", "n.ply")
+    assert code == 2 and "n.ply is already there" in err and Path("n.ply").read_bytes() == b"mine"
+    assert run("inspect", "m.glb", "--repair", "n.ply", "--overwrite")[0] == 0
+    assert Path("n.report.json").is_file() and Path("n.ply").read_bytes() != b"mine"

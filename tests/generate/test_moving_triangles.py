@@ -88,7 +88,7 @@ def test_tetrahedra_fill_the_cube_and_close_at_the_rim() -> None:
     ).sum(-1)
     assert float(still.min()) > 0 and float(volume.detach().sum()) == pytest.approx(8.0, rel=1e-5)
     found = shape.regularisers(shape.render(Camera.orbit(0.0, 0.0, 4.0, 40.0, 8)), {"sign", "smooth"}, generator(0))
-    assert set(found) == {"sign", "smooth"} and all(float(v) > 0 for v in found.values())
+    assert set(found) == {"sign", "smooth"} and all(float(v.detach()) > 0 for v in found.values())
 
 
 def test_signs_of_a_flat_field_have_a_closed_form() -> None:

@@ -21,7 +21,7 @@ from unproject.scripts.fuzz.minimise import smaller
 from unproject.scripts.fuzz.mutations import mutated
 from unproject.utils.errors import InputError
 
-SLOW = {"options": 12, "prompt": 30, "config": 60}  # cases of a kind that takes longer than others
+SLOW = {"options": 8, "prompt": 20, "config": 40, "gltf": 60}  # cases of a kind that takes longer than others
 EACH = 90
 
 

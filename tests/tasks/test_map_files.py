@@ -164,7 +164,7 @@ def test_writing_a_map_takes_half_of_it_more_at_most(tmp_path: Path, side: int) 
 
     DepthOutput(np.zeros((1, 300, 300, 1), np.float32)).save(tmp_path / "b", ("npz", "png", "npy", "tiff"))
     slack = 6 << 20  # a band, whatever the size of the map
-    assert 0.9 < peak_over_now(work) <= 1.5 + slack / (side * side * 4 // 3 * 4)
+    assert peak_over_now(work) <= 1.5 + slack / (side * side * 4 // 3 * 4)
 
 
 @pytest.mark.parametrize("side", [700, 1400])
@@ -179,4 +179,4 @@ def test_lifting_and_writing_points_takes_half_of_the_arrays_more_at_most(tmp_pa
         return maps.nbytes + picture.nbytes + sum(array.nbytes for array in arrays if array is not None)
 
     work(300)
-    assert 0.8 < peak_over_now(work) <= 1.5
+    assert peak_over_now(work) <= 1.5

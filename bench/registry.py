@@ -159,7 +159,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "Meshes of fresh prompts and real ones as solids, by every measure",
         "solids",
         ("surface", "lattice"),
-        weights=("toybox-mv",),
+        weights=(JUDGE, "toybox-mv"),
         method=("geometry", "generate", "core/distillation"),
     ),
     "codec": Experiment(

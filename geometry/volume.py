@@ -170,8 +170,9 @@ def drop_hidden(
         seen = (before > config.hidden) & (samples.index < samples.rays * samples.steps)
         heavy = seen & (before * -torch.expm1(-optical) > HEAVY)
         kept, weighty, counted = torch.stack((seen.sum(), heavy.sum(), count)).tolist()  # the one wait for the device
-        order = seen.cumsum(0) - 1
-        return samples.keep(first_places(seen, kept)), order[first_places(heavy, weighty)], counted
+        order = (seen.cumsum(0) - 1)[first_places(heavy, weighty)]
+        places = first_places(seen, kept)
+    return samples.keep(places), order, counted  # with gradients: points know their rays
 
 
 def first_places(mask: Tensor, count: int) -> Tensor:

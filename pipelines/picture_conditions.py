@@ -73,18 +73,30 @@ def control_map(kind: str, file: Path) -> Tensor:
         return torch.from_numpy(edges).float().expand(1, 3, -1, -1)
     if file.suffix.lower() != ".npz":
         return pictures(file)
-    name = {"depth": "depth", "normal": "normals"}.get(kind)
+    name, shown = MAPS.get(kind, ("", None))
     with np.load(file, allow_pickle=False) as arrays:
-        if name is None or name not in arrays:
+        if shown is None or name not in arrays:
             raise InputError(f"{file} holds {', '.join(arrays)}, no map for {kind}:")
         values = torch.from_numpy(np.asarray(arrays[name], np.float32))
         valid = torch.from_numpy(arrays["valid"]).reshape(values.shape[:2]) if "valid" in arrays else None
         frame = str(arrays["frame"]) if "frame" in arrays else "viewer"
-    if name == "normals":
-        return 0.5 * convert_normals(values.movedim(-1, 0)[None], frame, "viewer") + 0.5
-    known = values if valid is None else values[valid]
-    near = (known.amax() - values) / (known.amax() - known.amin()).clamp_min(1e-6)
+    return shown(values, valid, frame)
+
+
+def _nearness(depth: Tensor, valid: Tensor | None, _: str) -> Tensor:
+    """(1, 3, H, W), 1 at the nearest point and 0 at the farthest and where nothing is known."""
+    known = depth if valid is None else depth[valid]
+    near = (known.amax() - depth) / (known.amax() - known.amin()).clamp_min(1e-6)
     return (near if valid is None else near * valid).clamp(0, 1).expand(1, 3, -1, -1)
+
+
+def _colours(normals: Tensor, _: Tensor | None, frame: str) -> Tensor:
+    """(1, 3, H, W), the viewer's x, y and z from -1 to 1 as 0 to 1."""
+    return 0.5 * convert_normals(normals.movedim(-1, 0)[None], frame, "viewer") + 0.5
+
+
+MAPS = {"depth": ("depth", _nearness), "normal": ("normals", _colours)}
+"""kind of control: entry of an NPZ, and how it is shown"""
 
 
 def _sized(image: Any, size: Sequence[int]) -> Tensor:

@@ -19,6 +19,7 @@ from ..bench.backbone_verbs import CELLS
 from ..bench.backbones import MULTI_VIEW, NAMES, random_prior
 from ..core.distillation.score import ScoreConfig
 from ..core.priors.diffusers import DiffusersPrior
+from ..core.sampling.denoiser import Denoiser
 from ..generate.guides import make_guide
 from ..geometry.cameras import Camera
 from ..geometry.representation import CHANNELS
@@ -100,9 +101,11 @@ def _answers(prior: DiffusersPrior) -> dict[str, Tensor]:
     draw: dict[str, Any] = {"height": size, "width": size, "num_inference_steps": 3, "output_type": "latent"}
     if prior.multiview:
         draw["cameras"] = torch.randn(rows, 16, generator=generator(1))
+    denoiser = Denoiser(prior, condition)
+    level = denoiser.schedule.at_index(0.4 * denoiser.schedule.steps)
     return {
         "text": condition["cond"]["text"],
-        "network": prior.predict(x.to(prior.device), 400.0, condition["cond"]),
+        "network": denoiser.ask(x.to(prior.device), level, ["cond"])["cond"].raw,
         "encoder": prior.encode(images.to(prior.device)),
         "decoder": prior.decode(x.to(prior.device), clamp=False),
         "drawing": TextToImage(prior)("a dog", seed=0, return_dict=False, **draw)[0],

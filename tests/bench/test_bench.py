@@ -83,7 +83,7 @@ def test_a_front_on_two_opposite_sides_is_seen():
         def __call__(self, views):
             ones = torch.ones(8)
             probs = {"noun": torch.tensor([[0.0, 1.0]]).repeat(8, 1), "colour": torch.tensor([[1.0]]).repeat(8, 1)}
-            return Verdict({"noun": ("dog", "car"), "colour": ("red",)}, probs, ones, torch.tensor(self.azimuths), ones)
+            return Verdict({"noun": ("dog", "car"), "colour": ("red",)}, probs, ones, torch.tensor(self.azimuths))
 
     wanted = Wanted(0, "car", "red", False)
     found = judge_views(Reader(), torch.zeros(8, 3, 4, 4), wanted)

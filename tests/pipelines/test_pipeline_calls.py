@@ -11,7 +11,7 @@ from torch import Tensor
 
 from unproject.core.priors import GaussianMixturePrior, Rows
 from unproject.core.sampling import RestoreConfig
-from unproject.pipelines import base, text_to_mesh
+from unproject.pipelines import base, text_to_shape
 from unproject.pipelines.calibrations import Sizes, measure_error_curve, setting
 from unproject.pipelines.edit_image import EditImage
 from unproject.pipelines.restore_image import RestoreImage
@@ -149,7 +149,7 @@ def test_diffusers_name_of_the_dtype(monkeypatch: pytest.MonkeyPatch, kind: Any)
         asked.append(dtype)
         return Mixture()
 
-    for module in (base, text_to_mesh):
+    for module in (base, text_to_shape):
         monkeypatch.setattr(module, "load_prior", load)
     kind.from_pretrained("any", torch_dtype=torch.bfloat16)
     kind.from_pretrained("any", dtype=torch.float16)

@@ -57,7 +57,7 @@ def truth(*programs: ObjectProgram | SceneProgram, azimuth: float = 0.0) -> Verd
     answers, labels = questions(), [labels_of(p) for p in programs]
     probs = {q: torch.stack([torch.eye(len(words))[max(row[q], 0)] for row in labels]) for q, words in answers.items()}
     ones = torch.ones(len(programs))
-    return Verdict(answers, probs, ones, azimuth * ones, ones)
+    return Verdict(answers, probs, ones, azimuth * ones)
 
 
 def test_labels_read_a_relation_from_one_side() -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.multiprocessing import start_processes
@@ -189,10 +188,7 @@ def test_parameters_grow_under_the_trainer_and_resume_to_the_bit(tmp_path):
 def _process(rank: int, port: int, out: str) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)  # a fork has none of its parent's threads
-    barrier = torch.distributed.barrier  # waits on the accelerator that other tests pretend, unless told where
-    torch.distributed.barrier = lambda **_: barrier()
-    AcceleratorState._reset_state(reset_partial_state=True)  # inherited from the process that forked
+    torch.set_num_threads(1)
     config = replace(CONFIG, batch=2, accumulate=2)
     trainer = Trainer(config, Duel(noise=0.0), Numbers(), Path(out) / "run", "cpu")
     assert trainer.engine.ranks == 2
@@ -201,11 +197,12 @@ def _process(rank: int, port: int, out: str) -> None:
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_equal_one_with_the_same_samples(tmp_path):
+def test_two_processes_equal_one_with_the_same_samples(tmp_path, root, monkeypatch):
+    monkeypatch.syspath_prepend(str(root))  # where the processes find this file
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    start_processes(_process, (port, str(tmp_path)), nprocs=2, start_method="fork")  # spawned ones import for seconds
+    start_processes(_process, (port, str(tmp_path)), nprocs=2, start_method="spawn")  # a fork has what others pretend
     alone = Trainer(replace(CONFIG, batch=8), Duel(noise=0.0), Numbers(), tmp_path / "alone", "cpu")
     alone.run()
     first, second = (load_file(tmp_path / f"{rank}.safetensors")["bits"] for rank in (0, 1))

@@ -74,7 +74,8 @@ class Denoiser:
         count, time = len(order), level.times(x)
         told = time if self.time_remap is None else self.time_remap(time)
         rows = self._rows(order, x.shape[0])
-        call = Told(float(torch.as_tensor(level.model_time).max()), rows)
+        largest = level.model_time
+        call = Told(float(largest.max()) if isinstance(largest, Tensor) else largest, rows)
         if self.time_remap is not None:
             rows = rows.with_tensors(**{LEVEL_TIME: torch.cat([time] * count)})
         before = self.prior.nfe

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from ..utils.device_memory import free_host_bytes
 from ..utils.errors import InputError
 from ..utils.files import read_json
 from ..utils.progress import Progress
@@ -38,11 +39,8 @@ def needed_mb(path: Path) -> float:
 
 def free_mb() -> float:
     """Memory that new processes can have; without bound where the system does not tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return float("inf")
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("MemAvailable:")), float("inf"))
+    free = free_host_bytes()
+    return float("inf") if free is None else free / 2**20
 
 
 def run_queue(

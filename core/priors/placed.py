@@ -9,7 +9,7 @@ from torch import nn
 
 from ...utils.errors import InputError
 from .base import Prior
-from .footprint import encoder_numbers, network_numbers
+from .footprint import decoder_numbers, encoder_numbers, network_numbers
 from .placement import WHOLE, execution_device
 
 P = TypeVar("P", bound="PlacedPrior")
@@ -53,6 +53,10 @@ class PlacedPrior(Prior):
         pixels = height * width // self.vae_factor**2
         settings = getattr(self.pipe, self.backbone).config
         return int(network_numbers(type(self.network).__name__, settings, pixels) * self.dtype.itemsize)
+
+    def decode_bytes(self, height: int, width: int) -> int:
+        """See Prior.decode_bytes."""
+        return int(decoder_numbers(self.vae.config) * height * width * self.vae.dtype.itemsize)
 
     def smaller_setting(self) -> str:
         """See Prior.smaller_setting: the next of half precision, offloading and quantised weights."""

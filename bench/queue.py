@@ -17,6 +17,7 @@ from ..utils.device_memory import free_host_bytes
 from ..utils.errors import InputError
 from ..utils.files import read_json
 from ..utils.progress import Progress
+from ..utils.shares import alone
 
 UNKNOWN_MB = 2500  # what an experiment may take that has never been measured
 SPARE = 1.2  # times what it took the last time
@@ -63,7 +64,7 @@ def run_queue(
             while waiting or running:
                 while waiting and len(running) < jobs and (not running or needs_mb[waiting[0]] <= free()):
                     name = waiting.pop(0)
-                    running[name] = subprocess.Popen(commands[name], stdout=subprocess.DEVNULL)
+                    running[name] = subprocess.Popen(commands[name], stdout=subprocess.DEVNULL, env=alone())
                 time.sleep(interval_s)
                 for name, code in [(name, process.poll()) for name, process in running.items()]:
                     if code is not None:

@@ -39,7 +39,7 @@ class Batches:
     def _whole_groups(self, rows: int) -> int:
         return max(rows // self.frames, 1) * self.frames
 
-    def each(self, do: Callable[[slice], T], generators: Generators = None) -> list[T]:
+    def each(self, do: Callable[[slice], T], generators: Generators | None = None) -> list[T]:
         """What `do` makes of each part; one that does not fit is made again in halves.
 
         `generators`, one for all rows or one a row, are set back before that. Raises UnprojectError naming the next

@@ -295,7 +295,7 @@ def random_control(network: nn.Module, factor: int = 4, seed: int = 3, std: floa
             kind = FluxControlNetModel if isinstance(network, FluxTransformer2DModel) else SD3ControlNetModel
             config: Any = network.config
             known = {name: config[name] for name in inspect.signature(kind.__init__).parameters if name in config}
-            few = {name: 1 for name in ("num_layers", "num_single_layers") if name in known}
+            few: dict[str, Any] = {name: 1 for name in ("num_layers", "num_single_layers") if name in known}
             made = kind(**{**known, **few, **changes})
         for layer in made.modules():
             if isinstance(layer, (nn.Linear, nn.Conv2d)) and not bool(layer.weight.any()):

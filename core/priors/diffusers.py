@@ -192,7 +192,7 @@ class StableDiffusionPrior(DiffusersPrior):
 
     recommended = Recommended(7.5, 50)
     reads = frozenset({"text", "concat", NEGATIVE})
-    steered_by = ("ControlNetModel", "T2IAdapter")
+    steered_by: tuple[str, ...] = ("ControlNetModel", "T2IAdapter")
     reads_pictures = True
 
     def encode_text(self, prompts: str | Sequence[str], negative: str | Sequence[str] | None = None) -> Condition:

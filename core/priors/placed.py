@@ -11,6 +11,7 @@ from ...utils.errors import InputError
 from .base import Prior
 from .footprint import decoder_numbers, encoder_numbers, network_numbers
 from .placement import WHOLE, execution_device
+from .replay import forget
 
 P = TypeVar("P", bound="PlacedPrior")
 
@@ -36,6 +37,7 @@ class PlacedPrior(Prior):
                 f"the prior {self.name!r} is loaded with offload={self.placement.offload!r} and "
                 f"weights={self.placement.weights!r}, which decide its place; load it again for another one"
             )
+        forget(self.network)
         return super().to(device, dtype)
 
     def encode_bytes(self, height: int, width: int, by_block: bool = False) -> int:

@@ -112,10 +112,9 @@ def _check(control: PictureControl, prior: DiffusersPrior) -> None:
 
 def _check_together(networks: Sequence[nn.Module]) -> None:
     """Raises InputError for controls whose features do not add up."""
-    forms = {
-        tuple(config.get(name) for name in ("num_layers", "num_single_layers", "conditioning_embedding_channels"))
-        for config in (network.config for network in networks if hasattr(network, "controlnet_blocks"))
-    }
+    configs: list[Any] = [network.config for network in networks if hasattr(network, "controlnet_blocks")]
+    settings = ("num_layers", "num_single_layers", "conditioning_embedding_channels")
+    forms = {tuple(config.get(name) for name in settings) for config in configs}
     if len(forms) > 1:
         raise InputError("these controls have different numbers of blocks, whose features do not add up; give one")
 

@@ -56,10 +56,10 @@ def agreement(prior: DiffusersPrior, config: FullSize) -> dict[str, Any]:
     side = config.px // prior.vae_factor
     noise = torch.randn(1, prior.latent_shape[0], side, side, generator=generator(0))
     options: dict[str, Any] = {"num_inference_steps": config.steps, "guidance_scale": 7.5, "output_type": "latent"}
+    options |= {"height": config.px, "width": config.px}
     prior.pipe.set_progress_bar_config(disable=True)
-    sized = {"height": config.px, "width": config.px}
-    stock = prior.pipe("a red chair", latents=noise, **sized, **options).images
-    ours: Any = TextToImage(prior, "native")("a red chair", latents=noise, solver="ddim", **sized, **options)
+    stock = prior.pipe("a red chair", latents=noise, **options).images
+    ours: Any = TextToImage(prior, "native")("a red chair", latents=noise, solver="ddim", **options)
     worst = float((ours.images - stock).abs().max() / stock.abs().max())
     return {
         "what": "DDIM beside stock diffusers",

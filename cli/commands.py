@@ -25,10 +25,13 @@ from .files import Convert, Inspect
 from .fit import Fit
 from .image import MAP_COMMANDS
 from .info import Doctor, Methods, Priors
+from .materials import Materials
 from .points import Pointcloud
+from .relight import InverseRender, Relight
 from .render import Render
 from .replay import replayed
 from .shapes import TextToMesh, TextToSplats
+from .sim2real import Sim2real
 from .text import TextToImage
 from .train import Train
 from .world import Toybox
@@ -38,12 +41,16 @@ COMMANDS: tuple[type[Command], ...] = (
     TextToSplats,
     TextToImage,
     *MAP_COMMANDS.values(),
+    Materials,
+    Sim2real,
     Pointcloud,
     Edit,
     Restore,
     CalibrateSolver,
     SearchSolver,
     Fit,
+    InverseRender,
+    Relight,
     Render,
     Toybox,
     Convert,

@@ -22,9 +22,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..core.priors import load_prior, weights_root
+from ..core.priors import Condition, load_prior, weights_root
 from ..core.priors.control import CONTROL, PictureControl
 from ..core.priors.diffusers import StableDiffusionPrior, StableDiffusionXLPrior
+from ..core.priors.rows import COND
 from ..core.sampling import DDIM, Denoiser, Level, NoiseSchedule, Prediction, Sampler
 from ..core.sampling.grids import Spacing
 from ..core.sampling.sampler import StepCallback
@@ -93,8 +94,7 @@ class SensorStage:
         self.control.requires_grad_(True)
         asked = prior.with_network(self.unet, "sample")
         self.asked = asked.controlled([PictureControl(self.control)])
-        self._empty = prior.encode_text("")
-        self._empty = type(self._empty)({"cond": self._empty["cond"]})
+        self._empty = Condition({COND: prior.encode_text("")[COND]})
 
     @property
     def cell(self) -> int:
@@ -225,8 +225,8 @@ class SensorSimulator:
             depth_m: clean z-depth (H, W) or (N, H, W) in metres of any size, 0 where nothing is.
             seed: one for each map, or the first of consecutive ones.
             num_inference_steps: of each stage; None: its own.
-            ensemble_size: with more than one, the standard deviation of so many measurements is the uncertainty; the
-                first of them is the measurement.
+            ensemble_size: with more than one, `spread_of` so many measurements is the uncertainty; the first of them is
+                the measurement.
             generator_of: a generator for each map instead of seeds.
             callback_on_step_end: called after every step of every stage; see `Sampler.run`.
 
@@ -249,7 +249,7 @@ class SensorSimulator:
         first = members[0].permute(0, 2, 3, 1).cpu().numpy()
         spread = None
         if ensemble_size > 1:
-            spread = torch.stack(members).std(0).permute(0, 2, 3, 1).cpu().numpy()
+            spread = spread_of(torch.stack(members)).permute(0, 2, 3, 1).cpu().numpy()
         return SensorOutput(
             prediction=first,
             uncertainty=spread,
@@ -307,6 +307,15 @@ class SensorSimulator:
             told = {"base": base, "stages": [to_dict(stage.config) for stage in self.stages]}
             write_json(temporary / MANIFEST, {**told, "versions": versions(), **facts})
         return folder
+
+
+def spread_of(members: Tensor) -> Tensor:
+    """Standard deviation (...) over members (E, ...) of those that were measured, 0 where fewer than two were."""
+    there = (members > 0).to(members)
+    count = there.sum(0)
+    mean = (members * there).sum(0) / count.clamp(min=1)
+    total = ((members - mean).square() * there).sum(0)
+    return torch.where(count > 1, total / (count - 1).clamp(min=1), 0.0).sqrt()
 
 
 def load_sensor(

@@ -122,7 +122,12 @@ def test_more_channels_keep_the_prior_in_the_first(tiny_prior) -> None:
     text = torch.randn(1, 8, 32, generator=seeded(1))
     grown = grown_unet(unet, 8).eval()
     found = grown(torch.cat([x, torch.zeros_like(x)], 1), time, text, return_dict=False)[0]
-    torch.testing.assert_close(found[:, :4], unet(x, time, text, return_dict=False)[0], rtol=0, atol=1e-5)
+    plain = unet(x, time, text, return_dict=False)[0]
+    torch.testing.assert_close(found[:, :4], plain, rtol=0, atol=1e-5)
+    fewer = grown_unet(unet, 3).eval()
+    missing = torch.cat([x[:, :3], torch.zeros_like(x[:, 3:])], 1)
+    expected = unet(missing, time, text, return_dict=False)[0][:, :3]
+    torch.testing.assert_close(fewer(x[:, :3], time, text, return_dict=False)[0], expected, rtol=0, atol=1e-5)
 
 
 def test_the_encoder_stays_and_the_rest_learns(tiny_prior) -> None:
@@ -219,6 +224,9 @@ def test_latents_of_patches_are_exact_and_those_of_the_vae_have_its_size(tiny_pr
     answered = stage.codec.answered(measured, clean)
     torch.testing.assert_close(back[answered], measured[answered], rtol=1e-5, atol=0)
     assert torch.equal(back > 0, answered)
+    wide = make(tiny_prior, patch=4)  # whatever channels the prior has
+    assert (wide.cell, wide.channels, wide.hint(clean, None).shape[1]) == (4, 32, 16)
+    torch.testing.assert_close(wide.decode(wide.encode(measured, clean), clean)[answered], measured[answered])
     large = make(tiny_prior, latents="vae", enlarge=2)
     assert (large.cell, large.latent_size(16, 24)) == (2, (8, 12))
     assert large.encode(measured, clean).shape == (2, 8, 8, 12)

@@ -78,7 +78,7 @@ def grown_unet(unet: UNet2DConditionModel, channels: int, seed: int = 0) -> UNet
 
 
 def learning_decoder(unet: UNet2DConditionModel, first: bool) -> None:
-    """Only the decoder learns, and with `first` the first convolution, where it reads other latents than the prior's."""
+    """Only the decoder learns, and with `first` the first convolution: it reads other latents than the prior's."""
     unet.requires_grad_(False)
     for name in (*DECODER, *(("conv_in",) if first else ())):
         part = getattr(unet, name)

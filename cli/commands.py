@@ -25,6 +25,7 @@ from .files import Convert, Inspect
 from .fit import Fit
 from .image import MAP_COMMANDS
 from .info import Doctor, Methods, Priors
+from .match import Match, Transfer
 from .points import Pointcloud
 from .render import Render
 from .replay import replayed
@@ -39,6 +40,8 @@ COMMANDS: tuple[type[Command], ...] = (
     TextToImage,
     *MAP_COMMANDS.values(),
     Pointcloud,
+    Match,
+    Transfer,
     Edit,
     Restore,
     CalibrateSolver,

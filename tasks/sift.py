@@ -33,4 +33,4 @@ def _described(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         detector.detect_and_extract(rgb2gray(picture))
     except RuntimeError:  # its way to say that there are none
         return np.zeros((0, 2)), np.zeros((0, 128), np.uint8)
-    return detector.positions[:, ::-1] + 0.5, detector.descriptors
+    return detector.positions[:, ::-1].astype(float) + 0.5, detector.descriptors

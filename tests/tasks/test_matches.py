@@ -81,6 +81,6 @@ def test_sift_finds_a_shifted_texture():
     rng = np.random.default_rng(0)
     coarse = np.kron(rng.random((12, 12, 3)), np.ones((8, 8, 1)))
     a, b, scores = sift_matches(coarse[:80, :80], coarse[8:88, 16:96])
-    assert len(a) >= 10 and scores.min() > 0.5
+    assert len(a) >= 10 and scores.min() > 0.5 and a.dtype == b.dtype == np.float64
     assert np.median(np.abs(a - b - [16, 8])) < 0.5
     assert len(sift_matches(np.zeros((20, 20, 3)), coarse)[0]) == 0

@@ -114,6 +114,26 @@ EXPERIMENTS: dict[str, Experiment] = {
         weights=(HEAD,),
         method=("tasks",),
     ),
+    "sim2real": Experiment(
+        "A simulated depth sensor: residuals, holes, and a net that learns from it, against hand-made noise",
+        "sim2real",
+        ("method", "gaussian"),
+        weights=(),
+        method=("tasks", "toybox"),
+    ),
+    "materials": Experiment(
+        "Materials: pictures without maps, four steps, edges that continue",
+        "materials",
+        ("method", "supervised"),
+        method=("tasks", "toybox", "core/distillation"),
+    ),
+    "materialfusion": Experiment(
+        "Inverse rendering with and without a material prior: albedo and other light",
+        "materialfusion",
+        ("method", "pictures alone"),
+        weights=(),
+        method=("tasks", "toybox", "generate", "geometry"),
+    ),
     "sampling": Experiment(
         "Every solver on the U-Net: quality against calls and seconds",
         "sampling",

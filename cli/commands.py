@@ -26,10 +26,13 @@ from .fit import Fit
 from .image import MAP_COMMANDS
 from .info import Doctor, Methods, Priors
 from .match import Match, Transfer
+from .materials import Materials
 from .points import Pointcloud
+from .relight import InverseRender, Relight
 from .render import Render
 from .replay import replayed
 from .shapes import TextToMesh, TextToSplats
+from .sim2real import Sim2real
 from .text import TextToImage
 from .train import Train
 from .world import Toybox
@@ -39,6 +42,8 @@ COMMANDS: tuple[type[Command], ...] = (
     TextToSplats,
     TextToImage,
     *MAP_COMMANDS.values(),
+    Materials,
+    Sim2real,
     Pointcloud,
     Match,
     Transfer,
@@ -47,6 +52,8 @@ COMMANDS: tuple[type[Command], ...] = (
     CalibrateSolver,
     SearchSolver,
     Fit,
+    InverseRender,
+    Relight,
     Render,
     Toybox,
     Convert,

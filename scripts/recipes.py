@@ -38,6 +38,8 @@ from ..utils.errors import InputError
 from .beginnings import OUTER, begin_with, begin_with_pipeline, begin_with_run, begin_with_words, load_vae, tokenizer_of
 from .head_recipes import preimage_job, refine_job
 from .job import Job
+from .material_recipes import few_step_job, material_job
+from .sensor_recipes import sensor_job
 
 
 @dataclass(frozen=True)
@@ -365,4 +367,7 @@ RECIPES: dict[str, Callable[[dict[str, Any]], Job]] = {
     "pixels": pixel_job,
     "primedepth": preimage_job,
     "normals-refine": refine_job,
+    "sim2real": sensor_job,
+    "materials": material_job,
+    "materials-few-steps": few_step_job,
 }

@@ -55,7 +55,7 @@ class SensorConfig:
     latents: Literal["vae", "patches"] = "vae"
     """of the prior's VAE, or the pixels themselves"""
     gain: float = 1.0
-    """of patches, so that latents have about unit variance"""
+    """on the latents of residuals, so that they have about unit variance"""
     enlarge: int = 1
     """each pixel of the sensor becomes so many, squared, before the VAE"""
     steps: int = 50
@@ -105,7 +105,9 @@ class SensorStage:
 
     def latent_size(self, height: int, width: int) -> tuple[int, int]:
         """(h, w) of the latents of a map whose sides are multiples of `cell`."""
-        grown, factor = (1, self.patch) if self.config.latents == "patches" else (self.config.enlarge, self.prior.vae_factor)
+        grown, factor = (
+            (1, self.patch) if self.config.latents == "patches" else (self.config.enlarge, self.prior.vae_factor)
+        )
         return height * grown // factor, width * grown // factor
 
     def modules(self) -> dict[str, nn.Module]:
@@ -115,23 +117,25 @@ class SensorStage:
     def to_latents(self, pictures: Tensor, rng: torch.Generator | None = None) -> Tensor:
         """Latents (B, C, h, w) of a picture (B, 3, H, W) in [-1, 1]; with `rng` a draw from the VAE's posterior."""
         if self.config.latents == "patches":
-            return F.pixel_unshuffle(pictures[:, :1] * self.config.gain, self.patch)
+            return F.pixel_unshuffle(pictures[:, :1], self.patch)
         large = pictures.repeat_interleave(self.config.enlarge, 2).repeat_interleave(self.config.enlarge, 3)
         return self.prior.encode(large / 2 + 0.5, sample=rng is not None, generator=rng)
 
     def to_picture(self, latents: Tensor) -> Tensor:
         """Inverse of `to_latents`, as far as there is one."""
         if self.config.latents == "patches":
-            return (F.pixel_shuffle(latents, self.patch) / self.config.gain).expand(-1, 3, -1, -1)
+            return F.pixel_shuffle(latents, self.patch).expand(-1, 3, -1, -1)
         return F.avg_pool2d(2 * self.prior.decode(latents, clamp=False) - 1, self.config.enlarge)
 
     def encode(self, measured: Tensor, clean: Tensor, rng: torch.Generator | None = None) -> Tensor:
         """Latents (B, groups C, h, w) of measured depth (B, 1, H, W) beside the clean one."""
-        return torch.cat([self.to_latents(one, rng) for one in self.codec.encode(measured, clean).unbind(1)], 1)
+        residual, *holes = (self.to_latents(one, rng) for one in self.codec.encode(measured, clean).unbind(1))
+        return torch.cat([self.config.gain * residual, *holes], 1)
 
     def decode(self, latents: Tensor, clean: Tensor) -> Tensor:
         """Measured depth (B, 1, H, W) of latents."""
-        groups = latents.split(self.own, 1)
+        residual, *holes = latents.split(self.own, 1)
+        groups = [residual / self.config.gain, *holes]
         return self.codec.decode(torch.stack([self.to_picture(one) for one in groups], 1), clean)
 
     def hint(self, clean: Tensor, first: Tensor | None, rng: torch.Generator | None = None) -> Tensor:

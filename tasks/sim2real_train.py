@@ -7,7 +7,7 @@ stage 1 drew of the same clean depth.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from ..core.training.loss import LossOut
 from ..core.training.objectives.base import Objective
 from ..core.training.sampling_order import seed_of
+from ..utils.configs import to_dict
 from ..utils.pictures import grid, save_image
 from ..utils.seeds import generator
+from .codecs.residual import ResidualDepthCodec
 from .point_critic import CriticConfig, DepthPairs, realness, trained_critic, weight_map
 from .sim2real import SensorConfig, SensorSimulator, SensorStage
 
@@ -77,10 +79,12 @@ class SensorObjective(Objective):
             return {}
         clean, real, drawn = self._drawn(min(self.config.validation, len(self.held_out)))
         answered = self.stage.codec.answered
-        gone, lost = (float((~answered(one, clean))[self.stage.codec.seen(clean)].float().mean()) for one in
-                      (real, drawn))
+        gone, lost = (
+            float((~answered(one, clean))[self.stage.codec.seen(clean)].float().mean()) for one in (real, drawn)
+        )
         return {
-            "wasserstein_mm": 1000 * wasserstein(residuals(self.stage, real, clean), residuals(self.stage, drawn, clean)),
+            "wasserstein_mm": 1000
+            * wasserstein(residuals(self.stage.codec, real, clean), residuals(self.stage.codec, drawn, clean)),
             "holes_real": gone,
             "holes_drawn": lost,
         }
@@ -93,8 +97,12 @@ class SensorObjective(Objective):
         first = self._tensor(batch, "first") if self.stage.config.stage == 2 else None
         steps = min(self.config.validation_steps, self.stage.config.steps)
         drawn = [
-            self.stage.draw(clean[i : i + 8], None if first is None else first[i : i + 8],
-                            [generator(k) for k in range(i, min(i + 8, count))], steps)
+            self.stage.draw(
+                clean[i : i + 8],
+                None if first is None else first[i : i + 8],
+                [generator(k) for k in range(i, min(i + 8, count))],
+                steps,
+            )
             for i in range(0, count, 8)
         ]
         return clean, real, torch.cat(drawn)
@@ -105,14 +113,15 @@ class SensorObjective(Objective):
         if self.held_out is None:
             return []
         parts = self._drawn(min(6, len(self.held_out)))
-        tiles = [self.stage.codec.picture(one[i, 0, ..., None].cpu().numpy())
-                 for i in range(len(parts[0])) for one in parts]
+        tiles = [
+            self.stage.codec.picture(one[i, 0, ..., None].cpu().numpy()) for i in range(len(parts[0])) for one in parts
+        ]
         return [save_image(out / f"sensor-{step:07d}.png", grid(tiles, columns=3))]
 
 
-def residuals(stage: SensorStage, measured: Tensor, clean: Tensor) -> np.ndarray:
+def residuals(codec: ResidualDepthCodec, measured: Tensor, clean: Tensor) -> np.ndarray:
     """Clean minus measured depth in metres (n,) where both belong together."""
-    known = stage.codec.answered(measured, clean)
+    known = codec.answered(measured, clean)
     return (clean - measured)[known].double().cpu().numpy()
 
 
@@ -131,12 +140,18 @@ class FlaggedPairs:
     """
 
     def __init__(
-        self, pairs: MeasuredPairs, first: SensorSimulator, config: CriticConfig = CriticConfig(), seed: int = 0,
+        self,
+        pairs: MeasuredPairs,
+        first: SensorSimulator,
+        config: CriticConfig | None = None,
+        seed: int = 0,
         steps: int | None = None,
     ) -> None:
-        self.pairs, self.first, self.config, self.seed, self.steps = pairs, first, config, seed, steps
+        """`steps`: of stage 1; None: its own."""
+        self.config = config or CriticConfig()
+        self.pairs, self.first, self.seed, self.steps = pairs, first, seed, steps
         self._made: tuple[np.ndarray, np.ndarray] | None = None
-        self.identity = {"length": len(pairs), "critic": config, "steps": steps}
+        self.identity = {"length": len(pairs), "critic": to_dict(self.config), "steps": steps}
 
     def __len__(self) -> int:
         return len(self.pairs)

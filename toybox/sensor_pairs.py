@@ -28,10 +28,10 @@ class SensorPairs:
     Without `rng` each view has the one measurement that its number and `seed` say.
     """
 
-    def __init__(self, views: MapColumns, model: SensorModel = SensorModel(), seed: int = 0) -> None:
+    def __init__(self, views: MapColumns, model: SensorModel | None = None, seed: int = 0) -> None:
         if not len(views):
             raise InputError("give rendered views with maps; make some with `unproject toybox --render --maps`")
-        self.views, self.model, self.seed = views, model, seed
+        self.views, self.model, self.seed = views, model or SensorModel(), seed
         self.identity = {"length": len(views), "seed": seed}
 
     def __len__(self) -> int:

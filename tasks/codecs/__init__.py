@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from .base import CodedOutput, Column, Invariance, TargetCodec
 from .depth import DepthCodec, DepthOutput, DepthRange
+from .intrinsic import AlbedoCodec, SurfaceCodec
 from .normals import FRAME_SIGNS, NormalCodec, NormalsOutput, convert_normals, unit_length
 from .stack import StackCodec
 
-CODECS: dict[str, type[TargetCodec]] = {kind.name: kind for kind in (DepthCodec, NormalCodec)}
+CODECS: dict[str, type[TargetCodec]] = {
+    kind.name: kind for kind in (DepthCodec, NormalCodec, AlbedoCodec, SurfaceCodec)
+}
 
 __all__ = [
     "CODECS",
     "FRAME_SIGNS",
+    "AlbedoCodec",
     "CodedOutput",
     "Column",
     "DepthCodec",
@@ -21,6 +25,7 @@ __all__ = [
     "NormalCodec",
     "NormalsOutput",
     "StackCodec",
+    "SurfaceCodec",
     "TargetCodec",
     "convert_normals",
     "unit_length",

@@ -12,7 +12,7 @@ and pixels that fly by decimetres both lie well inside [-1, 1].
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -98,7 +98,7 @@ class ResidualDepthCodec:
     def _gathered(self, told: Tensor) -> Tensor:
         return told if not self.knee else (told * math.asinh(1 / self.knee)).sinh() * self.knee
 
-    def facts(self) -> dict[str, str]:
+    def facts(self) -> dict[str, Any]:
         """Entries of the NPZ beside the depth."""
         return {"unit": "m", "frame": "z-depth"}
 
@@ -121,6 +121,11 @@ class SensorOutput(TaskOutput):
     """Measured depth (N, H, W, 1) in metres, 0 where the sensor has no answer."""
 
     coded_by: Any = None
+    K: np.ndarray | None = None  # (3, 3) pixels, for files
+
+    def with_camera(self, K: np.ndarray | None) -> SensorOutput:
+        """The same with intrinsics, which its NPZ then holds."""
+        return replace(self, K=K)
 
     @property
     def depth_m(self) -> np.ndarray:
@@ -130,4 +135,15 @@ class SensorOutput(TaskOutput):
     @property
     def codec(self) -> ResidualDepthCodec:
         """See TaskOutput.codec."""
-        return self.coded_by
+        return self.coded_by if self.K is None else _Posed(**vars(self.coded_by), K=self.K)
+
+
+@dataclass(frozen=True, eq=False)
+class _Posed(ResidualDepthCodec):
+    """The codec of maps whose intrinsics are known."""
+
+    K: np.ndarray | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """See ResidualDepthCodec.facts."""
+        return {**super().facts(), "K": self.K}

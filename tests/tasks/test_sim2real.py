@@ -13,9 +13,9 @@ from unproject.core.sampling import Prediction
 from unproject.core.training.loss import LossOut
 from unproject.tasks.codecs.residual import ResidualDepthCodec
 from unproject.tasks.latent_control import LatentControl, grown_unet
+from unproject.tasks.point_critic import CriticConfig
 from unproject.tasks.sim2real import SensorConfig, SensorSimulator, SensorStage, load_sensor
 from unproject.tasks.sim2real_train import FlaggedPairs, SensorObjective, wasserstein
-from unproject.tasks.point_critic import CriticConfig
 from unproject.utils.errors import InputError
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .pipelines.edit_image import EditImage
     from .pipelines.image_to_geometry import ImageToDepth, ImageToGeometry, ImageToNormals
     from .pipelines.images_to_splats import ImagesToSplats
+    from .pipelines.match_images import MatchImages
     from .pipelines.restore_image import RestoreImage
     from .pipelines.shortcuts import depth, fit_splats, normals
     from .pipelines.text_to_image import TextToImage
@@ -40,6 +41,7 @@ __all__ = [
     "ImageToNormals",
     "ImagesToSplats",
     "InputError",
+    "MatchImages",
     "Mesh",
     "PointCloud",
     "RestoreImage",
@@ -65,6 +67,7 @@ _HOMES = {
     "ImageToNormals": ".pipelines.image_to_geometry",
     "ImagesToSplats": ".pipelines.images_to_splats",
     "InputError": ".utils.errors",
+    "MatchImages": ".pipelines.match_images",
     "Mesh": ".geometry.meshes",
     "PointCloud": ".geometry.points",
     "RestoreImage": ".pipelines.restore_image",

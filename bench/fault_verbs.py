@@ -50,6 +50,12 @@ VERBS: dict[str, Verb] = {
     "depth": _verb("depth photos -o out --steps 1", *(f"out/p{i}-depth.npz" for i in range(2))),
     "normals": _verb("normals photos/p0.png -o out --steps 1", "out/p0-normals.npz"),
     "pointcloud": _verb("pointcloud photos -o out --steps 1", *(f"out/p{i}-pointcloud.ply" for i in range(2))),
+    "match": _verb(
+        "match photos/p0.png photos/p1.png --encoder none -o out", "out/p0-p1-match.npz", "out/p0-p1-match.png"
+    ),
+    "transfer": _verb(
+        "transfer photos/p0.png photos/p1.png --points points.json --encoder none -o out/t.json", "out/t.json"
+    ),
     "text-to-image": _verb(
         "text-to-image --prompts prompts.txt --steps 2 -o out", "out/a-red-chair-seed0.png", "out/a-blue-dog-seed0.png"
     ),
@@ -83,10 +89,11 @@ VERBS: dict[str, Verb] = {
 
 
 def inputs(folder: Path) -> None:
-    """Two pictures, two prompts, a mesh, a light, points, cameras, and a small rendered set."""
+    """Two pictures, key points, two prompts, a mesh, a light, points, cameras, and a small rendered set."""
     rng = np.random.default_rng(0)
     for i in range(2):
         save_image(folder / "photos" / f"p{i}.png", rng.random((SIDE, SIDE + 8, 3)).astype(np.float32))
+    write_text(folder / "points.json", '{"left": [3.5, 4.5], "right": [30, 20]}')
     write_text(folder / "prompts.txt", "a red chair\na blue dog\n")
     corners = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 2, 0], [0, 0, 3]])
     Mesh(corners, torch.tensor([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]])).save(folder / "mesh.glb")

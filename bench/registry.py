@@ -94,6 +94,26 @@ EXPERIMENTS: dict[str, Experiment] = {
         weights=(HEAD,),
         method=("tasks",),
     ),
+    "match": Experiment(
+        "Points of two pictures that belong together: the prior's features, a second encoder, both",
+        "match",
+        ("method", "colours"),
+        method=("tasks/correspondence.py", "tasks/encoders.py", "core/sampling/features.py"),
+    ),
+    "refined-normals": Experiment(
+        "A second look at one-step normals against a sampler and its ensemble: variance, edges, calls",
+        "refined_normals",
+        ("method", "one step"),
+        weights=(HEAD,),
+        method=("tasks",),
+    ),
+    "preimage-depth": Experiment(
+        "Depth out of a frozen prior's preimage against a random network's and the latents",
+        "preimage_depth",
+        ("method", "latents alone"),
+        weights=(HEAD,),
+        method=("tasks",),
+    ),
     "sim2real": Experiment(
         "A simulated depth sensor: residuals, holes, and a net that learns from it, against hand-made noise",
         "sim2real",

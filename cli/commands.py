@@ -25,6 +25,7 @@ from .files import Convert, Inspect
 from .fit import Fit
 from .image import MAP_COMMANDS
 from .info import Doctor, Methods, Priors
+from .match import Match, Transfer
 from .materials import Materials
 from .points import Pointcloud
 from .relight import InverseRender, Relight
@@ -44,6 +45,8 @@ COMMANDS: tuple[type[Command], ...] = (
     Materials,
     Sim2real,
     Pointcloud,
+    Match,
+    Transfer,
     Edit,
     Restore,
     CalibrateSolver,

@@ -333,10 +333,61 @@ class ColouredMapCommand(MapCommand):
         return replace(super().saving(), colormap=self.colormap or "")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ChoiceCommand(MapCommand):
+    """Of a map that heads of other kinds predict too."""
+
+    head: str | None = None
+    """A head of another kind: primedepth (reads a frozen prior in one call), or the folder of one."""
+
+    def check(self) -> None:
+        """One kind of head."""
+        if self.head is not None and self.prior != MapCommand.prior:
+            raise InputError(f"--head {self.head} names its own prior; leave --prior {self.prior} out")
+        super().check()
+
+    def load(self) -> Any:
+        """See MapCommand.load."""
+        return super().load() if self.head is None else other_head(self.head, self.codec, **self.placement())
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefinedCommand(MapCommand):
+    """Of a map that can be looked at a second time."""
+
+    refine: bool = False
+    """Refine the prediction of a one-step head in a few steps at low noise: sharper edges, no ensemble."""
+    refiner: Path | None = None
+    """With --refine, the folder of a refiner (default: that of the embedded head)."""
+
+    def check(self) -> None:
+        """The refiner belongs to --refine."""
+        if self.refiner is not None and not self.refine:
+            raise InputError(f"--refiner {self.refiner} is of --refine; give that too, or leave it out")
+        super().check()
+
+    def load(self) -> Any:
+        """See MapCommand.load."""
+        if not self.refine:
+            return super().load()
+        first = "" if self.prior == MapCommand.prior else self.prior
+        return other_head(str(self.refiner or "refiner"), self.codec, first=first, **self.placement())
+
+
+def other_head(name: str, codec: str, **options: Any) -> Any:
+    """The pipeline of a head of another kind."""
+    from ..pipelines.image_to_geometry import ImageToMap
+    from ..tasks.alternatives import load_alternative
+
+    return ImageToMap(load_alternative(name, codec, **options), codec)
+
+
 def map_command(name: str, task: TaskConfig) -> type[MapCommand]:
-    """The command `unproject NAME` of a task."""
+    """The command `unproject NAME` of a task, with the options that its file gives a meaning to."""
     members = {"name": name, "codec": task.codec, "__doc__": task.summary, "__module__": __name__}
-    return type(name.capitalize(), (ColouredMapCommand if task.colormap else MapCommand,), members)
+    wanted = {ChoiceCommand: task.heads, RefinedCommand: task.refiner, ColouredMapCommand: task.colormap}
+    bases = tuple(kind for kind, given in wanted.items() if given) or (MapCommand,)
+    return dataclass(frozen=True, kw_only=True)(type(name.capitalize(), bases, members))
 
 
 MAP_COMMANDS = {name: map_command(name, task) for name, task in task_table().items()}

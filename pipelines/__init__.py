@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .edit_image import EditImage
     from .image_to_geometry import ImageToDepth, ImageToGeometry, ImageToNormals
     from .images_to_splats import ImagesToSplats
+    from .match_images import MatchImages
     from .restore_image import RestoreImage
     from .shortcuts import depth, fit_splats, normals
     from .text_to_image import TextToImage
@@ -22,6 +23,7 @@ __all__ = [
     "ImageToGeometry",
     "ImageToNormals",
     "ImagesToSplats",
+    "MatchImages",
     "RestoreImage",
     "TextToImage",
     "TextToMesh",
@@ -37,6 +39,7 @@ _HOMES = {
     "ImageToGeometry": ".image_to_geometry",
     "ImageToNormals": ".image_to_geometry",
     "ImagesToSplats": ".images_to_splats",
+    "MatchImages": ".match_images",
     "RestoreImage": ".restore_image",
     "TextToImage": ".text_to_image",
     "TextToMesh": ".text_to_mesh",

@@ -15,8 +15,8 @@ from ..core.sampling.grids import Spacing
 from ..core.sampling.sampler import StepCallback
 from ..tasks.codecs import DepthOutput, NormalsOutput
 from ..tasks.ensemble import ALIGNMENTS, Alignment
-from ..tasks.geometry_head import GeometryHead
 from ..tasks.heads import load_head
+from ..tasks.map_head import MapHead
 from ..tasks.outputs import GeometryOutput, TaskOutput
 from ..tasks.tiling import tile_boxes
 from ..utils.errors import InputError
@@ -61,7 +61,7 @@ class _FromImage(ABC, Generic[Out]):
 
     needs: tuple[str, ...] = ()
 
-    def __init__(self, head: GeometryHead) -> None:
+    def __init__(self, head: MapHead) -> None:
         missing = [name for name in self.needs if name not in head.config.targets]
         if missing:
             raise InputError(f"this head predicts {', '.join(head.config.targets)}, not {', '.join(missing)}")
@@ -351,7 +351,7 @@ class ImageToNormals(_FromImage[NormalsOutput]):
 class ImageToMap(_FromImage[TaskOutput]):
     """One target of a head, by its codec's name."""
 
-    def __init__(self, head: GeometryHead, target: str) -> None:
+    def __init__(self, head: MapHead, target: str) -> None:
         self.needs = (target,)
         super().__init__(head)
 

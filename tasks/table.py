@@ -24,6 +24,16 @@ class TaskSchedule:
 
 
 @dataclass(frozen=True)
+class Alternative:
+    """A head of another kind."""
+
+    weights: str
+    """folder below weights/"""
+    recipe: str
+    """that trains one, of configs/train"""
+
+
+@dataclass(frozen=True)
 class TaskConfig:
     """What `unproject NAME` predicts, and with what."""
 
@@ -33,6 +43,10 @@ class TaskConfig:
     """name of the target in tasks/codecs"""
     pipeline: str = ""
     """class of diffusers in whose layout such heads are published; empty: none"""
+    heads: dict[str, Alternative] = field(default_factory=dict)
+    """of other kinds, by the name for --head"""
+    refiner: Alternative | None = None
+    """that looks a second time at what a one-step head says; None: none"""
     colormap: str = ""
     """of its pictures, where another one would do; empty where the colours have a meaning"""
     schedule: TaskSchedule = field(default_factory=TaskSchedule)

@@ -339,4 +339,4 @@ def map_command(name: str, task: TaskConfig) -> type[MapCommand]:
     return type(name.capitalize(), (ColouredMapCommand if task.colormap else MapCommand,), members)
 
 
-MAP_COMMANDS = {name: map_command(name, task) for name, task in task_table().items()}
+MAP_COMMANDS = {name: map_command(name, task) for name, task in task_table().items() if task.map}

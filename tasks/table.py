@@ -33,6 +33,12 @@ class TaskConfig:
     """name of the target in tasks/codecs"""
     pipeline: str = ""
     """class of diffusers in whose layout such heads are published; empty: none"""
+    weights: str = "toybox-geometry"
+    """folder of the embedded head, below weights/"""
+    recipe: str = "geometry-head"
+    """that trains one, of configs/train"""
+    map: bool = True
+    """the command writes the map; otherwise one of its own, in cli/, tells what follows from it"""
     colormap: str = ""
     """of its pictures, where another one would do; empty where the colours have a meaning"""
     schedule: TaskSchedule = field(default_factory=TaskSchedule)

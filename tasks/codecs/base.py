@@ -37,6 +37,8 @@ class Column:
     """stored values are divided by it"""
     mirror: tuple[float, ...] = (1.0,)
     """sign of each channel in the mirrored picture; one for all, or C"""
+    smooth: bool = False
+    """linear between pixels and beyond the edge; otherwise a window that is resized takes the nearest pixels"""
 
 
 class TargetCodec(ABC):
@@ -70,6 +72,10 @@ class TargetCodec(ABC):
     @abstractmethod
     def truth(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """(targets (B, C, H, W), where they are known (B, 1, H, W)) of a batch of the column."""
+
+    def beside(self, target: Tensor, images: Tensor) -> Tensor:
+        """The target with what it holds of the images (B, 3, H, W), sRGB in [0, 1], themselves."""
+        return target
 
     @abstractmethod
     def encode(self, target: Tensor, valid: Tensor) -> tuple[Tensor, Any]:

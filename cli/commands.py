@@ -16,6 +16,7 @@ import tyro
 from ..utils.errors import InputError
 from .bench import Bench
 from .calibrate import CalibrateSolver, SearchSolver
+from .camera import Calibrate
 from .common import Command
 from .completion import Completion
 from .demo import Demo
@@ -38,6 +39,7 @@ COMMANDS: tuple[type[Command], ...] = (
     TextToSplats,
     TextToImage,
     *MAP_COMMANDS.values(),
+    Calibrate,
     Pointcloud,
     Edit,
     Restore,

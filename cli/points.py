@@ -6,7 +6,9 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+import tyro
 
 from ..tasks.formats import PREVIEW
 from ..utils.errors import InputError
@@ -44,9 +46,10 @@ class Pointcloud(ImageCommand):
     fov: float | None = None
     """Field of view of the picture's longer side in degrees (default: by the focal length in the photo's EXIF, else
     55)."""
-    K: Path | None = None
-    """JSON file with the camera matrix in px: 3 x 3, as a list or under "K" (pixel centres at +0.5), under
-    "camera_matrix" as OpenCV writes it (pixel centres at whole numbers), or a transforms.json; instead of --fov."""
+    K: Annotated[Path | None, tyro.conf.arg(aliases=["--camera"])] = None
+    """JSON file with the camera matrix in px: 3 x 3, as a list or under "K" (pixel centres at +0.5; what `calibrate`
+    writes), under "camera_matrix" as OpenCV writes it (pixel centres at whole numbers), or a transforms.json; instead
+    of --fov."""
     undistort: bool = False
     """Take the lens distortion in --K out of the picture first; what is used then is NAME-undistorted.png."""
     near: float = 1.0

@@ -35,10 +35,10 @@ class CameraCodec(TargetCodec):
     name: ClassVar[str] = "camera"
     channels: ClassVar[int] = 2
     column: ClassVar[Column] = Column("rays", "rays", 1, (-1.0, 1.0), smooth=True)
-    frame: ClassVar[str] = "opencv"
     unit: ClassVar[str] = "tangent"
     weights: ClassVar[Mapping[str, float]] = {"camera": 1.0}
     summary: ClassVar[tuple[str, ...]] = ("camera_deg", "fov_deg", "focal")
+    frame: str = "opencv"
     grey: bool = True
     """the third channel is the picture; otherwise 0"""
 

@@ -11,6 +11,7 @@ from ..utils.errors import InputError
 from ..utils.runs import RunRecord
 from .image import ImageCommand
 from .jobs import Job, sort_out
+from .numbers import numbers
 from .outputs import Target
 from .showing import Shown, Table
 
@@ -175,21 +176,6 @@ class Calibrate(ImageCommand):
             record.count("denoiser", made.nfe)
         record.notes.setdefault("cameras", {})[str(path)] = document
         record.keep(lambda to: write_json(to, document), target.file(".json"))
-
-
-def numbers(option: str, text: str, counts: Sequence[int], word: str = "") -> list[float]:
-    """Finite numbers above 0 with commas between. Raises InputError naming the option for anything else."""
-    import math
-
-    try:
-        values = [float(part) for part in text.split(",")]
-    except ValueError:
-        values = []
-    if len(values) not in counts or not all(math.isfinite(value) and value > 0 for value in values):
-        many = " or ".join(map(str, counts))
-        other = f", or the word {word}" if word else ""
-        raise InputError(f"{option} {text!r}: give {many} numbers above 0 with commas between{other}")
-    return values
 
 
 def _names(jobs: Sequence[Job]) -> dict[str, str]:

@@ -19,6 +19,8 @@ from .common import Seeded, check_range
 from .estimates import Estimate, of_pictures
 from .folders import LIFTED, distinct_stems, find, pixels_of
 from .jobs import SOME_FAILED, Job, run_jobs, sort_out
+from .lens import LensOptions
+from .metric import load_metric, seen_in_metres
 from .outputs import Target, check_apart, check_new, check_places
 from .priors import PriorCommand, head_names
 from .showing import Shown
@@ -333,10 +335,46 @@ class ColouredMapCommand(MapCommand):
         return replace(super().saving(), colormap=self.colormap or "")
 
 
+@dataclass(frozen=True, kw_only=True)
+class MetricMapCommand(ColouredMapCommand, LensOptions):
+    """Of a map that has metres once the camera and a scale are known."""
+
+    metric: bool = False
+    """Write metres: the shape by the camera and the predicted normals, the scale by --known-distance or
+    --camera-height, else that of a camera 1.5 m above the floor; the files say which."""
+
+    def check(self) -> None:
+        """Options of the camera belong to metres."""
+        self.check_lens(self.many)
+        given = [n for n in ("fov", "K", "known_distance", "camera_height") if getattr(self, n) is not None]
+        if given and not self.metric:
+            raise InputError(f"--{given[0].replace('_', '-')} belongs to --metric; give that too, or leave it out")
+        super().check()
+
+    def load(self) -> Any:
+        """See MapCommand.load; metres need all that the head predicts."""
+        return load_metric(self) if self.metric else super().load()
+
+    def one(self, pipe: Any, path: Path, picture: np.ndarray, record: RunRecord, target: Target) -> None:
+        """See MapCommand.one."""
+        if not self.metric:
+            super().one(pipe, path, picture, record, target)
+            return
+        from ..pipelines.metric_depth import metres_map
+
+        made, _, metric = seen_in_metres(self, pipe, path, picture, record, **self.settings())
+        one, how = metres_map(made, metric), self.saving()
+        with record.stage("write"):
+            record.keep(lambda base: one.save(base, how), target.file(""))
+            if self.preview:
+                record.keep(lambda base: one.preview(picture, base, how), target.file(""))
+
+
 def map_command(name: str, task: TaskConfig) -> type[MapCommand]:
     """The command `unproject NAME` of a task."""
     members = {"name": name, "codec": task.codec, "__doc__": task.summary, "__module__": __name__}
-    return type(name.capitalize(), (ColouredMapCommand if task.colormap else MapCommand,), members)
+    kind: type[MapCommand] = ColouredMapCommand if task.colormap else MapCommand
+    return type(name.capitalize(), (MetricMapCommand if task.metric else kind,), members)
 
 
 MAP_COMMANDS = {name: map_command(name, task) for name, task in task_table().items() if task.map}

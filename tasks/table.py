@@ -39,6 +39,8 @@ class TaskConfig:
     """that trains one, of configs/train"""
     map: bool = True
     """the command writes the map; otherwise one of its own, in cli/, tells what follows from it"""
+    metric: bool = False
+    """the map has metres once a camera and a scale are known (--metric)"""
     colormap: str = ""
     """of its pictures, where another one would do; empty where the colours have a meaning"""
     schedule: TaskSchedule = field(default_factory=TaskSchedule)

@@ -24,6 +24,7 @@ from .distill import Distill
 from .edit import Edit, Restore
 from .files import Convert, Inspect
 from .fit import Fit
+from .geometry import Geometry
 from .image import MAP_COMMANDS
 from .info import Doctor, Methods, Priors
 from .points import Pointcloud
@@ -40,6 +41,7 @@ COMMANDS: tuple[type[Command], ...] = (
     TextToImage,
     *MAP_COMMANDS.values(),
     Calibrate,
+    Geometry,
     Pointcloud,
     Edit,
     Restore,

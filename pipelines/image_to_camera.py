@@ -163,6 +163,12 @@ class ImageToCamera:
             return [], lambda rows: {"generator": [each[i] for i in rows]}
         return [], lambda _: {"generator": generator}
 
+    def looked(self, images: Tensor, seed: int | None = None) -> Looked:
+        """What the head says of whole pictures (N, 3, H, W), before any camera is fitted."""
+        seeds = {} if self.head.config.start == "zeros" else {"seed": seed}
+        everything = torch.ones_like(images[:, :1], dtype=torch.bool)
+        return self._look(images, everything, seeds, {})
+
     def _look(self, images: Tensor, shown: Tensor, source: dict[str, Any], asked: dict[str, Any]) -> Looked:
         """Rays of pictures (N, 3, H, W) and of their mirror images, together."""
         options = {**asked, "output_type": "pt", "match_input_resolution": False}

@@ -56,6 +56,10 @@ class TargetCodec(ABC):
     """parts of the training loss and what they weigh by default"""
     colormap: ClassVar[str] = ""
     """of its picture, where another one would do; empty where the colours have a meaning"""
+    tolerance: ClassVar[float] = 0.1
+    """error below which a pixel counts as right, for confidence"""
+    error_unit: ClassVar[str] = "relative"
+    """of `error`"""
     summary: ClassVar[tuple[str, ...]]
     """the metrics that validation reports"""
 

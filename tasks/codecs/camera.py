@@ -37,6 +37,8 @@ class CameraCodec(TargetCodec):
     column: ClassVar[Column] = Column("rays", "rays", 1, (-1.0, 1.0), smooth=True)
     unit: ClassVar[str] = "tangent"
     weights: ClassVar[Mapping[str, float]] = {"camera": 1.0}
+    tolerance: ClassVar[float] = 5.0
+    error_unit: ClassVar[str] = "deg"
     summary: ClassVar[tuple[str, ...]] = ("camera_deg", "fov_deg", "focal")
     frame: str = "opencv"
     grey: bool = True

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
 from ..tasks.formats import MAP_FORMATS, PREVIEW, USUAL, map_formats
-from ..tasks.table import TaskConfig, task_table
+from ..tasks.table import task_table
 from ..utils.bands import Compression, need_exr
 from ..utils.errors import InputError
 from ..utils.runs import RunRecord
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ..tasks.map_files import Saving
+
+MAPS = tuple(name for name, task in task_table().items() if task.map)  # whose files are no pictures of a folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +140,7 @@ class ImageCommand(PriorCommand, Seeded):
             if not path.is_dir():
                 pictures.append((path, Path()))
                 continue
-            found = find(path, self.recursive, (*MAP_COMMANDS, *LIFTED), target.folder)
+            found = find(path, self.recursive, (*MAPS, *LIFTED), target.folder)
             inside = Path(path.name) if len(self.image) > 1 else Path()
             pictures += [(one, inside / place) for one, place in found.pictures]
             skipped += found.skipped
@@ -309,85 +311,3 @@ class MapCommand(ImageCommand):
     def bytes_per_pixel(self) -> int:
         """See ImageCommand.bytes_per_pixel: as if nothing could be compressed."""
         return 16 * len(self.formats)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ColouredMapCommand(MapCommand):
-    """Of a map whose colours have no meaning of their own."""
-
-    colormap: str | None = None
-    """Colours of the pictures, a name of matplotlib's such as magma, turbo or gray (default: Spectral)."""
-
-    def check(self) -> None:
-        """The colours have to exist, and be used."""
-        if self.colormap is not None:
-            from ..tasks.map_files import check_colormap
-
-            check_colormap(self.colormap, "--colormap")
-            if not self.draws:
-                raise InputError(f"--colormap colours a picture and --format {','.join(self.formats)} makes none")
-        super().check()
-
-    def saving(self) -> Saving:
-        """See MapCommand.saving."""
-        return replace(super().saving(), colormap=self.colormap or "")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChoiceCommand(MapCommand):
-    """Of a map that heads of other kinds predict too."""
-
-    head: str | None = None
-    """A head of another kind: primedepth (reads a frozen prior in one call), or the folder of one."""
-
-    def check(self) -> None:
-        """One kind of head."""
-        if self.head is not None and self.prior != MapCommand.prior:
-            raise InputError(f"--head {self.head} names its own prior; leave --prior {self.prior} out")
-        super().check()
-
-    def load(self) -> Any:
-        """See MapCommand.load."""
-        return super().load() if self.head is None else other_head(self.head, self.codec, **self.placement())
-
-
-@dataclass(frozen=True, kw_only=True)
-class RefinedCommand(MapCommand):
-    """Of a map that can be looked at a second time."""
-
-    refine: bool = False
-    """Refine the prediction of a one-step head in a few steps at low noise: sharper edges, no ensemble."""
-    refiner: Path | None = None
-    """With --refine, the folder of a refiner (default: that of the embedded head)."""
-
-    def check(self) -> None:
-        """The refiner belongs to --refine."""
-        if self.refiner is not None and not self.refine:
-            raise InputError(f"--refiner {self.refiner} is of --refine; give that too, or leave it out")
-        super().check()
-
-    def load(self) -> Any:
-        """See MapCommand.load."""
-        if not self.refine:
-            return super().load()
-        first = "" if self.prior == MapCommand.prior else self.prior
-        return other_head(str(self.refiner or "refiner"), self.codec, first=first, **self.placement())
-
-
-def other_head(name: str, codec: str, **options: Any) -> Any:
-    """The pipeline of a head of another kind."""
-    from ..pipelines.image_to_geometry import ImageToMap
-    from ..tasks.alternatives import load_alternative
-
-    return ImageToMap(load_alternative(name, codec, **options), codec)
-
-
-def map_command(name: str, task: TaskConfig) -> type[MapCommand]:
-    """The command `unproject NAME` of a task, with the options that its file gives a meaning to."""
-    members = {"name": name, "codec": task.codec, "__doc__": task.summary, "__module__": __name__}
-    wanted = {ChoiceCommand: task.heads, RefinedCommand: task.refiner, ColouredMapCommand: task.colormap}
-    bases = tuple(kind for kind, given in wanted.items() if given) or (MapCommand,)
-    return dataclass(frozen=True, kw_only=True)(type(name.capitalize(), bases, members))
-
-
-MAP_COMMANDS = {name: map_command(name, task) for name, task in task_table().items()}

@@ -16,7 +16,7 @@ import pytest
 
 from unproject.cli.commands import COMMANDS
 from unproject.cli.common import Command
-from unproject.cli.image import MAP_COMMANDS
+from unproject.cli.maps import MAP_COMMANDS
 from unproject.cli.points import Pointcloud
 from unproject.cli.sampling import PLANNED
 from unproject.tasks.codecs import DepthOutput, NormalsOutput

@@ -162,6 +162,14 @@ EXPERIMENTS: dict[str, Experiment] = {
         weights=None,
         method=("core/priors", "scripts/random_backbones.py"),
     ),
+    "full-size": Experiment(
+        "Stable Diffusion 1.5 in full size on random weights: agreement with stock diffusers, memory of distillation",
+        "full_size",
+        ("", None),
+        prior="",
+        weights=None,
+        method=("generate/step_memory.py", "scripts/random_backbones.py"),
+    ),
     "faults": Experiment(
         "What is lost when a command is killed, stopped, or its disk refuses",
         "faults",

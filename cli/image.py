@@ -36,14 +36,16 @@ class ImageCommand(PriorCommand, Seeded):
     """Options of the commands that read pictures."""
 
     takes_file: ClassVar[bool] = False
+    splits: ClassVar[bool] = True
     prior: str = "toybox"
     """toybox, a geometry head's name (marigold-depth, ...) or folder, or a hub id owner/name."""
     base: Annotated[str | None, tyro.conf.Suppress] = None
     lora: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
     offload: Annotated[Literal["auto", "none", "text", "model", "sequential"], tyro.conf.Suppress] = "auto"
-    weights: Annotated[Literal["full", "float8", "int8", "int4"], tyro.conf.Suppress] = "full"
+    weights: Annotated[Literal["full", "float8", "int8", "int4", "bnb-int8", "bnb-nf4"], tyro.conf.Suppress] = "full"
     vae: Annotated[Literal["whole", "slices", "tiles"], tyro.conf.Suppress] = "whole"
     compile: Annotated[bool, tyro.conf.Suppress] = False
+    graphs: Annotated[bool, tyro.conf.Suppress] = False
     image: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Pictures, folders of pictures, or - for standard input."""
     recursive: bool = False

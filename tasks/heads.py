@@ -24,6 +24,7 @@ from .table import TaskConfig, published_pipelines, published_task, task_table
 
 EMBEDDED = "toybox"
 Start = Literal["zeros", "noise"]
+SOLVERS: dict[str, Literal["ddim", "lcm"]] = {"DDIMScheduler": "ddim", "LCMScheduler": "lcm"}
 
 
 @dataclass(frozen=True)
@@ -192,16 +193,19 @@ def marigold_head(pipe: Any, start: Start | None = None, device: torch.device | 
     task = published_task(family)
     if task is None:
         raise InputError(f"{family} is no geometry pipeline; have {', '.join(published_pipelines())}")
-    if scheduler != "DDIMScheduler":
-        raise InputError(f"the scheduler {scheduler} of this head is not supported; use a DDIM checkpoint (-v1-1)")
+    if scheduler not in SOLVERS:
+        raise InputError(
+            f"the scheduler {scheduler} of this head is not supported; use a checkpoint with {' or '.join(SOLVERS)}"
+        )
     settings, prior = pipe.config, StableDiffusionPrior(pipe.to(device), family)
-    start = start or task.schedule.start
+    start, few = start or task.schedule.start, SOLVERS[scheduler] == "lcm"
     config = HeadConfig(
         targets=(task.codec,),
         kind=pipe.scheduler.config.prediction_type,
         start=start,
         steps=1 if start == "zeros" else settings.get("default_denoising_steps") or task.schedule.steps,
-        spacing="trailing" if start == "zeros" else pipe.scheduler.config.timestep_spacing,
+        solver="ddim" if start == "zeros" else SOLVERS[scheduler],
+        spacing="trailing" if start == "zeros" else None if few else pipe.scheduler.config.timestep_spacing,
         final="zero" if start == "zeros" or pipe.scheduler.config.set_alpha_to_one else "index0",
         processing_resolution=settings.get("default_processing_resolution") or 0,
         prompt_padding="do_not_pad",

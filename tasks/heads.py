@@ -10,7 +10,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -100,6 +100,18 @@ def load_head(
     if missing:
         raise InputError(f"head {text!r} predicts {', '.join(head.config.targets)}, not {', '.join(missing)}")
     return head
+
+
+def known_start(name: str) -> Start | None:
+    """What a head begins with, told without loading it; None where only files elsewhere or no files tell."""
+    folder = weights_root() / EMBEDDED[name] if name in EMBEDDED else Path(name)
+    if name not in EMBEDDED and (entry := _entry_of(name)) is not None:
+        return entry.start
+    beside = folder.resolve().parent / f"{folder.resolve().name}-geometry"
+    about = next((read_json(place / MANIFEST) for place in (folder, beside) if (place / MANIFEST).is_file()), None)
+    config = about.get("config") if isinstance(about, dict) else None
+    start = config.get("start") if isinstance(config, dict) else None
+    return next((known for known in get_args(Start) if known == start), None)
 
 
 def _entry_of(name: str) -> HeadEntry | None:

@@ -80,6 +80,10 @@ def test_a_sparse_accessor_cannot_ask_for_all_memory(tmp_path: Path) -> None:
         (lambda d: d.update(nodes="x"), "of another type"),
         (lambda d: d["nodes"][0].update(matrix=[1.0] * 15), "too few or too many"),
         (
+            lambda d: d["materials"][0]["pbrMetallicRoughness"].update(roughnessFactor="rough" * 40),
+            r"roughness and metallic of .* are \['roughrough.{60,70}, which are no finite numbers",
+        ),
+        (
             lambda d: d["materials"][0]["pbrMetallicRoughness"].update(baseColorFactor=[1, float("nan"), 0, 1]),
             "base colour",
         ),

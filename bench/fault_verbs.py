@@ -29,12 +29,13 @@ class Verb:
     stages: int | None = None
     """at most so many places where faults strike; None: as many as the run asks for"""
     rewrites: bool = False
-    """whether, typed again when it is done, it writes the same files again from what it keeps"""
+    """whether, typed again when its files are there, it writes them again: from what it keeps, or because it remembers
+    nothing and is done in a moment"""
 
 
-def _verb(line: str, *files: str, stages: int | None = None) -> Verb:
+def _verb(line: str, *files: str, stages: int | None = None, rewrites: bool = False) -> Verb:
     """A line whose words are parted by spaces; ~ stands for a space inside one."""
-    return Verb(tuple(word.replace("~", " ") for word in line.split()), files, stages)
+    return Verb(tuple(word.replace("~", " ") for word in line.split()), files, stages, rewrites)
 
 
 MESH = "text-to-mesh a~red~chair --steps 8 --frames 2 --view-size 16 --faces 300 -o out/chair.glb"
@@ -57,7 +58,7 @@ VERBS: dict[str, Verb] = {
     ),
     "text-to-mesh": _verb(MESH, "out/chair.glb", "out/chair.report.json", "out/chair-sheet.png", stages=2),
     "edit": _verb("edit photos/p0.png --source a~chair --target a~dog --steps 2 -o out/e.png", "out/e.png"),
-    "restore": _verb("restore photos/p0.png --task deblur:1 --steps 2 -o out", "out/mesh-view.png", "out/mesh-sheet.png"),
+    "restore": _verb("restore photos/p0.png --task deblur:1 --steps 2 -o out/r.png", "out/r.png"),
     "calibrate-solver": _verb(
         "calibrate-solver --what gaussian --images 16 --sample-steps 2 -o out/g.safetensors", "out/g.safetensors"
     ),
@@ -66,7 +67,12 @@ VERBS: dict[str, Verb] = {
     ),
     "text-to-splats": _verb(SPLATS, "out/chair.ply", "out/chair.report.json", "out/chair-sheet.png", stages=2),
     "fit": _verb(FIT, "out/cube.ply", "out/cube-sheet.png", stages=2),
-    "render": _verb("render mesh.glb --size 32 --views 2 --frames 2 -o out", "out/mesh-view.png", "out/mesh-sheet.png"),
+    "render": _verb(
+        "render mesh.glb --size 32 --views 2 --frames 2 -o out",
+        "out/mesh-view.png",
+        "out/mesh-sheet.png",
+        rewrites=True,
+    ),
     "bench": Verb(("bench", BENCH, "--quick", "-o", "out"), (f"out/{BENCH}.json",), stages=2, rewrites=True),
     "toybox --render": _verb(SET, "out/shard-00000.npz", "out/job.json"),
     "toybox": _verb("toybox --count 2 --size 16 -o out/s.png", "out/s.png"),

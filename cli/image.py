@@ -86,7 +86,7 @@ class ImageCommand(PriorCommand, Seeded):
         more = ""
         if len(self.image) > 1:
             listed = "\n".join(str(path) for path in self.image)
-            digits = hashlib.sha256(listed.encode("utf-8", "surrogateescape")).hexdigest()[:6]
+            digits = hashlib.sha256(listed.encode("utf-8", "surrogatepass")).hexdigest()[:6]
             more = f"-and-{len(self.image) - 1}-more-{digits}"
         return f"{first.stem or first.resolve().name}{more}-{self.noun}"
 
@@ -109,6 +109,11 @@ class ImageCommand(PriorCommand, Seeded):
         if self.steps is not None:
             check_range("--steps", self.steps, 1, 1000)
         super().check()
+        if self.steps not in (None, 1):
+            from ..tasks.heads import known_start
+
+            if known_start(self.prior) == "zeros":
+                raise InputError(f"--steps {self.steps}: the head {self.prior} is a one-step regressor; leave it out")
 
     def check_places(self, target: Target) -> None:
         """See Command.check_places; what is there must be this command's own, and no picture."""

@@ -10,7 +10,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -114,6 +114,20 @@ def _embedded(task: TaskConfig, device: Any, dtype: torch.dtype) -> GeometryHead
             f"`unproject train {task.recipe} --out {folder.name}`, or set UNPROJECT_WEIGHTS"
         )
     return GeometryHead.load(folder, device, dtype)
+
+
+def known_start(name: str) -> Start | None:
+    """What a head begins with, told without loading it; None where only files elsewhere or no files tell."""
+    own = {task.weights for task in task_table().values()}
+    embedded = TaskConfig.weights if name == EMBEDDED else name
+    folder = weights_root() / embedded if embedded in own else Path(name)
+    if embedded not in own and (entry := _entry_of(name)) is not None:
+        return entry.start
+    beside = folder.resolve().parent / f"{folder.resolve().name}-geometry"
+    about = next((read_json(place / MANIFEST) for place in (folder, beside) if (place / MANIFEST).is_file()), None)
+    config = about.get("config") if isinstance(about, dict) else None
+    start = config.get("start") if isinstance(config, dict) else None
+    return next((known for known in get_args(Start) if known == start), None)
 
 
 def _entry_of(name: str) -> HeadEntry | None:

@@ -2,6 +2,7 @@
 
 images.png: prompts drawn by the embedded prior. places.png: rooms, streets, things close by and interiors, with depth.
 geometry.png: rendered rooms and interiors, their true depth, the estimated one and the estimated normals.
+camera-NAME.png: what a convention of cameras means. textures.png: a mesh from words with and without filled texels.
 turntable.gif: a mesh from words, all around. verb-NAME.png: what a command makes, small. Nothing is chosen: seed 0.
 """
 
@@ -29,6 +30,7 @@ from ..pipelines.text_to_mesh import TextToMesh
 from ..toybox.samples import sample
 from ..utils.errors import InputError
 from ..utils.pictures import colourise, grid, normals_to_rgb, save_gif, save_image, to_rgb8
+from .camera_pictures import write_conventions
 
 VERB_PX = 112
 
@@ -109,6 +111,11 @@ def verbs(out: Path) -> Path:
     return path
 
 
+def cameras(out: Path) -> Path:
+    """What every convention of docs/cameras.md means."""
+    return write_conventions(out)[-1]
+
+
 def _drawn() -> dict[str, list[Any]]:
     """Strips of the commands that draw."""
     drawer: Any = TextToImage.from_pretrained("toybox")
@@ -141,9 +148,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command line."""
     parser = argparse.ArgumentParser(prog="make_pictures", description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent.parent / "docs" / "images")
-    parser.add_argument("--only", choices=("images", "places", "geometry", "turntable", "verbs"))
+    parser.add_argument("--only", choices=("images", "places", "geometry", "cameras", "turntable", "verbs"))
     options = parser.parse_args(arguments)
-    for make in (images, places, geometry, turntable, verbs):
+    for make in (images, places, geometry, cameras, turntable, verbs):
         if options.only in (None, make.__name__):
             print(make(options.out))
     return 0

@@ -217,6 +217,14 @@ EXPERIMENTS: dict[str, Experiment] = {
         weights=(JUDGE, "toybox-mv"),
         method=("geometry", "generate", "core/distillation"),
     ),
+    "real-meshes": Experiment(
+        "Meshes of others: repair, decimation, charts, baking, splats of their pictures, files",
+        "real_meshes",
+        ("", None),
+        prior="",
+        weights=None,
+        method=("geometry", "geometry/splats", "geometry/formats"),
+    ),
     "codec": Experiment(
         "What the codec loses of pictures and maps, and what limits drawings",
         "codec",

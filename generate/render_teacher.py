@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -27,6 +29,7 @@ class TeacherConfig:
     guidance: tuple[float, ...] = ()  # of the schedule; empty: score.guidance
     shows: Literal["colours", "normals"] = "colours"
     normals: NormalsConfig = field(default_factory=NormalsConfig)  # its words, axes and background
+    optional: bool = False  # left out, with a warning, where the prior has never seen the words of what it is shown
     views: Literal["all", "one"] = "all"  # of the rendered ones; priors of several views see all of them
     negative: str = ""
     score: ScoreConfig = field(default_factory=ScoreConfig)
@@ -37,15 +40,33 @@ class TeacherConfig:
         Ramp.of(self.weight)
 
 
+    @property
+    def words(self) -> str:
+        """What the prior has to know to see what it is shown."""
+        return self.normals.words if self.shows == "normals" else ""
+
+
+def known_teachers(configs: Mapping[str, TeacherConfig], priors: Mapping[str, Prior]) -> dict[str, RenderTeacher]:
+    """Those of the configs that name a prior; optional ones whose words it has never seen are left out."""
+    found = {}
+    for name, config in configs.items():
+        if config.prior and config.optional and priors[name].unknown_words(config.words):
+            left = f"the teacher {name!r} is left out: {config.prior} has never seen {config.words!r}"
+            warnings.warn(left, stacklevel=2)
+        elif config.prior:
+            found[name] = RenderTeacher(config, priors[name])
+    return found
+
+
 class RenderTeacher:
     """One of them, ready to be asked."""
 
     def __init__(self, config: TeacherConfig, prior: Prior) -> None:
         """Raises InputError for priors that do not know the words of what they are shown."""
         self.config, self.prior = config, prior
-        words = config.normals.words if config.shows == "normals" else ""
-        if words and (unknown := prior.unknown_words(words)):
-            raise InputError(f"teacher: the prior {prior.name!r} has never seen {unknown[0][0]!r}; leave its normals out")
+        words = config.words
+        if unknown := prior.unknown_words(words):
+            raise InputError(f"teacher: the prior {prior.name!r} has never seen {unknown[0][0]!r}; leave it out (optional)")
         self.ending = f", {words}" if words else ""
         self.score = ScoreDistillation(config.score, prior, self._told(""))
 

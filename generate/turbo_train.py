@@ -37,7 +37,7 @@ from ..utils.pictures import grid, save_image
 from ..utils.ramps import Moment, Ramp
 from .optimise import channels
 from .regularisers import LossWeights, Scene, active_terms, check_terms, regularisation
-from .render_teacher import RenderTeacher, TeacherConfig
+from .render_teacher import TeacherConfig, known_teachers
 from .step_memory import BUDGET_GB, StepMemory
 from .turbo import TriplaneTurbo, TurboConfig
 from .views import ViewConfig, draw_backgrounds, draw_cameras, turntable_cameras
@@ -120,8 +120,7 @@ class PRDObjective(Objective):
         self.method, self.shown = config, list(shown)
         self.turbo = TriplaneTurbo(prior, config.turbo, seed)
         check_terms(config.losses, self.turbo.shape)
-        chosen = {name: one for name, one in config.teachers.items() if one.prior}
-        self.teachers = {name: RenderTeacher(one, teachers[name]) for name, one in chosen.items()}
+        self.teachers = known_teachers(config.teachers, teachers)
         shape = self.turbo.shape
         self.memory = [StepMemory(shape, [one.score], config.memory_gb) for one in self.teachers.values()]
         hashes = {name: prior_hash(one.prior) for name, one in self.teachers.items()}

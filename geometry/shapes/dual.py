@@ -45,7 +45,12 @@ class DualVolume(Volume):
         super().__init__(config, generator)
         if not isinstance(self.field, DualField):
             raise InputError(f"dual: volume.field.kind={config.field.kind!r} has no six planes; use dual")
-        self.planes: DualField = self.field
+
+    @property
+    def planes(self) -> DualField:
+        """The field."""
+        assert isinstance(self.field, DualField)
+        return self.field
 
     def mesh(self, resolution: int, forced: bool = False) -> Mesh:
         """The surface at the present planes, differentiable, with smooth normals and colours in [0, 1].

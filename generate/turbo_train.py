@@ -258,6 +258,8 @@ class PRDObjective(Objective):
         return [save_image(out / f"step-{step:06d}.png", grid(rows, columns=4))]
 
     def _shapes(self) -> list[DualVolume]:
+        if not self.shown:
+            return []
         planes = self.turbo.draw(self.shown, range(len(self.shown)))
         found = []
         for one in planes:

@@ -210,6 +210,13 @@ EXPERIMENTS: dict[str, Experiment] = {
         weights=None,
         method=("generate/fuse.py", "toybox"),
     ),
+    "triplane-turbo": Experiment(
+        "Meshes in four calls: progressive rendering distillation against one step and against the network's own noise",
+        "triplane_turbo",
+        ("setting", "K = 4"),
+        weights=(JUDGE, "toybox-mv"),
+        method=("generate", "core/priors/planes.py", "core/distillation", "geometry/fields", "geometry/shapes"),
+    ),
     "solids": Experiment(
         "Meshes of fresh prompts and real ones as solids, by every measure",
         "solids",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +13,7 @@ from ..core.priors import StableDiffusionPrior
 from ..core.sampling.grids import Spacing
 from ..core.sampling.sampler import StepCallback
 from .codecs import StackCodec
+from .confidence import ErrorModel
 from .geometry_head import HeadConfig
 
 
@@ -21,6 +23,12 @@ class MapHead(Protocol):
     prior: StableDiffusionPrior
     config: HeadConfig
     codec: StackCodec
+    confidence: dict[str, ErrorModel]
+    """how sure it is, by target; empty: nobody has measured"""
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether steps draw noise of their own."""
 
     @property
     def nfe(self) -> int:
@@ -43,8 +51,9 @@ class MapHead(Protocol):
         steps: int | None = None,
         spacing: Spacing | None = None,
         callback: StepCallback | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
     ) -> Tensor:
-        """What `decode` reads, (B, *shape), from a starting state."""
+        """What `decode` reads, (B, *shape), from a starting state; `generator` is for those that are `stochastic`."""
 
     def decode(self, latents: Tensor) -> dict[str, Tensor]:
         """Maps (B, C, H, W) by name."""

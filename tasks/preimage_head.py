@@ -6,6 +6,7 @@ predicted as disparity, up to scale and shift.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,7 @@ from ..core.sampling.sampler import StepCallback
 from ..utils.configs import load_config
 from ..utils.errors import InputError
 from ..utils.files import read_json
+from .confidence import ErrorModel
 from .geometry_head import MANIFEST, HeadConfig
 from .head_files import read_weights, write_head
 from .refiner import PictureBranch, Refiner, RefinerConfig
@@ -58,12 +60,18 @@ class PreimageHead:
         """An untrained head. `base`: the name or folder the prior was loaded by."""
         self.prior, self.settings, self.config, self.base = prior, settings, settings.head, base
         self.codec = settings.head.codec()
+        self.confidence: dict[str, ErrorModel] = {}
         self.text = prior.encode_text([""])
         channels, side = prior.latent_shape[0], prior.latent_shape[1]
         like = self.seen(torch.zeros(1, channels, side, side, device=prior.device))
         self.refiner = Refiner(prior.network, like, settings.refiner, seed).to(prior.device)
         self.branch = PictureBranch(prior.vae, settings.refiner.out_channels, seed).to(prior.device).float()
         self._asked = prior.nfe
+
+    @property
+    def stochastic(self) -> bool:
+        """See MapHead."""
+        return False
 
     @property
     def groups(self) -> int:
@@ -132,6 +140,7 @@ class PreimageHead:
         steps: int | None = None,
         spacing: Spacing | None = None,
         callback: StepCallback | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
     ) -> Tensor:
         """`refined`; there is nothing to start from, no step and no level that a callback could be told of."""
         return self.refined(image_latents)

@@ -30,6 +30,7 @@ from ..utils.configs import load_config
 from ..utils.errors import InputError
 from ..utils.files import read_json
 from ..utils.seeds import generator
+from .confidence import ErrorModel
 from .geometry_head import MANIFEST, GeometryHead, HeadConfig
 from .head_files import read_weights, write_head
 from .latent_control import LatentControl
@@ -78,6 +79,7 @@ class RefinedHead:
             alignment=first.config.alignment,
             codecs=codecs,
         )
+        self.confidence: dict[str, ErrorModel] = {}
         self.codec, self.schedule = self.config.codec(), NoiseSchedule.from_config(self.prior.scheduler_config)
         self.unet: UNet2DConditionModel = copy.deepcopy(self.prior.network)
         self.hint = LatentControl(self.unet, self.prior.latent_shape[0], seed)
@@ -89,6 +91,11 @@ class RefinedHead:
         self.asked = self.prior.with_network(self.unet, "sample").controlled(controls)
         self.text = self.prior.encode_text([settings.prompt])["cond"]["text"]
         self._before = self.prior.nfe
+
+    @property
+    def stochastic(self) -> bool:
+        """See MapHead; the noise of a row is seeded by its starting state."""
+        return False
 
     @property
     def groups(self) -> int:
@@ -176,6 +183,7 @@ class RefinedHead:
         steps: int | None = None,
         spacing: Spacing | None = None,
         callback: StepCallback | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
     ) -> Tensor:
         """Refined latents (B, C, h, w) of images (B, C, h, w); `start`, noise of that shape, seeds what is drawn."""
         grid = self.grid(steps)

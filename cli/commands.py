@@ -16,6 +16,7 @@ import tyro
 from ..utils.errors import InputError
 from .bench import Bench
 from .calibrate import CalibrateSolver, SearchSolver
+from .camera import Calibrate
 from .common import Command
 from .completion import Completion
 from .demo import Demo
@@ -23,6 +24,7 @@ from .distill import Distill
 from .edit import Edit, Restore
 from .files import Convert, Inspect
 from .fit import Fit
+from .geometry import Geometry
 from .image import MAP_COMMANDS
 from .info import Doctor, Methods, Priors
 from .match import Match, Transfer
@@ -44,6 +46,8 @@ COMMANDS: tuple[type[Command], ...] = (
     *MAP_COMMANDS.values(),
     Materials,
     Sim2real,
+    Calibrate,
+    Geometry,
     Pointcloud,
     Match,
     Transfer,

@@ -15,10 +15,13 @@ from ..tasks.table import TaskConfig, task_table
 from ..utils.bands import Compression, need_exr
 from ..utils.errors import InputError
 from ..utils.runs import RunRecord
+from .choices import HeadChoice, OneKind, SecondLook
 from .common import Seeded, check_range
 from .estimates import Estimate, of_pictures
 from .folders import LIFTED, distinct_stems, find, pixels_of
 from .jobs import SOME_FAILED, Job, run_jobs, sort_out
+from .lens import LensOptions
+from .metric import load_metric, seen_in_metres
 from .outputs import Target, check_apart, check_new, check_places
 from .priors import PriorCommand, head_names
 from .showing import Shown
@@ -218,7 +221,7 @@ class ImageCommand(PriorCommand, Seeded):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MapCommand(ImageCommand):
+class MapCommand(ImageCommand, OneKind):
     """Options of the commands that write a map for each picture."""
 
     kinds: ClassVar[tuple[str, ...]] = (".png", ".npz", ".npy", ".exr", ".tiff")
@@ -274,6 +277,7 @@ class MapCommand(ImageCommand):
             raise InputError(f"--legend belongs to a picture and --format {','.join(self.formats)} makes none")
         if self.compression != "fast" and self.formats == ("npy",):
             raise InputError(f"--compression {self.compression}: NPY knows none; leave it out, or take npz")
+        self.check_other(self.prior)
         super().check()
 
     @property
@@ -283,6 +287,8 @@ class MapCommand(ImageCommand):
 
     def load(self) -> Any:
         """The pipeline."""
+        if self.other_kind:
+            return self.load_other(self.codec, self.prior, self.placement())
         from ..pipelines.image_to_geometry import ImageToMap
         from ..tasks.heads import load_head
 
@@ -334,60 +340,49 @@ class ColouredMapCommand(MapCommand):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChoiceCommand(MapCommand):
-    """Of a map that heads of other kinds predict too."""
+class MetricMapCommand(ColouredMapCommand, LensOptions):
+    """Of a map that has metres once the camera and a scale are known."""
 
-    head: str | None = None
-    """A head of another kind: primedepth (reads a frozen prior in one call), or the folder of one."""
+    metric: bool = False
+    """Write metres: the shape by the camera and the predicted normals, the scale by --known-distance or
+    --camera-height, else that of a camera 1.5 m above the floor; the files say which."""
 
     def check(self) -> None:
-        """One kind of head."""
-        if self.head is not None and self.prior != MapCommand.prior:
-            raise InputError(f"--head {self.head} names its own prior; leave --prior {self.prior} out")
+        """Options of the camera belong to metres."""
+        self.check_lens(self.many)
+        if self.metric and self.other_kind:
+            raise InputError(f"--metric needs the normals too, which {self.other_kind} does not predict; leave one out")
+        given = [n for n in ("fov", "K", "known_distance", "camera_height") if getattr(self, n) is not None]
+        if given and not self.metric:
+            raise InputError(f"--{given[0].replace('_', '-')} belongs to --metric; give that too, or leave it out")
         super().check()
 
     def load(self) -> Any:
-        """See MapCommand.load."""
-        return super().load() if self.head is None else other_head(self.head, self.codec, **self.placement())
+        """See MapCommand.load; metres need all that the head predicts."""
+        return load_metric(self) if self.metric else super().load()
 
+    def one(self, pipe: Any, path: Path, picture: np.ndarray, record: RunRecord, target: Target) -> None:
+        """See MapCommand.one."""
+        if not self.metric:
+            super().one(pipe, path, picture, record, target)
+            return
+        from ..pipelines.metric_depth import metres_map
 
-@dataclass(frozen=True, kw_only=True)
-class RefinedCommand(MapCommand):
-    """Of a map that can be looked at a second time."""
-
-    refine: bool = False
-    """Refine the prediction of a one-step head in a few steps at low noise: sharper edges, no ensemble."""
-    refiner: Path | None = None
-    """With --refine, the folder of a refiner (default: that of the embedded head)."""
-
-    def check(self) -> None:
-        """The refiner belongs to --refine."""
-        if self.refiner is not None and not self.refine:
-            raise InputError(f"--refiner {self.refiner} is of --refine; give that too, or leave it out")
-        super().check()
-
-    def load(self) -> Any:
-        """See MapCommand.load."""
-        if not self.refine:
-            return super().load()
-        first = "" if self.prior == MapCommand.prior else self.prior
-        return other_head(str(self.refiner or "refiner"), self.codec, first=first, **self.placement())
-
-
-def other_head(name: str, codec: str, **options: Any) -> Any:
-    """The pipeline of a head of another kind."""
-    from ..pipelines.image_to_geometry import ImageToMap
-    from ..tasks.alternatives import load_alternative
-
-    return ImageToMap(load_alternative(name, codec, **options), codec)
+        made, _, metric = seen_in_metres(self, pipe, path, picture, record, **self.settings())
+        one, how = metres_map(made, metric), self.saving()
+        with record.stage("write"):
+            record.keep(lambda base: one.save(base, how), target.file(""))
+            if self.preview:
+                record.keep(lambda base: one.preview(picture, base, how), target.file(""))
 
 
 def map_command(name: str, task: TaskConfig) -> type[MapCommand]:
     """The command `unproject NAME` of a task, with the options that its file gives a meaning to."""
     members = {"name": name, "codec": task.codec, "__doc__": task.summary, "__module__": __name__}
-    wanted = {ChoiceCommand: task.heads, RefinedCommand: task.refiner, ColouredMapCommand: task.colormap}
-    bases = tuple(kind for kind, given in wanted.items() if given) or (MapCommand,)
+    kind: type[MapCommand] = ColouredMapCommand if task.colormap else MapCommand
+    more = [choice for choice, given in ((HeadChoice, task.heads), (SecondLook, task.refiner)) if given]
+    bases = (*more, MetricMapCommand if task.metric else kind)
     return dataclass(frozen=True, kw_only=True)(type(name.capitalize(), bases, members))
 
 
-MAP_COMMANDS = {name: map_command(name, task) for name, task in task_table().items()}
+MAP_COMMANDS = {name: map_command(name, task) for name, task in task_table().items() if task.map}

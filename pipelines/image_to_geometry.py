@@ -25,6 +25,7 @@ from .base import placed
 from .geometry_maps import Made, at_size, merged
 from .picture_inputs import PictureLike, fitted, pictures, resized
 from .sampling_parts import TENSORS, StepEnd, check_tensors, randomness, step_callback, whole_number
+from .sureness import add_confidence
 from .validity import at_map_size, seen_pixels
 
 Out = TypeVar("Out")
@@ -174,6 +175,8 @@ class _FromImage(ABC, Generic[Out]):
                 height, width = output.prediction.shape[2:] if output_type == "pt" else output.prediction.shape[1:3]
                 own = at_map_size(seen, (height, width))
                 output.valid = own if output_type == "pt" else own.permute(0, 2, 3, 1).cpu().numpy()
+        if self.head.confidence:
+            add_confidence(result, made, images, self.head.confidence, settings.resolution, output_type)
         chosen = self._chosen(result)
         if return_dict:
             return chosen

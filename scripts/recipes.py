@@ -23,7 +23,7 @@ from ..core.training.objectives.pixels import PixelBatches, PixelConfig, PixelOb
 from ..core.training.objectives.tokenizer import MAX_LENGTH, build_tokenizer
 from ..core.training.objectives.vae import VAEConfig, VAEObjective
 from ..core.training.objectives.vae_weights import begin_with_codec, reset_posterior, save_vae
-from ..tasks.data import GeometryData
+from ..tasks.data import CameraColumns, GeometryData
 from ..tasks.geometry_head import GeometryHead, HeadConfig
 from ..tasks.train import HeadObjective, LossConfig, random_unet_like
 from ..toybox.captions import vocabulary
@@ -339,7 +339,9 @@ def geometry_job(values: dict[str, Any]) -> Job:
     elif recipe.start_from != "prior":
         begin_with(head.unet, GeometryHead.load(recipe.start_from).unet, recipe.start_from)
     train, held_out = (
-        GeometryData([RenderedSet(folder) for folder in folders], recipe.model.augment, head.codec.columns())
+        GeometryData(
+            [CameraColumns(RenderedSet(folder)) for folder in folders], recipe.model.augment, head.codec.columns()
+        )
         for folders in (recipe.train, recipe.val)
     )
     objective = HeadObjective(recipe.model, head, held_out)

@@ -20,9 +20,9 @@ from ..utils.errors import InputError
 from ..utils.files import read_json
 from .codecs import CODECS
 from .geometry_head import MANIFEST, GeometryHead, HeadConfig
-from .table import published_pipelines, published_task, task_table
+from .table import TaskConfig, published_pipelines, published_task, task_table
 
-EMBEDDED = {"toybox": "toybox-geometry", "toybox-geometry": "toybox-geometry"}
+EMBEDDED = "toybox"
 Start = Literal["zeros", "noise"]
 
 
@@ -78,13 +78,9 @@ def load_head(
     """
     text = str(name)
     options.pop("trust_remote_code", None)
-    if text in EMBEDDED:
-        folder = weights_root() / EMBEDDED[text]
-        if not (folder / MANIFEST).is_file():
-            raise InputError(
-                f"the weights of the geometry head are not in {folder}; reinstall, or set UNPROJECT_WEIGHTS"
-            )
-        head = GeometryHead.load(folder, device, dtype)
+    own = {task.weights: task for task in task_table().values()}
+    if text == EMBEDDED or text in own:
+        head = _embedded(own[text] if text in own else _task_of(targets), device, dtype)
     elif isinstance(name, str) and (entry := _entry_of(text)) is not None:  # a folder of that name is "./NAME"
         head = _from_entry(entry, device, dtype, options)
     elif Path(text).is_dir():
@@ -100,6 +96,23 @@ def load_head(
     if missing:
         raise InputError(f"head {text!r} predicts {', '.join(head.config.targets)}, not {', '.join(missing)}")
     return head
+
+
+def _task_of(targets: Sequence[str]) -> TaskConfig:
+    """The task that the first target belongs to; without targets that of depth and normals."""
+    tasks = list(task_table().values())
+    usual = next(task for task in tasks if task.weights == TaskConfig.weights)
+    return next((task for task in tasks if task.codec in targets[:1]), usual)
+
+
+def _embedded(task: TaskConfig, device: Any, dtype: torch.dtype) -> GeometryHead:
+    folder = weights_root() / task.weights
+    if not (folder / MANIFEST).is_file():
+        raise InputError(
+            f"the weights of the embedded {task.codec} head are not in {folder}; give another head, train one with "
+            f"`unproject train {task.recipe} --out {folder.name}`, or set UNPROJECT_WEIGHTS"
+        )
+    return GeometryHead.load(folder, device, dtype)
 
 
 def _entry_of(name: str) -> HeadEntry | None:

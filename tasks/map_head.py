@@ -12,6 +12,7 @@ from ..core.priors import StableDiffusionPrior
 from ..core.sampling.grids import Spacing
 from ..core.sampling.sampler import StepCallback
 from .codecs import StackCodec
+from .confidence import ErrorModel
 from .geometry_head import HeadConfig
 
 
@@ -21,6 +22,8 @@ class MapHead(Protocol):
     prior: StableDiffusionPrior
     config: HeadConfig
     codec: StackCodec
+    confidence: dict[str, ErrorModel]
+    """error models of its targets; empty: it does not say how sure it is"""
 
     @property
     def nfe(self) -> int:

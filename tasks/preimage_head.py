@@ -21,6 +21,7 @@ from ..core.sampling.sampler import StepCallback
 from ..utils.configs import load_config
 from ..utils.errors import InputError
 from ..utils.files import read_json
+from .confidence import ErrorModel
 from .geometry_head import MANIFEST, HeadConfig
 from .head_files import read_weights, write_head
 from .refiner import PictureBranch, Refiner, RefinerConfig
@@ -58,6 +59,7 @@ class PreimageHead:
         """An untrained head. `base`: the name or folder the prior was loaded by."""
         self.prior, self.settings, self.config, self.base = prior, settings, settings.head, base
         self.codec = settings.head.codec()
+        self.confidence: dict[str, ErrorModel] = {}
         self.text = prior.encode_text([""])
         channels, side = prior.latent_shape[0], prior.latent_shape[1]
         like = self.seen(torch.zeros(1, channels, side, side, device=prior.device))

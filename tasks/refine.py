@@ -30,6 +30,7 @@ from ..utils.configs import load_config
 from ..utils.errors import InputError
 from ..utils.files import read_json
 from ..utils.seeds import generator
+from .confidence import ErrorModel
 from .geometry_head import MANIFEST, GeometryHead, HeadConfig
 from .head_files import read_weights, write_head
 from .latent_control import LatentControl
@@ -78,6 +79,7 @@ class RefinedHead:
             alignment=first.config.alignment,
             codecs=codecs,
         )
+        self.confidence: dict[str, ErrorModel] = {}
         self.codec, self.schedule = self.config.codec(), NoiseSchedule.from_config(self.prior.scheduler_config)
         self.unet: UNet2DConditionModel = copy.deepcopy(self.prior.network)
         self.hint = LatentControl(self.unet, self.prior.latent_shape[0], seed)

@@ -139,7 +139,7 @@ def trained(prior: UNetPrior, pairs: SensorPairs, config: Sim2realBench) -> tupl
     stages: list[SensorStage] = []
     seconds = []
     for number, steps in enumerate(config.steps, 1):
-        sensor = SensorConfig(number, CODEC, "patches", 6.0, steps=config.draw_steps)  # type: ignore[arg-type]
+        sensor = SensorConfig(number, CODEC, "patches", gain=6.0, steps=config.draw_steps)  # type: ignore[arg-type]
         stage = SensorStage(prior, sensor)
         data: Any = pairs
         if stages:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from ..geometry.posed import PosedImages
 
 
+SHAPE_RATE = 0.0005  # diagonals a step
+
+
 @dataclass(frozen=True, kw_only=True)
 class InverseRender(PriorCommand, Seeded, Writer):
     """Find shape, materials and light behind pictures with known cameras: a textured mesh and an HDR environment."""
@@ -43,6 +46,8 @@ class InverseRender(PriorCommand, Seeded, Writer):
     compile: Annotated[bool, tyro.conf.Suppress] = False
     mesh: Path | None = None
     """The shape (default: the visual hull of the pictures' transparency)."""
+    shape: Literal["auto", "stays", "moves"] = "auto"
+    """Whether the shape is fitted too, by shading and outlines; auto moves a visual hull and keeps a --mesh."""
     steps: int = 500
     """Steps of the fit."""
     texture: int = 128
@@ -117,7 +122,9 @@ class InverseRender(PriorCommand, Seeded, Writer):
             pipe = ImagesToMaterials.from_pretrained(self.prior, score, **self.placement())
             pictures, mesh = self.pictures(), None if self.mesh is None else Mesh.load(self.mesh)
         with record.stage("fit"), Progress(self.steps, self.name) as bar:
-            config = InverseConfig(steps=self.steps, texture=self.texture)
+            moves = self.shape == "moves" or (self.shape == "auto" and mesh is None)
+            rate = SHAPE_RATE if moves else 0.0
+            config = InverseConfig(steps=self.steps, texture=self.texture, shape_rate=rate)
             made: Any = pipe(pictures, mesh, config, self.seed, callback=lambda step, logs: bar.advance())
         record.count("denoiser", made.nfe)
         record.notes.update(history=made.history)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
-from ..tasks.depth_files import DEPTH_SUFFIXES, read_depth
+from ..tasks.depth_files import DEPTH_SUFFIXES, not_depth, read_depth
 from ..tasks.formats import MAP_FORMATS, PREVIEW, map_formats
 from ..utils.bands import Compression, need_exr
 from ..utils.errors import InputError
@@ -117,11 +117,15 @@ class Sim2real(PriorCommand, Seeded):
         """Endings of the files by which a map counts as done."""
         return tuple(MAP_FORMATS[name][0] for name in self.formats)
 
-    def jobs(self, target: Target) -> list[Job]:
-        """The measurements to make. Raises InputError where a folder holds no depth map."""
+    def jobs(self, target: Target) -> tuple[list[Job], list[str]]:
+        """The measurements to make, and lines about other files. Raises InputError where a folder holds no depth."""
         if not self.many:
-            return [self._job(self.depth[0], target)]
-        found = [(path, place) for given in self.depth for path, place in self._found(given, target)]
+            return [self._job(self.depth[0], target)], []
+        found: list[tuple[Path, Path]] = []
+        skipped: list[str] = []
+        for given in self.depth:
+            maps, lines = self._found(given, target)
+            found, skipped = found + maps, skipped + lines
         jobs: list[Job] = []
         for place in dict.fromkeys(place for _, place in found):
             here = list(dict.fromkeys(path for path, own in found if own == place))
@@ -129,22 +133,24 @@ class Sim2real(PriorCommand, Seeded):
                 for number in range(self.variants):
                     ending = f"-{number}" if self.variants > 1 else ""
                     jobs.append(self._job(path, Target(target.folder / place, f"{stem}-{self.name}{ending}"), number))
-        return jobs
+        return jobs, skipped
 
-    def _found(self, given: Path, target: Target) -> list[tuple[Path, Path]]:
-        """(map, folder of its results) of a file or a folder; results of this command are no maps to measure."""
+    def _found(self, given: Path, target: Target) -> tuple[list[tuple[Path, Path]], list[str]]:
+        """(map, folder of its results) of a file or a folder, and why others are left out; results of this command
+        are no maps to measure."""
         if not given.is_dir():
-            return [(given, Path())]
+            return [(given, Path())], []
         paths = sorted(given.rglob("*") if self.recursive else given.iterdir())
-        ours = [p for p in paths if p.is_file() and p.suffix.lower() in DEPTH_SUFFIXES]
-        ours = [p for p in ours if f"-{self.name}" not in p.stem and not p.name.endswith(PREVIEW)]
-        ours = [p for p in ours if target.folder.resolve() not in p.resolve().parents or target.folder == given]
-        numbers = [p for p in ours if p.suffix.lower() != ".png"]
-        ours = numbers or ours  # pictures beside numbers show them
+        maps = [p for p in paths if p.is_file() and p.suffix.lower() in DEPTH_SUFFIXES]
+        maps = [p for p in maps if f"-{self.name}" not in p.stem and not p.name.endswith(PREVIEW)]
+        maps = [p for p in maps if target.folder.resolve() not in p.resolve().parents or target.folder == given]
+        reasons = {p: why for p in maps if (why := not_depth(p))}
+        ours = [p for p in maps if p not in reasons]
         if not ours:
-            raise InputError(f"{given} holds no depth maps ({', '.join(DEPTH_SUFFIXES)})")
+            more = f": {next(iter(reasons.values()))}" if reasons else ""
+            raise InputError(f"{given} holds no depth maps ({', '.join(DEPTH_SUFFIXES)}){more}")
         inside = Path(given.name) if len(self.depth) > 1 else Path()
-        return [(path, inside / path.parent.relative_to(given)) for path in ours]
+        return [(path, inside / path.parent.relative_to(given)) for path in ours], list(reasons.values())
 
     def _job(self, path: Path, target: Target, number: int = 0) -> Job:
         files = tuple(target.file(ending) for ending in self.marks())
@@ -152,7 +158,7 @@ class Sim2real(PriorCommand, Seeded):
 
     def check_places(self, target: Target) -> None:
         """See Command.check_places; what is there must be this command's own, and no depth map."""
-        jobs = self.jobs(target)
+        jobs, _ = self.jobs(target)
         written = [job.target.file(end) for job in jobs for name in self.formats for end in MAP_FORMATS[name]]
         check_apart(self.out or target.folder, written, [_path(job) for job in jobs])
         found = sort_out(self, jobs, target, self.overwrite)
@@ -163,12 +169,13 @@ class Sim2real(PriorCommand, Seeded):
     def plan(self) -> list[str]:
         """What a dry run says; every map is read for it."""
         target = self.target()
-        found = sort_out(self, self.jobs(target), target, self.overwrite)
+        jobs, skipped = self.jobs(target)
+        found = sort_out(self, jobs, target, self.overwrite)
         lines = []
         for job in found.left:
             height, width = read_depth(_path(job), self.unit).depth_m.shape
             lines.append(f"would measure {job.source} ({width} x {height} px)")
-        return [*super().plan(), *lines, *(f"would skip {text}" for text in found.kept)]
+        return [*super().plan(), *lines, *(f"would skip {text}" for text in (*found.kept, *skipped))]
 
     def load(self) -> Any:
         """The simulator."""
@@ -178,12 +185,12 @@ class Sim2real(PriorCommand, Seeded):
 
     def run(self, record: RunRecord, target: Target) -> Shown:
         """One network for all maps; what is there is kept, one that cannot be read is named and skipped."""
-        jobs = self.jobs(target)
+        jobs, skipped = self.jobs(target)
         found = sort_out(self, jobs, target, self.overwrite)
         failed, made = run_jobs(self, found, record, target, self.load, lambda pipe, job: self.one(pipe, job, record))
         if failed and not made and not found.kept:
             raise InputError(f"none of the {len(jobs)} maps could be measured: {failed[0]}")
-        told = [*failed, *found.kept]
+        told = [*failed, *found.kept, *skipped]
         record.notes.update(skipped=told)
         return Shown([f"skipped: {t}" for t in told], data={"skipped": told}, exit_code=SOME_FAILED if failed else 0)
 

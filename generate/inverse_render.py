@@ -1,8 +1,9 @@
 """Materials and light of a surface from pictures of it whose cameras are known (inverse rendering).
 
 Textures of albedo, roughness and metallic and an environment are fitted so that the surface, shaded under it
-(`geometry.lit`), looks like the pictures; regularisers want smooth textures and white light. A guide may pull on the
-rendered materials (MaterialFusion, 2024): then albedo need not explain what is shading.
+(`geometry.lit`), looks like the pictures; regularisers want smooth textures and white light. The shape may move too, by
+its shading and its outlines. A guide may pull on the rendered materials (MaterialFusion, 2024), never on the shape:
+then albedo need not explain what is shading.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ from ..core.training.players import Group, Player, Turn
 from ..core.training.sampling_order import seed_of
 from ..geometry.colors import linear_from_srgb, sample_texture, srgb_from_linear
 from ..geometry.environment import Environment
-from ..geometry.lit import reflected, seen_of
+from ..geometry.lit import normals_towards, reflected, seen_of
 from ..geometry.meshes import Mesh
 from ..geometry.posed import PosedImages
+from ..geometry.silhouettes import draw_mesh
+from ..geometry.smoothing import bend
 from ..geometry.unwrap import unwrap
 from ..utils.errors import InputError
 from ..utils.seeds import generator
@@ -67,11 +70,21 @@ class InverseConfig:
     """px of those"""
     decay: float = 1.0
     """the guide's weight is (1 - step / steps)^decay"""
+    shape_rate: float = 0.0
+    """of the vertices, in diagonals of the mesh a step; 0: the shape stays"""
+    outline: float = 2.0
+    """weight of the squared difference of coverage, where the shape moves"""
+    bend: float = 0.02
+    """weight of `geometry.smoothing.bend` there"""
+    recast: int = 50
+    """steps from one look at which faces are seen to the next"""
 
     def __post_init__(self) -> None:
         for name in ("steps", "pixels", "texture", "guide_every", "guide_views"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.shape_rate < 0 or self.recast < 1:
+            raise InputError(f"shape_rate={self.shape_rate} must be at least 0 and recast={self.recast} at least 1")
         if min(self.light) < 2 or self.lr <= 0:
             raise InputError(f"light={self.light} needs at least 2 rows and columns, lr={self.lr} must be above 0")
 
@@ -117,18 +130,14 @@ class InverseRendering:
         guide: MaterialGuide | None = None,
         seed: int = 0,
     ) -> None:
-        """`mesh` stays as it is but for its charts, which are made where it has none."""
+        """`mesh` gets charts where it has none."""
         self.config, self.guide = config or InverseConfig(), guide
         self.rng, self.guide_rng = generator(seed), generator(seed_of(seed, 1))  # a guide changes no other draws
         given = mesh if mesh.vertex_normals is not None else mesh.with_smooth_normals()
         self.mesh = given if given.uv is not None else unwrap(replace(given, textures={}), self.config.texture, 2)
-        self.pictures, self.seen = pictures, seen_of(self.mesh, pictures.cameras)
-        covers = _covered(pictures, self.seen.mask)
-        if not bool(covers.any()):
-            raise InputError("the pictures show nothing of the mesh; do its place and the cameras belong together?")
-        self.usable = torch.nonzero(covers[self.seen.mask])[:, 0]
-        self.photo = pictures.images.float()[self.seen.mask] / 255  # (N, 3) sRGB
-        self.found = Materials(self.config)
+        self.pictures, self.found = pictures, Materials(self.config)
+        self.vertices = nn.Parameter(self.mesh.vertices.clone(), requires_grad=self.config.shape_rate > 0)
+        self._cast()
         make = partial(torch.optim.Adam, lr=self.config.lr, betas=(0.9, 0.99))
         player = Player("materials", self._groups, make)
         self.loop = Loop([player], {"materials": self._loss})
@@ -136,7 +145,25 @@ class InverseRendering:
     def _groups(self) -> list[Group]:
         textures = {"albedo": self.found.albedo, "surface": self.found.surface}
         light: Group = {"params": {"light": self.found.light}, "lr": self.config.lr * self.config.light_rate}
-        return [{"params": textures}, light]
+        moving: Group = {"params": {"vertices": self.vertices}, "lr": self.config.shape_rate * self.mesh.diagonal}
+        return [{"params": textures}, light, *([moving] if self.config.shape_rate > 0 else [])]
+
+    @property
+    def shape(self) -> Mesh:
+        """The mesh as it is now; differentiable where it moves."""
+        if not self.config.shape_rate:
+            return self.mesh
+        return replace(self.mesh, vertices=self.vertices).with_smooth_normals()
+
+    def _cast(self) -> None:
+        """Looks which faces the pictures show."""
+        with torch.no_grad():
+            self.seen = seen_of(self.shape, self.pictures.cameras)
+        covers = _covered(self.pictures, self.seen.mask)
+        if not bool(covers.any()):
+            raise InputError("the pictures show nothing of the mesh; do its place and the cameras belong together?")
+        self.usable = torch.nonzero(covers[self.seen.mask])[:, 0]
+        self.photo = self.pictures.images.float()[self.seen.mask] / 255  # (N, 3) sRGB
 
     def run(self, on_step: Callable[[int, dict[str, float]], None] | None = None) -> InverseResult:
         """All steps; `on_step` is told each one's number and losses."""
@@ -157,13 +184,21 @@ class InverseRendering:
         albedo, surface = self.found.textures()
         packed = torch.cat([torch.ones_like(surface[..., :1]), surface], -1)
         images = {"base_color": _bytes(albedo), "metallic_roughness": _bytes(packed)}
-        return replace(self.mesh, textures=images, vertex_colors=None)
+        shape = self.shape
+        normals = None if shape.vertex_normals is None else shape.vertex_normals.detach()
+        return replace(
+            shape, vertices=shape.vertices.detach(), vertex_normals=normals, textures=images, vertex_colors=None
+        )
 
     def _loss(self, turn: Turn) -> LossOut:
         albedo, surface = self.found.textures()
-        light = self.found.environment()
-        loss = self._picture_loss(albedo, surface, light)
+        light, shape = self.found.environment(), self.shape
+        if self.config.shape_rate and turn.step and turn.step % self.config.recast == 0:
+            self._cast()
+        loss = self._picture_loss(albedo, surface, light, shape)
         logs: dict[str, Any] = {"picture": loss.detach()}
+        if self.config.shape_rate:
+            loss = loss + self._shape_loss(shape)
         mean = light.radiance.mean(-1, keepdim=True)
         loss = loss + self.config.white * ((light.radiance - mean).abs() / (mean.detach() + 1e-3)).mean()
         loss = loss + self.config.smooth_albedo * _roughness_of(albedo)
@@ -174,17 +209,26 @@ class InverseRendering:
             loss, logs = loss + left * pull.loss, {**logs, **pull.logs}
         return LossOut(loss, logs)
 
-    def _picture_loss(self, albedo: Tensor, surface: Tensor, light: Environment) -> Tensor:
+    def _shape_loss(self, shape: Mesh) -> Tensor:
+        """Coverage of one picture, where it says some, and how bent the surface is."""
+        loss = self.config.bend * bend(shape.vertices, shape.faces)
+        if self.pictures.alpha is None:
+            return loss
+        view = torch.randint(len(self.pictures), (1,), generator=self.rng)
+        drawn = draw_mesh(shape, self.pictures.cameras[view], ("alpha",)).alpha
+        return loss + self.config.outline * (drawn - self.pictures.alpha[view].float() / 255).square().mean()
+
+    def _picture_loss(self, albedo: Tensor, surface: Tensor, light: Environment, shape: Mesh) -> Tensor:
         """Mean absolute difference of srgb(log(1 + radiance)) at some pixels."""
         chosen = self.usable[torch.randint(len(self.usable), (self.config.pixels,), generator=self.rng)]
-        uv = self.seen.uv[chosen]
+        uv, view = self.seen.uv[chosen], self.seen.view[chosen]
         look = sample_texture(surface, uv)
         shaded = reflected(
             linear_from_srgb(sample_texture(albedo, uv)),
             look[:, :1],
             look[:, 1:],
-            self.seen.normal[chosen],
-            self.seen.view[chosen],
+            normals_towards(shape, self.seen.face[chosen], self.seen.weights[chosen], view),
+            view,
             light,
         )
         return (_compressed(shaded) - _compressed(linear_from_srgb(self.photo[chosen]))).abs().mean()

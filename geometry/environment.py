@@ -20,6 +20,7 @@ from ..utils.errors import InputError
 from ..utils.files import write_bytes
 
 MAX_PIXELS = 64_000_000
+LARGEST = 1e37  # of radiance
 RUN = 128  # lengths above it are runs of one value
 
 
@@ -99,14 +100,27 @@ def read_hdr(data: bytes, name: str = "the file") -> np.ndarray:
     height, width = int(size[1]), int(size[2])
     if not 1 <= height * width <= MAX_PIXELS:
         raise InputError(f"{name} has {width} x {height} px, more than {MAX_PIXELS} or none")
-    exposure = 1.0
-    for found in re.findall(rb"^EXPOSURE=\s*([0-9.eE+-]+)\s*$", head, re.MULTILINE):
-        exposure *= float(found)
+    exposure = _exposure(head, name)
     rgbe = _pixels(body, height, width, name)
     scale = np.ldexp(1.0, rgbe[..., 3].astype(np.int32) - 136).astype(np.float32)
     values = (rgbe[..., :3].astype(np.float32) + np.float32(0.5)) * scale[..., None]
     values[rgbe[..., 3] == 0] = 0
-    return values / np.float32(exposure) if exposure > 0 else values
+    if values.max() > LARGEST * exposure:
+        raise InputError(f"{name}: EXPOSURE={exposure:g} makes its values too large for numbers of 32 bits")
+    return values / np.float32(exposure)
+
+
+def _exposure(head: bytes, name: str) -> float:
+    """The product of all exposures that a header tells."""
+    product = 1.0
+    for found in re.findall(rb"^EXPOSURE=(.*)$", head, re.MULTILINE):
+        try:
+            product *= float(found)
+        except ValueError as error:
+            raise InputError(f"{name}: EXPOSURE={found[:40]!r} is no number") from error
+    if not 1e-30 < product < 1e30:
+        raise InputError(f"{name}: EXPOSURE={product:g} must lie between 1e-30 and 1e30")
+    return product
 
 
 def _pixels(body: bytes, height: int, width: int, name: str) -> np.ndarray:

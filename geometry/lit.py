@@ -58,6 +58,8 @@ class Seen:
     uv: Tensor  # (N, 2); empty without uv
     normal: Tensor  # (N, 3) unit, towards the eye
     view: Tensor  # (N, 3) unit, to the eye
+    face: Tensor  # (N,)
+    weights: Tensor  # (N, 3) barycentric, in the face
 
     def image(self, values: Tensor, empty: float = 0.0) -> Tensor:
         """Values (N, C) as pictures (V, H, W, C)."""
@@ -68,7 +70,8 @@ class Seen:
         """(what some of the cameras see, where that stands in all)."""
         owner = torch.nonzero(self.mask)[:, 0]
         chosen = torch.cat([torch.nonzero(owner == row)[:, 0] for row in rows.tolist()])
-        return Seen(self.mask[rows], self.uv[chosen], self.normal[chosen], self.view[chosen]), chosen
+        parts = (one[chosen] for one in (self.uv, self.normal, self.view, self.face, self.weights))
+        return Seen(self.mask[rows], *parts), chosen
 
 
 @torch.no_grad()
@@ -80,16 +83,21 @@ def seen_of(mesh: Mesh, cameras: Camera) -> Seen:
     face = faces[mask]
     origins, directions = (one[mask] for one in cameras.rays())
     _, weights = intersect(origins, directions, mesh.vertices[mesh.faces[face]])
+    view = torch.nn.functional.normalize(-directions, dim=1)
+    normal = normals_towards(mesh, face, weights, view)
+    uv = weights.new_zeros(len(face), 2)
+    if mesh.uv is not None and mesh.uv_faces is not None:
+        uv = interpolate(mesh.uv, mesh.uv_faces[face], weights)
+    return Seen(mask, uv, normal, view, face, weights)
+
+
+def normals_towards(mesh: Mesh, face: Tensor, weights: Tensor, view: Tensor) -> Tensor:
+    """Unit normals (N, 3) at places (N,), (N, 3) of a mesh, on the side of the eye; differentiable in the mesh."""
     if mesh.vertex_normals is None:
         normal = mesh.face_normals()[face]
     else:
         normal = torch.nn.functional.normalize(interpolate(mesh.vertex_normals, mesh.faces[face], weights), dim=1)
-    view = torch.nn.functional.normalize(-directions, dim=1)
-    normal = torch.where(((normal * view).sum(1) < 0)[:, None], -normal, normal)
-    uv = weights.new_zeros(len(face), 2)
-    if mesh.uv is not None and mesh.uv_faces is not None:
-        uv = interpolate(mesh.uv, mesh.uv_faces[face], weights)
-    return Seen(mask, uv, normal, view)
+    return torch.where(((normal * view).sum(1) < 0)[:, None], -normal, normal)
 
 
 @torch.no_grad()

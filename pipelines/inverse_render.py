@@ -96,7 +96,7 @@ def hull_of(pictures: PosedImages, resolution: int) -> Mesh:
     """The visual hull of pictures. Raises InputError where they do not say what is object."""
     if pictures.alpha is None:
         raise InputError("the pictures have no transparency to take a shape from; give a --mesh")
-    masks = pictures.alpha[..., 0] > 127
+    masks = (pictures.alpha[..., 0] > 127).float()
     return visual_hull(masks, pictures.cameras, resolution).with_smooth_normals()
 
 

@@ -41,7 +41,7 @@ def read_depth(path: str | Path, unit_m: float | None = None) -> MetricDepth:
             values, K = np.load(path, allow_pickle=False), None
         else:
             values, K = _npz(path)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, SyntaxError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} cannot be read as depth: {error}") from error
     if values.ndim == 3 and 1 in (values.shape[0], values.shape[-1]):
         values = values.reshape([side for side in values.shape if side != 1] if values.size > 1 else (1, 1))
@@ -50,6 +50,27 @@ def read_depth(path: str | Path, unit_m: float | None = None) -> MetricDepth:
     scale = unit_m if unit_m is not None else 0.001 if suffix == ".png" else 1.0
     depth = values.astype(np.float32) * np.float32(scale)
     return MetricDepth(np.where(np.isfinite(depth) & (depth > 0), depth, np.float32(0)), K)
+
+
+def not_depth(path: Path) -> str:
+    """Why a PNG of a folder is no depth map to read, by its header: a picture, or levels beside the same numbers.
+
+    Empty for other files, and for depth.
+    """
+    if path.suffix.lower() != ".png":
+        return ""
+    beside = (path.with_name(f"{path.stem.removesuffix('-16bit')}{end}") for end in (".npz", ".npy"))
+    twin = next((one for one in beside if one.is_file()), None)
+    if twin is not None:
+        return f"{path} shows {twin.name}"
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            mode = image.mode
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        return f"{path} cannot be read: {error}"
+    return "" if mode.startswith("I") else f"{path} is a picture of {mode}, no depth of 16 bits"
 
 
 def _png(path: Path) -> np.ndarray:

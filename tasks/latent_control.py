@@ -61,7 +61,7 @@ class LatentControl(nn.Module):
 
 
 def grown_unet(unet: UNet2DConditionModel, channels: int, seed: int = 0) -> UNet2DConditionModel:
-    """A copy for states of `channels`: the first of them have the prior's kernels, the others new ones."""
+    """A copy for states of `channels`: as many as the prior has get its kernels, further ones new kernels."""
     own = unet.config.in_channels
     if channels == own:
         return copy.deepcopy(unet)
@@ -70,16 +70,17 @@ def grown_unet(unet: UNet2DConditionModel, channels: int, seed: int = 0) -> UNet
         grown = UNet2DConditionModel.from_config({**config, "in_channels": channels, "out_channels": channels})
     state, fresh = unet.state_dict(), grown.state_dict()
     for name, axis in (("conv_in.weight", 1), ("conv_out.weight", 0), ("conv_out.bias", 0)):
-        rest = fresh[name].narrow(axis, own, channels - own)
-        state[name] = torch.cat([state[name].float().cpu(), rest], axis)
+        kept = state[name].float().cpu().narrow(axis, 0, min(own, channels))
+        rest = fresh[name].narrow(axis, kept.shape[axis], channels - kept.shape[axis])
+        state[name] = torch.cat([kept, rest], axis)
     grown.load_state_dict({name: value.float() for name, value in state.items()})
     return grown.to(unet.device, unet.dtype)
 
 
-def learning_decoder(unet: UNet2DConditionModel, grown: bool) -> None:
-    """Only the decoder learns, and the first convolution where it has new kernels."""
+def learning_decoder(unet: UNet2DConditionModel, first: bool) -> None:
+    """Only the decoder learns, and with `first` the first convolution: it reads other latents than the prior's."""
     unet.requires_grad_(False)
-    for name in (*DECODER, *(("conv_in",) if grown else ())):
+    for name in (*DECODER, *(("conv_in",) if first else ())):
         part = getattr(unet, name)
         if part is not None:
             part.requires_grad_(True)

@@ -36,9 +36,11 @@ from ..utils.files import read_json, write_json
 from ..utils.runs import versions
 from ..utils.seeds import generator, sample_noise
 from .codecs.pbr import GROUPS, MaterialMaps, from_pictures, to_pictures
+from .native_materials import NativeMaterialPrior, is_native, load_native
 
 MANIFEST = "materials.json"
 EMBEDDED = "toybox-materials"
+PUBLISHED_GUIDANCE = 10.0
 HOW_TO_TRAIN = "train one: `unproject train materials` and `unproject train materials-4-steps`, then give its folder"
 
 
@@ -145,7 +147,7 @@ class MaterialOutput:
 class MaterialGenerator:
     """Draws materials."""
 
-    def __init__(self, prior: MaterialPrior, config: MaterialConfig = MaterialConfig()) -> None:
+    def __init__(self, prior: MaterialPrior | NativeMaterialPrior, config: MaterialConfig = MaterialConfig()) -> None:
         if config.distilled and not prior.guidance_embedded:
             raise InputError("a distilled material prior is told its guidance scale; this network takes none")
         self.prior, self.config = prior, config
@@ -255,6 +257,8 @@ class MaterialGenerator:
         Raises InputError for a folder that holds something else.
         """
         folder = Path(folder)
+        if not isinstance(self.prior, MaterialPrior):
+            raise InputError(f"{self.prior.name} lies in files as it was published; copy its folder")
         if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).is_file()):
             raise InputError(f"{folder} is no folder of a material prior and would be replaced; choose another folder")
         with folder_path(folder) as temporary:
@@ -281,11 +285,15 @@ def _sources(
 def load_materials(
     name: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> MaterialGenerator:
-    """A frozen generator: "toybox", or a folder that `MaterialGenerator.save` wrote.
+    """A frozen generator: "toybox", a folder that `MaterialGenerator.save` wrote, or one of the published weights.
 
     Raises InputError when it is none, or its prior or weights are missing.
     """
     folder = weights_root() / EMBEDDED if str(name) == "toybox" else Path(name)
+    if is_native(folder):
+        native, distilled = load_native(folder, True, device, dtype)
+        asked = MaterialConfig(4 if distilled else 50, PUBLISHED_GUIDANCE, "leading", distilled)
+        return MaterialGenerator(native, asked)
     if not (folder / MANIFEST).is_file():
         where = "the package holds no weights for materials" if str(name) == "toybox" else f"{folder} has no {MANIFEST}"
         raise InputError(f"--prior {name}: {where}; {HOW_TO_TRAIN}")

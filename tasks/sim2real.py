@@ -5,7 +5,7 @@ stage 1 drew too. A stage is the prior's U-Net with its encoder frozen, controll
 the latents of the hint (`latent_control`); it answers x0 and is walked by DDIM without guidance or text.
 
 Latents are those of the prior's VAE, or with `latents: patches` the pixels themselves, p x p of them as p^2 channels:
-a codec of factor 4 with 4 channels, made for pictures, loses noise that differs from pixel to pixel.
+a codec that was made for pictures does not give back noise that differs from pixel to pixel.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..core.priors import load_prior, weights_root
+from ..core.priors import Condition, load_prior, weights_root
 from ..core.priors.control import CONTROL, PictureControl
 from ..core.priors.diffusers import StableDiffusionPrior, StableDiffusionXLPrior
+from ..core.priors.rows import COND
 from ..core.sampling import DDIM, Denoiser, Level, NoiseSchedule, Prediction, Sampler
 from ..core.sampling.grids import Spacing
 from ..core.sampling.sampler import StepCallback
@@ -54,6 +55,8 @@ class SensorConfig:
     codec: ResidualDepthCodec = field(default_factory=ResidualDepthCodec)
     latents: Literal["vae", "patches"] = "vae"
     """of the prior's VAE, or the pixels themselves"""
+    patch: int = 2
+    """p, pixels of a side of a patch"""
     gain: float = 1.0
     """on the latents of residuals, so that they have about unit variance"""
     enlarge: int = 1
@@ -68,8 +71,9 @@ class SensorConfig:
     def __post_init__(self) -> None:
         if self.stage not in (1, 2) or self.latents not in ("vae", "patches"):
             raise InputError(f"stage={self.stage} must be 1 or 2, latents={self.latents!r} vae or patches")
-        if self.enlarge < 1 or self.steps < 1 or self.gain <= 0:
-            raise InputError(f"enlarge={self.enlarge}, steps={self.steps} must be at least 1, gain={self.gain} above 0")
+        if min(self.enlarge, self.patch, self.steps) < 1 or self.gain <= 0:
+            told = f"enlarge={self.enlarge}, patch={self.patch}, steps={self.steps} must be at least 1"
+            raise InputError(f"{told}, gain={self.gain} above 0")
         if not 0 <= self.overlap < self.tile:
             raise InputError(f"overlap={self.overlap} must lie in [0, tile={self.tile})")
 
@@ -81,32 +85,29 @@ class SensorStage:
         """As it is before it has learnt; new kernels come from the seed."""
         self.prior, self.config, self.codec = prior, config, config.codec
         self.schedule = NoiseSchedule.from_config(prior.scheduler_config)
-        self.own = int(prior.network.config["in_channels"])  # type: ignore[index]
-        self.patch = math.isqrt(self.own)
-        if config.latents == "patches" and self.patch**2 != self.own:
-            raise InputError(f"latents=patches needs a prior of 1, 4, 9, 16 ... channels, {prior.name} has {self.own}")
-        self.channels = self.own * self.codec.groups
-        hint = self.own if config.stage == 1 else self.own + self.channels
+        own = int(prior.network.config["in_channels"])  # type: ignore[index]
+        self.unit = config.patch**2 if config.latents == "patches" else own  # channels of a picture
+        self.channels = self.unit * self.codec.groups
+        hint = self.unit if config.stage == 1 else self.unit + self.channels
         self.unet = grown_unet(prior.network, self.channels, seed)  # type: ignore[arg-type]
         self.control = LatentControl(prior.network, hint, seed)  # type: ignore[arg-type]
-        learning_decoder(self.unet, self.channels != self.own)
+        learning_decoder(self.unet, first=config.latents == "patches" or self.channels != own)
         self.control.requires_grad_(True)
         asked = prior.with_network(self.unet, "sample")
         self.asked = asked.controlled([PictureControl(self.control)])
-        self._empty = prior.encode_text("")
-        self._empty = type(self._empty)({"cond": self._empty["cond"]})
+        self._empty = Condition({COND: prior.encode_text("")[COND]})
 
     @property
     def cell(self) -> int:
         """Pixels of the sensor whose sides have to be whole multiples of it."""
         if self.config.latents == "patches":
-            return self.patch
+            return self.config.patch
         return self.prior.vae_factor // math.gcd(self.prior.vae_factor, self.config.enlarge)
 
     def latent_size(self, height: int, width: int) -> tuple[int, int]:
         """(h, w) of the latents of a map whose sides are multiples of `cell`."""
         grown, factor = (
-            (1, self.patch) if self.config.latents == "patches" else (self.config.enlarge, self.prior.vae_factor)
+            (1, self.config.patch) if self.config.latents == "patches" else (self.config.enlarge, self.prior.vae_factor)
         )
         return height * grown // factor, width * grown // factor
 
@@ -117,14 +118,14 @@ class SensorStage:
     def to_latents(self, pictures: Tensor, rng: torch.Generator | None = None) -> Tensor:
         """Latents (B, C, h, w) of a picture (B, 3, H, W) in [-1, 1]; with `rng` a draw from the VAE's posterior."""
         if self.config.latents == "patches":
-            return F.pixel_unshuffle(pictures[:, :1], self.patch)
+            return F.pixel_unshuffle(pictures[:, :1], self.config.patch)
         large = pictures.repeat_interleave(self.config.enlarge, 2).repeat_interleave(self.config.enlarge, 3)
         return self.prior.encode(large / 2 + 0.5, sample=rng is not None, generator=rng)
 
     def to_picture(self, latents: Tensor) -> Tensor:
         """Inverse of `to_latents`, as far as there is one."""
         if self.config.latents == "patches":
-            return F.pixel_shuffle(latents, self.patch).expand(-1, 3, -1, -1)
+            return F.pixel_shuffle(latents, self.config.patch).expand(-1, 3, -1, -1)
         return F.avg_pool2d(2 * self.prior.decode(latents, clamp=False) - 1, self.config.enlarge)
 
     def encode(self, measured: Tensor, clean: Tensor, rng: torch.Generator | None = None) -> Tensor:
@@ -134,7 +135,7 @@ class SensorStage:
 
     def decode(self, latents: Tensor, clean: Tensor) -> Tensor:
         """Measured depth (B, 1, H, W) of latents."""
-        residual, *holes = latents.split(self.own, 1)
+        residual, *holes = latents.split(self.unit, 1)
         groups = [residual / self.config.gain, *holes]
         return self.codec.decode(torch.stack([self.to_picture(one) for one in groups], 1), clean)
 
@@ -225,8 +226,8 @@ class SensorSimulator:
             depth_m: clean z-depth (H, W) or (N, H, W) in metres of any size, 0 where nothing is.
             seed: one for each map, or the first of consecutive ones.
             num_inference_steps: of each stage; None: its own.
-            ensemble_size: with more than one, the standard deviation of so many measurements is the uncertainty; the
-                first of them is the measurement.
+            ensemble_size: with more than one, `spread_of` so many measurements is the uncertainty; the first of them is
+                the measurement.
             generator_of: a generator for each map instead of seeds.
             callback_on_step_end: called after every step of every stage; see `Sampler.run`.
 
@@ -249,7 +250,7 @@ class SensorSimulator:
         first = members[0].permute(0, 2, 3, 1).cpu().numpy()
         spread = None
         if ensemble_size > 1:
-            spread = torch.stack(members).std(0).permute(0, 2, 3, 1).cpu().numpy()
+            spread = spread_of(torch.stack(members)).permute(0, 2, 3, 1).cpu().numpy()
         return SensorOutput(
             prediction=first,
             uncertainty=spread,
@@ -307,6 +308,15 @@ class SensorSimulator:
             told = {"base": base, "stages": [to_dict(stage.config) for stage in self.stages]}
             write_json(temporary / MANIFEST, {**told, "versions": versions(), **facts})
         return folder
+
+
+def spread_of(members: Tensor) -> Tensor:
+    """Standard deviation (...) over members (E, ...) of those that were measured, 0 where fewer than two were."""
+    there = (members > 0).to(members)
+    count = there.sum(0)
+    mean = (members * there).sum(0) / count.clamp(min=1)
+    total = ((members - mean).square() * there).sum(0)
+    return torch.where(count > 1, total / (count - 1).clamp(min=1), 0.0).sqrt()
 
 
 def load_sensor(

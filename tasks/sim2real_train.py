@@ -136,7 +136,7 @@ class FlaggedPairs:
     """Pairs for stage 2: what stage 1 drew of each clean map ("first"), and where that was found out ("weights").
 
     Everything is drawn once, when the first batch is asked for, with noise of the pair's number; the critic learns
-    on the same pairs.
+    on the same pairs, and every visit shows them as they were then.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ class FlaggedPairs:
         if self._made is None:
             self._made = self._make()
         drawn, weights = self._made
-        return {**self.pairs.batch(indices, rng), "first": drawn[indices], "weights": weights[indices]}
+        return {**self.pairs.batch(indices, None), "first": drawn[indices], "weights": weights[indices]}
 
     def _make(self) -> tuple[np.ndarray, np.ndarray]:
         parts = []

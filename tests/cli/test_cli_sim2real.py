@@ -68,6 +68,17 @@ def test_a_folder_is_its_maps_one_by_one(run, rooms: Path, tmp_path: Path) -> No
     assert "already there" in out_text
 
 
+def test_pictures_beside_depth_are_told(run, rooms: Path, tmp_path: Path) -> None:
+    Image.fromarray((1000 * depth()).astype(np.uint16)).save(rooms / "c.png")
+    for name in ("a.png", "photo.png"):
+        Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(rooms / name)
+    code, out, err = run("sim2real", str(rooms), "-o", str(tmp_path / "o"), "--format", "npz")
+    assert code == 0, err
+    assert {p.name for p in (tmp_path / "o").glob("*.npz")} == {"a-sim2real.npz", "c-sim2real.npz"}
+    assert "shows a.npz" in out
+    assert "is a picture of RGB" in out
+
+
 def test_variants_differ(run, rooms: Path, tmp_path: Path) -> None:
     code, _, err = run(
         "sim2real", str(rooms / "a.npz"), "-o", str(tmp_path / "v"), "--variants", "2", "--format", "npz"

@@ -71,11 +71,27 @@ def test_a_guide_sees_what_is_rendered_and_pulls_less_and_less(scene) -> None:
     assert bool((albedo.movedim(1, -1)[outside] > 0.99).all())
     assert not bool(surface.movedim(1, -1)[outside].any())
     inside = mask[:, 0] > 0.999
-    assert float((albedo.movedim(1, -1)[inside] - 0.5).abs().max()) < 0.02  # the textures begin as grey
+    assert float((albedo.detach().movedim(1, -1)[inside] - 0.5).abs().max()) < 0.02  # the textures begin as grey
     strong, none = (InverseRendering(*scene, replace(TINY, steps=12, decay=decay), Pull()) for decay in (0.0, 1e6))
     for one in (strong, none):
         one.run()
     assert strong.found.albedo.mean() > none.found.albedo.mean() + 0.02
+
+
+def test_a_shape_that_moves_follows_its_outlines(scene) -> None:
+    """A ball that begins too small grows; one that stays does not."""
+    mesh, pictures = scene
+    small = replace(mesh, vertices=0.85 * mesh.vertices)
+    config = replace(TINY, steps=40, shape_rate=0.002, recast=10)
+    moved = InverseRendering(small, pictures, config)
+    moved.run()
+    still = InverseRendering(small, pictures, replace(config, shape_rate=0.0))
+    still.run()
+    assert torch.equal(still.textured().vertices, small.vertices)
+    radius = moved.textured().vertices.norm(dim=1)
+    assert float(radius.mean()) > 0.85 * 0.5 + 0.02
+    assert float(radius.mean()) < 0.53
+    assert not moved.textured().vertices.requires_grad
 
 
 def test_shapes_come_from_silhouettes_and_the_light_can_be_changed(scene, tmp_path) -> None:
@@ -108,5 +124,6 @@ def test_messages_name_the_way_out(scene, tmp_path, monkeypatch) -> None:
     far = replace(mesh, vertices=mesh.vertices + 100)
     with pytest.raises(InputError, match="show nothing of the mesh"):
         InverseRendering(far, pictures, TINY)
-    with pytest.raises(InputError, match="texture=0"):
-        InverseConfig(texture=0)
+    for name, value in (("texture", 0), ("shape_rate", -1.0)):
+        with pytest.raises(InputError, match=f"{name}={value}"):
+            InverseConfig(**{name: value})

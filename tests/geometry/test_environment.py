@@ -53,7 +53,6 @@ def test_radiance_files_give_back_three_digits(tmp_path) -> None:
     values = np.exp(np.random.default_rng(0).normal(0, 4, (9, 17, 3))).astype(np.float32)
     values[2, 3] = 0
     back = read_hdr(write_hdr(values))
-    np.testing.assert_allclose(back, values, atol=0.006 * values.max(-1, keepdims=True).max() * 0 + 1e-30, rtol=0.9)
     highest = values.max(-1)
     np.testing.assert_allclose(back.max(-1), highest, rtol=0.006)
     assert (np.abs(back - values) <= 0.0079 * highest[..., None]).all()
@@ -97,6 +96,8 @@ def test_runs_are_unpacked_and_broken_files_refused() -> None:
         flat.replace(b"-Y 5 +X 24", b"+Y 5 +X 24"): "are not -Y HEIGHT",
         flat.replace(b"-Y 5 +X 24", b"-Y 99999 +X 99999"): "px, more than",
         flat.replace(b"rgbe", b"xyze"): "XYZ",
+        flat.replace(b"FORMAT", b"EXPOSURE=e\nFORMAT"): "is no number",
+        flat.replace(b"FORMAT", b"EXPOSURE=-1\nFORMAT"): "must lie between",
         runs[: len(head)] + b"\x02\x02\x00\x19" + runs[len(head) + 4 :]: "does not begin",
     }
     for data, message in cases.items():

@@ -55,7 +55,7 @@ def test_elsewhere_an_oracle_pulls_to_the_truth(tiny_prior) -> None:
     first.backward()
     with torch.no_grad():
         moved = off - 1e-2 * off.grad / off.grad.norm()
-    assert float(score(photo, moved, surface, mask, seeded()).loss) < float(first)
+    assert float(score(photo, moved, surface, mask, seeded()).loss) < float(first.detach())
     assert float((off.grad * (off.detach() - albedo)).sum()) > 0  # downhill is towards the truth
 
 

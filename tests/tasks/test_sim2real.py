@@ -14,7 +14,7 @@ from unproject.core.training.loss import LossOut
 from unproject.tasks.codecs.residual import ResidualDepthCodec
 from unproject.tasks.latent_control import LatentControl, grown_unet
 from unproject.tasks.point_critic import CriticConfig
-from unproject.tasks.sim2real import SensorConfig, SensorSimulator, SensorStage, load_sensor
+from unproject.tasks.sim2real import SensorConfig, SensorSimulator, SensorStage, load_sensor, spread_of
 from unproject.tasks.sim2real_train import FlaggedPairs, SensorObjective, wasserstein
 from unproject.utils.errors import InputError
 
@@ -50,6 +50,8 @@ class Pairs:
     def batch(self, indices, rng):
         K = np.array([[20.0, 0, 8], [0, 20, 8], [0, 0, 1]], np.float32)
         found = {name: getattr(self, name)[indices, 0].numpy() for name in ("clean", "measured")}
+        if rng is not None:
+            found = {name: value[..., ::-1].copy() for name, value in found.items()}
         return {**found, "K": np.repeat(K[None], len(indices), 0)}
 
 
@@ -120,7 +122,12 @@ def test_more_channels_keep_the_prior_in_the_first(tiny_prior) -> None:
     text = torch.randn(1, 8, 32, generator=seeded(1))
     grown = grown_unet(unet, 8).eval()
     found = grown(torch.cat([x, torch.zeros_like(x)], 1), time, text, return_dict=False)[0]
-    torch.testing.assert_close(found[:, :4], unet(x, time, text, return_dict=False)[0], rtol=0, atol=1e-5)
+    plain = unet(x, time, text, return_dict=False)[0]
+    torch.testing.assert_close(found[:, :4], plain, rtol=0, atol=1e-5)
+    fewer = grown_unet(unet, 3).eval()
+    missing = torch.cat([x[:, :3], torch.zeros_like(x[:, 3:])], 1)
+    expected = unet(missing, time, text, return_dict=False)[0][:, :3]
+    torch.testing.assert_close(fewer(x[:, :3], time, text, return_dict=False)[0], expected, rtol=0, atol=1e-5)
 
 
 def test_the_encoder_stays_and_the_rest_learns(tiny_prior) -> None:
@@ -204,6 +211,11 @@ def test_a_sampler_that_knows_the_answer_has_no_spread(tiny_prior) -> None:
     np.testing.assert_allclose(found.depth_m[0][answered], measured[0, 0].numpy()[answered], rtol=1e-5)
 
 
+def test_spread_is_that_of_what_was_measured() -> None:
+    members = torch.tensor([[1.0, 0.0, 0.0, 2.0], [1.2, 0.0, 3.0, 2.0], [1.4, 0.0, 0.0, 0.0]])
+    torch.testing.assert_close(spread_of(members), torch.tensor([0.2, 0.0, 0.0, 0.0]))
+
+
 def test_latents_of_patches_are_exact_and_those_of_the_vae_have_its_size(tiny_prior) -> None:
     clean = clean_depth()
     measured = sensed(clean)
@@ -212,6 +224,10 @@ def test_latents_of_patches_are_exact_and_those_of_the_vae_have_its_size(tiny_pr
     answered = stage.codec.answered(measured, clean)
     torch.testing.assert_close(back[answered], measured[answered], rtol=1e-5, atol=0)
     assert torch.equal(back > 0, answered)
+    wide = make(tiny_prior, patch=4)  # whatever channels the prior has
+    assert (wide.cell, wide.channels, wide.hint(clean, None).shape[1]) == (4, 32, 16)
+    back = wide.decode(wide.encode(measured, clean), clean)
+    torch.testing.assert_close(back[answered], measured[answered], rtol=1e-5, atol=0)
     large = make(tiny_prior, latents="vae", enlarge=2)
     assert (large.cell, large.latent_size(16, 24)) == (2, (8, 12))
     assert large.encode(measured, clean).shape == (2, 8, 8, 12)
@@ -237,6 +253,10 @@ def test_what_was_found_out_weighs_more(tiny_prior) -> None:
     flagged = FlaggedPairs(pairs, SensorSimulator([make(tiny_prior)]), CriticConfig(patch=4, steps=60, batch=32))
     batch = flagged.batch(np.array([1, 4]), None)
     assert batch["first"].shape == (2, 16, 16)
+    again = flagged.batch(np.array([1, 4]), np.random.default_rng(0))
+    np.testing.assert_array_equal(
+        again["clean"], batch["clean"]
+    )  # what was drawn belongs to these, not to mirrored ones
     assert batch["weights"].shape == (2, 1, 8, 8)
     assert set(np.unique(batch["weights"])) <= {1.5, 0.5, 1.0}
     assert (batch["weights"] == 1.5).mean() > 0.5  # an untrained stage is easily found out

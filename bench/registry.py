@@ -134,6 +134,13 @@ EXPERIMENTS: dict[str, Experiment] = {
         weights=(),
         method=("tasks", "toybox", "generate", "geometry"),
     ),
+    "calibrate": Experiment(
+        "Cameras from pictures: solver, heads, metres, calibrated confidence",
+        "calibrate",
+        ("method", "constant field of view"),
+        weights=(HEAD,),
+        method=("tasks", "geometry/pinhole_fit.py", "geometry/camera_image.py", "geometry/metric.py"),
+    ),
     "sampling": Experiment(
         "Every solver on the U-Net: quality against calls and seconds",
         "sampling",

@@ -40,4 +40,5 @@ def seen_features(maps: Tensor, spread: Tensor, images: Tensor, longest: int) ->
     """`pixel_features` (N, h, w, F) at the size that the network saw, whatever that of the pictures."""
     small = resized(images, longest)
     size = (small.shape[2], small.shape[3])
-    return pixel_features(*(F.interpolate(one.float(), size, mode="bilinear") for one in (maps, spread)), small)
+    thin, wide = (F.interpolate(one.float(), size, mode="bilinear") for one in (maps, spread))
+    return pixel_features(thin, wide, small)

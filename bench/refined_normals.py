@@ -52,6 +52,7 @@ class RefineBench:
     steps: int = 300
     """updates of refiner, sampler, and of the first head where none is shipped"""
     batch: int = 8
+    lr: float = 3e-3
     seeds: int = 8
     """starting noises"""
     sampler_steps: int = 50
@@ -60,7 +61,7 @@ class RefineBench:
     seed: int = 0
 
 
-QUICK = RefineBench(1, 2, 32, 3, 2, 2, 3, 2)
+QUICK = RefineBench(1, 2, 32, 3, 2, seeds=2, sampler_steps=3, members=2)
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -90,10 +91,16 @@ def run(context: Context) -> dict[str, Any]:
     return {"config": asdict(config), "seeds": list(range(config.seeds)), "table": rows, **found}
 
 
-def settings(config: RefineBench, lr: float) -> TrainerConfig:
+def settings(config: RefineBench) -> TrainerConfig:
     """Of every short training here."""
     return TrainerConfig(
-        steps=config.steps, batch=config.batch, lr=lr, seed=config.seed, warmup=config.steps // 20, ema=0.98
+        steps=config.steps,
+        batch=config.batch,
+        optimizer="muon",
+        lr=config.lr,
+        seed=config.seed,
+        warmup=config.steps // 20,
+        ema=0.98,
     )
 
 
@@ -105,7 +112,7 @@ def first_head(
         return load_head(name, ("normals",)), True
     except InputError:
         head = GeometryHead.from_prior(prior, config.first)
-    with trained(HeadObjective(LossConfig(loss="regression"), head), rooms, settings(config, 1e-3)):
+    with trained(HeadObjective(LossConfig(loss="regression"), head), rooms, settings(config)):
         return _kept(head), False
 
 
@@ -120,7 +127,7 @@ def _kept(head: GeometryHead) -> GeometryHead:
 def fitted_refiner(first: GeometryHead, told: RefineConfig, config: RefineBench, rooms: GeometryData) -> RefinedHead:
     """A refiner after the short training."""
     head, kept = RefinedHead(first, told, config.seed), RefinedHead(first, told, config.seed)
-    with trained(RefineObjective(LossConfig(loss="regression"), head), rooms, settings(config, 2e-4)):
+    with trained(RefineObjective(LossConfig(loss="regression"), head), rooms, settings(config)):
         for name, module in head.modules().items():
             kept.modules()[name].load_state_dict(module.state_dict())
     for module in kept.modules().values():
@@ -134,7 +141,7 @@ def fitted_sampler(prior: StableDiffusionPrior, config: RefineBench, rooms: Geom
         targets=("normals",), kind="v_prediction", start="noise", steps=config.sampler_steps, processing_resolution=0
     )
     head = GeometryHead.from_prior(prior, told)
-    with trained(HeadObjective(LossConfig(loss="latent"), head), rooms, settings(config, 1e-3)):
+    with trained(HeadObjective(LossConfig(loss="latent"), head), rooms, settings(config)):
         return _kept(head)
 
 

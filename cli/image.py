@@ -15,6 +15,7 @@ from ..tasks.table import task_table
 from ..utils.bands import Compression, need_exr
 from ..utils.errors import InputError
 from ..utils.runs import RunRecord
+from .choices import OneKind
 from .common import Seeded, check_range
 from .estimates import Estimate, of_pictures
 from .folders import LIFTED, distinct_stems, find, pixels_of
@@ -227,7 +228,7 @@ class ImageCommand(PriorCommand, Seeded):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MapCommand(ImageCommand):
+class MapCommand(ImageCommand, OneKind):
     """Options of the commands that write a map for each picture."""
 
     kinds: ClassVar[tuple[str, ...]] = (".png", ".npz", ".npy", ".exr", ".tiff")
@@ -283,6 +284,7 @@ class MapCommand(ImageCommand):
             raise InputError(f"--legend belongs to a picture and --format {','.join(self.formats)} makes none")
         if self.compression != "fast" and self.formats == ("npy",):
             raise InputError(f"--compression {self.compression}: NPY knows none; leave it out, or take npz")
+        self.check_other(self.prior)
         super().check()
 
     @property
@@ -292,6 +294,8 @@ class MapCommand(ImageCommand):
 
     def load(self) -> Any:
         """The pipeline."""
+        if self.other_kind:
+            return self.load_other(self.codec, self.prior, self.placement())
         from ..pipelines.image_to_geometry import ImageToMap
         from ..tasks.heads import load_head
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..tasks.table import TaskConfig, task_table
 from ..utils.errors import InputError
 from ..utils.runs import RunRecord
+from .choices import HeadChoice, SecondLook
 from .image import MapCommand
 from .lens import LensOptions
 from .metric import load_metric, seen_in_metres
@@ -43,50 +44,7 @@ class ColouredMapCommand(MapCommand):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChoiceCommand(MapCommand):
-    """Of a map that heads of other kinds predict too."""
-
-    head: str | None = None
-    """A head of another kind: primedepth (reads a frozen prior in one call), or the folder of one."""
-
-    def check(self) -> None:
-        """One kind of head."""
-        if self.head is not None and self.prior != MapCommand.prior:
-            raise InputError(f"--head {self.head} names its own prior; leave --prior {self.prior} out")
-        if self.head is not None and getattr(self, "metric", False):
-            raise InputError(f"--metric needs the normals of the embedded head, which --head {self.head} lacks")
-        super().check()
-
-    def load(self) -> Any:
-        """See MapCommand.load."""
-        return super().load() if self.head is None else other_head(self.head, self.codec, **self.placement())
-
-
-@dataclass(frozen=True, kw_only=True)
-class RefinedCommand(MapCommand):
-    """Of a map that can be looked at a second time."""
-
-    refine: bool = False
-    """Refine the prediction of a one-step head in a few steps at low noise: sharper edges, no ensemble."""
-    refiner: Path | None = None
-    """With --refine, the folder of a refiner (default: that of the embedded head)."""
-
-    def check(self) -> None:
-        """The refiner belongs to --refine."""
-        if self.refiner is not None and not self.refine:
-            raise InputError(f"--refiner {self.refiner} is of --refine; give that too, or leave it out")
-        super().check()
-
-    def load(self) -> Any:
-        """See MapCommand.load."""
-        if not self.refine:
-            return super().load()
-        first = "" if self.prior == MapCommand.prior else self.prior
-        return other_head(str(self.refiner or "refiner"), self.codec, first=first, **self.placement())
-
-
-@dataclass(frozen=True, kw_only=True)
-class MetricMapCommand(MapCommand, LensOptions):
+class MetricMapCommand(ColouredMapCommand, LensOptions):
     """Of a map that has metres once the camera and a scale are known."""
 
     metric: bool = False
@@ -96,6 +54,8 @@ class MetricMapCommand(MapCommand, LensOptions):
     def check(self) -> None:
         """Options of the camera belong to metres."""
         self.check_lens(self.many)
+        if self.metric and self.other_kind:
+            raise InputError(f"--metric needs the normals too, which {self.other_kind} does not predict; leave one out")
         given = [n for n in ("fov", "K", "known_distance", "camera_height") if getattr(self, n) is not None]
         if given and not self.metric:
             raise InputError(f"--{given[0].replace('_', '-')} belongs to --metric; give that too, or leave it out")
@@ -120,24 +80,12 @@ class MetricMapCommand(MapCommand, LensOptions):
                 record.keep(lambda base: one.preview(picture, base, how), target.file(""))
 
 
-def other_head(name: str, codec: str, **options: Any) -> Any:
-    """The pipeline of a head of another kind."""
-    from ..pipelines.image_to_geometry import ImageToMap
-    from ..tasks.alternatives import load_alternative
-
-    return ImageToMap(load_alternative(name, codec, **options), codec)
-
-
 def map_command(name: str, task: TaskConfig) -> type[MapCommand]:
     """The command `unproject NAME` of a task, with the options that its file gives a meaning to."""
     members = {"name": name, "codec": task.codec, "__doc__": task.summary, "__module__": __name__}
-    wanted: dict[type[MapCommand], Any] = {
-        ChoiceCommand: task.heads,
-        RefinedCommand: task.refiner,
-        MetricMapCommand: task.metric,
-        ColouredMapCommand: task.colormap,
-    }
-    bases = tuple(kind for kind, given in wanted.items() if given) or (MapCommand,)
+    kind: type[MapCommand] = ColouredMapCommand if task.colormap else MapCommand
+    more = [choice for choice, given in ((HeadChoice, task.heads), (SecondLook, task.refiner)) if given]
+    bases = (*more, MetricMapCommand if task.metric else kind)
     return dataclass(frozen=True, kw_only=True)(type(name.capitalize(), bases, members))
 
 

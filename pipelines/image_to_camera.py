@@ -22,6 +22,7 @@ from ..tasks.confidence import ErrorModel
 from ..tasks.ensemble import CONSENSUS
 from ..tasks.map_head import MapHead
 from ..tasks.heads import load_head
+from ..tasks.map_head import MapHead
 from ..utils.errors import InputError
 from .base import placed
 from .camera_output import CameraOutput, SeenCamera

@@ -59,6 +59,10 @@ def test_a_reader_writes_depth_and_a_refiner_normals(picture: None, run: Run, he
             ("depth", "a.png", "--head", "primedepth", "--prior", "marigold-depth"),
             "--head primedepth names its own prior",
         ),
+        (
+            ("depth", "a.png", "--head", "primedepth", "--metric"),
+            "--metric needs the normals too, which --head primedepth",
+        ),
         (("depth", "a.png", "--head", "nowhere"), "neither a folder nor one of primedepth"),
     ],
 )

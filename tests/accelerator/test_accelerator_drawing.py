@@ -11,6 +11,7 @@ import torch
 
 from unproject.bench.backbone_verbs import VERBS
 from unproject.core.priors.diffusers import DiffusersPrior
+from unproject.core.priors.replay import replay
 from unproject.core.sampling import ClassifierFree, RestoreConfig
 from unproject.core.sampling.dpm_v3_statistics import ModelStatistics
 from unproject.core.sampling.noiseshift import RemapSearch
@@ -91,6 +92,17 @@ def test_controls_run(prior_on: Any, device: torch.device, family: str, control:
 def test_pictures_steer(prior_on: Any, device: torch.device, family: str) -> None:
     for dtype in (HALF, torch.bfloat16):
         VERBS["--control-image"](prior_on(family, device, dtype))
+
+
+@pytest.mark.parametrize("family", ["sd15", "flux"])
+def test_recorded_calls_draw_the_same(prior_on: Any, device: torch.device, family: str) -> None:
+    """On CUDA they are recorded, and replayed for the other pictures; elsewhere every call is computed."""
+    prior = prior_on(family, device, HALF)
+    wanted = [drawn(prior, seed=seed, num_inference_steps=4).latents for seed in range(2)]
+    forward = replay(prior.network)
+    for seed, latents in enumerate(wanted):
+        torch.testing.assert_close(drawn(prior, seed=seed, num_inference_steps=4).latents, latents, rtol=0, atol=1e-3)
+    assert (len(forward.recorded) == 1 and not forward.off) == (device.type == "cuda")
 
 
 @pytest.mark.parametrize("start", ["noise", "zeros"])

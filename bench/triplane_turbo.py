@@ -82,7 +82,9 @@ def run(context: Context) -> dict[str, Any]:
 
 def settings(model: PRDConfig, config: TurboBench) -> dict[str, PRDConfig]:
     """The recipe at the sizes of the experiment, and what is changed in it."""
-    base = replace(model, schedule=max(config.updates, 1), volume_px=config.volume_px, mesh=(0.0,), normals=TeacherConfig())
+    base = replace(
+        model, schedule=max(config.updates, 1), volume_px=config.volume_px, mesh=(0.0,), normals=TeacherConfig()
+    )
     single = replace(base.turbo, steps=1)
     lonely = replace(base, joint=TeacherConfig())
     return {
@@ -137,7 +139,9 @@ def measured(
     seconds = time.process_time() - began
     mesh = Mesh(mesh.vertices, mesh.faces, vertex_colors=colors).with_smooth_normals()
     seen = RayMesh(mesh).render(orbit(config), background=1.0)
-    best = max((likeness(seen.rgb, seen.alpha, *real(pair, k, config)) for k in range(config.references)), key=lambda b: b[0])
+    best = max(
+        (likeness(seen.rgb, seen.alpha, *real(pair, k, config)) for k in range(config.references)), key=lambda b: b[0]
+    )
     judged = judge_views(judge, seen.rgb.movedim(-1, 1), Wanted(0, *pair, True))
     record = {"iou": best[0], "color_error": best[1], "solid": mesh.check().watertight, "seconds": seconds}
     return {**record, "two_fronts": judged["two_fronts"]}, seen.rgb[0]

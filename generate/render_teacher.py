@@ -36,9 +36,10 @@ class TeacherConfig:
 
     def __post_init__(self) -> None:
         if self.score.rule.made.twin:
-            raise InputError(f"teacher: the rule {self.score.rule.kind!r} learns the renders of one prompt; use another")
+            raise InputError(
+                f"teacher: the rule {self.score.rule.kind!r} learns the renders of one prompt; use another"
+            )
         Ramp.of(self.weight)
-
 
     @property
     def words(self) -> str:
@@ -66,7 +67,9 @@ class RenderTeacher:
         self.config, self.prior = config, prior
         words = config.words
         if unknown := prior.unknown_words(words):
-            raise InputError(f"teacher: the prior {prior.name!r} has never seen {unknown[0][0]!r}; leave it out (optional)")
+            raise InputError(
+                f"teacher: the prior {prior.name!r} has never seen {unknown[0][0]!r}; leave it out (optional)"
+            )
         self.ending = f", {words}" if words else ""
         self.score = ScoreDistillation(config.score, prior, self._told(""))
 
@@ -82,7 +85,9 @@ class RenderTeacher:
         self, seen: RenderOutput, camera: Camera, prompt: str, side: int, share: float, generator: torch.Generator
     ) -> GuidanceOut:
         """Its loss of the views of one object, shown to it at `side` px (0: as rendered)."""
-        images = (self.config.normals.picture(seen, camera) if self.config.shows == "normals" else seen.rgb).movedim(-1, 1)
+        images = (self.config.normals.picture(seen, camera) if self.config.shows == "normals" else seen.rgb).movedim(
+            -1, 1
+        )
         told = self._told(prompt)
         if self.prior.multiview:
             told = told.with_views(to_mvdream(camera.c2w).to(images), camera.batch)

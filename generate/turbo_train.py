@@ -190,8 +190,7 @@ class PRDObjective(Objective):
         config, shape = self.method, self.turbo.shape
         terms = active_terms(config.losses, now.share)
         wanted = tuple(dict.fromkeys((*channels(terms), *self._channels())))
-        for memory in self.memory:
-            memory.fit(config.views.views, config.volume_px, config.seen_px or config.volume_px, wanted)
+        self._fit(config.volume_px, wanted)
         shape.planes.pull = (1.0, Ramp.of(config.volume_color).at(now.share))
         camera, background = self._drawn(config.volume_px, rng)
         here = camera.to(shape.device)
@@ -203,6 +202,7 @@ class PRDObjective(Objective):
     def _mesh(self, prompt: str, now: Moment, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor | float]]:
         """Teachers on the present shape as a mesh."""
         config, shape = self.method, self.turbo.shape
+        self._fit(config.mesh_px, CHANNELS)
         shape.planes.pull = (config.mesh_geometry, 1.0)
         camera, background = self._drawn(config.mesh_px, rng)
         here = camera.to(shape.device)
@@ -220,6 +220,11 @@ class PRDObjective(Objective):
                 out = teacher(seen, camera, prompt, self.method.seen_px, share, rng)
                 loss, logs[f"{name}_grad"] = loss + weight * out.loss, out.grad_norm
         return loss, logs
+
+    def _fit(self, size: int, wanted: Sequence[str]) -> None:
+        """Chooses the parts in which a render and its teachers are computed."""
+        for memory in self.memory:
+            memory.fit(self.method.views.views * self.method.views.groups, size, self.method.seen_px or size, wanted)
 
     def _drawn(self, size: int, rng: torch.Generator) -> tuple[Camera, Tensor]:
         """Cameras and the colours behind the object, on the CPU."""

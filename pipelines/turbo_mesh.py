@@ -1,4 +1,4 @@
-"""Text to mesh in a few network calls: a trained generator of planes, whose shape may be refined by score distillation."""
+"""Text to mesh in a few network calls: a trained generator of planes, refined by score distillation where wanted."""
 
 from __future__ import annotations
 

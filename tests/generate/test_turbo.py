@@ -190,7 +190,7 @@ def test_saved_adapters_draw_the_same_and_belong_to_their_prior(prior, tmp_path)
     (folder / "turbo.safetensors").write_bytes(b"nonsense")
     with pytest.raises(InputError, match="damaged"):
         TriplaneTurbo.load(folder, prior)
-    with pytest.raises(InputError, match="turbo.json"):
+    with pytest.raises(InputError, match=r"turbo\.json"):
         TriplaneTurbo.load(tmp_path, prior)
 
 

@@ -12,8 +12,6 @@ from unproject.core.priors import load_prior
 from unproject.core.priors.planes import (
     COUNT,
     PlaneAdapters,
-    PlaneDecoder,
-    PlaneUNet,
     plane_networks,
     sites,
     told_planes,
@@ -67,7 +65,9 @@ def test_the_places_of_adapters_on_stable_diffusion_are_the_published_ones(sd21)
     found = sites(unet, vae.decoder)
     assert len(found) == 131 and len(set(found)) == 131
     attentions = [(site.kind, site.path.split(".")[0]) for site in found[:32]]
-    down, up, mid = ([(kind, part) for kind in ("planes", "text")] for part in ("down_blocks", "up_blocks", "mid_block"))
+    down, up, mid = (
+        [(kind, part) for kind in ("planes", "text")] for part in ("down_blocks", "up_blocks", "mid_block")
+    )
     assert attentions == down * 6 + up * 9 + mid
     assert found[32] == ("decoder", "mid_block.attentions.0", "attention")
     assert all(site.owner == "unet" and site.kind == "conv" for site in found[33:97])
@@ -157,7 +157,11 @@ def test_recomputed_activations_change_nothing(prior):
         moved(adapters)
         with torch.enable_grad():
             out = asked.predict(x, 300.0, told_planes(condition)["cond"])
-            found.append(torch.autograd.grad(out.square().sum(), adapters.layers[0].get_submodule("to_q_xy_lora_geo").up.weight)[0])
+            found.append(
+                torch.autograd.grad(out.square().sum(), adapters.layers[0].get_submodule("to_q_xy_lora_geo").up.weight)[
+                    0
+                ]
+            )
     torch.testing.assert_close(found[0], found[1])
 
 

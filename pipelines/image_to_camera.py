@@ -20,7 +20,6 @@ from ..geometry.pinhole_fit import Known, PinholeFit, fit_pinhole
 from ..tasks.codecs.gravity import common_direction
 from ..tasks.confidence import ErrorModel
 from ..tasks.ensemble import CONSENSUS
-from ..tasks.map_head import MapHead
 from ..tasks.heads import load_head
 from ..tasks.map_head import MapHead
 from ..utils.errors import InputError

@@ -49,7 +49,7 @@ class Convention:
 
 def axes_cube() -> Mesh:
     """A cube whose faces have different flat colours: +x red, +y green, +z blue, the negatives darker."""
-    vertices, faces, colors = [], [], []
+    vertices, faces, colors = list[Tensor](), list[Tensor](), list[Tensor]()
     for axis in range(3):
         for sign in (1.0, -1.0):
             corners = torch.zeros(4, 3)
@@ -195,7 +195,8 @@ def _from_outside(scene: RayMesh, camera: Camera, convention: Convention) -> Ima
     zero = torch.zeros(3)
     for index, (axis, color) in enumerate(AXES.items()):  # outside the cube, where they are seen
         unit = torch.eye(3)[index]
-        _arrow(draw, *at(torch.stack([0.5 * unit, 0.95 * unit])), color, f"world {axis}")
+        start, end = at(torch.stack([0.5 * unit, 0.95 * unit]))
+        _arrow(draw, start, end, color, f"world {axis}")
     corners = torch.tensor([[0.0, 0], [camera.width, 0], [camera.width, camera.height], [0, camera.height]])
     rays = torch.cat([corners, torch.ones(4, 1)], dim=1) @ torch.linalg.inv(camera.K[0]).T
     ends = at(torch.cat([zero[None], 0.6 * rays]) @ pose[:3, :3].T + pose[:3, 3])
@@ -205,7 +206,8 @@ def _from_outside(scene: RayMesh, camera: Camera, convention: Convention) -> Ima
     draw.line([ends[1], ends[2]], INK, 3)  # the top row
     for axis, direction in zip(AXES, convention.axes, strict=True):
         tip = 0.7 * torch.tensor(direction)
-        _arrow(draw, *at(torch.stack([zero, tip]) @ pose[:3, :3].T + pose[:3, 3]), AXES[axis], axis)
+        start, end = at(torch.stack([zero, tip]) @ pose[:3, :3].T + pose[:3, 3])
+        _arrow(draw, start, end, AXES[axis], axis)
     return picture
 
 

@@ -8,6 +8,7 @@ from ..utils.lazy import loader
 
 if TYPE_CHECKING:
     from .edit_image import EditImage
+    from .image_to_camera import ImageToCamera
     from .image_to_geometry import ImageToDepth, ImageToGeometry, ImageToNormals
     from .images_to_splats import ImagesToSplats
     from .restore_image import RestoreImage
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EditImage",
+    "ImageToCamera",
     "ImageToDepth",
     "ImageToGeometry",
     "ImageToNormals",
@@ -33,6 +35,7 @@ __all__ = [
 
 _HOMES = {
     "EditImage": ".edit_image",
+    "ImageToCamera": ".image_to_camera",
     "ImageToDepth": ".image_to_geometry",
     "ImageToGeometry": ".image_to_geometry",
     "ImageToNormals": ".image_to_geometry",

@@ -31,6 +31,9 @@ from ..geometry.turntable import render_turntable
 from ..geometry.unwrap import unwrap
 from ..pipelines.edit_image import EditImage
 from ..pipelines.image_to_geometry import ImageToGeometry
+from ..pipelines.metric_depth import metric_of
+from ..pipelines.picture_camera import PictureCamera
+from ..pipelines.picture_geometry import PictureGeometry
 from ..pipelines.picture_inputs import photo_camera
 from ..pipelines.restore_image import RestoreImage
 from ..pipelines.text_to_image import TextToImage, TextToImageOutput
@@ -113,6 +116,7 @@ def verbs(out: Path) -> Path:
         "depth": [photo, colourise(made.depth.depth[0], low=0.0, high=1.0)],
         "normals": [photo, normals_to_rgb(made.normals.normals[0])],
         "pointcloud": [photo, aside.rgb[0]],
+        "geometry": in_metres(photo),
         **_drawn(),
     }
     for name, pictures in strips.items():
@@ -154,6 +158,18 @@ def textures_of(shape: Representation, recipe: MeshRecipe, out: Path) -> Path:
         sheet = Image.fromarray(baked.textures["base_color"]).resize((192, 192), Image.Resampling.BOX)
         tiles += [*RayMesh(baked).render(below, supersample=2).rgb, np.asarray(sheet)]
     return save_image(out / "textures.png", grid(tiles, columns=4))
+
+
+def in_metres(photo: npt.NDArray[Any]) -> list[Any]:
+    """A picture, its depth in metres with a legend's range, its normals, and its surface from aside."""
+    made = ImageToGeometry.from_pretrained("toybox")(photo)
+    camera = photo_camera(photo.shape[1], photo.shape[0])
+    metric = metric_of(made, camera)
+    whole = PictureGeometry(photo, made, PictureCamera(camera, "usual", None), metric)
+    surface = RayMesh(whole.mesh(60_000))
+    turned = replace(camera, c2w=_aside(25.0, 0.6 * metric.far_m) @ camera.c2w)
+    seen = surface.render(turned, background=1.0, light=None)
+    return [photo, colourise(whole.depth_m), normals_to_rgb(made.normals.normals[0]), seen.rgb[0]]
 
 
 def _drawn() -> dict[str, list[Any]]:

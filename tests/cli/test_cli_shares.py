@@ -111,8 +111,12 @@ def test_what_others_left_is_known_to_the_next_run(
     assert Path("out/text-to-image.rank1.run.json").is_file()
     monkeypatch.undo()
     os.chdir(in_tmp)
+    code, _, error = run(*DRAW, "--guidance", "3", "--out", "out")
+    assert code == 2 and "a-blue-mug-seed0.png was made with --guidance None" in error
     code, out, _ = run(*DRAW, "--out", "out")
     assert code == 0 and "skipped: a blue mug (already there" in out
+    sources = json.loads(Path("out/text-to-image.run.json").read_text())["notes"]["sources"]
+    assert sorted(sources.values()) == sorted(PROMPTS)
     assert not list(Path("out").glob("*.rank*")) and len(list(Path("out").glob("*.png"))) == 3
 
 

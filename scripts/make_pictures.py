@@ -151,7 +151,7 @@ def textures_of(shape: Representation, recipe: MeshRecipe, out: Path) -> Path:
     """The same of what was optimised."""
     mesh = unwrap(surface_of(shape, recipe.mesh), recipe.mesh.texture)
     look = partial(shape.surface_color, config=recipe.mesh)
-    below = Camera.orbit([30.0, 150.0, 270.0], -50.0, 3.2, 34.0, 192)
+    below = Camera.orbit([30.0, 150.0, 270.0], -60.0, 2.4, 34.0, 192)
     tiles: list[Any] = []
     for seen_from in (None, views_around(recipe.optimise.views)):
         baked = bake(mesh, look, recipe.mesh.texture, seen_from=seen_from)

@@ -27,7 +27,7 @@ from ..utils.files import read_json, write_json
 from ..utils.pictures import save_image
 
 ROOT = Path(__file__).resolve().parent.parent
-NERFSTUDIO = "nerfstudio==1.1.5"
+NERFSTUDIO = ("nerfstudio==1.1.5", "open3d<0.20")  # later ones want the system's libusb
 BESIDE = (  # what the plugin imports that nerfstudio does not ask for
     "accelerate", "diffusers", "fast-simplification", "manifold3d", "numba", "peft", "safetensors", "tifffile",
     "transformers", "zstandard",
@@ -40,7 +40,7 @@ def environment(folder: Path, torch_packages: Sequence[str]) -> Path:
     programs = folder / "bin"
     if not (programs / "ns-train").exists():
         venv.create(folder, with_pip=True)
-        for packages in (torch_packages, (NERFSTUDIO,), BESIDE):
+        for packages in (torch_packages, NERFSTUDIO, BESIDE):
             told([programs / "python", "-m", "pip", "install", "--quiet", *packages])
     told([programs / "python", "-m", "pip", "install", "--quiet", "--no-deps", ROOT])
     return programs

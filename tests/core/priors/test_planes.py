@@ -148,6 +148,21 @@ def test_decoded_are_unscaled_latents_and_halves_of_the_channels(prior):
 
 
 @torch.no_grad()
+def test_the_decoders_attention_gets_ordinary_maps(make_unet):
+    unet, vae = make_unet(), AutoencoderKL(block_out_channels=(8,), norm_num_groups=4)
+    adapters = PlaneAdapters(unet, vae.decoder, 2, 4)
+    adapters.attach(unet, vae.decoder)
+    moved(adapters)
+    number = next(i for i, site in enumerate(adapters.sites) if site.kind == "attention")
+    weights, attention = adapters.layers[number].state_dict(), vae.decoder.mid_block.attentions[0]
+    x = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(1))
+    for part, linear in (("q", attention.to_q), ("out", attention.to_out[0])):
+        down, up = (weights[f"to_{part}_lora.{half}.weight"] for half in ("down", "up"))
+        torch.testing.assert_close(linear(x), x @ linear.weight.T + linear.bias + x @ down.T @ up.T)
+    assert vae.decoder.conv_out is adapters.layers[-1] and vae.decoder.conv_out.out_channels == 8
+
+
+@torch.no_grad()
 def test_recomputed_activations_change_nothing(prior):
     x, condition = rows(prior, 1)
     found = []

@@ -23,6 +23,7 @@ from .outputs import Target, check_new, check_places
 from .showing import Shown, plain_warnings, show
 from .streams import STREAM, given_by_pipe, to_stdout
 
+LONGEST_NUMBER = 40  # characters of a number in a message
 HOW_TO_TELL = ("json", "print_config", "dry_run", "overwrite")  # of a run, not of its result
 
 
@@ -243,7 +244,9 @@ def pick_device(name: str) -> str:
 def check_range(option: str, value: float, low: float, high: float) -> None:
     """Raises InputError when a numeric option lies outside [low, high]."""
     if not low <= value <= high:
-        raise InputError(f"{option} must lie between {low:g} and {high:g}, got {value:g}")
+        told = f"{value:g}" if isinstance(value, float) else str(value)  # a whole number may exceed all floats
+        told = told if len(told) <= LONGEST_NUMBER else f"{told[:LONGEST_NUMBER]}..."
+        raise InputError(f"{option} must lie between {low:g} and {high:g}, got {told}")
 
 
 def check_picture(option: str, path: Path) -> None:

@@ -15,8 +15,8 @@ from ..core.sampling.grids import Spacing
 from ..core.sampling.sampler import StepCallback
 from ..tasks.codecs import DepthOutput, NormalsOutput
 from ..tasks.ensemble import ALIGNMENTS, Alignment
-from ..tasks.geometry_head import GeometryHead
 from ..tasks.heads import load_head
+from ..tasks.map_head import MapHead
 from ..tasks.outputs import GeometryOutput, TaskOutput
 from ..tasks.tiling import tile_boxes
 from ..utils.errors import InputError
@@ -26,6 +26,7 @@ from .base import placed
 from .geometry_maps import Made, at_size, merged
 from .picture_inputs import PictureLike, fitted, pictures, resized
 from .sampling_parts import TENSORS, StepEnd, check_tensors, randomness, step_callback, whole_number
+from .sureness import add_confidence
 from .validity import at_map_size, seen_pixels
 
 Out = TypeVar("Out")
@@ -62,7 +63,7 @@ class _FromImage(ABC, Generic[Out]):
 
     needs: tuple[str, ...] = ()
 
-    def __init__(self, head: GeometryHead) -> None:
+    def __init__(self, head: MapHead) -> None:
         missing = [name for name in self.needs if name not in head.config.targets]
         if missing:
             raise InputError(f"this head predicts {', '.join(head.config.targets)}, not {', '.join(missing)}")
@@ -176,6 +177,8 @@ class _FromImage(ABC, Generic[Out]):
                 height, width = output.prediction.shape[2:] if output_type == "pt" else output.prediction.shape[1:3]
                 own = at_map_size(seen, (height, width))
                 output.valid = own if output_type == "pt" else own.permute(0, 2, 3, 1).cpu().numpy()
+        if self.head.confidence:
+            add_confidence(result, made, images, self.head.confidence, settings.resolution, output_type)
         chosen = self._chosen(result)
         if return_dict:
             return chosen
@@ -364,7 +367,7 @@ class ImageToNormals(_FromImage[NormalsOutput]):
 class ImageToMap(_FromImage[TaskOutput]):
     """One target of a head, by its codec's name."""
 
-    def __init__(self, head: GeometryHead, target: str) -> None:
+    def __init__(self, head: MapHead, target: str) -> None:
         self.needs = (target,)
         super().__init__(head)
 

@@ -28,6 +28,7 @@ from ..utils.errors import InputError
 from ..utils.files import read_json, write_json
 from ..utils.runs import versions
 from .codecs import CODECS, StackCodec
+from .confidence import ErrorModel
 from .ensemble import Solver as Alignment
 
 MANIFEST = "head.json"
@@ -122,6 +123,8 @@ class GeometryHead:
             )
         self.asked = prior.with_network(unet, config.kind)
         self._empty: Tensor | None = None
+        self.confidence: dict[str, ErrorModel] = {}
+        """by target, where the head was calibrated"""
 
     @property
     def groups(self) -> int:
@@ -167,6 +170,7 @@ class GeometryHead:
         found = str(beside) if beside.is_dir() and beside.parent != weights_root().resolve() else base
         head = cls(prior, unet.to(device).eval().requires_grad_(False), config, found)
         head._empty = empty.to(device, dtype)
+        head.confidence = {k: ErrorModel.read(v) for k, v in manifest.get("confidence", {}).items()}
         return head
 
     def save(self, folder: str | Path, base: str | None = None, **facts: Any) -> Path:
@@ -193,6 +197,8 @@ class GeometryHead:
             else:
                 self._save_parts(temporary)
             described |= {"config": to_dict(self.config), "versions": versions(), **facts}
+            if self.confidence:
+                described["confidence"] = {name: to_dict(model) for name, model in self.confidence.items()}
             write_json(temporary / MANIFEST, described)
         return folder
 
@@ -295,6 +301,7 @@ class GeometryHead:
     def with_config(self, **changes: Any) -> GeometryHead:
         """The same networks asked differently."""
         head = GeometryHead(self.prior, self.unet, replace(self.config, **changes), self.base)
+        head.confidence = self.confidence
         head._empty = self._empty if head.config.prompt_padding == self.config.prompt_padding else None
         return head
 

@@ -3,6 +3,7 @@
 images.png: prompts drawn by the embedded prior. places.png: rooms, streets, things close by and interiors, with depth.
 geometry.png: rendered rooms and interiors, their true depth, the estimated one and the estimated normals.
 turntable.gif: a mesh from words, all around. verb-NAME.png: what a command makes, small. Nothing is chosen: seed 0.
+sensor.png, surfaces.png, relight.png: see head_pictures.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from ..pipelines.text_to_mesh import TextToMesh
 from ..toybox.samples import sample
 from ..utils.errors import InputError
 from ..utils.pictures import colourise, grid, normals_to_rgb, save_gif, save_image, to_rgb8
+from .head_pictures import sensor, surfaces, taken_apart
 
 VERB_PX = 112
 
@@ -141,9 +143,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command line."""
     parser = argparse.ArgumentParser(prog="make_pictures", description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent.parent / "docs" / "images")
-    parser.add_argument("--only", choices=("images", "places", "geometry", "turntable", "verbs"))
+    made = (images, places, geometry, turntable, verbs, sensor, surfaces, taken_apart)
+    parser.add_argument("--only", choices=[make.__name__ for make in made])
     options = parser.parse_args(arguments)
-    for make in (images, places, geometry, turntable, verbs):
+    for make in made:
         if options.only in (None, make.__name__):
             print(make(options.out))
     return 0

@@ -94,6 +94,26 @@ EXPERIMENTS: dict[str, Experiment] = {
         weights=(HEAD,),
         method=("tasks",),
     ),
+    "match": Experiment(
+        "Points of two pictures that belong together: the prior's features, a second encoder, both",
+        "match",
+        ("method", "colours"),
+        method=("tasks/correspondence.py", "tasks/encoders.py", "core/sampling/features.py"),
+    ),
+    "refined-normals": Experiment(
+        "A second look at one-step normals against a sampler and its ensemble: variance, edges, calls",
+        "refined_normals",
+        ("method", "one step"),
+        weights=(HEAD,),
+        method=("tasks",),
+    ),
+    "preimage-depth": Experiment(
+        "Depth out of a frozen prior's preimage against a random network's and the latents",
+        "preimage_depth",
+        ("method", "latents alone"),
+        weights=(HEAD,),
+        method=("tasks",),
+    ),
     "sim2real": Experiment(
         "A simulated depth sensor: residuals, holes, and a net that learns from it, against hand-made noise",
         "sim2real",
@@ -113,6 +133,13 @@ EXPERIMENTS: dict[str, Experiment] = {
         ("method", "pictures alone"),
         weights=(),
         method=("tasks", "toybox", "generate", "geometry"),
+    ),
+    "calibrate": Experiment(
+        "Cameras from pictures: solver, heads, metres, calibrated confidence",
+        "calibrate",
+        ("method", "constant field of view"),
+        weights=(HEAD,),
+        method=("tasks", "geometry/pinhole_fit.py", "geometry/camera_image.py", "geometry/metric.py"),
     ),
     "sampling": Experiment(
         "Every solver on the U-Net: quality against calls and seconds",
@@ -134,6 +161,14 @@ EXPERIMENTS: dict[str, Experiment] = {
         prior="",
         weights=None,
         method=("core/priors", "scripts/random_backbones.py"),
+    ),
+    "full-size": Experiment(
+        "Stable Diffusion 1.5 in full size on random weights: agreement with stock diffusers, memory of distillation",
+        "full_size",
+        ("", None),
+        prior="",
+        weights=None,
+        method=("generate/step_memory.py", "scripts/random_backbones.py"),
     ),
     "faults": Experiment(
         "What is lost when a command is killed, stopped, or its disk refuses",
@@ -175,12 +210,27 @@ EXPERIMENTS: dict[str, Experiment] = {
         weights=None,
         method=("generate/fuse.py", "toybox"),
     ),
+    "triplane-turbo": Experiment(
+        "Meshes in four calls: progressive rendering distillation against one step and against the network's own noise",
+        "triplane_turbo",
+        ("setting", "K = 4"),
+        weights=(JUDGE, "toybox-mv"),
+        method=("generate", "core/priors/planes.py", "core/distillation", "geometry/fields", "geometry/shapes"),
+    ),
     "solids": Experiment(
         "Meshes of fresh prompts and real ones as solids, by every measure",
         "solids",
         ("surface", "lattice"),
         weights=(JUDGE, "toybox-mv"),
         method=("geometry", "generate", "core/distillation"),
+    ),
+    "real-meshes": Experiment(
+        "Meshes of others: repair, decimation, charts, baking, splats of their pictures, files",
+        "real_meshes",
+        ("", None),
+        prior="",
+        weights=None,
+        method=("geometry", "geometry/splats", "geometry/formats"),
     ),
     "codec": Experiment(
         "What the codec loses of pictures and maps, and what limits drawings",

@@ -16,6 +16,7 @@ import tyro
 from ..utils.errors import InputError
 from .bench import Bench
 from .calibrate import CalibrateSolver, SearchSolver
+from .camera import Calibrate
 from .common import Command
 from .completion import Completion
 from .demo import Demo
@@ -23,8 +24,10 @@ from .distill import Distill
 from .edit import Edit, Restore
 from .files import Convert, Inspect
 from .fit import Fit
-from .image import MAP_COMMANDS
+from .geometry import Geometry
 from .info import Doctor, Methods, Priors
+from .maps import MAP_COMMANDS
+from .match import Match, Transfer
 from .materials import Materials
 from .points import Pointcloud
 from .relight import InverseRender, Relight
@@ -43,7 +46,11 @@ COMMANDS: tuple[type[Command], ...] = (
     *MAP_COMMANDS.values(),
     Materials,
     Sim2real,
+    Calibrate,
+    Geometry,
     Pointcloud,
+    Match,
+    Transfer,
     Edit,
     Restore,
     CalibrateSolver,

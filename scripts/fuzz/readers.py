@@ -34,7 +34,7 @@ from ...geometry.points import PointCloud
 from ...geometry.splats.files import load_splats
 from ...pipelines.prompts import warn_about, warn_about_negatives
 from ...pipelines.text_to_mesh import MeshRecipe
-from ...scripts import recipes
+from ...scripts import head_recipes, material_recipes, recipes, sensor_recipes
 from ...scripts.train import read_recipe
 from ...tasks.depth_files import read_depth
 from ...toybox.captions import parse as parse_caption
@@ -153,6 +153,11 @@ RECIPES = {
     "judge-pairs": recipes.PairsRecipe,
     "geometry-head": recipes.GeometryRecipe,
     "pixels": recipes.PixelRecipe,
+    "primedepth": head_recipes.PreimageRecipe,
+    "normals-refine": head_recipes.RefineRecipe,
+    "sim2real": sensor_recipes.SensorRecipe,
+    "materials": material_recipes.MaterialRecipe,
+    "materials-few-steps": material_recipes.FewStepRecipe,
 }
 
 

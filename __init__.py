@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .geometry.meshes import Mesh
     from .geometry.points import PointCloud
     from .pipelines.edit_image import EditImage
+    from .pipelines.image_to_camera import ImageToCamera
     from .pipelines.image_to_geometry import ImageToDepth, ImageToGeometry, ImageToNormals
     from .pipelines.images_to_splats import ImagesToSplats
     from .pipelines.match_images import MatchImages
@@ -36,6 +37,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Camera",
     "EditImage",
+    "ImageToCamera",
     "ImageToDepth",
     "ImageToGeometry",
     "ImageToNormals",
@@ -62,6 +64,7 @@ wait_passively()  # before anything imports torch
 _HOMES = {
     "Camera": ".geometry.cameras",
     "EditImage": ".pipelines.edit_image",
+    "ImageToCamera": ".pipelines.image_to_camera",
     "ImageToDepth": ".pipelines.image_to_geometry",
     "ImageToGeometry": ".pipelines.image_to_geometry",
     "ImageToNormals": ".pipelines.image_to_geometry",

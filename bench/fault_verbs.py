@@ -30,15 +30,19 @@ class Verb:
     stages: int | None = None
     """at most so many places where faults strike; None: as many as the run asks for"""
     rewrites: bool = False
-    """whether, typed again when it is done, it writes the same files again from what it keeps"""
+    """whether, typed again when its files are there, it writes them again: from what it keeps, or because it remembers
+    nothing and is done in a moment"""
 
 
-def _verb(line: str, *files: str, stages: int | None = None) -> Verb:
+def _verb(line: str, *files: str, stages: int | None = None, rewrites: bool = False) -> Verb:
     """A line whose words are parted by spaces; ~ stands for a space inside one."""
-    return Verb(tuple(word.replace("~", " ") for word in line.split()), files, stages)
+    return Verb(tuple(word.replace("~", " ") for word in line.split()), files, stages, rewrites)
 
 
 MESH = "text-to-mesh a~red~chair --steps 8 --frames 2 --view-size 16 --faces 300 -o out/chair.glb"
+SPLATS = "text-to-splats a~red~chair --steps 4 --frames 2 --view-size 16 -o out/chair.ply"
+FIT = "fit toybox:a~red~cube --steps 6 --views 4 --size 32 --count 40 --frames 2 -o out/cube.ply"
+BENCH = "ghvb-momentum"
 SET = "toybox --render --groups 4 --size 16 --workers 1 -o out"
 RECIPE = """objective: vae
 train: [set]
@@ -59,18 +63,30 @@ VERBS: dict[str, Verb] = {
     "text-to-image": _verb(
         "text-to-image --prompts prompts.txt --steps 2 -o out", "out/a-red-chair-seed0.png", "out/a-blue-dog-seed0.png"
     ),
-    "text-to-mesh": _verb(MESH, "out/chair.glb", "out/chair.report.json", "out/chair-sheet.png", stages=4),
+    "text-to-mesh": _verb(MESH, "out/chair.glb", "out/chair.report.json", "out/chair-sheet.png", stages=2),
     "edit": _verb("edit photos/p0.png --source a~chair --target a~dog --steps 2 -o out/e.png", "out/e.png"),
     "restore": _verb("restore photos/p0.png --task deblur:1 --steps 2 -o out/r.png", "out/r.png"),
     "calibrate-solver": _verb(
         "calibrate-solver --what gaussian --images 16 --sample-steps 2 -o out/g.safetensors", "out/g.safetensors"
     ),
+    "search-solver": _verb(
+        "search-solver --nfe 2 --budget 16 --images 2 --reference-steps 3 -o out/s.safetensors", "out/s.safetensors"
+    ),
+    "text-to-splats": _verb(SPLATS, "out/chair.ply", "out/chair.report.json", "out/chair-sheet.png", stages=2),
+    "fit": _verb(FIT, "out/cube.ply", "out/cube-sheet.png", stages=2),
+    "render": _verb(
+        "render mesh.glb --size 32 --views 2 --frames 2 -o out",
+        "out/mesh-view.png",
+        "out/mesh-sheet.png",
+        rewrites=True,
+    ),
+    "bench": Verb(("bench", BENCH, "--quick", "-o", "out"), (f"out/{BENCH}.json",), stages=2, rewrites=True),
     "toybox --render": _verb(SET, "out/shard-00000.npz", "out/job.json"),
     "toybox": _verb("toybox --count 2 --size 16 -o out/s.png", "out/s.png"),
     "train": Verb(
         ("train", "vae.yaml", "-o", "out"),
         ("out/export/config.json", "out/export/diffusion_pytorch_model.safetensors"),
-        stages=4,
+        stages=2,
         rewrites=True,
     ),
     "convert": _verb("convert mesh.glb out/m.obj", "out/m.obj", "out/m.report.json"),

@@ -162,6 +162,14 @@ EXPERIMENTS: dict[str, Experiment] = {
         weights=None,
         method=("core/priors", "scripts/random_backbones.py"),
     ),
+    "full-size": Experiment(
+        "Stable Diffusion 1.5 in full size on random weights: agreement with stock diffusers, memory of distillation",
+        "full_size",
+        ("", None),
+        prior="",
+        weights=None,
+        method=("generate/step_memory.py", "scripts/random_backbones.py"),
+    ),
     "faults": Experiment(
         "What is lost when a command is killed, stopped, or its disk refuses",
         "faults",
@@ -202,12 +210,27 @@ EXPERIMENTS: dict[str, Experiment] = {
         weights=None,
         method=("generate/fuse.py", "toybox"),
     ),
+    "triplane-turbo": Experiment(
+        "Meshes in four calls: progressive rendering distillation against one step and against the network's own noise",
+        "triplane_turbo",
+        ("setting", "K = 4"),
+        weights=(JUDGE, "toybox-mv"),
+        method=("generate", "core/priors/planes.py", "core/distillation", "geometry/fields", "geometry/shapes"),
+    ),
     "solids": Experiment(
         "Meshes of fresh prompts and real ones as solids, by every measure",
         "solids",
         ("surface", "lattice"),
         weights=(JUDGE, "toybox-mv"),
         method=("geometry", "generate", "core/distillation"),
+    ),
+    "real-meshes": Experiment(
+        "Meshes of others: repair, decimation, charts, baking, splats of their pictures, files",
+        "real_meshes",
+        ("", None),
+        prior="",
+        weights=None,
+        method=("geometry", "geometry/splats", "geometry/formats"),
     ),
     "codec": Experiment(
         "What the codec loses of pictures and maps, and what limits drawings",

@@ -25,8 +25,8 @@ from .edit import Edit, Restore
 from .files import Convert, Inspect
 from .fit import Fit
 from .geometry import Geometry
-from .image import MAP_COMMANDS
 from .info import Doctor, Methods, Priors
+from .maps import MAP_COMMANDS
 from .match import Match, Transfer
 from .materials import Materials
 from .points import Pointcloud

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
 from ..tasks.formats import MAP_FORMATS, PREVIEW, USUAL, map_formats
-from ..tasks.table import TaskConfig, task_table
+from ..tasks.table import task_table
 from ..utils.bands import Compression, need_exr
 from ..utils.errors import InputError
 from ..utils.runs import RunRecord
-from .choices import HeadChoice, OneKind, SecondLook
+from .choices import OneKind
 from .common import Seeded, check_range
 from .estimates import Estimate, of_pictures
 from .folders import LIFTED, distinct_stems, find, pixels_of
 from .jobs import SOME_FAILED, Job, run_jobs, sort_out
-from .lens import LensOptions
-from .metric import load_metric, seen_in_metres
 from .outputs import Target, check_apart, check_new, check_places
 from .priors import PriorCommand, head_names
 from .showing import Shown
@@ -31,20 +29,24 @@ if TYPE_CHECKING:
 
     from ..tasks.map_files import Saving
 
+MAPS = tuple(name for name, task in task_table().items() if task.map)  # whose files are no pictures of a folder
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImageCommand(PriorCommand, Seeded):
     """Options of the commands that read pictures."""
 
     takes_file: ClassVar[bool] = False
+    splits: ClassVar[bool] = True
     prior: str = "toybox"
     """toybox, a geometry head's name (marigold-depth, ...) or folder, or a hub id owner/name."""
     base: Annotated[str | None, tyro.conf.Suppress] = None
     lora: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
     offload: Annotated[Literal["auto", "none", "text", "model", "sequential"], tyro.conf.Suppress] = "auto"
-    weights: Annotated[Literal["full", "float8", "int8", "int4"], tyro.conf.Suppress] = "full"
+    weights: Annotated[Literal["full", "float8", "int8", "int4", "bnb-int8", "bnb-nf4"], tyro.conf.Suppress] = "full"
     vae: Annotated[Literal["whole", "slices", "tiles"], tyro.conf.Suppress] = "whole"
     compile: Annotated[bool, tyro.conf.Suppress] = False
+    graphs: Annotated[bool, tyro.conf.Suppress] = False
     image: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Pictures, folders of pictures, or - for standard input."""
     recursive: bool = False
@@ -85,7 +87,7 @@ class ImageCommand(PriorCommand, Seeded):
         more = ""
         if len(self.image) > 1:
             listed = "\n".join(str(path) for path in self.image)
-            digits = hashlib.sha256(listed.encode("utf-8", "surrogateescape")).hexdigest()[:6]
+            digits = hashlib.sha256(listed.encode("utf-8", "surrogatepass")).hexdigest()[:6]
             more = f"-and-{len(self.image) - 1}-more-{digits}"
         return f"{first.stem or first.resolve().name}{more}-{self.noun}"
 
@@ -108,6 +110,11 @@ class ImageCommand(PriorCommand, Seeded):
         if self.steps is not None:
             check_range("--steps", self.steps, 1, 1000)
         super().check()
+        if self.steps not in (None, 1):
+            from ..tasks.heads import known_start
+
+            if known_start(self.prior) == "zeros":
+                raise InputError(f"--steps {self.steps}: the head {self.prior} is a one-step regressor; leave it out")
 
     def check_places(self, target: Target) -> None:
         """See Command.check_places; what is there must be this command's own, and no picture."""
@@ -141,7 +148,7 @@ class ImageCommand(PriorCommand, Seeded):
             if not path.is_dir():
                 pictures.append((path, Path()))
                 continue
-            found = find(path, self.recursive, (*MAP_COMMANDS, *LIFTED), target.folder)
+            found = find(path, self.recursive, (*MAPS, *LIFTED), target.folder)
             inside = Path(path.name) if len(self.image) > 1 else Path()
             pictures += [(one, inside / place) for one, place in found.pictures]
             skipped += found.skipped
@@ -315,74 +322,3 @@ class MapCommand(ImageCommand, OneKind):
     def bytes_per_pixel(self) -> int:
         """See ImageCommand.bytes_per_pixel: as if nothing could be compressed."""
         return 16 * len(self.formats)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ColouredMapCommand(MapCommand):
-    """Of a map whose colours have no meaning of their own."""
-
-    colormap: str | None = None
-    """Colours of the pictures, a name of matplotlib's such as magma, turbo or gray (default: Spectral)."""
-
-    def check(self) -> None:
-        """The colours have to exist, and be used."""
-        if self.colormap is not None:
-            from ..tasks.map_files import check_colormap
-
-            check_colormap(self.colormap, "--colormap")
-            if not self.draws:
-                raise InputError(f"--colormap colours a picture and --format {','.join(self.formats)} makes none")
-        super().check()
-
-    def saving(self) -> Saving:
-        """See MapCommand.saving."""
-        return replace(super().saving(), colormap=self.colormap or "")
-
-
-@dataclass(frozen=True, kw_only=True)
-class MetricMapCommand(ColouredMapCommand, LensOptions):
-    """Of a map that has metres once the camera and a scale are known."""
-
-    metric: bool = False
-    """Write metres: the shape by the camera and the predicted normals, the scale by --known-distance or
-    --camera-height, else that of a camera 1.5 m above the floor; the files say which."""
-
-    def check(self) -> None:
-        """Options of the camera belong to metres."""
-        self.check_lens(self.many)
-        if self.metric and self.other_kind:
-            raise InputError(f"--metric needs the normals too, which {self.other_kind} does not predict; leave one out")
-        given = [n for n in ("fov", "K", "known_distance", "camera_height") if getattr(self, n) is not None]
-        if given and not self.metric:
-            raise InputError(f"--{given[0].replace('_', '-')} belongs to --metric; give that too, or leave it out")
-        super().check()
-
-    def load(self) -> Any:
-        """See MapCommand.load; metres need all that the head predicts."""
-        return load_metric(self) if self.metric else super().load()
-
-    def one(self, pipe: Any, path: Path, picture: np.ndarray, record: RunRecord, target: Target) -> None:
-        """See MapCommand.one."""
-        if not self.metric:
-            super().one(pipe, path, picture, record, target)
-            return
-        from ..pipelines.metric_depth import metres_map
-
-        made, _, metric = seen_in_metres(self, pipe, path, picture, record, **self.settings())
-        one, how = metres_map(made, metric), self.saving()
-        with record.stage("write"):
-            record.keep(lambda base: one.save(base, how), target.file(""))
-            if self.preview:
-                record.keep(lambda base: one.preview(picture, base, how), target.file(""))
-
-
-def map_command(name: str, task: TaskConfig) -> type[MapCommand]:
-    """The command `unproject NAME` of a task, with the options that its file gives a meaning to."""
-    members = {"name": name, "codec": task.codec, "__doc__": task.summary, "__module__": __name__}
-    kind: type[MapCommand] = ColouredMapCommand if task.colormap else MapCommand
-    more = [choice for choice, given in ((HeadChoice, task.heads), (SecondLook, task.refiner)) if given]
-    bases = (*more, MetricMapCommand if task.metric else kind)
-    return dataclass(frozen=True, kw_only=True)(type(name.capitalize(), bases, members))
-
-
-MAP_COMMANDS = {name: map_command(name, task) for name, task in task_table().items() if task.map}

@@ -242,8 +242,8 @@ class InverseRendering:
         drawn = part.image(sample_texture(albedo, part.uv), 1.0), part.image(sample_texture(surface, part.uv))
         photo = part.image(self.photo[chosen], 1.0)
         size = (self.config.guide_size,) * 2
-        small = [_resized(one.movedim(-1, 1), size) for one in (photo, *drawn)]
-        return self.guide(*small, _resized(mask, size), self.guide_rng)
+        seen, base, rest = (_resized(one.movedim(-1, 1), size) for one in (photo, *drawn))
+        return self.guide(seen, base, rest, _resized(mask, size), self.guide_rng)
 
 
 def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:

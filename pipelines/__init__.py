@@ -8,6 +8,7 @@ from ..utils.lazy import loader
 
 if TYPE_CHECKING:
     from .edit_image import EditImage
+    from .image_to_camera import ImageToCamera
     from .image_to_geometry import ImageToDepth, ImageToGeometry, ImageToNormals
     from .images_to_splats import ImagesToSplats
     from .match_images import MatchImages
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EditImage",
+    "ImageToCamera",
     "ImageToDepth",
     "ImageToGeometry",
     "ImageToNormals",
@@ -35,6 +37,7 @@ __all__ = [
 
 _HOMES = {
     "EditImage": ".edit_image",
+    "ImageToCamera": ".image_to_camera",
     "ImageToDepth": ".image_to_geometry",
     "ImageToGeometry": ".image_to_geometry",
     "ImageToNormals": ".image_to_geometry",

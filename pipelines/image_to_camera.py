@@ -20,7 +20,6 @@ from ..geometry.pinhole_fit import Known, PinholeFit, fit_pinhole
 from ..tasks.codecs.gravity import common_direction
 from ..tasks.confidence import ErrorModel
 from ..tasks.ensemble import CONSENSUS
-from ..tasks.geometry_head import GeometryHead
 from ..tasks.heads import load_head
 from ..tasks.map_head import MapHead
 from ..utils.errors import InputError
@@ -61,7 +60,7 @@ class ImageToCamera:
     >>> made.K, made.fov_deg
     """
 
-    def __init__(self, head: GeometryHead) -> None:
+    def __init__(self, head: MapHead) -> None:
         self.look = ImageToGeometry(head)
         if RAYS not in head.config.targets:
             raise InputError(f"this head predicts {', '.join(head.config.targets)}, not {RAYS}")

@@ -20,6 +20,7 @@ from ..tasks.map_head import MapHead
 from ..tasks.outputs import GeometryOutput, TaskOutput
 from ..tasks.tiling import tile_boxes
 from ..utils.errors import InputError
+from ..utils.seeds import generator as seeded
 from ..utils.seeds import sample_noise
 from .base import placed
 from .geometry_maps import Made, at_size, merged
@@ -156,7 +157,8 @@ class _FromImage(ABC, Generic[Out]):
             settings = replace(settings, callback=step_callback(self, callback_on_step_end))
         self._check(tiles, seed, generator, latents, output_type)
         source: Generators = generator
-        if self.head.config.start == "noise" and generator is None and latents is None:
+        draws = self.head.config.start == "noise" and (latents is None or self.head.stochastic)
+        if draws and generator is None:
             seeds, source = randomness(seed, None, len(images))
             seed = seeds[0] if seeds else None
         before = self.head.nfe
@@ -222,6 +224,7 @@ class _FromImage(ABC, Generic[Out]):
         padded, inner = fitted(images, settings.resolution, self.head.prior.vae_factor)
         condition = _in_chunks(self.head.encode_image, padded, settings.batch).repeat_interleave(members, 0)
         start = self._start(condition, source, latents, members)
+        later = self._later(source, len(condition))
         rows = range(0, len(condition), settings.batch)
         final = torch.cat(
             [
@@ -231,6 +234,7 @@ class _FromImage(ABC, Generic[Out]):
                     settings.steps,
                     settings.spacing,
                     settings.callback,
+                    later[i : i + settings.batch] if isinstance(later, list) else later,
                 )
                 for i in rows
             ]
@@ -260,6 +264,15 @@ class _FromImage(ABC, Generic[Out]):
                 "image, or one per image and member"
             )
         return torch.cat([sample_noise(shape, one, members, *form) for one in source])
+
+    def _later(self, source: Generators, rows: int) -> Generators:
+        """What draws the noise between steps, where the head's add some: one for each row, so that parts of any size
+        make the same maps; one that was given for all serves all."""
+        if not self.head.stochastic or source is None or isinstance(source, torch.Generator):
+            return source
+        drawn = [int(torch.randint(2**62, (1,), generator=one, device=one.device)) for one in source]
+        each = rows // len(source)
+        return [seeded(seed + member) for seed in drawn for member in range(each)]
 
     def _varied(self, images: Tensor, settings: Settings) -> Made:
         """An ensemble of a deterministic head: mirrored and rescaled copies of the images."""

@@ -40,6 +40,7 @@ from .head_recipes import preimage_job, refine_job
 from .job import Job
 from .material_recipes import few_step_job, material_job
 from .sensor_recipes import sensor_job
+from .turbo_recipe import turbo_job
 
 
 @dataclass(frozen=True)
@@ -372,4 +373,5 @@ RECIPES: dict[str, Callable[[dict[str, Any]], Job]] = {
     "sim2real": sensor_job,
     "materials": material_job,
     "materials-few-steps": few_step_job,
+    "triplane-turbo": turbo_job,
 }

@@ -10,7 +10,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -24,6 +24,7 @@ from .table import TaskConfig, published_pipelines, published_task, task_table
 
 EMBEDDED = "toybox"
 Start = Literal["zeros", "noise"]
+SOLVERS: dict[str, Literal["ddim", "lcm"]] = {"DDIMScheduler": "ddim", "LCMScheduler": "lcm"}
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,20 @@ def _embedded(task: TaskConfig, device: Any, dtype: torch.dtype) -> GeometryHead
     return GeometryHead.load(folder, device, dtype)
 
 
+def known_start(name: str) -> Start | None:
+    """What a head begins with, told without loading it; None where only files elsewhere or no files tell."""
+    own = {task.weights for task in task_table().values()}
+    embedded = TaskConfig.weights if name == EMBEDDED else name
+    folder = weights_root() / embedded if embedded in own else Path(name)
+    if embedded not in own and (entry := _entry_of(name)) is not None:
+        return entry.start
+    beside = folder.resolve().parent / f"{folder.resolve().name}-geometry"
+    about = next((read_json(place / MANIFEST) for place in (folder, beside) if (place / MANIFEST).is_file()), None)
+    config = about.get("config") if isinstance(about, dict) else None
+    start = config.get("start") if isinstance(config, dict) else None
+    return next((known for known in get_args(Start) if known == start), None)
+
+
 def _entry_of(name: str) -> HeadEntry | None:
     """The entry of an id of the table, or of the full id of one."""
     known = next((entry for entry in head_table().values() if entry.repo == name), None)
@@ -192,16 +207,19 @@ def marigold_head(pipe: Any, start: Start | None = None, device: torch.device | 
     task = published_task(family)
     if task is None:
         raise InputError(f"{family} is no geometry pipeline; have {', '.join(published_pipelines())}")
-    if scheduler != "DDIMScheduler":
-        raise InputError(f"the scheduler {scheduler} of this head is not supported; use a DDIM checkpoint (-v1-1)")
+    if scheduler not in SOLVERS:
+        raise InputError(
+            f"the scheduler {scheduler} of this head is not supported; use a checkpoint with {' or '.join(SOLVERS)}"
+        )
     settings, prior = pipe.config, StableDiffusionPrior(pipe.to(device), family)
-    start = start or task.schedule.start
+    start, few = start or task.schedule.start, SOLVERS[scheduler] == "lcm"
     config = HeadConfig(
         targets=(task.codec,),
         kind=pipe.scheduler.config.prediction_type,
         start=start,
         steps=1 if start == "zeros" else settings.get("default_denoising_steps") or task.schedule.steps,
-        spacing="trailing" if start == "zeros" else pipe.scheduler.config.timestep_spacing,
+        solver="ddim" if start == "zeros" else SOLVERS[scheduler],
+        spacing="trailing" if start == "zeros" else None if few else pipe.scheduler.config.timestep_spacing,
         final="zero" if start == "zeros" or pipe.scheduler.config.set_alpha_to_one else "index0",
         processing_resolution=settings.get("default_processing_resolution") or 0,
         prompt_padding="do_not_pad",

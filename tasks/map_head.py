@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,7 +24,11 @@ class MapHead(Protocol):
     config: HeadConfig
     codec: StackCodec
     confidence: dict[str, ErrorModel]
-    """error models of its targets; empty: it does not say how sure it is"""
+    """how sure it is, by target; empty: nobody has measured"""
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether steps draw noise of their own."""
 
     @property
     def nfe(self) -> int:
@@ -46,8 +51,9 @@ class MapHead(Protocol):
         steps: int | None = None,
         spacing: Spacing | None = None,
         callback: StepCallback | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
     ) -> Tensor:
-        """What `decode` reads, (B, *shape), from a starting state."""
+        """What `decode` reads, (B, *shape), from a starting state; `generator` is for those that are `stochastic`."""
 
     def decode(self, latents: Tensor) -> dict[str, Tensor]:
         """Maps (B, C, H, W) by name."""

@@ -122,8 +122,9 @@ def materialx(stem: str) -> str:
     inputs = {"albedo": "color3", "normal": "vector3", "roughness": "float", "metallic": "float", "height": "float"}
     for name, kind in inputs.items():
         image = ElementTree.SubElement(graph, "tiledimage", name=f"{name}_image", type=kind)
-        space = {"colorspace": "srgb_texture"} if name == "albedo" else {}
-        ElementTree.SubElement(image, "input", name="file", type="filename", value=f"{stem}-{name}.png", **space)
+        file = ElementTree.SubElement(image, "input", name="file", type="filename", value=f"{stem}-{name}.png")
+        if name == "albedo":
+            file.set("colorspace", "srgb_texture")
     normal = ElementTree.SubElement(graph, "normalmap", name="normal_map", type="vector3")
     ElementTree.SubElement(normal, "input", name="in", type="vector3", nodename="normal_image")
     for name, kind in inputs.items():

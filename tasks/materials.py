@@ -207,19 +207,19 @@ class MaterialGenerator:
         """Latents (B, 3 C, h, w) of noise like them."""
         scale = self.config.guidance if guidance_scale is None else guidance_scale
         told: Denoise
+        running: Solver
         if self.config.distilled:
             from ..core.distillation.consistency import trained_levels
 
             known = trained_levels(self.schedule, self.config.levels)
             every = self.config.levels // steps
-            levels, solver = [*known[:-1:every][:steps], known[-1]], Consistency()
+            levels, running = [*known[:-1:every][:steps], known[-1]], Consistency()
             guidance, condition = guided(self.prior, condition, torch.full((len(noise),), scale))
             told = Denoiser(self.prior, condition, guidance)
         else:
-            levels, solver = self.schedule.grid(steps, self.config.spacing, "zero"), DDIM()
+            levels, running = self.schedule.grid(steps, self.config.spacing, "zero"), DDIM()
             told = Denoiser(self.prior, condition, scale)
         asked = Tileable.for_steps(told, self.prior.network, steps) if tileable else told
-        running: Solver = solver
         return Sampler(running).run(asked, noise, levels, sources, callback)
 
     def _steps(self, wanted: int | None) -> int:

@@ -31,8 +31,8 @@ class NativeMaterialPrior(StableDiffusionPrior):
 
     def __init__(self, pipe: Any, vision: Any, name: str = "") -> None:
         """`pipe` has a text encoder with a projection; `vision` is the picture encoder of the same space."""
+        self.vision = vision
         super().__init__(pipe, name)
-        self.vision = vision.requires_grad_(False).eval()
         given = (self.vae.config.in_channels, self.vae.config.latent_channels, pipe.unet.config.in_channels)
         if given[0] != NATIVE or given[1] != given[2]:
             raise InputError(f"the VAE of {self.name} has {given[0]} channels in and {given[1]} of latents, the U-Net "

@@ -6,6 +6,7 @@ predicted as disparity, up to scale and shift.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -66,6 +67,11 @@ class PreimageHead:
         self.refiner = Refiner(prior.network, like, settings.refiner, seed).to(prior.device)
         self.branch = PictureBranch(prior.vae, settings.refiner.out_channels, seed).to(prior.device).float()
         self._asked = prior.nfe
+
+    @property
+    def stochastic(self) -> bool:
+        """See MapHead."""
+        return False
 
     @property
     def groups(self) -> int:
@@ -134,6 +140,7 @@ class PreimageHead:
         steps: int | None = None,
         spacing: Spacing | None = None,
         callback: StepCallback | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
     ) -> Tensor:
         """`refined`; there is nothing to start from, no step and no level that a callback could be told of."""
         return self.refined(image_latents)

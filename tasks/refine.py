@@ -97,6 +97,11 @@ class RefinedHead:
         self._before = self.prior.nfe
 
     @property
+    def stochastic(self) -> bool:
+        """See MapHead; the noise of a row is seeded by its starting state."""
+        return False
+
+    @property
     def groups(self) -> int:
         """Number of maps."""
         return 1
@@ -182,6 +187,7 @@ class RefinedHead:
         steps: int | None = None,
         spacing: Spacing | None = None,
         callback: StepCallback | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
     ) -> Tensor:
         """Refined latents (B, C, h, w) of images (B, C, h, w); `start`, noise of that shape, seeds what is drawn."""
         grid = self.grid(steps)

@@ -9,7 +9,7 @@ v down the rows of a picture.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -81,7 +81,9 @@ def _ramp(x: np.ndarray, edge: float = EDGE) -> np.ndarray:
 
 
 def _blocks(u: np.ndarray, v: np.ndarray, p: PbrProgram, across: int, shift: float, gap: float) -> Surface:
-    """Blocks `across` a row and p.cells rows, each row shifted, with joints of `gap` cells."""
+    """Blocks `across` a row and p.cells rows (one more where that is odd and rows are shifted, every other one), with
+    joints of `gap` cells."""
+    p = replace(p, cells=p.cells + p.cells % 2) if shift else p
     row = np.floor(v * p.cells)
     x = u * across + shift * (row % 2)
     i = np.floor(x)
@@ -95,8 +97,7 @@ def _blocks(u: np.ndarray, v: np.ndarray, p: PbrProgram, across: int, shift: flo
 
 
 def _bricks(u: np.ndarray, v: np.ndarray, p: PbrProgram) -> Surface:
-    even = PbrProgram(**{**vars(p), "cells": p.cells + p.cells % 2})  # the shift of rows has period 2
-    return _blocks(u, v, even, max(1, even.cells // 2), 0.5, 0.14)
+    return _blocks(u, v, p, (p.cells + 1) // 2, 0.5, 0.14)
 
 
 def _tiles(u: np.ndarray, v: np.ndarray, p: PbrProgram) -> Surface:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from unproject.cli.camera import Calibrate
 from unproject.cli.geometry import Geometry
-from unproject.cli.image import MAP_COMMANDS
+from unproject.cli.maps import MAP_COMMANDS
 from unproject.cli.points import Pointcloud
 from unproject.geometry.cameras import Camera
 from unproject.geometry.meshes import Mesh

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unproject.cli.image import MAP_COMMANDS
+from unproject.cli.maps import MAP_COMMANDS
 from unproject.core.priors import StableDiffusionPrior, load_prior
 from unproject.tasks.geometry_head import GeometryHead, HeadConfig
 from unproject.tasks.preimage_head import PreimageConfig, PreimageHead

@@ -230,7 +230,13 @@ def test_splats_that_are_not_finite_are_dropped(tmp_path: Path) -> None:
     from unproject.geometry.splats.ply import write_ply
 
     (tmp_path / "a.ply").write_bytes(write_ply(made))
-    assert torch.equal(load_splats(tmp_path / "a.ply").means, made.means[[0, 2, 4]])
+    with pytest.warns(
+        UserWarning, match=r"a\.ply: 2 of 5 splats are left out, broken: positions of 1, rotations of 1$"
+    ):
+        assert torch.equal(load_splats(tmp_path / "a.ply").means, made.means[[0, 2, 4]])
+    (tmp_path / "b.ply").write_bytes(write_ply(made[[3]]))
+    with pytest.raises(InputError, match=r"b\.ply holds no .* \(rotations of 1\); convert --to points keeps places"):
+        load_splats(tmp_path / "b.ply")
     assert not list(tmp_path.glob("*.tmp*"))
 
 

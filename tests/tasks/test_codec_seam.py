@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 import unproject.tasks.heads
-from unproject.cli.image import map_command
+from unproject.cli.maps import map_command
 from unproject.cli.outputs import Target
 from unproject.pipelines.image_to_geometry import ImageToGeometry, ImageToMap
 from unproject.tasks.codecs import CODECS, Column, Invariance, TargetCodec

@@ -49,6 +49,11 @@ VERBS: dict[str, Verb] = {
     "depth": _verb("depth photos -o out --steps 1", *(f"out/p{i}-depth.npz" for i in range(2))),
     "normals": _verb("normals photos/p0.png -o out --steps 1", "out/p0-normals.npz"),
     "pointcloud": _verb("pointcloud photos -o out --steps 1", *(f"out/p{i}-pointcloud.ply" for i in range(2))),
+    "calibrate": _verb("calibrate photos --focal 30 -o out", *(f"out/p{i}-calibrate.json" for i in range(2))),
+    "geometry": _verb(
+        "geometry photos/p0.png -o out --steps 1",
+        *(f"out/p0-geometry{end}" for end in (".npz", ".json", ".ply", ".glb")),
+    ),
     "text-to-image": _verb(
         "text-to-image --prompts prompts.txt --steps 2 -o out", "out/a-red-chair-seed0.png", "out/a-blue-dog-seed0.png"
     ),

@@ -60,6 +60,11 @@ VERBS: dict[str, Verb] = {
     "transfer": _verb(
         "transfer photos/p0.png photos/p1.png --points points.json --encoder none -o out/t.json", "out/t.json"
     ),
+    "calibrate": _verb("calibrate photos --focal 30 -o out", *(f"out/p{i}-calibrate.json" for i in range(2))),
+    "geometry": _verb(
+        "geometry photos/p0.png -o out --steps 1",
+        *(f"out/p0-geometry{end}" for end in (".npz", ".json", ".ply", ".glb")),
+    ),
     "text-to-image": _verb(
         "text-to-image --prompts prompts.txt --steps 2 -o out", "out/a-red-chair-seed0.png", "out/a-blue-dog-seed0.png"
     ),

@@ -161,14 +161,14 @@ class Pointcloud(ImageCommand):
         record.count("denoiser", made.nfe)
         focal = {"px": float(camera.K[0, 0, 0]), "from": self._focal_from(path, width, height)}
         record.notes.setdefault("focal", {})[str(path)] = focal
-        with record.stage("write"):
-            for write, ending in self._writers(made, picture, camera):
-                record.keep(write, target.file(ending))
+        with record.stage("write"):  # the files that tell that a picture is done come last
             record.keep(lambda to: save_nerfstudio(to, camera, [_beside(to, shown)]), target.file(CAMERA))
             if self.preview:
                 from ..tasks.map_files import Saving
 
                 record.keep(lambda base: made.one(0).preview(picture, base, Saving()), target.file(""))
+            for write, ending in self._writers(made, picture, camera):
+                record.keep(write, target.file(ending))
 
     def _writers(
         self, made: DepthOutput, picture: np.ndarray, camera: Camera
@@ -182,7 +182,7 @@ class Pointcloud(ImageCommand):
         mesh = made.surface(picture, camera, self.near, self.far, self.faces or 200_000, self.max_slant)
         scale = f"--near {self.near:g} and --far {self.far:g}: a choice, not a measurement"
         files: list[tuple[Callable[[Path], Any], str]] = [(mesh.save, suffix) for suffix in self.suffixes]
-        return [*files, (lambda path: write_report(mesh, path, scale), self.suffixes[0])]
+        return [(lambda path: write_report(mesh, path, scale), self.suffixes[0]), *files]
 
     @property
     def _slant(self) -> float | None:

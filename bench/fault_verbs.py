@@ -12,6 +12,7 @@ import torch
 
 from ..geometry.camera_files import save_nerfstudio
 from ..geometry.cameras import Camera
+from ..geometry.environment import write_hdr
 from ..geometry.meshes import Mesh
 from ..geometry.points import PointCloud
 from ..utils.files import write_bytes, write_text
@@ -53,6 +54,17 @@ VERBS: dict[str, Verb] = {
     "depth": _verb("depth photos -o out --steps 1", *(f"out/p{i}-depth.npz" for i in range(2))),
     "normals": _verb("normals photos/p0.png -o out --steps 1", "out/p0-normals.npz"),
     "pointcloud": _verb("pointcloud photos -o out --steps 1", *(f"out/p{i}-pointcloud.ply" for i in range(2))),
+    "match": _verb(
+        "match photos/p0.png photos/p1.png --encoder none -o out", "out/p0-p1-match.npz", "out/p0-p1-match.png"
+    ),
+    "transfer": _verb(
+        "transfer photos/p0.png photos/p1.png --points points.json --encoder none -o out/t.json", "out/t.json"
+    ),
+    "calibrate": _verb("calibrate photos --focal 30 -o out", *(f"out/p{i}-calibrate.json" for i in range(2))),
+    "geometry": _verb(
+        "geometry photos/p0.png -o out --steps 1",
+        *(f"out/p0-geometry{end}" for end in (".npz", ".json", ".ply", ".glb")),
+    ),
     "text-to-image": _verb(
         "text-to-image --prompts prompts.txt --steps 2 -o out", "out/a-red-chair-seed0.png", "out/a-blue-dog-seed0.png"
     ),
@@ -85,19 +97,28 @@ VERBS: dict[str, Verb] = {
     "convert": _verb("convert mesh.glb out/m.obj", "out/m.obj", "out/m.report.json"),
     "convert, points": _verb("convert points.ply out/p.ply", "out/p.ply"),
     "convert, cameras": _verb("convert cameras.json out/model", "out/model/cameras.txt", "out/model/images.txt"),
+    "relight": _verb("relight mesh.glb --light sky.hdr --size 16 -o out/r.png", "out/r.png"),
+    "inverse-render": _verb(
+        "inverse-render mesh.glb --mesh mesh.glb --prior none --views 2 --size 16 --steps 2 --texture 16 -o out/o.glb",
+        "out/o.glb",
+        "out/o-light.hdr",
+        stages=6,
+    ),
     "inspect": _verb("inspect mesh.glb -o out/m.json", "out/m.json"),
     "inspect --repair": _verb("inspect mesh.glb --repair out/m.ply", "out/m.ply"),
 }
 
 
 def inputs(folder: Path) -> None:
-    """Two pictures, two prompts, a mesh, points, cameras, and a small rendered set."""
+    """Two pictures, key points, two prompts, a mesh, a light, points, cameras, and a small rendered set."""
     rng = np.random.default_rng(0)
     for i in range(2):
         save_image(folder / "photos" / f"p{i}.png", rng.random((SIDE, SIDE + 8, 3)).astype(np.float32))
+    write_text(folder / "points.json", '{"left": [3.5, 4.5], "right": [30, 20]}')
     write_text(folder / "prompts.txt", "a red chair\na blue dog\n")
     corners = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 2, 0], [0, 0, 3]])
     Mesh(corners, torch.tensor([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]])).save(folder / "mesh.glb")
+    write_bytes(folder / "sky.hdr", write_hdr(rng.random((4, 8, 3))))
     PointCloud(corners, corners / 3).save(folder / "points.ply")
     cameras = Camera.orbit([0.0, 90.0], 10.0, 2.0, 40.0, 16, 12)
     save_nerfstudio(folder / "cameras.json", cameras, ["a.png", "b.png"])

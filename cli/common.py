@@ -16,6 +16,7 @@ from ..utils.errors import InputError, UnprojectError
 from ..utils.files import write_json
 from ..utils.progress import under_way
 from ..utils.runs import RunRecord, earlier, held, plain
+from ..utils.shares import Share, share
 from ..utils.threads import pin
 from .estimates import Estimate
 from .outputs import Target, check_new, check_places
@@ -34,6 +35,8 @@ class Command:
     """the word on the command line"""
     kinds: ClassVar[tuple[str, ...]] = ()
     """file suffixes that --out may name"""
+    splits: ClassVar[bool] = False
+    """whether processes that a launcher started share its work, of which the first one tells"""
 
     out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
     """File or folder to write, or - for standard output where one file comes out (default: a folder in outputs/)."""
@@ -177,7 +180,8 @@ def _execute(command: Command) -> int:
     command.check_places(target)
     if command.dry_run:
         return _show_plan(command, target)
-    estimate = command.estimate()
+    mine = share() if command.splits else Share()
+    estimate = command.estimate() if mine.first else None
     if estimate is not None:
         estimate.tell(command.name)
     record = RunRecord(command.name, to_dict(command), getattr(command, "seed", None))
@@ -195,8 +199,10 @@ def _execute(command: Command) -> int:
             record.place.unlink(missing_ok=True)  # it left nothing to go on with
         elif command.leaves_files and (record.outputs or record.place):
             with contextlib.suppress(UnprojectError):  # the first failure is the one to tell
-                record.write(record.place or target.record)
+                record.write(record.place or mine.beside(target.record))
         raise
+    if not mine.first:
+        return shown.exit_code or int(record.rescued)
     written = _write_record(command, record, shown, target)
     show(command, record, shown, written)
     return shown.exit_code or int(record.rescued)
@@ -214,12 +220,17 @@ def _write_record(command: Command, record: RunRecord, shown: Shown, target: Tar
 
 
 def pick_device(name: str) -> str:
-    """The torch device for --device; auto prefers cuda, then mps, then cpu. Raises InputError for an absent one."""
+    """The torch device for --device; auto prefers cuda (of several processes one card each), then mps, then cpu.
+
+    Raises InputError for an absent one.
+    """
     import torch
 
-    mps = torch.backends.mps.is_available()
+    mps, mine = torch.backends.mps.is_available(), share()
+    if name in ("auto", "cuda") and torch.cuda.is_available():
+        return "cuda" if mine.count == 1 else f"cuda:{mine.local % torch.cuda.device_count()}"
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+        return "mps" if mps else "cpu"
     try:
         kind = torch.device(name)
     except RuntimeError as error:

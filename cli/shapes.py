@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..utils.configs import config_path
 from ..utils.errors import InputError
@@ -85,8 +85,12 @@ class ShapeCommand(TextCommand, ImagePromptCommand):
     def plan(self) -> list[str]:
         """What a dry run says."""
         listed = chosen_prompts(self.prompt, self.prompts)
-        how = f"recipe {self.recipe}" + (f" and rule {self.rule}" if self.rule else "")
-        return [*super().plan(), *(f"would make a {self.makes} of {words!r} with {how}" for words in listed)]
+        return [*super().plan(), *(f"would make a {self.makes} of {words!r} with {self.how}" for words in listed)]
+
+    @property
+    def how(self) -> str:
+        """What makes it, in words."""
+        return f"recipe {self.recipe}" + (f" and rule {self.rule}" if self.rule else "")
 
     def endings(self, target: Target) -> tuple[str, ...]:
         """Of the result and its report."""
@@ -101,9 +105,10 @@ class ShapeCommand(TextCommand, ImagePromptCommand):
         """Of a result and films; twice, for the checkpoints."""
         return 100_000_000
 
-    def settings(self) -> dict[str, Any]:
-        """Arguments of a call of the pipeline beyond the shared ones."""
-        return {}
+    def settings(self, prior: str) -> dict[str, Any]:
+        """Arguments of a call of the pipeline, of a prior of this name, beyond those that all methods know."""
+        watched = self._watched(prior)
+        return {"num_inference_steps": self.steps, "guidance_scale": self.guidance, "diagnostics": watched}
 
     def one(self, pipe: Any, job: Job, record: RunRecord, shown: Shown) -> None:
         """Makes the result and its pictures; checkpoints are removed when all of them are written."""
@@ -114,12 +119,9 @@ class ShapeCommand(TextCommand, ImagePromptCommand):
                 job.source,
                 self.negative or None,
                 seed=self.seed,
-                num_inference_steps=self.steps,
-                guidance_scale=self.guidance,
                 out=work,
                 resume=not self.overwrite,
-                diagnostics=self._watched(pipe.prior.name),
-                **self.settings(),
+                **self.settings(pipe.prior.name),
                 **self.prompt_pictures(),
             )
             with record.stage("write"):
@@ -163,32 +165,60 @@ class TextToMesh(ShapeCommand):
 
     faces: int | None = None
     """Triangles of the mesh at most (default: the recipe's)."""
+    method: Literal["optimise", "turbo"] = "optimise"
+    """optimise: score distillation of every prompt; turbo: planes in a few network calls, by trained weights."""
+    turbo: Path | None = None
+    """Weights of --method turbo: export/ of `unproject train triplane-turbo`, or the published checkpoint (.pth)."""
+    refine: int = 0
+    """Steps of score distillation that go on from the planes of --method turbo."""
 
     def check(self) -> None:
-        """Ranges."""
+        """Ranges, and what only one of the methods knows."""
+        check_range("--refine", self.refine, 0, 100_000)
+        optimised = {"--steps": self.steps, "--guidance": self.guidance, "--rule": self.rule}
+        optimised |= {"--diagnostics": self.diagnostics, "--ip-adapter": self.ip_adapter or None}
+        given = [name for name, value in optimised.items() if value is not None]
+        given += ["--recipe"] if self.recipe != "default" else []
+        if self.method == "turbo" and given:
+            raise InputError(f"{given[0]} belongs to --method optimise; leave it out, or use --refine N")
+        if self.method != "turbo" and (self.turbo is not None or self.refine):
+            name = "--refine" if self.turbo is None else "--turbo"
+            raise InputError(f"{name} belongs to --method turbo; add that")
         if self.faces is not None:
             check_range("--faces", self.faces, 4, 10_000_000)
         if self.out is not None:
             need_format(self.out)
         super().check()
 
+    @property
+    def how(self) -> str:
+        """See ShapeCommand.how."""
+        if self.method == "optimise":
+            return super().how
+        return "planes" + (f" and {self.refine} steps of score distillation" if self.refine else "")
+
     def endings(self, target: Target) -> tuple[str, ...]:
         """See ShapeCommand.endings."""
         return (target.suffix or ".glb", ".report.json")
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self, prior: str) -> dict[str, Any]:
         """See ShapeCommand.settings."""
-        return {"faces": self.faces}
+        own = {"refine": self.refine} if self.method == "turbo" else super().settings(prior)
+        return {**own, "faces": self.faces}
 
     def estimate(self) -> Estimate | None:
         """See Command.estimate."""
-        if not self.known_cost or self.recipe != "default" or self.rule is not None:
+        if self.method == "turbo" or not self.known_cost or self.recipe != "default" or self.rule is not None:
             return None
         share = 1.0 if self.steps is None else self.steps / USUAL_MESH_STEPS
         return of_meshes(len(chosen_prompts(self.prompt, self.prompts)), share, self.frames, self.view_size)
 
     def load(self) -> Any:
         """The pipeline."""
+        if self.method == "turbo":
+            from ..pipelines.turbo_mesh import TurboTextToMesh
+
+            return TurboTextToMesh.from_pretrained(self.prior, self.turbo, **self.placement())
         from ..pipelines.text_to_mesh import TextToMesh as Pipeline
 
         return Pipeline.from_pretrained(self.prior, self.recipe, rule=self.rule, **self.placement())

@@ -25,7 +25,13 @@ def tetrahedron_lattice(resolution: int, half: float) -> tuple[Tensor, Tensor]:
     n = resolution
     base = torch.arange(n - 1)
     x, y, z = torch.meshgrid(base, base, base, indexing="ij")
-    first = ((x * n + y) * n + z).reshape(-1)
+    tetrahedra = cube_tetrahedra(((x * n + y) * n + z).reshape(-1), n)
+    return grid_points(n, half).view(-1, 3).float(), tetrahedra
+
+
+def cube_tetrahedra(first: Tensor, resolution: int) -> Tensor:
+    """The six tetrahedra (6 M, 4) of each cube of a lattice whose lowest corners are `first` (M,)."""
+    n = resolution
     strides = (n * n, n, 1)
     cells = []
     for order in permutations(range(3)):
@@ -35,8 +41,8 @@ def tetrahedron_lattice(resolution: int, half: float) -> tuple[Tensor, Tensor]:
         odd = order in ((0, 2, 1), (1, 0, 2), (2, 1, 0))
         a, b, c, d = corners
         cells.append(torch.stack([a, b, d, c] if odd else [a, b, c, d]))
-    tetrahedra = first[:, None, None] + torch.stack(cells)
-    return grid_points(n, half).view(-1, 3).float(), tetrahedra.reshape(-1, 4)
+    tetrahedra: Tensor = first[:, None, None] + torch.stack(cells).to(first.device)
+    return tetrahedra.reshape(-1, 4)
 
 
 def triangle_table() -> list[list[tuple[int, int, int]]]:

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from diffusers.utils import BaseOutput
@@ -41,7 +41,7 @@ class TextToMeshOutput(BaseOutput):
     started: datetime
     seconds: dict[str, float]  # "optimise" (before and after a resumption), "mesh"
     history: list[dict[str, float]]  # the log of each step
-    config: MeshRecipe
+    config: Any  # MeshRecipe, or what another method was told
 
     @property
     def scale_from(self) -> str:
@@ -90,6 +90,7 @@ class TextToMesh(TextToShape):
         resume: bool = True,
         callback_on_step_end: StepEnd | None = None,
         diagnostics: str | Path | Diagnostics | None = None,
+        start: Representation | None = None,
     ) -> TextToMeshOutput:
         """Makes one mesh.
 
@@ -108,10 +109,11 @@ class TextToMesh(TextToShape):
                 False removes the checkpoints that are there.
             callback_on_step_end: called with (pipe, step, log, {"optimisation": ...}).
             diagnostics: folder for strips of what the prior saw and answered, and numbers of every look.
+            start: a shape of the recipe's kind and settings to go on from, instead of a fresh one.
         """
         recipe, seed = self._adjusted(num_inference_steps, guidance_scale, faces), chosen_seed(seed, generator)
         watch = (callback_on_step_end, diagnostics, ip_adapter_image)
-        made = self._made(prompt, negative_prompt, recipe, seed, out, resume, *watch)
+        made = self._made(prompt, negative_prompt, recipe, seed, out, resume, *watch, start)
         work, optimised = made.work, time.perf_counter()
         with under_way("mesh and texture"):
             mesh = textured_mesh(work.shape, recipe.mesh, views_around(recipe.optimise.views))

@@ -21,7 +21,7 @@ from ..generate.normal_guide import NormalGuide, NormalsConfig
 from ..generate.optimise import Optimisation, OptimiseConfig
 from ..generate.step_memory import BUDGET_GB
 from ..generate.views import turntable_cameras
-from ..geometry.representation import MeshConfig
+from ..geometry.representation import MeshConfig, Representation
 from ..utils.configs import config_path, load_config, read_yaml, to_dict
 from ..utils.digests import digest
 from ..utils.errors import InputError
@@ -130,8 +130,9 @@ class TextToShape(PriorPipeline):
         callback: StepEnd | None,
         diagnostics: str | Path | Diagnostics | None,
         picture: PictureLike | None = None,
+        start: Representation | None = None,
     ) -> Optimised:
-        """Optimises one shape; see __call__ for the arguments."""
+        """Optimises one shape, from `start` on where there is one; see __call__ for the arguments."""
         if not isinstance(prompt, str) or not prompt.strip():
             raise InputError("the prompt is empty; say what to make, for example 'a red chair'")
         warn_about(self.prior, prompt, REAL_BACKBONES)
@@ -144,6 +145,8 @@ class TextToShape(PriorPipeline):
         if first is not None and work.step == 0:
             work.shape.restore(dict(first.shape.state_dict()), "the first stage")
             work.nfe, work.seconds = first.nfe, first.seconds
+        if start is not None and work.step == 0:
+            work.shape.restore(dict(start.state_dict()), "the shape to start from")
         if diagnostics is not None:
             told = diagnostics if isinstance(diagnostics, Diagnostics) else Diagnostics(Path(diagnostics))
             work.watch = told.watching(self.prior, recipe.optimise.steps)

@@ -16,7 +16,6 @@ from ..core.priors.multiview import MultiViewUNet
 from ..core.training.config import TrainerConfig
 from ..core.training.latents import LatentSet, ViewGroups
 from ..core.training.mixed_sizes import MixedSizes
-from ..core.training.objectives.base import Trainable
 from ..core.training.objectives.diffusion import DiffusionConfig, DiffusionObjective
 from ..core.training.objectives.flow import FlowConfig, FlowObjective
 from ..core.training.objectives.multiview import MultiViewConfig, MultiViewObjective
@@ -24,8 +23,7 @@ from ..core.training.objectives.pixels import PixelBatches, PixelConfig, PixelOb
 from ..core.training.objectives.tokenizer import MAX_LENGTH, build_tokenizer
 from ..core.training.objectives.vae import VAEConfig, VAEObjective
 from ..core.training.objectives.vae_weights import begin_with_codec, reset_posterior, save_vae
-from ..core.training.sampling_order import Data
-from ..tasks.data import GeometryData
+from ..tasks.data import CameraColumns, GeometryData
 from ..tasks.geometry_head import GeometryHead, HeadConfig
 from ..tasks.train import HeadObjective, LossConfig, random_unet_like
 from ..toybox.captions import vocabulary
@@ -38,16 +36,11 @@ from ..toybox.maps import MapPictures
 from ..utils.configs import load_config
 from ..utils.errors import InputError
 from .beginnings import OUTER, begin_with, begin_with_pipeline, begin_with_run, begin_with_words, load_vae, tokenizer_of
-
-
-@dataclass(frozen=True)
-class Job:
-    """A training ready to run; `export(folder)` writes the weights the modules hold at that time."""
-
-    trainer: TrainerConfig
-    objective: Trainable
-    data: Data
-    export: Callable[[Path], Path]
+from .head_recipes import preimage_job, refine_job
+from .job import Job
+from .material_recipes import few_step_job, material_job
+from .sensor_recipes import sensor_job
+from .turbo_recipe import turbo_job
 
 
 @dataclass(frozen=True)
@@ -347,7 +340,9 @@ def geometry_job(values: dict[str, Any]) -> Job:
     elif recipe.start_from != "prior":
         begin_with(head.unet, GeometryHead.load(recipe.start_from).unet, recipe.start_from)
     train, held_out = (
-        GeometryData([RenderedSet(folder) for folder in folders], recipe.model.augment, head.codec.columns())
+        GeometryData(
+            [CameraColumns(RenderedSet(folder)) for folder in folders], recipe.model.augment, head.codec.columns()
+        )
         for folders in (recipe.train, recipe.val)
     )
     objective = HeadObjective(recipe.model, head, held_out)
@@ -373,4 +368,10 @@ RECIPES: dict[str, Callable[[dict[str, Any]], Job]] = {
     "judge-pairs": pairs_job,
     "geometry-head": geometry_job,
     "pixels": pixel_job,
+    "primedepth": preimage_job,
+    "normals-refine": refine_job,
+    "sim2real": sensor_job,
+    "materials": material_job,
+    "materials-few-steps": few_step_job,
+    "triplane-turbo": turbo_job,
 }

@@ -88,6 +88,8 @@ class OneMap:
     values: np.ndarray  # (H, W, C) float32
     spread: np.ndarray | None  # (H, W)
     seen: np.ndarray | None  # (H, W) bool; None: everywhere
+    confidence: np.ndarray | None = None  # (H, W), the probability of an error below the tolerance
+    tolerance: float | None = None
 
     def save(self, base: Path, how: Saving) -> list[Path]:
         """Writes its files, of each format the one last that tells that it is done; BASE may hold dots."""
@@ -121,8 +123,15 @@ class OneMap:
 
     def _save_npz(self, base: Path, how: Saving) -> Path:
         codec = self.codec
-        arrays = {codec.name: self._numbers(), "uncertainty": self.spread, "valid": self.seen}
+        arrays = {
+            codec.name: self._numbers(),
+            "uncertainty": self.spread,
+            "valid": self.seen,
+            "confidence": self.confidence,
+        }
         facts = {name: np.array(value) for name, value in codec.facts().items()}
+        if self.tolerance is not None:
+            facts["tolerance"] = np.array(self.tolerance)
         return write_npz(_ending(base, ".npz"), {**arrays, **facts}, how.compression)
 
     def _save_numbers(self, base: Path, kind: str, how: Saving) -> list[Path]:

@@ -57,12 +57,15 @@ class ScoreConfig:
     space: Literal["latent", "image", "both"] = "latent"  # image: compare decoded targets, no encoder gradient
     image_weight: float = 0.1  # of the image term where both are used
     target_steps: int = 1  # of deterministic denoising (DDIM) from pure noise to the target; fewer from lower levels
+    even: float = 0.0  # c > 0: g is divided by mean |x - (x - sigma eps_a) / alpha| + c of each image (Ma et al. 2025)
     clip: tuple[float, ...] = ()  # largest |g| per element, a number or [start, v0, v1, end]; empty: none
     window: TimeWindow = field(default_factory=TimeWindow)
 
     def __post_init__(self) -> None:
         if not 0 <= self.rescale <= 1:
             raise InputError(f"score: rescale={self.rescale} must lie in [0, 1]")
+        if self.even < 0 or (self.even and self.space != "latent"):
+            raise InputError(f'score: even={self.even} must not be negative, and 0 unless space is "latent"')
         if self.target_steps < 1 or (self.form == "score" and self.target_steps > 1):
             raise InputError(f'score: target_steps={self.target_steps} must be at least 1, and 1 with form "score"')
         if self.form == "score" and (self.space != "latent" or self.rescale):
@@ -216,6 +219,10 @@ class ScoreDistillation:
         else:
             alpha, sigma = (torch.as_tensor(c) for c in seen.level.coefficients(seen.x))
             grad = WEIGHTS[self.config.weight](alpha, sigma) * (pull.ahead.eps - pull.reference.eps)
+        if self.config.even:
+            a, s = seen.level.coefficients(seen.x)
+            error = seen.x - (seen.x - s * pull.ahead.eps) / a  # the clean x for x_t, as published
+            grad = grad / (error.abs().mean((1, 2, 3), keepdim=True) + self.config.even)
         if self.config.clip:
             limit = Ramp.of(self.config.clip).at(seen.share)
             grad = grad.clamp(-limit, limit)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from .base import Field, Snapshot
 from .build import FieldConfig, make_field
+from .dual import DualConfig, DualField
 from .grid import GridConfig, GridField
 from .hashgrid import HashConfig, HashField
 from .heads import Head, HeadConfig, make_head
 from .triplane import TriplaneConfig, TriplaneField
 
 __all__ = [
+    "DualConfig",
+    "DualField",
     "Field",
     "FieldConfig",
     "GridConfig",

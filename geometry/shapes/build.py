@@ -12,7 +12,9 @@ from safetensors.torch import load_file
 from ...utils.configs import load_config
 from ...utils.errors import InputError
 from ...utils.files import read_json
+from ..fields import FieldConfig
 from ..representation import Representation
+from .dual import DualVolume
 from .gaussians import GaussianConfig, Gaussians
 from .tetrahedra import Tetrahedra, TetrahedraConfig
 from .triangles import TriangleConfig, Triangles
@@ -20,6 +22,7 @@ from .volume import Volume, VolumeShapeConfig
 
 SHAPES: dict[str, tuple[type[Representation], type[Any]]] = {
     Volume.kind: (Volume, VolumeShapeConfig),
+    DualVolume.kind: (DualVolume, VolumeShapeConfig),
     Triangles.kind: (Triangles, TriangleConfig),
     Gaussians.kind: (Gaussians, GaussianConfig),
     Tetrahedra.kind: (Tetrahedra, TetrahedraConfig),
@@ -30,11 +33,12 @@ SHAPES: dict[str, tuple[type[Representation], type[Any]]] = {
 class ShapeConfig:
     """`kind` chooses the representation; the parts of the others are ignored."""
 
-    kind: Literal["volume", "triangles", "gaussians", "tetrahedra"] = "volume"
+    kind: Literal["volume", "triangles", "gaussians", "tetrahedra", "dual"] = "volume"
     volume: VolumeShapeConfig = field(default_factory=VolumeShapeConfig)
     triangles: TriangleConfig = field(default_factory=TriangleConfig)
     gaussians: GaussianConfig = field(default_factory=GaussianConfig)
     tetrahedra: TetrahedraConfig = field(default_factory=TetrahedraConfig)
+    dual: VolumeShapeConfig = field(default_factory=lambda: VolumeShapeConfig(FieldConfig("dual")))
 
 
 def make_shape(config: ShapeConfig, generator: torch.Generator | None = None) -> Representation:

@@ -87,7 +87,7 @@ class Volume(Representation):
         found: dict[str, Tensor] = {}
         if "spread" in wanted:
             found["spread"] = seen.extras["spread"].mean()
-        if "eikonal" in wanted and self.config.field.head.kind == "sdf":
+        if "eikonal" in wanted and self.config.field.head.kind != "density":
             reach = self.field.half_side - self.field.spacing
             draw = (torch.rand(EIKONAL_POINTS, 3, generator=generator) * 2 - 1) * reach
             gradient = seen.extras["snapshot"].gradient(draw.to(seen.rgb))

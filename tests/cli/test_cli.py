@@ -239,7 +239,7 @@ def test_output_that_cannot_be_written_is_bad_input(run: Run, fake_images: list[
 
 
 def test_folder_of_pictures_skips_what_cannot_be_read(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from unproject.cli.image import MAP_COMMANDS
+    from unproject.cli.maps import MAP_COMMANDS
 
     done: list[str] = []
     monkeypatch.setattr(MAP_COMMANDS["depth"], "load", lambda self: None)

@@ -90,3 +90,23 @@ def test_several_prompts_cannot_share_a_folder_of_one(run: Run, asked: list[dict
     assert not asked
     code, out, _ = run("text-to-splats", "--prompts", "p.txt", "--dry-run", "--rule", "sdi")
     assert code == 0 and "would make a set of splats of 'a dog' with recipe default and rule sdi" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--method", "turbo", "--steps", "3"), "--steps belongs to --method optimise"),
+        (("--method", "turbo", "--recipe", "toybox"), "--recipe belongs to --method optimise"),
+        (("--refine", "3"), "--refine belongs to --method turbo"),
+        (("--turbo", "weights"), "--turbo belongs to --method turbo"),
+        (("--method", "turbo", "--turbo", "none"), "do not exist"),
+    ],
+)
+def test_options_of_the_other_method_are_refused(run: Run, words: tuple[str, ...], message: str) -> None:
+    code, _, err = run("text-to-mesh", "a red chair", *words)
+    assert code == 2 and message in err
+
+
+def test_a_dry_run_says_that_planes_make_the_mesh(run: Run) -> None:
+    code, out, err = run("text-to-mesh", "a red chair", "--method", "turbo", "--refine", "4", "--dry-run")
+    assert code == 0 and "planes and 4 steps of score distillation" in out + err

@@ -20,7 +20,16 @@ from unproject.core.training.objectives.flow import FlowConfig, FlowObjective
 from unproject.core.training.objectives.flow_networks import FlowNetworks
 from unproject.core.training.objectives.tokenizer import build_tokenizer, save_tokenizer
 from unproject.core.training.objectives.vae import VAEConfig, build_vae
-from unproject.scripts import beginnings, encode_latents, recipes, train
+from unproject.scripts import (
+    beginnings,
+    encode_latents,
+    head_recipes,
+    material_recipes,
+    recipes,
+    sensor_recipes,
+    train,
+)
+from unproject.scripts.turbo_recipe import PromptSource, TurboRecipe
 from unproject.toybox.captions import vocabulary
 from unproject.toybox.programs import ObjectProgram
 from unproject.utils.configs import CONFIGS, load_config, read_yaml
@@ -36,6 +45,12 @@ KINDS = {
     "judge-pairs": recipes.PairsRecipe,
     "geometry-head": recipes.GeometryRecipe,
     "pixels": recipes.PixelRecipe,
+    "primedepth": head_recipes.PreimageRecipe,
+    "normals-refine": head_recipes.RefineRecipe,
+    "sim2real": sensor_recipes.SensorRecipe,
+    "materials": material_recipes.MaterialRecipe,
+    "materials-few-steps": material_recipes.FewStepRecipe,
+    "triplane-turbo": TurboRecipe,
 }
 
 
@@ -85,6 +100,19 @@ def test_a_prior_trains_on_with_the_tokens_it_was_trained_with(tmp_path):
     save_tokenizer(build_tokenizer([word for word in words if word != "cat"]), tmp_path)
     with pytest.raises(InputError, match="does not know cat as single words"):
         beginnings.tokenizer_of(str(tmp_path))
+
+
+def test_prompts_come_once_from_a_file_or_the_toybox(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("a red chair\n\n a blue car \na red chair\n")
+    assert PromptSource(str(path)).read() == ["a red chair", "a blue car"]
+    found = PromptSource(count=30).read()
+    assert len(found) == len(set(found)) <= 30 and all(text.startswith("a") for text in found)
+    path.write_text("\n")
+    with pytest.raises(InputError, match="holds no prompt"):
+        PromptSource(str(path)).read()
+    with pytest.raises(InputError, match="does not exist"):
+        PromptSource(str(tmp_path / "none.txt")).read()
 
 
 def test_overrides_are_dotted_and_typed(tiny):

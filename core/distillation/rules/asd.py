@@ -15,7 +15,7 @@ from .base import Pull, Rule, Seen
 class ASD(Rule):
     """g = w (eps_cfg(x_t, t) - eps_c(x_t', t')), t' = t + floor(U shift (t - t_min)), the same noise in both (eq. 9).
 
-    At the end of the window, and with shift = 0, it is (s - 1) times CSD.
+    At the end of the window, and with shift = 0, which asks once, it is (s - 1) times CSD.
     """
 
     shift: float = 0.1  # of the distance to the lower end of the window; towards more noise
@@ -27,6 +27,9 @@ class ASD(Rule):
 
     def __call__(self, seen: Seen) -> Pull:
         """See Rule."""
+        if self.shift == 0:
+            guided, plain = seen.guided()
+            return Pull(guided, plain, plain)
         last = seen.schedule.steps - 1
         room = torch.minimum(self.shift * (seen.index - seen.lowest).clamp_min(0), last - seen.index)
         later = seen.index + ((seen.uniform() if self.random else 1.0) * room).floor()

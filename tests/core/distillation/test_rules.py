@@ -378,3 +378,35 @@ def test_rules_move_their_settings_with_the_run():
     fixed = [pull(scorer(model, ISM(interval=(w,))), x, noise, index) for w in (0.1, 0.08)]
     torch.testing.assert_close(first, fixed[0])
     torch.testing.assert_close(later, fixed[1])
+
+
+def test_asd_without_a_shift_asks_once_and_is_csd_bit_for_bit_where_nothing_is_rounded():
+    """Answers on a coarse binary grid leave no rounding to hide behind."""
+    model, (x, noise, index) = prior(), states()
+    asked: list[int] = []
+    plain = model._forward
+
+    def coarse(state, time, rows):
+        asked.append(len(state))
+        return (plain(state, time, rows) * 64).round() / 64
+
+    model._forward = coarse  # type: ignore[method-assign]
+    options = {"guidance": 8.0, "weight": "one"}
+    csd = pull(scorer(model, CSD(), **options), x, noise, index)
+    asked.clear()
+    asd = pull(scorer(model, ASD(shift=0.0), **options), x, noise, index)
+    assert torch.equal(asd, 7 * csd) and float(csd.abs().max()) > 0
+    assert asked == [2 * len(x)]
+
+
+def test_pulls_are_evened_by_the_error_of_each_image():
+    model, (x, noise, index) = prior(), states()
+    plain = pull(scorer(model, ASD(shift=0.0)), x, noise, index)
+    level = NoiseSchedule.from_config(model.scheduler_config).at_index(index)
+    alpha, sigma = level.coefficients(x)
+    cond, null = (eps(model, words, x, noise, index) for words in ("red", "anything"))
+    error = (x - (x - sigma * (null + GUIDANCE * (cond - null))) / alpha).abs().flatten(1).mean(1)
+    found = pull(scorer(model, ASD(shift=0.0), even=0.1), x, noise, index)
+    torch.testing.assert_close(found, plain / (error + 0.1)[:, None, None, None])
+    with pytest.raises(InputError, match="even"):
+        replace(BASE, even=-1.0)

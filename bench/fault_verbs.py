@@ -60,6 +60,11 @@ VERBS: dict[str, Verb] = {
     "transfer": _verb(
         "transfer photos/p0.png photos/p1.png --points points.json --encoder none -o out/t.json", "out/t.json"
     ),
+    "calibrate": _verb("calibrate photos --focal 30 -o out", *(f"out/p{i}-calibrate.json" for i in range(2))),
+    "geometry": _verb(
+        "geometry photos/p0.png -o out --steps 1",
+        *(f"out/p0-geometry{end}" for end in (".npz", ".json", ".ply", ".glb")),
+    ),
     "text-to-image": _verb(
         "text-to-image --prompts prompts.txt --steps 2 -o out", "out/a-red-chair-seed0.png", "out/a-blue-dog-seed0.png"
     ),
@@ -67,7 +72,7 @@ VERBS: dict[str, Verb] = {
     "edit": _verb("edit photos/p0.png --source a~chair --target a~dog --steps 2 -o out/e.png", "out/e.png"),
     "restore": _verb("restore photos/p0.png --task deblur:1 --steps 2 -o out/r.png", "out/r.png"),
     "calibrate-solver": _verb(
-        "calibrate-solver --what gaussian --images 16 --sample-steps 2 -o out/g.safetensors", "out/g.safetensors"
+        "calibrate-solver --what gaussian --samples 16 --sample-steps 2 -o out/g.safetensors", "out/g.safetensors"
     ),
     "search-solver": _verb(
         "search-solver --nfe 2 --budget 16 --images 2 --reference-steps 3 -o out/s.safetensors", "out/s.safetensors"

@@ -122,7 +122,8 @@ class Bench(Threaded, Seeded):
             record.output(target.folder / f"{name}.json")
         facts = mine.gathered({"codes": codes, **merged_facts(record)})
         merge(record, facts)
-        return _told({name: code for one in facts for name, code in one["codes"].items()}, target)
+        codes = {name: code for one in facts for name, code in one["codes"].items()}
+        return _told(codes, len(self._names()), target)
 
     def _measured(self, names: Sequence[str], target: Target) -> dict[str, int]:
         """Exit codes of experiments in processes of their own."""
@@ -149,14 +150,15 @@ class Bench(Threaded, Seeded):
         from ..bench.stale import stale
 
         names = list(stale(share().own(self._names()), target.folder, self.prior))
-        facts = share().gathered(self._measured(names, target))
-        return _told({name: code for one in facts for name, code in one.items()}, target)
+        facts = share().gathered({"codes": self._measured(names, target), "asked": len(names)})
+        codes = {name: code for one in facts for name, code in one["codes"].items()}
+        return _told(codes, sum(one["asked"] for one in facts), target)
 
 
-def _told(codes: Mapping[str, int], target: Target) -> Shown:
-    """What came out of experiments that ran in processes of their own."""
+def _told(codes: Mapping[str, int], asked: int, target: Target) -> Shown:
+    """What came out of so many experiments that ran in processes of their own."""
     failed = [name for name, code in codes.items() if code]
-    lines = [f"{len(codes) - len(failed)} of {len(codes)} measured in {target.folder}"]
+    lines = [f"{len(codes) - len(failed)} of {asked} measured in {target.folder}"]
     if failed:
         lines.append(f"failed: {', '.join(failed)}; unproject bench NAME shows why")
     tables = [_table(read_json(target.folder / f"{name}.json")) for name, code in codes.items() if not code]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +68,7 @@ def _straighten(source: Path, destination: Path, record: RunRecord) -> tuple[Any
     bent, folder, shares = bent_set(source), picture_folder(destination), []
     with Progress(len(bent.names), "undistorting") as bar:
         for name, made in zip(bent.names, bent.straight(), strict=True):
-            record.keep(functools.partial(save_image, image=made.pixels), folder / name)
+            record.keep(partial(save_image, image=made.pixels), folder / name)
             shares.append(made.seen)
             bar.advance()
     if min(shares) < WHOLE:

@@ -68,6 +68,14 @@ class TriplaneTurbo:
             self.shape = DualVolume(self.shape_config, torch.Generator().manual_seed(seed)).to(prior.device)
         self.schedule = NoiseSchedule.from_config(prior.scheduler_config)
 
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> TriplaneTurbo:
+        """Moves everything, and casts the frozen networks alone: what learns stays in float32."""
+        self.prior.to(device, dtype)
+        self.asked.dtype = self.prior.dtype
+        for module in (self.adapters, self.shape):
+            module.to(self.prior.device)
+        return self
+
     @property
     def shape_config(self) -> VolumeShapeConfig:
         """Of the shapes it makes."""

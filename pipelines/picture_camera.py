@@ -54,7 +54,8 @@ def picture_camera(
     camera = photo_camera(width, height, fov_deg=fov_deg, K=K, photo=photo, undistorted=undistorted)
     if K is not None:
         gravity = read_gravity(K)
-        return PictureCamera(replace(camera, c2w=upright_pose(gravity)[None]), f"--K {K}", gravity)
+        stands = camera if gravity is None else replace(camera, c2w=upright_pose(gravity)[None])
+        return PictureCamera(stands, f"--K {K}", gravity)
     if fov_deg is not None:
         return PictureCamera(camera, f"--fov {fov_deg:g}", None)
     if exif_focal_px(photo, width, height) is not None:

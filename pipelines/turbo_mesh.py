@@ -18,7 +18,7 @@ from ..generate.turbo_published import load_published
 from ..geometry.representation import MeshConfig
 from ..geometry.shapes import ShapeConfig
 from ..utils.errors import InputError
-from .base import PriorPipeline
+from .base import PriorPipeline, placed
 from .prompts import warn_about
 from .sampling_parts import whole_number
 from .text_to_mesh import TextToMesh, TextToMeshOutput
@@ -135,6 +135,13 @@ class TurboTextToMesh(PriorPipeline):
             history=[],
             config=TurboMeshConfig(self.turbo.config, mesh),
         )
+
+    def to(self, *where: torch.device | str | int | torch.dtype | None, **named: Any) -> TurboTextToMesh:
+        """See PriorPipeline.to; adapters and heads stay in float32."""
+        self.turbo.to(*placed(*where, **named))
+        if self.guide is not None:
+            self.guide.to(*placed(*where, **named))
+        return self
 
     def _refining(self, steps: int, mesh: MeshConfig) -> TextToMesh:
         """Score distillation of the shapes that this makes."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import struct
+import tokenize
 import zipfile
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +16,10 @@ from ..utils.errors import InputError
 DEPTH_SUFFIXES = (".npz", ".npy", ".png")
 KEYS = ("depth_m", "depth", "clean")
 MAX_VALUES = 100_000_000
+BROKEN = (  # what numpy and PIL raise for damaged files
+    *(OSError, ValueError, EOFError, SyntaxError, TypeError, KeyError, OverflowError, RuntimeError, MemoryError),
+    *(zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError),
+)
 
 
 class MetricDepth(NamedTuple):
@@ -41,7 +48,9 @@ def read_depth(path: str | Path, unit_m: float | None = None) -> MetricDepth:
             values, K = np.load(path, allow_pickle=False), None
         else:
             values, K = _npz(path)
-    except (OSError, ValueError, EOFError, SyntaxError, zipfile.BadZipFile) as error:
+    except InputError:
+        raise
+    except BROKEN as error:
         raise InputError(f"{path} cannot be read as depth: {error}") from error
     if values.ndim == 3 and 1 in (values.shape[0], values.shape[-1]):
         values = values.reshape([side for side in values.shape if side != 1] if values.size > 1 else (1, 1))

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.sampling import DDIM, Sampler
+from ..core.sampling import DDIM, Level, Prediction, Sampler
 from ..core.training.loss import LossOut
 from ..utils.errors import InputError
 from .geometry_head import GeometryHead
@@ -91,9 +91,9 @@ class MaterialScore:
                 return Sampler(DDIM()).run(ask, noisy, levels)
         noisy, _ = schedule.noised(z0, levels[0], rng)
 
-        def answered(x: Tensor, level: object) -> object:
+        def answered(x: Tensor, level: Level) -> Prediction:
             with torch.no_grad():
-                made = ask(x.detach(), level)  # type: ignore[arg-type]
-            return type(made)(x, made.level, made.raw, made.kind)
+                made = ask(x.detach(), level)
+            return Prediction(x, level, made.raw, made.kind)
 
-        return Sampler(DDIM()).run(answered, noisy, levels)  # type: ignore[arg-type]
+        return Sampler(DDIM()).run(answered, noisy, levels)

@@ -1,7 +1,7 @@
 """A sharper second look at a one-step guess (Ye et al. 2024, StableNormal): few steps at low noise, told the picture's
 latents and what the picture means.
 
-The guess is the latent of a one-step head (their YOSO). The refiner answers x0; it is a copy of the prior's U-Net with
+The guess is the latent of a one-step head (their YOSO). The refiner tells x0; it is a copy of the prior's U-Net with
 a control by the picture's latents (`latent_control`) and features of the frozen prior added inside (`meaning`), walked
 by `HeldThenDDIM` from the guess itself. The noise of each row is seeded by its own starting state, so that a batch is
 its rows.
@@ -13,7 +13,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..core.priors import Condition, Rows
 from ..core.priors.control import CONTROL, PictureControl
-from ..core.sampling import Denoiser, Level, NoiseSchedule, Sampler
+from ..core.sampling import Denoiser, Kind, Level, NoiseSchedule, Sampler
 from ..core.sampling.features import Look, picture_features
 from ..core.sampling.grids import Spacing
 from ..core.sampling.sampler import StepCallback
@@ -48,6 +48,9 @@ class RefineConfig:
     steps: int = 10
     held: float = 0.5
     """share of the steps that stay at one level"""
+    kind: Literal["prior", "sample"] = "prior"
+    """what the network's output means: what the prior's does, so that a fresh refiner already denoises, or x0 itself,
+    as published; x0 is read of either"""
     prompt: str = ""
     """published: "The normal map" """
     meaning: bool = True
@@ -69,9 +72,10 @@ class RefinedHead:
             raise InputError(f"target={settings.target!r}: the head predicts {', '.join(first.config.targets)}")
         self.first, self.settings, self.prior = first, settings, first.prior
         codecs = {name: first.config.codecs[name] for name in first.config.codecs if name == settings.target}
+        kind: Kind = self.prior.prediction_type if settings.kind == "prior" else "sample"
         self.config = HeadConfig(
             targets=(settings.target,),
-            kind="sample",
+            kind=kind,
             start="noise",
             steps=settings.steps,
             spacing="leading",
@@ -88,7 +92,7 @@ class RefinedHead:
             channels = sum(one.shape[1] for one in self._features(torch.zeros(1, *self.prior.latent_shape)))
             self.meaning = MeaningEncoder(self.unet, channels, seed)
             controls.append(AddedMeaning(self.meaning, unet=self.unet))
-        self.asked = self.prior.with_network(self.unet, "sample").controlled(controls)
+        self.asked = self.prior.with_network(self.unet, kind).controlled(controls)
         self.text = self.prior.encode_text([settings.prompt])["cond"]["text"]
         self._before = self.prior.nfe
 

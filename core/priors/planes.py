@@ -51,8 +51,8 @@ class LowRank(nn.Module):
         _begin(self.down.weight, self.up.weight, rank)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., outside) of (..., inside)."""
-        return self.up(self.down(x))
+        """(..., outside) of (..., inside); in the precision of the maps, which stay whole where a prior is halved."""
+        return self.up(self.down(x.to(self.down.weight.dtype))).to(x.dtype)
 
 
 class LowRankConv(nn.Module):
@@ -66,8 +66,8 @@ class LowRankConv(nn.Module):
         _begin(self.down.weight, self.up.weight, rank)
 
     def forward(self, x: Tensor) -> Tensor:
-        """What is added to the convolution's output."""
-        return self.up(self.down(x))
+        """What is added to the convolution's output; precision as of LowRank."""
+        return self.up(self.down(x.to(self.down.weight.dtype))).to(x.dtype)
 
 
 class AttentionAdapter(nn.Module):
@@ -130,6 +130,7 @@ class PlaneAdapters(nn.Module):
                 layer.attach(module)
             elif site.kind == "last":
                 setattr(owners[site.owner], site.path, layer)
+                layer.register_forward_pre_hook(lambda own, args: (args[0].to(own.weight.dtype),))
             else:
                 module.register_forward_hook(lambda _, args, out, layer=layer: out + layer(args[0]))
 
@@ -155,13 +156,13 @@ class PlaneUNet(nn.Module):
 class PlaneDecoder(nn.Module):
     """Latents (6 B, C, h, w) as the network draws them, not divided by the codec's scale, to planes."""
 
-    def __init__(self, vae: Any, decoder: nn.Module, channels: int) -> None:
+    def __init__(self, vae: Any, decoder: Any, channels: int) -> None:
         super().__init__()
         self.first, self.decoder, self.channels = vae.post_quant_conv, decoder, channels
 
     def forward(self, latents: Tensor) -> Tensor:
         """(6 B, channels, S, S); every row for itself, in whole objects."""
-        latents = latents.to(next(self.decoder.parameters()).dtype)
+        latents = latents.to(self.decoder.conv_in.weight.dtype)
         both = self.decoder(latents if self.first is None else self.first(latents))
         planes = both.unflatten(0, (-1, COUNT))
         half = COUNT // 2

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import socket
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from unproject.bench import queue
 from unproject.cli import bench, jobs, main
 from unproject.utils import shares
 from unproject.utils.pictures import load_image
+from unproject.utils.progress import Progress
 from unproject.utils.shares import Share, alone, rank_records, share
 
 Run = Callable[..., tuple[int, str, str]]
@@ -45,6 +47,17 @@ def test_everything_falls_to_one_process_and_nothing_to_two(launched: Callable[.
     assert sorted(found) == list(range(8)) and found != list(range(8))
     launched(0, 1)
     assert share() == Share()
+
+
+def test_the_first_process_speaks_for_all(launched: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("UNPROJECT_QUIET", raising=False)
+    said = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", said)
+    for rank in (1, 0):
+        launched(rank, 2)
+        with Progress(2, f"process {rank}") as bar:
+            bar.advance(2)
+    assert "process 0: 2/2" in said.getvalue() and "process 1" not in said.getvalue()
 
 
 def test_others_keep_records_of_their_own() -> None:

@@ -194,6 +194,16 @@ def test_saved_adapters_draw_the_same_and_belong_to_their_prior(prior, tmp_path)
         TriplaneTurbo.load(tmp_path, prior)
 
 
+def test_a_halved_prior_keeps_whole_adapters():
+    own = StableDiffusionPrior(tiny_sd(), "tiny")
+    turbo = moved(TriplaneTurbo(own, TURBO))
+    before = turbo.draw(["a cup"], [1])
+    after = turbo.to(dtype=torch.bfloat16).draw(["a cup"], [1])
+    assert own.dtype == turbo.asked.dtype == torch.bfloat16 and after.dtype == torch.float32
+    assert all(value.dtype == torch.float32 for value in turbo.state().values())
+    assert float((after - before).norm() / before.norm()) < 0.2
+
+
 def test_a_filled_shape_is_closed_and_on_its_own(prior):
     turbo = moved(TriplaneTurbo(prior, TURBO))
     planes = turbo.draw(["a cup"], [1])[0]

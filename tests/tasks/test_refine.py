@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from unproject.core.sampling import Denoiser
 from unproject.core.training.objectives.base import Objective
 from unproject.pipelines.image_to_geometry import ImageToNormals
 from unproject.tasks.alternatives import load_alternative
@@ -108,7 +109,8 @@ def test_residuals_of_a_picture_are_computed_once(tiny_prior):
     assert len(calls) == 2
 
 
-def test_a_refiner_that_repeats_the_guess_gives_the_guess(head, monkeypatch):
+def test_a_refiner_that_repeats_the_guess_gives_the_guess(first, monkeypatch):
+    head = RefinedHead(first, RefineConfig(steps=4, kind="sample"))
     z, start = noise(2, 4, 8, 8), noise(2, 4, 8, 8, seed=1)
     guess = head.guess(z, start)
     monkeypatch.setattr(head.asked, "_forward", lambda x, time, rows: guess)
@@ -154,6 +156,19 @@ def test_fewer_steps_and_no_hold_are_settings(head):
     assert head.with_settings(steps=2).config.steps == 2 and head.config.steps == 4
     with pytest.raises(InputError, match="steps=0"):
         RefineConfig(steps=0)
+
+
+def test_a_fresh_refiner_says_what_the_prior_says_of_the_state(first):
+    """Without a hint it is the prior's own x0 at the level; read as x0 itself the same output means another thing."""
+    heads = {kind: RefinedHead(first, RefineConfig(steps=4, kind=kind)) for kind in ("prior", "sample")}
+    z, x, level = noise(1, 4, 8, 8), noise(1, 4, 8, 8, seed=1), heads["prior"].grid().levels[0]
+    plain = Denoiser(first.prior, first.prior.encode_text([""]))(x, level)
+    said = {}
+    for kind, head in heads.items():
+        head.asked.controls[0].scale = 0.0
+        said[kind] = Denoiser(head.asked, head.condition(z))(x, level)
+    torch.testing.assert_close(said["prior"].x0, plain.x0, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(said["sample"].x0, plain.raw, rtol=1e-4, atol=1e-4)
 
 
 def test_targets_the_first_head_lacks_are_refused(tiny_prior):

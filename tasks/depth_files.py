@@ -51,7 +51,8 @@ def read_depth(path: str | Path, unit_m: float | None = None) -> MetricDepth:
     except InputError:
         raise
     except BROKEN as error:
-        raise InputError(f"{path} cannot be read as depth: {error}") from error
+        why = getattr(error, "strerror", None) or "it is damaged, or not what its name says"
+        raise InputError(f"{path} cannot be read as depth: {why} ({type(error).__name__})") from error
     if values.ndim == 3 and 1 in (values.shape[0], values.shape[-1]):
         values = values.reshape([side for side in values.shape if side != 1] if values.size > 1 else (1, 1))
     if values.ndim != 2 or values.dtype.kind not in "fiu" or not 4 <= values.size <= MAX_VALUES:
@@ -78,19 +79,22 @@ def not_depth(path: Path) -> str:
         with Image.open(path) as image:
             mode = image.mode
     except (OSError, ValueError, Image.DecompressionBombError) as error:
-        return f"{path} cannot be read: {error}"
+        return f"{path} cannot be read: it is damaged, or no PNG ({type(error).__name__})"
     return "" if mode.startswith("I") else f"{path} is a picture of {mode}, no depth of 16 bits"
 
 
 def _png(path: Path) -> np.ndarray:
     from PIL import Image
 
-    with Image.open(path) as image:
-        if not image.mode.startswith("I"):
-            raise InputError(f"{path} is a picture of {image.mode}; depth in PNG has one channel of 16 bits")
-        if image.width * image.height > MAX_VALUES:
-            raise InputError(f"{path} has {image.width} x {image.height} px, more than {MAX_VALUES}")
-        return np.asarray(image).astype(np.int64)
+    try:
+        with Image.open(path) as image:
+            if not image.mode.startswith("I"):
+                raise InputError(f"{path} is a picture of {image.mode}; depth in PNG has one channel of 16 bits")
+            if image.width * image.height > MAX_VALUES:
+                raise InputError(f"{path} has {image.width} x {image.height} px, more than {MAX_VALUES}")
+            return np.asarray(image).astype(np.int64)
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{path} has more than {MAX_VALUES} px") from error
 
 
 def _npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:

@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from .geometry.meshes import Mesh
     from .geometry.points import PointCloud
     from .pipelines.edit_image import EditImage
+    from .pipelines.image_to_camera import ImageToCamera
     from .pipelines.image_to_geometry import ImageToDepth, ImageToGeometry, ImageToNormals
     from .pipelines.images_to_splats import ImagesToSplats
+    from .pipelines.match_images import MatchImages
     from .pipelines.restore_image import RestoreImage
     from .pipelines.shortcuts import depth, fit_splats, normals
     from .pipelines.text_to_image import TextToImage
@@ -35,11 +37,13 @@ __version__ = "0.1.0"
 __all__ = [
     "Camera",
     "EditImage",
+    "ImageToCamera",
     "ImageToDepth",
     "ImageToGeometry",
     "ImageToNormals",
     "ImagesToSplats",
     "InputError",
+    "MatchImages",
     "Mesh",
     "PointCloud",
     "RestoreImage",
@@ -60,11 +64,13 @@ wait_passively()  # before anything imports torch
 _HOMES = {
     "Camera": ".geometry.cameras",
     "EditImage": ".pipelines.edit_image",
+    "ImageToCamera": ".pipelines.image_to_camera",
     "ImageToDepth": ".pipelines.image_to_geometry",
     "ImageToGeometry": ".pipelines.image_to_geometry",
     "ImageToNormals": ".pipelines.image_to_geometry",
     "ImagesToSplats": ".pipelines.images_to_splats",
     "InputError": ".utils.errors",
+    "MatchImages": ".pipelines.match_images",
     "Mesh": ".geometry.meshes",
     "PointCloud": ".geometry.points",
     "RestoreImage": ".pipelines.restore_image",

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from ..core.priors.diffusers import DiffusersPrior, FluxPrior, StableDiffusionPrior
 from ..core.priors.steering import with_controls
@@ -20,6 +19,7 @@ from ..pipelines import EditImage, RestoreImage, TextToImage
 from ..pipelines.calibrations import Sizes, measure_statistics
 from ..pipelines.image_to_geometry import ImageToGeometry
 from ..pipelines.text_to_mesh import MeshRecipe, TextToMesh
+from ..scripts.random_backbones import random_control
 from ..tasks.geometry_head import GeometryHead, HeadConfig
 from ..utils.configs import load_config
 from ..utils.errors import InputError, UnprojectError
@@ -113,18 +113,10 @@ def head(prior: DiffusersPrior) -> None:
 
 
 def control(prior: DiffusersPrior) -> None:
-    """A ControlNet of the network's own form, with random last layers."""
-    from diffusers import ControlNetModel
-
-    if not prior.steerable:
-        raise InputError("controls steer the U-Nets of Stable Diffusion and SDXL")
-    widths = {8: (16, 32, 96, 256), 4: (4, 8, 8)}[prior.vae_factor]
-    net = ControlNetModel.from_unet(prior.network, conditioning_embedding_out_channels=widths)
-    rng = generator(0)
-    for layer in (*net.controlnet_down_blocks, net.controlnet_mid_block):
-        if isinstance(layer, nn.Conv2d):
-            noise = 0.1 * torch.randn(layer.weight.shape, generator=rng)
-            layer.weight.data.copy_(noise.to(layer.weight.dtype).to(layer.weight.device))
+    """A ControlNet of the network's own form, of random weights."""
+    if not prior.steered_by:
+        raise InputError("controls steer networks that draw single images")
+    net = random_control(prior.network, prior.vae_factor, std=0.1)
     draw(with_controls(prior, [net]), control_image=_picture(prior))
 
 
@@ -151,6 +143,6 @@ def suits(verb: str, prior: DiffusersPrior) -> bool:
     return {
         "--cache deep": prior.backbone == "unet",
         "--cache regions": prior.backbone == "transformer",
-        "--control-image": prior.steerable,
+        "--control-image": bool(prior.steered_by),
         "depth, normals": single,
     }.get(verb, True)

@@ -12,6 +12,7 @@ import torch
 
 from ..geometry.camera_files import save_nerfstudio
 from ..geometry.cameras import Camera
+from ..geometry.environment import write_hdr
 from ..geometry.meshes import Mesh
 from ..geometry.points import PointCloud
 from ..utils.files import write_bytes, write_text
@@ -29,15 +30,19 @@ class Verb:
     stages: int | None = None
     """at most so many places where faults strike; None: as many as the run asks for"""
     rewrites: bool = False
-    """whether, typed again when it is done, it writes the same files again from what it keeps"""
+    """whether, typed again when its files are there, it writes them again: from what it keeps, or because it remembers
+    nothing and is done in a moment"""
 
 
-def _verb(line: str, *files: str, stages: int | None = None) -> Verb:
+def _verb(line: str, *files: str, stages: int | None = None, rewrites: bool = False) -> Verb:
     """A line whose words are parted by spaces; ~ stands for a space inside one."""
-    return Verb(tuple(word.replace("~", " ") for word in line.split()), files, stages)
+    return Verb(tuple(word.replace("~", " ") for word in line.split()), files, stages, rewrites)
 
 
 MESH = "text-to-mesh a~red~chair --steps 8 --frames 2 --view-size 16 --faces 300 -o out/chair.glb"
+SPLATS = "text-to-splats a~red~chair --steps 4 --frames 2 --view-size 16 -o out/chair.ply"
+FIT = "fit toybox:a~red~cube --steps 6 --views 4 --size 32 --count 40 --frames 2 -o out/cube.ply"
+BENCH = "ghvb-momentum"
 SET = "toybox --render --groups 4 --size 16 --workers 1 -o out"
 RECIPE = """objective: vae
 train: [set]
@@ -49,39 +54,71 @@ VERBS: dict[str, Verb] = {
     "depth": _verb("depth photos -o out --steps 1", *(f"out/p{i}-depth.npz" for i in range(2))),
     "normals": _verb("normals photos/p0.png -o out --steps 1", "out/p0-normals.npz"),
     "pointcloud": _verb("pointcloud photos -o out --steps 1", *(f"out/p{i}-pointcloud.ply" for i in range(2))),
+    "match": _verb(
+        "match photos/p0.png photos/p1.png --encoder none -o out", "out/p0-p1-match.npz", "out/p0-p1-match.png"
+    ),
+    "transfer": _verb(
+        "transfer photos/p0.png photos/p1.png --points points.json --encoder none -o out/t.json", "out/t.json"
+    ),
+    "calibrate": _verb("calibrate photos --focal 30 -o out", *(f"out/p{i}-calibrate.json" for i in range(2))),
+    "geometry": _verb(
+        "geometry photos/p0.png -o out --steps 1",
+        *(f"out/p0-geometry{end}" for end in (".npz", ".json", ".ply", ".glb")),
+    ),
     "text-to-image": _verb(
         "text-to-image --prompts prompts.txt --steps 2 -o out", "out/a-red-chair-seed0.png", "out/a-blue-dog-seed0.png"
     ),
-    "text-to-mesh": _verb(MESH, "out/chair.glb", "out/chair.report.json", "out/chair-sheet.png", stages=4),
+    "text-to-mesh": _verb(MESH, "out/chair.glb", "out/chair.report.json", "out/chair-sheet.png", stages=2),
     "edit": _verb("edit photos/p0.png --source a~chair --target a~dog --steps 2 -o out/e.png", "out/e.png"),
     "restore": _verb("restore photos/p0.png --task deblur:1 --steps 2 -o out/r.png", "out/r.png"),
     "calibrate-solver": _verb(
-        "calibrate-solver --what gaussian --images 16 --sample-steps 2 -o out/g.safetensors", "out/g.safetensors"
+        "calibrate-solver --what gaussian --samples 16 --sample-steps 2 -o out/g.safetensors", "out/g.safetensors"
     ),
+    "search-solver": _verb(
+        "search-solver --nfe 2 --budget 16 --images 2 --reference-steps 3 -o out/s.safetensors", "out/s.safetensors"
+    ),
+    "text-to-splats": _verb(SPLATS, "out/chair.ply", "out/chair.report.json", "out/chair-sheet.png", stages=2),
+    "fit": _verb(FIT, "out/cube.ply", "out/cube-sheet.png", stages=2),
+    "render": _verb(
+        "render mesh.glb --size 32 --views 2 --frames 2 -o out",
+        "out/mesh-view.png",
+        "out/mesh-sheet.png",
+        rewrites=True,
+    ),
+    "bench": Verb(("bench", BENCH, "--quick", "-o", "out"), (f"out/{BENCH}.json",), stages=2, rewrites=True),
     "toybox --render": _verb(SET, "out/shard-00000.npz", "out/job.json"),
     "toybox": _verb("toybox --count 2 --size 16 -o out/s.png", "out/s.png"),
     "train": Verb(
         ("train", "vae.yaml", "-o", "out"),
         ("out/export/config.json", "out/export/diffusion_pytorch_model.safetensors"),
-        stages=4,
+        stages=2,
         rewrites=True,
     ),
     "convert": _verb("convert mesh.glb out/m.obj", "out/m.obj", "out/m.report.json"),
     "convert, points": _verb("convert points.ply out/p.ply", "out/p.ply"),
     "convert, cameras": _verb("convert cameras.json out/model", "out/model/cameras.txt", "out/model/images.txt"),
+    "relight": _verb("relight mesh.glb --light sky.hdr --size 16 -o out/r.png", "out/r.png"),
+    "inverse-render": _verb(
+        "inverse-render mesh.glb --mesh mesh.glb --prior none --views 2 --size 16 --steps 2 --texture 16 -o out/o.glb",
+        "out/o.glb",
+        "out/o-light.hdr",
+        stages=6,
+    ),
     "inspect": _verb("inspect mesh.glb -o out/m.json", "out/m.json"),
     "inspect --repair": _verb("inspect mesh.glb --repair out/m.ply", "out/m.ply"),
 }
 
 
 def inputs(folder: Path) -> None:
-    """Two pictures, two prompts, a mesh, points, cameras, and a small rendered set."""
+    """Two pictures, key points, two prompts, a mesh, a light, points, cameras, and a small rendered set."""
     rng = np.random.default_rng(0)
     for i in range(2):
         save_image(folder / "photos" / f"p{i}.png", rng.random((SIDE, SIDE + 8, 3)).astype(np.float32))
+    write_text(folder / "points.json", '{"left": [3.5, 4.5], "right": [30, 20]}')
     write_text(folder / "prompts.txt", "a red chair\na blue dog\n")
     corners = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 2, 0], [0, 0, 3]])
     Mesh(corners, torch.tensor([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]])).save(folder / "mesh.glb")
+    write_bytes(folder / "sky.hdr", write_hdr(rng.random((4, 8, 3))))
     PointCloud(corners, corners / 3).save(folder / "points.ply")
     cameras = Camera.orbit([0.0, 90.0], 10.0, 2.0, 40.0, 16, 12)
     save_nerfstudio(folder / "cameras.json", cameras, ["a.png", "b.png"])

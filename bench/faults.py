@@ -32,7 +32,7 @@ from .fault_verbs import VERBS, Verb, inputs
 from .runner import Context
 
 LIMIT_S = 900.0
-STAGES, QUICK_STAGES = 5, 1
+STAGES, QUICK_STAGES = 3, 1
 QUICK_VERBS = ("depth", "toybox", "convert")
 SIGNALS = {"kill -9": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "Ctrl-C": signal.SIGINT}
 WHOLE = (

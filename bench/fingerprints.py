@@ -22,7 +22,7 @@ from .registry import Experiment, experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 FRAME = ("runner", "registry", "fingerprints", "stale", "queue", "tables")  # modules of bench/ that measure nothing
-NOTES = ("versions", "validation")  # of the JSON beside weights: how they were made, not what they are
+NOTES = ("versions", "validation", "confidence")  # of the JSON beside weights: how they were made, not what they are
 
 
 @dataclass(frozen=True)

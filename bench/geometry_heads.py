@@ -6,7 +6,6 @@ itself, so it is the best plane there is. Numbers are means over images; spreads
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,7 +18,6 @@ from torch import Tensor
 
 from ..core.priors import StableDiffusionPrior, load_prior
 from ..core.training.config import TrainerConfig
-from ..core.training.trainer import Trainer
 from ..pipelines.image_to_geometry import ImageToDepth, ImageToGeometry
 from ..tasks.codecs import convert_normals
 from ..tasks.data import AugmentConfig, GeometryData
@@ -34,6 +32,7 @@ from ..utils.pictures import grid, save_image, to_uint8
 from .intervals import share, spread
 from .real_depth import real_frames
 from .runner import Context
+from .short_training import trained
 
 SHOWN = (
     *("abs_rel", "delta1", "rmse", "silog"),
@@ -213,11 +212,8 @@ def _trained(
         warmup=config.budget_steps // 20,
         ema=0.98,
     )
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(settings, objective, GeometryData([rooms], AugmentConfig()), Path(folder) / "run", "cpu")
-        trainer.run()
     truth = Truth.of(batch)
-    with trainer.averaged():
+    with trained(objective, GeometryData([rooms], AugmentConfig()), settings) as trainer:
         maps = _maps(_predicted(head, batch, 1))
     errors = BOTH.metrics(maps, truth.targets, truth.valid)
     return {

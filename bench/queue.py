@@ -13,9 +13,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from ..utils.device_memory import free_host_bytes
 from ..utils.errors import InputError
 from ..utils.files import read_json
 from ..utils.progress import Progress
+from ..utils.shares import alone
 
 UNKNOWN_MB = 2500  # what an experiment may take that has never been measured
 SPARE = 1.2  # times what it took the last time
@@ -38,11 +40,8 @@ def needed_mb(path: Path) -> float:
 
 def free_mb() -> float:
     """Memory that new processes can have; without bound where the system does not tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return float("inf")
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("MemAvailable:")), float("inf"))
+    free = free_host_bytes()
+    return float("inf") if free is None else free / 2**20
 
 
 def run_queue(
@@ -65,7 +64,7 @@ def run_queue(
             while waiting or running:
                 while waiting and len(running) < jobs and (not running or needs_mb[waiting[0]] <= free()):
                     name = waiting.pop(0)
-                    running[name] = subprocess.Popen(commands[name], stdout=subprocess.DEVNULL)
+                    running[name] = subprocess.Popen(commands[name], stdout=subprocess.DEVNULL, env=alone())
                 time.sleep(interval_s)
                 for name, code in [(name, process.poll()) for name, process in running.items()]:
                     if code is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,8 +13,10 @@ from ..bench.registry import EXPERIMENTS, experiment
 from ..utils.errors import InputError
 from ..utils.files import read_json
 from ..utils.runs import RunRecord
+from ..utils.shares import share
 from .common import Seeded, Threaded
 from .estimates import in_time
+from .jobs import merge, merged_facts
 from .outputs import Target
 from .showing import Shown, Table
 
@@ -25,6 +28,7 @@ class Bench(Threaded, Seeded):
     """Run experiments that measure a method against its baseline; without a name, list them."""
 
     name: ClassVar[str] = "bench"
+    splits: ClassVar[bool] = True
 
     experiments: tyro.conf.Positional[tuple[str, ...]] = ()
     """Names of experiments."""
@@ -91,7 +95,7 @@ class Bench(Threaded, Seeded):
         return list(EXPERIMENTS) if self.all else list(self.experiments)
 
     def run(self, record: RunRecord, target: Target) -> Shown:
-        """Runs the experiments one after another and shows their tables."""
+        """Runs the experiments one after another, of several processes each its own, and shows their tables."""
         if self.looks_at_out:
             return self._stale(target) if self.stale else self._queue(target)
         if not self._names():
@@ -100,12 +104,36 @@ class Bench(Threaded, Seeded):
         from ..bench.runner import run_experiment
 
         shown = Shown()
+        if share().count > 1:
+            return self._shared(record, target)
         for name in self._names():
             with record.stage(name):
                 made = run_experiment(name, target.folder, self.prior, self.seed, self.quick, self.threads or 1)
             record.output(target.folder / f"{name}.json")
             shown.tables.append(_table(made))
         return shown
+
+    def _shared(self, record: RunRecord, target: Target) -> Shown:
+        """Of several processes each measures its own, in processes that know nothing of the others."""
+        mine = share()
+        codes = self._measured(mine.own(self._names()), target)
+        done = [name for name, code in codes.items() if not code]
+        for name in done:
+            record.output(target.folder / f"{name}.json")
+        facts = mine.gathered({"codes": codes, **merged_facts(record)})
+        merge(record, facts)
+        codes = {name: code for one in facts for name, code in one["codes"].items()}
+        return _told(codes, len(self._names()), target)
+
+    def _measured(self, names: Sequence[str], target: Target) -> dict[str, int]:
+        """Exit codes of experiments in processes of their own."""
+        from ..bench.queue import command, needed_mb, run_queue
+
+        commands = {n: command(n, target.folder, self.threads or 1, self.prior, self.seed) for n in names}
+        if self.quick:
+            commands = {name: [*words, "--quick"] for name, words in commands.items()}
+        needs = {name: needed_mb(target.folder / f"{name}.json") for name in names}
+        return run_queue(commands, self.jobs, needs)
 
     def _stale(self, target: Target) -> Shown:
         from ..bench.stale import stale
@@ -119,19 +147,22 @@ class Bench(Threaded, Seeded):
 
     def _queue(self, target: Target) -> Shown:
         """Every result is whole when its process ends, so what is stale is what is left to do."""
-        from ..bench.queue import command, needed_mb, run_queue
         from ..bench.stale import stale
 
-        names = list(stale(self._names(), target.folder, self.prior))
-        commands = {n: command(n, target.folder, self.threads or 1, self.prior, self.seed) for n in names}
-        needs = {name: needed_mb(target.folder / f"{name}.json") for name in names}
-        codes = run_queue(commands, self.jobs, needs)
-        failed = [name for name, code in codes.items() if code]
-        lines = [f"{len(codes) - len(failed)} of {len(names)} measured in {target.folder}"]
-        if failed:
-            lines.append(f"failed: {', '.join(failed)}; unproject bench NAME shows why")
-        tables = [_table(read_json(target.folder / f"{name}.json")) for name, code in codes.items() if not code]
-        return Shown(lines, tables, {"measured": codes}, exit_code=int(bool(failed)))
+        names = list(stale(share().own(self._names()), target.folder, self.prior))
+        facts = share().gathered({"codes": self._measured(names, target), "asked": len(names)})
+        codes = {name: code for one in facts for name, code in one["codes"].items()}
+        return _told(codes, sum(one["asked"] for one in facts), target)
+
+
+def _told(codes: Mapping[str, int], asked: int, target: Target) -> Shown:
+    """What came out of so many experiments that ran in processes of their own."""
+    failed = [name for name, code in codes.items() if code]
+    lines = [f"{len(codes) - len(failed)} of {asked} measured in {target.folder}"]
+    if failed:
+        lines.append(f"failed: {', '.join(failed)}; unproject bench NAME shows why")
+    tables = [_table(read_json(target.folder / f"{name}.json")) for name, code in codes.items() if not code]
+    return Shown(lines, tables, {"measured": dict(codes)}, exit_code=int(bool(failed)))
 
 
 def _table(record: dict[str, Any]) -> Table:

@@ -16,6 +16,7 @@ import tyro
 from ..utils.errors import InputError
 from .bench import Bench
 from .calibrate import CalibrateSolver, SearchSolver
+from .camera import Calibrate
 from .common import Command
 from .completion import Completion
 from .demo import Demo
@@ -23,12 +24,17 @@ from .distill import Distill
 from .edit import Edit, Restore
 from .files import Convert, Inspect
 from .fit import Fit
-from .image import MAP_COMMANDS
+from .geometry import Geometry
 from .info import Doctor, Methods, Priors
+from .maps import MAP_COMMANDS
+from .match import Match, Transfer
+from .materials import Materials
 from .points import Pointcloud
+from .relight import InverseRender, Relight
 from .render import Render
 from .replay import replayed
 from .shapes import TextToMesh, TextToSplats
+from .sim2real import Sim2real
 from .text import TextToImage
 from .train import Train
 from .world import Toybox
@@ -38,12 +44,20 @@ COMMANDS: tuple[type[Command], ...] = (
     TextToSplats,
     TextToImage,
     *MAP_COMMANDS.values(),
+    Materials,
+    Sim2real,
+    Calibrate,
+    Geometry,
     Pointcloud,
+    Match,
+    Transfer,
     Edit,
     Restore,
     CalibrateSolver,
     SearchSolver,
     Fit,
+    InverseRender,
+    Relight,
     Render,
     Toybox,
     Convert,

@@ -16,12 +16,14 @@ from ..utils.errors import InputError, UnprojectError
 from ..utils.files import write_json
 from ..utils.progress import under_way
 from ..utils.runs import RunRecord, earlier, held, plain
+from ..utils.shares import Share, share
 from ..utils.threads import pin
 from .estimates import Estimate
 from .outputs import Target, check_new, check_places
 from .showing import Shown, plain_warnings, show
 from .streams import STREAM, given_by_pipe, to_stdout
 
+LONGEST_NUMBER = 40  # characters of a number in a message
 HOW_TO_TELL = ("json", "print_config", "dry_run", "overwrite")  # of a run, not of its result
 
 
@@ -33,6 +35,8 @@ class Command:
     """the word on the command line"""
     kinds: ClassVar[tuple[str, ...]] = ()
     """file suffixes that --out may name"""
+    splits: ClassVar[bool] = False
+    """whether processes that a launcher started share its work, of which the first one tells"""
 
     out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
     """File or folder to write, or - for standard output where one file comes out (default: a folder in outputs/)."""
@@ -176,7 +180,8 @@ def _execute(command: Command) -> int:
     command.check_places(target)
     if command.dry_run:
         return _show_plan(command, target)
-    estimate = command.estimate()
+    mine = share() if command.splits else Share()
+    estimate = command.estimate() if mine.first else None
     if estimate is not None:
         estimate.tell(command.name)
     record = RunRecord(command.name, to_dict(command), getattr(command, "seed", None))
@@ -194,8 +199,10 @@ def _execute(command: Command) -> int:
             record.place.unlink(missing_ok=True)  # it left nothing to go on with
         elif command.leaves_files and (record.outputs or record.place):
             with contextlib.suppress(UnprojectError):  # the first failure is the one to tell
-                record.write(record.place or target.record)
+                record.write(record.place or mine.beside(target.record))
         raise
+    if not mine.first:
+        return shown.exit_code or int(record.rescued)
     written = _write_record(command, record, shown, target)
     show(command, record, shown, written)
     return shown.exit_code or int(record.rescued)
@@ -213,12 +220,17 @@ def _write_record(command: Command, record: RunRecord, shown: Shown, target: Tar
 
 
 def pick_device(name: str) -> str:
-    """The torch device for --device; auto prefers cuda, then mps, then cpu. Raises InputError for an absent one."""
+    """The torch device for --device; auto prefers cuda (of several processes one card each), then mps, then cpu.
+
+    Raises InputError for an absent one.
+    """
     import torch
 
-    mps = torch.backends.mps.is_available()
+    mps, mine = torch.backends.mps.is_available(), share()
+    if name in ("auto", "cuda") and torch.cuda.is_available():
+        return "cuda" if mine.count == 1 else f"cuda:{mine.local % torch.cuda.device_count()}"
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+        return "mps" if mps else "cpu"
     try:
         kind = torch.device(name)
     except RuntimeError as error:
@@ -232,7 +244,9 @@ def pick_device(name: str) -> str:
 def check_range(option: str, value: float, low: float, high: float) -> None:
     """Raises InputError when a numeric option lies outside [low, high]."""
     if not low <= value <= high:
-        raise InputError(f"{option} must lie between {low:g} and {high:g}, got {value:g}")
+        told = f"{value:g}" if isinstance(value, float) else str(value)  # a whole number may exceed all floats
+        told = told if len(told) <= LONGEST_NUMBER else f"{told[:LONGEST_NUMBER]}..."
+        raise InputError(f"{option} must lie between {low:g} and {high:g}, got {told}")
 
 
 def check_picture(option: str, path: Path) -> None:

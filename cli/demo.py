@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 from ..utils.configs import to_dict
 from ..utils.runs import RunRecord
 from .common import Seeded, check_picture
-from .image import MAP_COMMANDS, ImageCommand
+from .image import ImageCommand
 from .jobs import sort_out
+from .maps import MAP_COMMANDS
 from .outputs import Target, check_apart, size_text, slugify
 from .points import Pointcloud
 from .priors import PriorCommand, head_of

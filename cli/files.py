@@ -13,6 +13,7 @@ import tyro
 from ..utils.errors import InputError
 from ..utils.files import read_json
 from ..utils.runs import RunRecord
+from .camera_sets import camera_files, check_cameras, convert_cameras, silent_set
 from .common import Writer, check_range
 from .folders import MESH_KINDS, POINT_KINDS
 from .outputs import Target, check_new, check_places, need_format, size_text
@@ -37,6 +38,9 @@ class Convert(Writer):
     .obj, .xyz or .usdz for points; .json or a folder (COLMAP text) for cameras."""
     faces: int = 0
     """Simplify a mesh to this many triangles at most; its colours are carried over (0 = leave it)."""
+    undistort: bool = False
+    """Take the distortion of the lenses out of the pictures beside the cameras; pinholes remain. The straight pictures
+    go to NAME-images beside a .json, to images in a folder."""
     to: Wanted = "same"
     """What splats become: splats, points at their centres, or a mesh of their surface."""
 
@@ -51,8 +55,7 @@ class Convert(Writer):
             raise InputError(f"source and destination are the same file {self.source}")
         source, wanted = self.source.suffix.lower(), self.destination.suffix.lower()
         if self._cameras:
-            if wanted not in (".json", ""):
-                raise InputError(f"cameras become .json or a folder, not {self.destination}")
+            check_cameras(self.source, self.destination, self.undistort)
         elif holds_splats(self.source):
             check_splats(self.source, self.destination, self.to)
         elif source in (".spz", ".splat"):
@@ -61,6 +64,8 @@ class Convert(Writer):
             raise InputError(f"cannot read {self.source}; use {', '.join(READS)}, transforms.json or a COLMAP folder")
         else:
             self._check_geometry(wanted)
+        if self.undistort and not self._cameras:
+            raise InputError(f"--undistort is of cameras and {self.source} holds none; leave it out")
         if self.to != "same" and not self._splats:
             raise InputError(f"--to {self.to} is of splats and {self.source} holds none; leave it out")
         if self.faces and (self._cameras or (self.to != "mesh" if self._splats else is_point_cloud(self.source))):
@@ -86,11 +91,10 @@ class Convert(Writer):
         """See Command.written; a folder of cameras holds files of fixed names."""
         if self._splats:
             return [self.destination]
-        if self.destination.suffix:
-            meshes = not self._cameras and not is_point_cloud(self.source)
-            reports = [self.destination.with_suffix(".report.json")] if meshes else []
-            return [self.destination, *reports]
-        return [self.destination / name for name in ("cameras.txt", "images.txt")]
+        if self._cameras:
+            return camera_files(self.destination, silent_set(self.source) if self.undistort else None)
+        reports = [] if is_point_cloud(self.source) else [self.destination.with_suffix(".report.json")]
+        return [self.destination, *reports]
 
     def target(self) -> Target:
         """The destination decides."""
@@ -105,7 +109,7 @@ class Convert(Writer):
     def run(self, record: RunRecord, target: Target) -> Shown:
         """Reads, converts, writes."""
         if self._cameras:
-            return self._convert_cameras(record)
+            return convert_cameras(self.source, self.destination, self.undistort, record)
         if self._splats:
             return convert_splats(self.source, self.destination, self.to, self.faces, record)
         if is_point_cloud(self.source):
@@ -132,15 +136,6 @@ class Convert(Writer):
         cloud = PointCloud.load(self.source)
         record.keep(cloud.save, self.destination)
         return Shown([f"{len(cloud)} points"], data={"points": len(cloud)})
-
-    def _convert_cameras(self, record: RunRecord) -> Shown:
-        from ..geometry import camera_files
-
-        load = camera_files.load_colmap if self.source.is_dir() else camera_files.load_nerfstudio
-        save = camera_files.save_nerfstudio if self.destination.suffix else camera_files.save_colmap
-        cameras, names = load(self.source)
-        record.keep(lambda to: save(to, cameras, names), self.destination)
-        return Shown([f"{len(names)} views"], data={"views": len(names)})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
 from ..tasks.formats import MAP_FORMATS, PREVIEW, USUAL, map_formats
-from ..tasks.table import TaskConfig, task_table
+from ..tasks.table import task_table
 from ..utils.bands import Compression, need_exr
 from ..utils.errors import InputError
 from ..utils.runs import RunRecord
+from .choices import OneKind
 from .common import Seeded, check_range
 from .estimates import Estimate, of_pictures
 from .folders import LIFTED, distinct_stems, find, pixels_of
@@ -28,20 +29,24 @@ if TYPE_CHECKING:
 
     from ..tasks.map_files import Saving
 
+MAPS = tuple(name for name, task in task_table().items() if task.map)  # whose files are no pictures of a folder
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImageCommand(PriorCommand, Seeded):
     """Options of the commands that read pictures."""
 
     takes_file: ClassVar[bool] = False
+    splits: ClassVar[bool] = True
     prior: str = "toybox"
     """toybox, a geometry head's name (marigold-depth, ...) or folder, or a hub id owner/name."""
     base: Annotated[str | None, tyro.conf.Suppress] = None
     lora: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
     offload: Annotated[Literal["auto", "none", "text", "model", "sequential"], tyro.conf.Suppress] = "auto"
-    weights: Annotated[Literal["full", "float8", "int8", "int4"], tyro.conf.Suppress] = "full"
+    weights: Annotated[Literal["full", "float8", "int8", "int4", "bnb-int8", "bnb-nf4"], tyro.conf.Suppress] = "full"
     vae: Annotated[Literal["whole", "slices", "tiles"], tyro.conf.Suppress] = "whole"
     compile: Annotated[bool, tyro.conf.Suppress] = False
+    graphs: Annotated[bool, tyro.conf.Suppress] = False
     image: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Pictures, folders of pictures, or - for standard input."""
     recursive: bool = False
@@ -82,7 +87,7 @@ class ImageCommand(PriorCommand, Seeded):
         more = ""
         if len(self.image) > 1:
             listed = "\n".join(str(path) for path in self.image)
-            digits = hashlib.sha256(listed.encode("utf-8", "surrogateescape")).hexdigest()[:6]
+            digits = hashlib.sha256(listed.encode("utf-8", "surrogatepass")).hexdigest()[:6]
             more = f"-and-{len(self.image) - 1}-more-{digits}"
         return f"{first.stem or first.resolve().name}{more}-{self.noun}"
 
@@ -105,6 +110,11 @@ class ImageCommand(PriorCommand, Seeded):
         if self.steps is not None:
             check_range("--steps", self.steps, 1, 1000)
         super().check()
+        if self.steps not in (None, 1):
+            from ..tasks.heads import known_start
+
+            if known_start(self.prior) == "zeros":
+                raise InputError(f"--steps {self.steps}: the head {self.prior} is a one-step regressor; leave it out")
 
     def check_places(self, target: Target) -> None:
         """See Command.check_places; what is there must be this command's own, and no picture."""
@@ -138,7 +148,7 @@ class ImageCommand(PriorCommand, Seeded):
             if not path.is_dir():
                 pictures.append((path, Path()))
                 continue
-            found = find(path, self.recursive, (*MAP_COMMANDS, *LIFTED), target.folder)
+            found = find(path, self.recursive, (*MAPS, *LIFTED), target.folder)
             inside = Path(path.name) if len(self.image) > 1 else Path()
             pictures += [(one, inside / place) for one, place in found.pictures]
             skipped += found.skipped
@@ -218,7 +228,7 @@ class ImageCommand(PriorCommand, Seeded):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MapCommand(ImageCommand):
+class MapCommand(ImageCommand, OneKind):
     """Options of the commands that write a map for each picture."""
 
     kinds: ClassVar[tuple[str, ...]] = (".png", ".npz", ".npy", ".exr", ".tiff")
@@ -274,6 +284,7 @@ class MapCommand(ImageCommand):
             raise InputError(f"--legend belongs to a picture and --format {','.join(self.formats)} makes none")
         if self.compression != "fast" and self.formats == ("npy",):
             raise InputError(f"--compression {self.compression}: NPY knows none; leave it out, or take npz")
+        self.check_other(self.prior)
         super().check()
 
     @property
@@ -283,6 +294,8 @@ class MapCommand(ImageCommand):
 
     def load(self) -> Any:
         """The pipeline."""
+        if self.other_kind:
+            return self.load_other(self.codec, self.prior, self.placement())
         from ..pipelines.image_to_geometry import ImageToMap
         from ..tasks.heads import load_head
 
@@ -296,9 +309,9 @@ class MapCommand(ImageCommand):
         record.count("denoiser", made.nfe)
         with record.stage("write"):
             how = self.saving()
-            record.keep(lambda base: made.one(0).save(base, how), target.file(""))
-            if self.preview:
+            if self.preview:  # before the files that tell that a picture is done
                 record.keep(lambda base: made.one(0).preview(picture, base, how), target.file(""))
+            record.keep(lambda base: made.one(0).save(base, how), target.file(""))
 
     def saving(self) -> Saving:
         """How the files are written."""
@@ -309,34 +322,3 @@ class MapCommand(ImageCommand):
     def bytes_per_pixel(self) -> int:
         """See ImageCommand.bytes_per_pixel: as if nothing could be compressed."""
         return 16 * len(self.formats)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ColouredMapCommand(MapCommand):
-    """Of a map whose colours have no meaning of their own."""
-
-    colormap: str | None = None
-    """Colours of the pictures, a name of matplotlib's such as magma, turbo or gray (default: Spectral)."""
-
-    def check(self) -> None:
-        """The colours have to exist, and be used."""
-        if self.colormap is not None:
-            from ..tasks.map_files import check_colormap
-
-            check_colormap(self.colormap, "--colormap")
-            if not self.draws:
-                raise InputError(f"--colormap colours a picture and --format {','.join(self.formats)} makes none")
-        super().check()
-
-    def saving(self) -> Saving:
-        """See MapCommand.saving."""
-        return replace(super().saving(), colormap=self.colormap or "")
-
-
-def map_command(name: str, task: TaskConfig) -> type[MapCommand]:
-    """The command `unproject NAME` of a task."""
-    members = {"name": name, "codec": task.codec, "__doc__": task.summary, "__module__": __name__}
-    return type(name.capitalize(), (ColouredMapCommand if task.colormap else MapCommand,), members)
-
-
-MAP_COMMANDS = {name: map_command(name, task) for name, task in task_table().items()}

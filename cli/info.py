@@ -29,6 +29,8 @@ PACKAGES = (
 EXTRAS = {  # optional package: the extra that installs it, what it is for
     "gsplat": ("gsplat", "draws splats on CUDA"),
     "pillow_heif": ("heic", "reads HEIC pictures"),
+    "kornia": ("kornia", "cameras for kornia"),
+    "nerfstudio": ("nerfstudio", "our splats and captures inside nerfstudio"),
     "zstandard": ("spz", "splats in SPZ"),
     "OpenEXR": ("exr", "maps in OpenEXR"),
     "pxr": ("usd", "writes USD"),

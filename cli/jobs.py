@@ -1,12 +1,14 @@
 """Several things of one kind in one command: what is there already is kept, what fails is told, the rest goes on.
 
 The record (depth.run.json) is written as it goes, and says which input each name belongs to and with which settings it
-was made; the same command typed again does what is left.
+was made; the same command typed again does what is left. Processes that a launcher started share the work
+(`utils.shares`): each does its own jobs and keeps a record of them, in the end the first one's holds all.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import glob
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..utils.errors import InputError, NotWrittenError, Stopped, out_of_memory
 from ..utils.runs import RunRecord, earlier, plain
+from ..utils.shares import Share, rank_records, share
 from .outputs import Target
 
 if TYPE_CHECKING:
@@ -25,7 +28,7 @@ SOME_FAILED = 3
 NOT_SHAPING = {  # options that change no output
     *("out", "json", "print_config", "dry_run", "overwrite", "threads", "device", "batch"),
     *("image", "prompt", "prompts", "recursive", "work"),
-    *("offload", "compile", "step_memory"),
+    *("offload", "compile", "graphs", "step_memory"),
 }
 
 
@@ -45,29 +48,28 @@ class Sorted:
     left: list[Job] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
     sources: dict[str, str] = field(default_factory=dict)
+    total: int = 0  # of all processes
 
 
 def sort_out(command: Command, jobs: Sequence[Job], target: Target, overwrite: bool) -> Sorted:
-    """What is left to do of jobs whose record would be `target.record`.
+    """What is left for this process to do of jobs whose record would be `target.record`.
 
     Raises InputError where files that are there belong to another input, another setting or nobody.
     """
-    told = earlier(target.record)
-    notes = told.get("notes")
-    known = notes.get("sources") if isinstance(notes, dict) else None
-    sources = dict(known) if isinstance(known, dict) else {}
-    found = Sorted(sources=sources)
-    for job in jobs:
+    told = [earlier(path) for path in (target.record, *_others(target.record))]
+    known = [_sources(one) for one in told]
+    found = Sorted(sources={name: source for one in known for name, source in one.items()}, total=len(jobs))
+    for job in share().own(jobs):
         there = [path for path in job.files if os.path.exists(path)]
         name = _name(job, target)
         if overwrite or not there:
             found.left.append(job)
             continue
-        made_from = sources.get(name)
+        made_from = found.sources.get(name)
         if made_from is not None and made_from != job.source:
             raise InputError(f"{there[0]} was made from {made_from}; choose another --out, or --overwrite it")
         if made_from is not None:
-            _check_settings(command, told, there[0])
+            _check_settings(command, next(t for t, k in zip(told, known, strict=True) if name in k), there[0])
         if len(there) == len(job.files):
             found.kept.append(f"{job.source} (already there: {there[0]}; --overwrite makes it again)")
         elif made_from is not None:
@@ -88,22 +90,46 @@ def run_jobs(
     """Loads what the work needs and does what is left. Returns lines about what failed, and how many were made.
 
     One alone fails as it is; among several the rest goes on. Ctrl-C and SIGTERM finish the one at hand, then raise
-    Stopped. A disk that refuses to take results ends all.
+    Stopped. A disk that refuses to take results ends all. Of several processes every one returns what all of them did,
+    and the record of the first says so.
     """
+    mine = share()
+    mine.gathered({})  # nobody writes before all have looked at what is there
+    failed: list[str] = []
+    record.notes["sources"] = found.sources
+    if found.left:
+        failed = _work(command, found, record, target, load, do)
+        record.notes["sources"] = found.sources
+    made = len(found.left) - len(failed)
+    if mine.count > 1:
+        failed, made = _together(mine, found, record, failed, made)
+    if mine.first:
+        for path in _others(target.record):
+            path.unlink(missing_ok=True)
+    return failed, made
+
+
+def _work(
+    command: Command,
+    found: Sorted,
+    record: RunRecord,
+    target: Target,
+    load: Callable[[], P],
+    do: Callable[[P, Job], None],
+) -> list[str]:
+    """Does this process's jobs; lines about what failed."""
     from ..core.training.loop_parts import stop_signals
     from ..utils.progress import Progress
 
-    failed: list[str] = []
-    asked: list[int] = []
-    record.notes["sources"] = found.sources
-    if not found.left:
-        return failed, 0
+    mine, failed, asked = share(), list[str](), list[int]()
     with record.stage("load"):
         pipe = load()
-    record.begin(target.record)
+    record.begin(mine.beside(target.record))
     total = len(found.left) + len(found.kept)
-    alone = total == 1
-    with stop_signals(asked.append), Progress(total, command.name, done=len(found.kept), shown=not alone) as bar:
+    alone = found.total == 1
+    label = command.name if mine.count == 1 else f"{command.name} (process {mine.rank + 1} of {mine.count})"
+    shown = not alone and mine.first
+    with stop_signals(asked.append), Progress(total, label, done=len(found.kept), shown=shown) as bar:
         for number, job in enumerate(found.left):
             if asked:
                 raise Stopped(len(found.kept) + number, total, str(target.folder), asked[0])
@@ -122,8 +148,48 @@ def run_jobs(
                 failed.append(reason)
                 found.sources.pop(_name(job, target))
             bar.advance()
+    return failed
+
+
+def _together(mine: Share, found: Sorted, record: RunRecord, failed: list[str], made: int) -> tuple[list[str], int]:
+    """(failed, made) of all processes; `found` and the first one's record are completed by what the others tell."""
+    own = {"sources": found.sources, "failed": failed, "kept": found.kept, "made": made}
+    facts = mine.gathered({**own, "notes": record.notes, **merged_facts(record)})
+    found.kept = [line for one in facts for line in one["kept"]]
+    found.sources = {name: source for one in facts for name, source in one["sources"].items()}
+    record.notes = {name: note for one in reversed(facts) for name, note in one["notes"].items()}
     record.notes["sources"] = found.sources
-    return failed, len(found.left) - len(failed)
+    merge(record, facts)
+    return [line for one in facts for line in one["failed"]], sum(one["made"] for one in facts)
+
+
+def merged_facts(record: RunRecord) -> dict[str, Any]:
+    """What a process tells of its record (see `merge`)."""
+    return {"outputs": record.outputs, "nfe": record.nfe, "warnings": record.warnings, "seconds": record.seconds}
+
+
+def merge(record: RunRecord, facts: Sequence[Mapping[str, Any]]) -> None:
+    """Files, network calls and warnings of all processes in one record, and how long each of them took."""
+    record.outputs = list(dict.fromkeys(path for one in facts for path in one["outputs"]))
+    record.warnings = list(dict.fromkeys(text for one in facts for text in one["warnings"]))
+    record.nfe = {}
+    for one in facts:
+        for network, calls in one["nfe"].items():
+            record.count(network, calls)
+    record.notes["processes"] = [{"seconds": round(one["seconds"], 3), "nfe": one["nfe"]} for one in facts]
+
+
+def _others(record: Path) -> list[Path]:
+    """Records that other processes than the first have there."""
+    pattern = rank_records(Path(record.name)).name
+    return [record.parent / name for name in sorted(glob.glob(pattern, root_dir=record.parent))]
+
+
+def _sources(told: Mapping[str, Any]) -> dict[str, str]:
+    """Which input each name of a record belongs to."""
+    notes = told.get("notes")
+    known = notes.get("sources") if isinstance(notes, dict) else None
+    return dict(known) if isinstance(known, dict) else {}
 
 
 def settings(command: Command) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from ..utils.runs import RunRecord
 from .common import check_range
 from .folders import CAMERA, MESH_KINDS, POINT_KINDS, UNDISTORTED
 from .image import ImageCommand
+from .lens import LensOptions
+from .metric import load_metric, seen_in_metres
 from .outputs import Target, need_format
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pointcloud(ImageCommand):
+class Pointcloud(ImageCommand, LensOptions):
     """Lift a picture to a coloured point cloud with normals, or with --mesh to a surface with the picture as texture,
     by estimated depth; z is up, the camera looks along -x. NAME-camera.json says where it stands."""
 
@@ -41,16 +43,11 @@ class Pointcloud(ImageCommand):
     max_slant: float = 84.0
     """Degrees between a surface's normal and the line of sight beyond which it counts as the edge between near and
     far: points that fly there and triangles are left out (90 keeps everything)."""
-    fov: float | None = None
-    """Field of view of the picture's longer side in degrees (default: by the focal length in the photo's EXIF, else
-    55)."""
-    K: Path | None = None
-    """JSON file with the camera matrix in px: 3 x 3, as a list or under "K" (pixel centres at +0.5), under
-    "camera_matrix" as OpenCV writes it (pixel centres at whole numbers), or a transforms.json; instead of --fov."""
     undistort: bool = False
     """Take the lens distortion in --K out of the picture first; what is used then is NAME-undistorted.png."""
     near: float = 1.0
-    """Depth of the nearest point of the cloud, in metres; the scale of a single picture is not known."""
+    """Depth of the nearest point of the cloud, in metres; the scale of a single picture is not known, unless
+    --known-distance or --camera-height tells it."""
     far: float = 4.0
     """Depth of the farthest point of the cloud, in metres."""
     preview: bool = False
@@ -98,12 +95,12 @@ class Pointcloud(ImageCommand):
                 raise InputError(f"--faces {self.faces} bounds a mesh; give --mesh too, or leave it out")
             check_range("--faces", self.faces, 2, 10_000_000)
         check_range("--max-slant", self.max_slant, 1, 90)
-        if self.fov is not None:
-            check_range("--fov", self.fov, 1, 170)
-        if self.K is not None:
-            self._check_matrix(self.K)
-        elif self.undistort:
+        self.check_lens(self.many, self.undistort)
+        if self.undistort and self.K is None:
             raise InputError("--undistort needs --K: a JSON file with the lens's distortion beside its camera matrix")
+        usual = (Pointcloud.near, Pointcloud.far)
+        if self.scaled and (self.near, self.far) != usual:
+            raise InputError(f"--near {self.near:g} and --far {self.far:g} are a choice where the scale is measured")
         if not 0 < self.near < self.far < float("inf"):
             raise InputError(f"--near {self.near:g} and --far {self.far:g}: need 0 < near < far")
         super().check()
@@ -121,15 +118,6 @@ class Pointcloud(ImageCommand):
         for suffix in self.suffixes:
             need_format(Path(f"{self.noun}{suffix}"))
 
-    def _check_matrix(self, path: Path) -> None:
-        from ..geometry.intrinsics import check_intrinsics
-
-        if self.fov is not None:
-            raise InputError(f"give --fov {self.fov:g} or --K {path}, not both")
-        if not path.is_file():
-            raise InputError(f"--K {path} does not exist; give a JSON file with a 3 x 3 camera matrix in px")
-        check_intrinsics(path, self.undistort)
-
     def seconds_per_megapixel(self) -> float:
         """See ImageCommand.seconds_per_megapixel; text takes longer."""
         return 0.3 + sum(12.0 if suffix in (".xyz", ".obj", ".usda") else 0.2 for suffix in self.suffixes)
@@ -142,47 +130,59 @@ class Pointcloud(ImageCommand):
         """The pipeline."""
         from ..pipelines.image_to_geometry import ImageToDepth
 
+        if self.scaled:
+            return load_metric(self)
         return ImageToDepth.from_pretrained(self.prior, **self.placement())
 
     def one(self, pipe: Any, path: Path, picture: np.ndarray, record: RunRecord, target: Target) -> None:
         """Writes the cloud or mesh of one picture and its camera."""
         from ..geometry.camera_files import save_nerfstudio
-        from ..pipelines.picture_inputs import is_panorama, photo_camera
+        from ..pipelines.picture_inputs import is_panorama
         from ..pipelines.validity import file_valid
 
         if is_panorama(path):
             raise InputError(f"{path} is a panorama of all directions, which no pinhole is; cut views out of it first")
         valid, shown = file_valid(path, picture), path
-        height, width, _ = picture.shape
-        camera = photo_camera(width, height, fov_deg=self.fov, K=self.K, photo=path, undistorted=self.undistort)
+        seen = self.camera_of(picture, path, valid, self.undistort)
         if self.undistort:
             picture, valid, shown = self._undistorted(path, picture, valid, record, target)
-        made = pipe(picture, valid=valid, **self.settings())
-        record.count("denoiser", made.nfe)
-        focal = {"px": float(camera.K[0, 0, 0]), "from": self._focal_from(path, width, height)}
+        near, far, scale = (
+            self.near,
+            self.far,
+            f"--near {self.near:g} and --far {self.far:g}: a choice, not a measurement",
+        )
+        if self.scaled:
+            how = {"valid": valid, "undistorted": self.undistort, **self.settings()}
+            both, seen, metric = seen_in_metres(self, pipe, path, picture, record, **how)
+            made, near, far, scale = both.depth, metric.near_m, metric.far_m, metric.scale
+        else:
+            made = pipe(picture, valid=valid, **self.settings())
+            record.count("denoiser", made.nfe)
+        camera = seen.camera
+        focal = {"px": float(camera.K[0, 0, 0]), "from": seen.source}
         record.notes.setdefault("focal", {})[str(path)] = focal
-        with record.stage("write"):
-            for write, ending in self._writers(made, picture, camera):
-                record.keep(write, target.file(ending))
+        record.notes.setdefault("scale", {})[str(path)] = scale
+        with record.stage("write"):  # the files that tell that a picture is done come last
             record.keep(lambda to: save_nerfstudio(to, camera, [_beside(to, shown)]), target.file(CAMERA))
             if self.preview:
                 from ..tasks.map_files import Saving
 
                 record.keep(lambda base: made.one(0).preview(picture, base, Saving()), target.file(""))
+            for write, ending in self._writers(made, picture, camera, near, far, scale):
+                record.keep(write, target.file(ending))
 
     def _writers(
-        self, made: DepthOutput, picture: np.ndarray, camera: Camera
+        self, made: DepthOutput, picture: np.ndarray, camera: Camera, near: float, far: float, scale: str
     ) -> list[tuple[Callable[[Path], Any], str]]:
         """(what writes a file, its ending) for each file of the geometry."""
         if not self.mesh:
-            cloud = made.point_cloud(picture, camera, self.near, self.far, max_slant_deg=self._slant)
+            cloud = made.point_cloud(picture, camera, near, far, max_slant_deg=self._slant)
             return [(cloud.save, suffix) for suffix in self.suffixes]
         from ..geometry.inspection import write_report
 
-        mesh = made.surface(picture, camera, self.near, self.far, self.faces or 200_000, self.max_slant)
-        scale = f"--near {self.near:g} and --far {self.far:g}: a choice, not a measurement"
+        mesh = made.surface(picture, camera, near, far, self.faces or 200_000, self.max_slant)
         files: list[tuple[Callable[[Path], Any], str]] = [(mesh.save, suffix) for suffix in self.suffixes]
-        return [*files, (lambda path: write_report(mesh, path, scale), self.suffixes[0])]
+        return [(lambda path: write_report(mesh, path, scale), self.suffixes[0]), *files]
 
     @property
     def _slant(self) -> float | None:
@@ -200,15 +200,6 @@ class Pointcloud(ImageCommand):
         straight, inside = undistorted(picture, read_lens(self.K, (width, height), path), valid)
         written: Path = record.keep(lambda to: save_image(to, straight), target.file(UNDISTORTED))
         return straight, inside, written
-
-    def _focal_from(self, path: Path, width: int, height: int) -> str:
-        """Where the focal length of a picture comes from."""
-        from ..pipelines.picture_inputs import DEFAULT_FOV_DEG, exif_focal_px
-
-        if self.K is not None or self.fov is not None:
-            return f"--K {self.K}" if self.K is not None else f"--fov {self.fov:g}"
-        known = exif_focal_px(path, width, height) is not None
-        return "EXIF of the photo" if known else f"{DEFAULT_FOV_DEG:g} degrees, a usual lens"
 
 
 def _beside(file: Path, picture: Path) -> str:

@@ -45,12 +45,15 @@ class PriorCommand(Threaded):
     offload: Literal["auto", "none", "text", "model", "sequential"] = "auto"
     """What leaves the device when it is not in use: the text encoders, every network, or every layer, which is slow;
     auto is text for large backbones on a device other than the processor."""
-    weights: Literal["full", "float8", "int8", "int4"] = "full"
-    """Storage of the network and of T5: float8 is cast as it is used, int8 and int4 need torchao."""
+    weights: Literal["full", "float8", "int8", "int4", "bnb-int8", "bnb-nf4"] = "full"
+    """Storage of the network and of T5: float8 is cast as it is used, int8 and int4 need torchao, bnb-int8 and bnb-nf4
+    bitsandbytes."""
     vae: Literal["whole", "slices", "tiles"] = "whole"
     """How pictures are decoded: together, one by one, or in parts that may show seams."""
     compile: bool = False
     """Compile the network's repeated blocks on their first call."""
+    graphs: bool = False
+    """Record calls of the network and replay them (CUDA graphs): for many steps of one size, on CUDA."""
 
     def check(self) -> None:
         """The device has to be there and the prior known."""
@@ -66,6 +69,11 @@ class PriorCommand(Threaded):
             raise InputError(f"--revision {self.revision} serves priors on the hub, not --prior {self.prior}")
         if self.offload in ("text", "model", "sequential") and pick_device(self.device) == "cpu":
             raise InputError(f"--offload {self.offload} serves a device beside the processor, not --device cpu")
+        if self.graphs and not pick_device(self.device).startswith("cuda"):
+            raise InputError(f"--graphs serves CUDA, not --device {pick_device(self.device)}; leave it out")
+        if self.graphs and (self.offload in ("model", "sequential") or self.weights == "float8"):
+            moved = "--weights float8" if self.weights == "float8" else f"--offload {self.offload}"
+            raise InputError(f"--graphs needs weights that stay where they are, not {moved}; leave one of them out")
         for text in self.lora:
             split_scale(text, "--lora")
 
@@ -92,7 +100,7 @@ class PriorCommand(Threaded):
 
         leaves = "text" if device != "cpu" and not self.prior.startswith("toybox") else "none"
         offload = leaves if self.offload == "auto" else self.offload
-        how = Placement(offload=offload, weights=self.weights, vae=self.vae, compile=self.compile)
+        how = Placement(offload=offload, weights=self.weights, vae=self.vae, compile=self.compile, graphs=self.graphs)
         if how != WHOLE:
             given["placement"] = how
         return {"device": device, "dtype": self._dtype(device), **given}

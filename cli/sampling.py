@@ -53,7 +53,7 @@ class SamplingCommand(QualityCommand, Seeded):
     size: int | None = None
     """Pixels of a side (default: the prior's own)."""
     batch: int = 16
-    """Images drawn at once."""
+    """Images drawn at once, at most: fewer where memory is short."""
 
     def check(self) -> None:
         """Ranges, files that are not there, and options that do not go together."""

@@ -48,8 +48,8 @@ class SteeredCommand(ImagePromptCommand):
     """KIND:FILE, what the picture follows: canny (the edges of a picture), depth or normal (NAME.npz of `unproject
     depth` or `normals`, or a picture of such a map), or map (a picture as the control wants it)."""
     control_net: tuple[str, ...] = ()
-    """ControlNet or T2I-Adapter for each --control-image, a folder or hub id, with :SCALE (default: by KIND for sd15
-    and sdxl)."""
+    """ControlNet or T2I-Adapter for each --control-image, a folder or hub id, with :SCALE (default: by KIND for sd15,
+    sdxl, sd3 and flux-dev)."""
 
     def check(self) -> None:
         """The files have to be there, and a control for each."""

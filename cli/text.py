@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 class TextCommand(PriorCommand, Seeded):
     """Options of the commands that make something from words."""
 
+    splits: ClassVar[bool] = True
+
     prompt: tyro.conf.Positional[str | None] = None
     """What to make, for example "two red cubes"."""
     prompts: Path | None = None

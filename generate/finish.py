@@ -14,6 +14,7 @@ from ..geometry.representation import MeshConfig, Representation
 from ..geometry.solid import solid_surface
 from ..geometry.turntable import Picture, Viewed, contact_sheet, render_turntable
 from ..geometry.unwrap import unwrap
+from ..utils.device_memory import release_host_memory
 from ..utils.errors import InputError
 from ..utils.pictures import save_gif, save_image, save_mp4
 
@@ -39,7 +40,9 @@ def textured_mesh(shape: Representation, config: MeshConfig, seen_from: Camera |
 
     seen_from: views that the colours were learnt from; what none of them shows is filled from what they show.
     """
+    release_host_memory()  # what came before is over
     mesh = unwrap(surface_of(shape, config), config.texture)
+    release_host_memory()
     return bake(mesh, lambda p, n: shape.surface_color(p, n, config), config.texture, seen_from=seen_from)
 
 

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import open3d
@@ -25,6 +26,7 @@ from .unwrap import unwrap
 Query = Callable[[Tensor, Tensor], Tensor]
 SAID = 1e-4  # weight of all views together from which a texel counts as seen
 LEARNT = 0.01  # weight of one view (a slant of 72 degrees) from which what was optimised knows its colours
+BAND = 1 << 17  # texels whose rays are cast at once
 CARRIED = ("base_color", "metallic_roughness")  # a normal map is relative to the triangles it was made for
 
 
@@ -50,21 +52,28 @@ def rasterise_uv(mesh: Mesh, size: int) -> Texels:
         open3d.core.Tensor(flat.contiguous().numpy()),
         open3d.core.Tensor(np.ascontiguousarray(mesh.uv_faces.cpu().numpy().astype(np.uint32))),
     )
-    centre = torch.arange(size) + 0.5
-    y, x = torch.meshgrid(size - centre, centre, indexing="ij")  # row 0 is v = 1
-    rays = torch.stack([x, y, *(torch.full_like(x, c) for c in (1.0, 0.0, 0.0, -1.0))], dim=-1)
-    hit = scene.cast_rays(open3d.core.Tensor(rays.contiguous().numpy()))
-    ids = hit["primitive_ids"].numpy()
-    mask = torch.from_numpy(ids != NO_HIT)
+    bands = [_hits(scene, size, rows) for rows in torch.arange(size).split(max(1, BAND // size))]
+    mask, ids, late = (torch.cat(parts) for parts in zip(*bands, strict=True))
     device = mesh.vertices.device
-    faces = torch.from_numpy(ids[ids != NO_HIT].astype(np.int64)).to(device)
-    late = torch.from_numpy(hit["primitive_uvs"].numpy()).to(device)[mask.to(device)]
-    weights = torch.cat([1 - late.sum(dim=-1, keepdim=True), late], dim=-1).to(mesh.vertices.dtype)
+    faces, late = ids.to(device), late.to(mesh.vertices)
+    weights = torch.cat([1 - late.sum(dim=-1, keepdim=True), late], dim=-1)
     corners = mesh.faces[faces]
     normals = mesh.face_normals()[faces]
     if mesh.vertex_normals is not None:
         normals = torch.nn.functional.normalize(interpolate(mesh.vertex_normals, corners, weights), dim=-1)
     return Texels(mask, faces, weights, interpolate(mesh.vertices, corners, weights), normals)
+
+
+def _hits(scene: Any, size: int, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of some rows of a texture (R,), row 0 being v = 1: where a chart is (R, T), its faces (N,) and late weights."""
+    x = (torch.arange(size) + 0.5).expand(len(rows), size)
+    y = (size - 0.5 - rows)[:, None].expand_as(x)
+    rays = torch.stack([x, y, *(torch.full_like(x, c) for c in (1.0, 0.0, 0.0, -1.0))], dim=-1)
+    hit = scene.cast_rays(open3d.core.Tensor(rays.contiguous().numpy()))
+    ids = hit["primitive_ids"].numpy()
+    found = ids != NO_HIT
+    late = torch.from_numpy(hit["primitive_uvs"].numpy()[found])
+    return torch.from_numpy(found), torch.from_numpy(ids[found].astype(np.int64)), late
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -204,6 +205,23 @@ def look_at(eye: Tensor, target: Tensor, up: Tensor | None = None) -> Tensor:
     right = torch.nn.functional.normalize(right, dim=-1)
     down = torch.linalg.cross(forward, right)
     return _with_last_row(torch.stack([right, down, forward, eye.expand_as(forward)], dim=-1))
+
+
+def upright_pose(gravity: np.ndarray | None = None) -> Tensor:
+    """c2w (4, 4) at the origin, looking towards -x as one who faces the front of an object, with `gravity` (3,), the
+    direction of falling in camera axes, along -z; None: a level camera. One that looks straight down has its upper
+    edge towards -x. Raises InputError for no direction."""
+    down = torch.tensor([0.0, 1.0, 0.0] if gravity is None else np.asarray(gravity, np.float64).tolist()).double()
+    if not bool(torch.isfinite(down).all()) or float(down.norm()) < 1e-6:
+        raise InputError(f"gravity={down.tolist()} is no direction")
+    up = -torch.nn.functional.normalize(down, dim=0)
+    forward = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
+    ahead = forward - (forward @ up) * up
+    if float(ahead.norm()) < 1e-6:
+        ahead = torch.tensor([0.0, -1.0, 0.0], dtype=torch.float64) * torch.sign(forward @ -up)
+    ahead = torch.nn.functional.normalize(ahead, dim=0)
+    rows = torch.stack([-ahead, torch.linalg.cross(up, -ahead), up])  # world axes in camera axes
+    return _with_last_row(torch.cat([rows, torch.zeros(3, 1, dtype=torch.float64)], dim=1)).float()
 
 
 def intrinsics_from_fov(fov_y_rad: Tensor, width: int, height: int) -> Tensor:

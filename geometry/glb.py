@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from ..utils.errors import InputError
 from .cameras import to_gltf_points
 from .colors import linear_from_srgb
 from .formats.gltf_data import BIN_CHUNK, JSON_CHUNK, MAGIC, VERSION
@@ -140,12 +141,19 @@ def _material(textures: dict[str, NDArray[np.uint8]], builder: Builder, wrap: in
 def container(document: dict[str, Any], builder: Builder) -> bytes:
     """GLB bytes of a document and what its builder collected."""
     blob = bytes(builder.blob) + b"\0" * (-len(builder.blob) % 4)
-    document = {**document, "bufferViews": builder.views, "buffers": [{"byteLength": len(blob)}]}
+    return container_head({**document, "bufferViews": builder.views}, len(blob)) + blob
+
+
+def container_head(document: dict[str, Any], length: int) -> bytes:
+    """What stands in a GLB before a binary chunk of so many bytes, a multiple of four. Raises InputError above 4 GB."""
+    document = {**document, "buffers": [{"byteLength": length}]}
     text = json.dumps(document, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 4)
-    total = 12 + 8 + len(text) + 8 + len(blob)
+    total = 12 + 8 + len(text) + 8 + length
+    if total >= 1 << 32:
+        raise InputError(f"a GLB holds 4 GB at most, this would take {total / 1e9:.1f} GB; choose another format")
     head = struct.pack("<III", MAGIC, VERSION, total)
-    return head + struct.pack("<II", len(text), JSON_CHUNK) + text + struct.pack("<II", len(blob), BIN_CHUNK) + blob
+    return head + struct.pack("<II", len(text), JSON_CHUNK) + text + struct.pack("<II", length, BIN_CHUNK)
 
 
 def vertex_tangents(positions: Tensor, normals: Tensor, uv: Tensor, faces: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from ..utils.files import write_json
 from .extract import mesh_arrays
 from .meshes import Mesh
 from .report import edge_table, face_components, merge_positions
+from .seams import seam_jumps
 from .solid import examine
 from .winding import Caster, shells_of
 
@@ -91,6 +92,14 @@ def _thickness(mesh: Mesh) -> dict[str, float] | None:
     }
 
 
+def _jump(mesh: Mesh) -> dict[str, float] | None:
+    """Change of the base colour across borders of charts, in [0, 1]: mean, and what 95 % stay below."""
+    jumps = seam_jumps(mesh).mean(dim=-1)
+    if not len(jumps):
+        return None
+    return {"mean": float(jumps.mean()), "percentile_95": float(np.percentile(jumps.numpy(), 95))}
+
+
 def _texture(mesh: Mesh) -> dict[str, Any] | None:
     """Charts, how large their texels are on the surface, the share of the picture they use, and that of texels which no
 
@@ -115,6 +124,7 @@ def _texture(mesh: Mesh) -> dict[str, Any] | None:
         "maps": {name: list(image.shape) for name, image in mesh.textures.items()},
     }
     if mesh.textures:
+        facts["seam_jump"] = _jump(mesh)
         height, width = next(iter(mesh.textures.values())).shape[:2]
         per_chart = [np.bincount(labels, weights=weights) for weights in (areas, flat * height * width)]
         drawn = per_chart[1] > 0  # charts without texels are counted above

@@ -81,7 +81,7 @@ def lens_of_frame(frame: Mapping[str, Any], path: Path) -> Lens:
 def lens_of_colmap(model: str, width: int, height: int, values: list[float], folder: Path) -> Lens:
     """The lens of a row of COLMAP's cameras. Raises InputError for models that are not ours."""
     if model not in COLMAP:
-        raise InputError(f"{folder}: camera model {model} is not supported; run colmap image_undistorter first")
+        raise InputError(f"{folder}: camera model {model[:80]} is not supported; run colmap image_undistorter first")
     ours, count, names = COLMAP[model]
     if len(values) < count:
         raise InputError(f"{folder}: a camera {model} has {len(values)} parameters; it needs at least {count}")
@@ -128,7 +128,7 @@ def reject_distortion(path: str | Path, lenses: Iterable[Lens]) -> None:
     """Raises InputError when a lens is bent."""
     bent = next((dict(lens.bent) for lens in lenses if lens.bent), None)
     if bent is not None:
-        raise InputError(f"{path} has lens distortion {bent}; undistort the images first (colmap image_undistorter)")
+        raise InputError(f"{path} has lens distortion {bent}; unproject convert --undistort takes it out of the images")
 
 
 def _bent(coefficients: Mapping[str, float]) -> dict[str, float]:

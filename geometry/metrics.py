@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..utils.errors import InputError
 from .meshes import Mesh
-from .raycast import interpolate
+from .raycast import RayMesh, interpolate
 
 SAMPLES = 100_000  # points a mesh for published numbers
 
@@ -61,6 +61,22 @@ def nearest_distances(a: Tensor, b: Tensor) -> NDArray[np.float64]:
             raise InputError(f"{name} has shape {tuple(points.shape)}, expected (N, 3) with N > 0")
     tree = cKDTree(b.detach().cpu().double().numpy())
     return tree.query(a.detach().cpu().double().numpy())[0]
+
+
+def hausdorff(a: Mesh, b: Mesh, samples: int = 20_000, generator: torch.Generator | None = None) -> float:
+    """Metres to the other surface from the farthest point of either: of its vertices and of `samples` points on it.
+
+    Distances go to the surfaces themselves, so that equal meshes have 0 but for rounding (float32 of the coordinates).
+    """
+    return max(_farthest(a, b, samples, generator), _farthest(b, a, samples, generator))
+
+
+def _farthest(mesh: Mesh, other: Mesh, samples: int, generator: torch.Generator | None) -> float:
+    used = mesh.vertices.detach()[mesh.faces.unique()]
+    points = torch.cat([used, sample_surface(mesh, samples, generator)[0]])
+    scene = RayMesh(other)
+    face, weights = scene.closest(points)
+    return float((points - interpolate(other.vertices.detach(), other.faces[face], weights)).norm(dim=-1).max())
 
 
 def compare_meshes(

@@ -49,8 +49,8 @@ def load_posed(source: str | Path, downscale: int = 1, images: str | Path | None
         if model is None:
             raise InputError(f"{source} holds neither a transforms.json nor a COLMAP model; give a folder that does")
         views, points = colmap_views(model), _colmap_points(model)
-        root = Path(images) if images is not None else _image_folder(source, model)
-    found = {i: path for i, name in enumerate(views.names) if (path := _picture(root, name)) is not None}
+        root = Path(images) if images is not None else image_folder(source, model)
+    found = {i: path for i, name in enumerate(views.names) if (path := picture_file(root, name)) is not None}
     if not found:
         raise InputError(
             f"none of the {len(views.names)} pictures is there, such as {root / views.names[0]}; say where"
@@ -65,13 +65,14 @@ def _has_model(folder: Path) -> bool:
     return any((folder / f"cameras.{kind}").is_file() for kind in ("txt", "bin"))
 
 
-def _image_folder(source: Path, model: Path) -> Path:
+def image_folder(source: Path, model: Path) -> Path:
     """`images` beside the model or above it."""
     places = [source / "images", *(parent / "images" for parent in (model, *list(model.parents)[:2]))]
     return next((place for place in places if place.is_dir()), source)
 
 
-def _picture(root: Path, name: str) -> Path | None:
+def picture_file(root: Path, name: str) -> Path | None:
+    """The picture of a name in a folder, whose suffix may be left out; None where there is none."""
     path = root / name.replace("\\", "/")
     return next((f for suffix in SUFFIXES if (f := path.with_name(path.name + suffix)).is_file()), None)
 

@@ -8,8 +8,10 @@ from ..utils.lazy import loader
 
 if TYPE_CHECKING:
     from .edit_image import EditImage
+    from .image_to_camera import ImageToCamera
     from .image_to_geometry import ImageToDepth, ImageToGeometry, ImageToNormals
     from .images_to_splats import ImagesToSplats
+    from .match_images import MatchImages
     from .restore_image import RestoreImage
     from .shortcuts import depth, fit_splats, normals
     from .text_to_image import TextToImage
@@ -18,10 +20,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EditImage",
+    "ImageToCamera",
     "ImageToDepth",
     "ImageToGeometry",
     "ImageToNormals",
     "ImagesToSplats",
+    "MatchImages",
     "RestoreImage",
     "TextToImage",
     "TextToMesh",
@@ -33,10 +37,12 @@ __all__ = [
 
 _HOMES = {
     "EditImage": ".edit_image",
+    "ImageToCamera": ".image_to_camera",
     "ImageToDepth": ".image_to_geometry",
     "ImageToGeometry": ".image_to_geometry",
     "ImageToNormals": ".image_to_geometry",
     "ImagesToSplats": ".images_to_splats",
+    "MatchImages": ".match_images",
     "RestoreImage": ".restore_image",
     "TextToImage": ".text_to_image",
     "TextToMesh": ".text_to_mesh",

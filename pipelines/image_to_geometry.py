@@ -15,16 +15,18 @@ from ..core.sampling.grids import Spacing
 from ..core.sampling.sampler import StepCallback
 from ..tasks.codecs import DepthOutput, NormalsOutput
 from ..tasks.ensemble import ALIGNMENTS, Alignment
-from ..tasks.geometry_head import GeometryHead
 from ..tasks.heads import load_head
+from ..tasks.map_head import MapHead
 from ..tasks.outputs import GeometryOutput, TaskOutput
 from ..tasks.tiling import tile_boxes
 from ..utils.errors import InputError
+from ..utils.seeds import generator as seeded
 from ..utils.seeds import sample_noise
 from .base import placed
 from .geometry_maps import Made, at_size, merged
 from .picture_inputs import PictureLike, fitted, pictures, resized
 from .sampling_parts import TENSORS, StepEnd, check_tensors, randomness, step_callback, whole_number
+from .sureness import add_confidence
 from .validity import at_map_size, seen_pixels
 
 Out = TypeVar("Out")
@@ -61,7 +63,7 @@ class _FromImage(ABC, Generic[Out]):
 
     needs: tuple[str, ...] = ()
 
-    def __init__(self, head: GeometryHead) -> None:
+    def __init__(self, head: MapHead) -> None:
         missing = [name for name in self.needs if name not in head.config.targets]
         if missing:
             raise InputError(f"this head predicts {', '.join(head.config.targets)}, not {', '.join(missing)}")
@@ -155,7 +157,8 @@ class _FromImage(ABC, Generic[Out]):
             settings = replace(settings, callback=step_callback(self, callback_on_step_end))
         self._check(tiles, seed, generator, latents, output_type)
         source: Generators = generator
-        if self.head.config.start == "noise" and generator is None and latents is None:
+        draws = self.head.config.start == "noise" and (latents is None or self.head.stochastic)
+        if draws and generator is None:
             seeds, source = randomness(seed, None, len(images))
             seed = seeds[0] if seeds else None
         before = self.head.nfe
@@ -174,6 +177,8 @@ class _FromImage(ABC, Generic[Out]):
                 height, width = output.prediction.shape[2:] if output_type == "pt" else output.prediction.shape[1:3]
                 own = at_map_size(seen, (height, width))
                 output.valid = own if output_type == "pt" else own.permute(0, 2, 3, 1).cpu().numpy()
+        if self.head.confidence:
+            add_confidence(result, made, images, self.head.confidence, settings.resolution, output_type)
         chosen = self._chosen(result)
         if return_dict:
             return chosen
@@ -219,6 +224,7 @@ class _FromImage(ABC, Generic[Out]):
         padded, inner = fitted(images, settings.resolution, self.head.prior.vae_factor)
         condition = _in_chunks(self.head.encode_image, padded, settings.batch).repeat_interleave(members, 0)
         start = self._start(condition, source, latents, members)
+        later = self._later(source, len(condition))
         rows = range(0, len(condition), settings.batch)
         final = torch.cat(
             [
@@ -228,6 +234,7 @@ class _FromImage(ABC, Generic[Out]):
                     settings.steps,
                     settings.spacing,
                     settings.callback,
+                    later[i : i + settings.batch] if isinstance(later, list) else later,
                 )
                 for i in rows
             ]
@@ -257,6 +264,15 @@ class _FromImage(ABC, Generic[Out]):
                 "image, or one per image and member"
             )
         return torch.cat([sample_noise(shape, one, members, *form) for one in source])
+
+    def _later(self, source: Generators, rows: int) -> Generators:
+        """What draws the noise between steps, where the head's add some: one for each row, so that parts of any size
+        make the same maps; one that was given for all serves all."""
+        if not self.head.stochastic or source is None or isinstance(source, torch.Generator):
+            return source
+        drawn = [int(torch.randint(2**62, (1,), generator=one, device=one.device)) for one in source]
+        each = rows // len(source)
+        return [seeded(seed + member) for seed in drawn for member in range(each)]
 
     def _varied(self, images: Tensor, settings: Settings) -> Made:
         """An ensemble of a deterministic head: mirrored and rescaled copies of the images."""
@@ -351,7 +367,7 @@ class ImageToNormals(_FromImage[NormalsOutput]):
 class ImageToMap(_FromImage[TaskOutput]):
     """One target of a head, by its codec's name."""
 
-    def __init__(self, head: GeometryHead, target: str) -> None:
+    def __init__(self, head: MapHead, target: str) -> None:
         self.needs = (target,)
         super().__init__(head)
 

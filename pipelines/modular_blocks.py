@@ -7,8 +7,8 @@ from typing import Any
 from diffusers.modular_pipelines import ModularPipelineBlocks, PipelineState
 from diffusers.modular_pipelines.modular_pipeline_utils import InputParam, OutputParam
 
-from ..tasks.geometry_head import GeometryHead
 from ..tasks.heads import load_head
+from ..tasks.map_head import MapHead
 from .image_to_geometry import ImageToMap
 
 
@@ -19,7 +19,7 @@ class MapBlock(ModularPipelineBlocks):
     >>> maps = blocks.init_pipeline()(..., output="depth")  # an array (N, H, W, C)
     """
 
-    def __init__(self, target: str = "depth", head: GeometryHead | str = "toybox") -> None:
+    def __init__(self, target: str = "depth", head: MapHead | str = "toybox") -> None:
         """`target` is what is predicted ("depth", "normals"), `head` what predicts it, or its name."""
         super().__init__()
         self.target = target

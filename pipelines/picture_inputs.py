@@ -17,13 +17,12 @@ from ..geometry.intrinsics import read_intrinsics
 from ..utils.decoding import Layers, layers_of, read_layers
 from ..utils.errors import InputError
 from ..utils.pictures import load_image
+from .photo_exif import read_exif
 
 PictureLike = str | Path | Image.Image | np.ndarray | Tensor
 DEFAULT_FOV_DEG = 55.0  # of the longer side, an ordinary phone or kit lens
-FILM_DIAGONAL_MM = math.hypot(36, 24)
 NEARLY_BLACK = 0.1  # below this a mask of many greys is an empty one with noise
 SAME_PICTURE = 0.05  # mean difference of colours in [0, 1] that saving a copy may cause
-EXIF_IFD, FOCAL_35MM = 0x8769, 0xA405
 # camera right, down, forward as world axes: z up, looking along -x, as one who faces the front of an object
 UPRIGHT = ((0.0, 0.0, -1.0, 0.0), (1.0, 0.0, 0.0, 0.0), (0.0, -1.0, 0.0, 0.0), (0.0, 0.0, 0.0, 1.0))
 
@@ -199,12 +198,5 @@ def is_panorama(path: str | Path) -> bool:
 
 
 def exif_focal_px(path: str | Path, width: int, height: int) -> float | None:
-    """Focal length in px from the 35-mm equivalent in a photo's EXIF (same diagonal angle), None without one."""
-    try:
-        with Image.open(path) as image:
-            focal_mm = image.getexif().get_ifd(EXIF_IFD).get(FOCAL_35MM)
-    except (OSError, ValueError, SyntaxError):
-        return None
-    if not focal_mm or not 5 <= float(focal_mm) <= 2000:
-        return None
-    return float(focal_mm) / FILM_DIAGONAL_MM * math.hypot(width, height)
+    """Focal length in px of a photo of this size by its EXIF (`photo_exif.read_exif`), None without one."""
+    return read_exif(path).focal_px(width, height)

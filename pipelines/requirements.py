@@ -17,7 +17,8 @@ import torch
 
 from ..core.priors.diffusers import FAMILIES
 from ..core.priors.footprint import SD_VAE, decoder_numbers, encoder_numbers
-from ..core.priors.placement import Offload, Weights, text_encoders
+from ..core.priors.placement import Offload, text_encoders
+from ..core.priors.quantised import Weights
 from ..core.priors.registry import EMBEDDED, entry_of, load_prior
 from ..generate.step_memory import LEAST_RAYS
 from ..geometry.representation import CHANNELS
@@ -29,7 +30,8 @@ Verb = Literal["text-to-mesh", "text-to-image"]
 CARDS = (8, 12, 16, 24, 48)  # GiB
 LIBRARIES_GB, FRAGMENTS = 0.8, 1.1
 USABLE_GB = 0.97 * 1.0737  # of a GiB that a card has by its name
-BYTES = {"full": None, "float8": 1.0, "int8": 1.0, "int4": 0.56}  # a number of the network or T5; None: the dtype's
+BYTES = {"full": None, "float8": 1.0, "int8": 1.0, "bnb-int8": 1.0, "int4": 0.56, "bnb-nf4": 0.56}
+"""of a number of the network or T5; None: the dtype's"""
 LADDER: tuple[tuple[Offload, Weights, float], ...] = (  # the fastest first
     ("none", "full", 8),
     ("text", "full", 8),

@@ -107,12 +107,12 @@ def step_callback(pipe: Any, callback: StepEnd) -> StepCallback:
     return after
 
 
-def watched(pipe: Any, bar: Progress, callback: StepEnd | None) -> StepCallback:
-    """A callback of `Sampler` that moves the bar and then asks a pipeline's callback, where there is one."""
+def watched(pipe: Any, bar: Progress, callback: StepEnd | None, rows: int = 1) -> StepCallback:
+    """A callback of `Sampler` that moves the bar by `rows` and then asks a pipeline's callback, where there is one."""
     asked = None if callback is None else step_callback(pipe, callback)
 
     def after(call: int, level: Level, x: Tensor) -> Tensor | None:
-        bar.advance()
+        bar.advance(rows)
         return None if asked is None else asked(call, level, x)
 
     return after

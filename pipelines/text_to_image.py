@@ -23,6 +23,7 @@ from ..utils.errors import InputError, UnprojectError
 from ..utils.progress import Progress
 from ..utils.seeds import sample_noise
 from .base import SamplingPipeline
+from .batches import Batches
 from .picture_conditions import with_pictures
 from .picture_inputs import PictureLike
 from .prompts import check_guidance, check_texts, embedded, warn_about, warn_about_negatives
@@ -112,7 +113,7 @@ class TextToImage(SamplingPipeline):
             control_image: what the prior's ControlNet or T2I-Adapter looks at, such as a map of edges, for all prompts
                 or one each; with several controls a list of one such for each.
             ip_adapter_image: what its IP-Adapter looks at, for all prompts or one each.
-            batch_size: images drawn and decoded at once; None: all.
+            batch_size: images drawn and decoded at once, at most; None: all. Fewer where memory is short or runs out.
             output_type: "pil", "np", "pt" or "latent".
             return_dict: False returns (images,).
             callback_on_step_end: called with (pipe, call, timestep, {"latents": ...}) after every network call, two a
@@ -146,26 +147,32 @@ class TextToImage(SamplingPipeline):
         warn_about_size(self.prior, shape)
         remap, controls, start = draw.remap(), draw.controls(prompts), draw.started(noise)
         left = len(start.levels) - 1
-        chunk = condition.rows if batch_size is None else max(batch_size // condition.frames, 1) * condition.frames
-        chunks = range(0, condition.rows, chunk)
+        size = [side * self.prior.vae_factor for side in shape[1:]]
+        batches = Batches(self.prior, condition.rows, size, len(condition.branches), batch_size, condition.frames)
         nfe_before = draw.prior.nfe
-        parts = []
         with (
-            Progress(total=len(chunks) * draw.solver.calls(left), label="sampling") as bar,
-            caching(draw.prior, draw.plan.cache, steps=left, solver=draw.solver),
+            Progress(total=condition.rows * draw.solver.calls(left), label="sampling") as bar,
+            caching(draw.prior, draw.plan.cache, steps=left, solver=draw.solver) as cache,
         ):
-            watch = watched(self, bar, callback_on_step_end)
-            for rows in (slice(first, first + chunk) for first in chunks):
+
+            def drawn(rows: slice) -> Tensor:
+                if cache is not None:
+                    cache.begin_run()
+                bar.advance(rows.start * draw.solver.calls(left) - bar.done)  # back, after a try that failed
+                watch = watched(self, bar, callback_on_step_end, rows.stop - rows.start)
                 own = generators if isinstance(generators, torch.Generator) else generators[rows]
                 part = Start(start.x[rows], start.levels)
-                parts.append(draw.run(condition.index(rows), part, own, remap, controls, watch))
+                return draw.run(condition.index(rows), part, own, remap, controls, watch)
+
+            parts = batches.each(drawn, generators)
         final = torch.cat(parts)
         if not bool(torch.isfinite(final).all()):
             raise UnprojectError("sampling produced values that are not finite; use dtype float32 or lower guidance")
         if output_type == "latent":
             images: Any = final
         else:
-            images = delivered(torch.cat([self.prior.decode(part) for part in final.split(chunk)]), output_type)
+            decoded = batches.each(lambda rows: self.prior.decode(final[rows]))
+            images = delivered(torch.cat(decoded), output_type)
         if not return_dict:
             return (images,)
         return TextToImageOutput(images, final, seeds, draw.prior.nfe - nfe_before, draw.plan)

@@ -14,6 +14,7 @@ from ..core.distillation.score import DivergedError
 from ..core.priors import Prior
 from ..generate.diagnostics import Diagnostics
 from ..generate.finish import textured_mesh, write_views
+from ..generate.views import views_around
 from ..geometry.meshes import Mesh
 from ..geometry.shapes import Gaussians
 from ..geometry.splats import GaussianCloud, save_splats
@@ -46,7 +47,7 @@ class TextToSplatsOutput(BaseOutput):
 
     def mesh(self) -> Mesh:
         """A textured solid, as the recipe's `mesh` says, fused from what is seen from all around."""
-        return textured_mesh(self.shape, self.config.mesh)
+        return textured_mesh(self.shape, self.config.mesh, views_around(self.config.optimise.views))
 
     def write_report(self, path: str | Path) -> Path:
         """Writes NAME.report.json beside a file of the splats."""

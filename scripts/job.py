@@ -1,4 +1,4 @@
-"""What a recipe of a training becomes."""
+"""What a recipe makes: a training ready to run."""
 
 from __future__ import annotations
 

@@ -2,7 +2,10 @@
 
 images.png: prompts drawn by the embedded prior. places.png: rooms, streets, things close by and interiors, with depth.
 geometry.png: rendered rooms and interiors, their true depth, the estimated one and the estimated normals.
+camera-NAME.png: what a convention of cameras means. shape-NAME.png: a representation. rule-NAME.png: what a rule made,
+cut from the picture of its bench. textures.png: a mesh from words with and without filled texels.
 turntable.gif: a mesh from words, all around. verb-NAME.png: what a command makes, small. Nothing is chosen: seed 0.
+sensor.png, surfaces.png, relight.png: see head_pictures.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import argparse
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +22,30 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from ..generate.finish import surface_of
+from ..generate.views import views_around
+from ..geometry.bake import bake
+from ..geometry.cameras import Camera
 from ..geometry.raycast import RayMesh
+from ..geometry.representation import Representation
 from ..geometry.turntable import render_turntable
+from ..geometry.unwrap import unwrap
 from ..pipelines.edit_image import EditImage
 from ..pipelines.image_to_geometry import ImageToGeometry
+from ..pipelines.metric_depth import metric_of
+from ..pipelines.picture_camera import PictureCamera
+from ..pipelines.picture_geometry import PictureGeometry
 from ..pipelines.picture_inputs import photo_camera
 from ..pipelines.restore_image import RestoreImage
 from ..pipelines.text_to_image import TextToImage, TextToImageOutput
 from ..pipelines.text_to_mesh import TextToMesh
+from ..pipelines.text_to_shape import MeshRecipe
 from ..toybox.samples import sample
 from ..utils.errors import InputError
 from ..utils.pictures import colourise, grid, normals_to_rgb, save_gif, save_image, to_rgb8
+from .camera_pictures import write_conventions
+from .head_pictures import sensor, surfaces, taken_apart
+from .shape_pictures import representation_pictures, rule_pictures
 
 VERB_PX = 112
 
@@ -101,12 +118,60 @@ def verbs(out: Path) -> Path:
         "depth": [photo, colourise(made.depth.depth[0], low=0.0, high=1.0)],
         "normals": [photo, normals_to_rgb(made.normals.normals[0])],
         "pointcloud": [photo, aside.rgb[0]],
+        "geometry": in_metres(photo),
         **_drawn(),
     }
     for name, pictures in strips.items():
         tiles = [np.asarray(Image.fromarray(to_rgb8(one)).resize((VERB_PX, VERB_PX))) for one in pictures]
         path = save_image(out / f"verb-{name}.png", grid(tiles, columns=len(tiles)))
     return path
+
+
+def cameras(out: Path) -> Path:
+    """What every convention of docs/cameras.md means."""
+    return write_conventions(out)[-1]
+
+
+def shapes(out: Path) -> Path:
+    """Every representation."""
+    return representation_pictures(out)[-1]
+
+
+def rules(out: Path) -> Path:
+    """Every rule, where its bench has run."""
+    return rule_pictures(out.parent / "results", out)[-1]
+
+
+def textures(out: Path) -> Path:
+    """A mesh from words from below, where no view of the optimisation looks: what it began with, and filled; their
+    maps."""
+    made = TextToMesh.from_pretrained("toybox")("a red chair", seed=0)
+    return textures_of(made.shape, made.config, out)
+
+
+def textures_of(shape: Representation, recipe: MeshRecipe, out: Path) -> Path:
+    """The same of what was optimised."""
+    mesh = unwrap(surface_of(shape, recipe.mesh), recipe.mesh.texture)
+    look = partial(shape.surface_color, config=recipe.mesh)
+    below = Camera.orbit([30.0, 150.0, 270.0], -60.0, 2.4, 34.0, 192)
+    tiles: list[Any] = []
+    for seen_from in (None, views_around(recipe.optimise.views)):
+        baked = bake(mesh, look, recipe.mesh.texture, seen_from=seen_from)
+        sheet = Image.fromarray(baked.textures["base_color"]).resize((192, 192), Image.Resampling.BOX)
+        tiles += [*RayMesh(baked).render(below, supersample=2).rgb, np.asarray(sheet)]
+    return save_image(out / "textures.png", grid(tiles, columns=4))
+
+
+def in_metres(photo: npt.NDArray[Any]) -> list[Any]:
+    """A picture, its depth in metres with a legend's range, its normals, and its surface from aside."""
+    made = ImageToGeometry.from_pretrained("toybox")(photo)
+    camera = photo_camera(photo.shape[1], photo.shape[0])
+    metric = metric_of(made, camera)
+    whole = PictureGeometry(photo, made, PictureCamera(camera, "usual", None), metric)
+    surface = RayMesh(whole.mesh(60_000))
+    turned = replace(camera, c2w=_aside(25.0, 0.6 * metric.far_m) @ camera.c2w)
+    seen = surface.render(turned, background=1.0, light=None)
+    return [photo, colourise(whole.depth_m), normals_to_rgb(made.normals.normals[0]), seen.rgb[0]]
 
 
 def _drawn() -> dict[str, list[Any]]:
@@ -137,14 +202,18 @@ def _aside(angle_deg: float, depth_m: float) -> torch.Tensor:
     return there @ turn @ torch.linalg.inv(there)
 
 
+OWN = (images, places, geometry, cameras, shapes, rules, textures, turntable, verbs)
+MAKERS = {make.__name__: make for make in (*OWN, sensor, surfaces, taken_apart)}
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line."""
     parser = argparse.ArgumentParser(prog="make_pictures", description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent.parent / "docs" / "images")
-    parser.add_argument("--only", choices=("images", "places", "geometry", "turntable", "verbs"))
+    parser.add_argument("--only", choices=sorted(MAKERS))
     options = parser.parse_args(arguments)
-    for make in (images, places, geometry, turntable, verbs):
-        if options.only in (None, make.__name__):
+    for name, make in MAKERS.items():
+        if options.only in (None, name):
             print(make(options.out))
     return 0
 

@@ -10,6 +10,7 @@ learnt anything.
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import sys
 from collections.abc import Callable
@@ -19,17 +20,21 @@ from typing import Any, TypeVar
 import torch
 from diffusers import (
     AutoencoderKL,
+    ControlNetModel,
     DDIMScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxControlNetModel,
     FluxPipeline,
     FluxTransformer2DModel,
+    SD3ControlNetModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from torch import nn
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -274,6 +279,30 @@ TINY: dict[str, Callable[[], Any]] = {
     "flux": tiny_flux,
 }
 FULL: dict[str, Callable[[], Any]] = {"sd15": full_sd15, "sdxl": full_sdxl}
+
+
+def random_control(network: nn.Module, factor: int = 4, seed: int = 3, std: float = 0.3, **changes: Any) -> nn.Module:
+    """A ControlNet for a denoising network: of its form, with as few blocks as go, and nothing in it zero.
+
+    `factor`: of the VAE; `changes`: settings of the control's class.
+    """
+
+    def build() -> nn.Module:
+        if isinstance(network, UNet2DConditionModel):
+            widths = {8: (16, 32, 96, 256), 4: (4, 8, 8)}[factor]
+            made: nn.Module = ControlNetModel.from_unet(network, conditioning_embedding_out_channels=widths)
+        else:
+            kind = FluxControlNetModel if isinstance(network, FluxTransformer2DModel) else SD3ControlNetModel
+            config: Any = network.config
+            known = {name: config[name] for name in inspect.signature(kind.__init__).parameters if name in config}
+            few: dict[str, Any] = {name: 1 for name in ("num_layers", "num_single_layers") if name in known}
+            made = kind(**{**known, **few, **changes})
+        for layer in made.modules():
+            if isinstance(layer, (nn.Linear, nn.Conv2d)) and not bool(layer.weight.any()):
+                nn.init.normal_(layer.weight, std=std)
+        return made.eval()
+
+    return seeded(build, seed)
 
 
 def write_folder(pipe: Any, folder: Path, vocabulary: bool = False) -> Path:

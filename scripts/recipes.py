@@ -23,7 +23,7 @@ from ..core.training.objectives.pixels import PixelBatches, PixelConfig, PixelOb
 from ..core.training.objectives.tokenizer import MAX_LENGTH, build_tokenizer
 from ..core.training.objectives.vae import VAEConfig, VAEObjective
 from ..core.training.objectives.vae_weights import begin_with_codec, reset_posterior, save_vae
-from ..tasks.data import GeometryData
+from ..tasks.data import CameraColumns, GeometryData
 from ..tasks.geometry_head import GeometryHead, HeadConfig
 from ..tasks.train import HeadObjective, LossConfig, random_unet_like
 from ..toybox.captions import vocabulary
@@ -36,7 +36,10 @@ from ..toybox.maps import MapPictures
 from ..utils.configs import load_config
 from ..utils.errors import InputError
 from .beginnings import OUTER, begin_with, begin_with_pipeline, begin_with_run, begin_with_words, load_vae, tokenizer_of
+from .head_recipes import preimage_job, refine_job
 from .job import Job
+from .material_recipes import few_step_job, material_job
+from .sensor_recipes import sensor_job
 from .turbo_recipe import turbo_job
 
 
@@ -337,7 +340,9 @@ def geometry_job(values: dict[str, Any]) -> Job:
     elif recipe.start_from != "prior":
         begin_with(head.unet, GeometryHead.load(recipe.start_from).unet, recipe.start_from)
     train, held_out = (
-        GeometryData([RenderedSet(folder) for folder in folders], recipe.model.augment, head.codec.columns())
+        GeometryData(
+            [CameraColumns(RenderedSet(folder)) for folder in folders], recipe.model.augment, head.codec.columns()
+        )
         for folders in (recipe.train, recipe.val)
     )
     objective = HeadObjective(recipe.model, head, held_out)
@@ -363,5 +368,10 @@ RECIPES: dict[str, Callable[[dict[str, Any]], Job]] = {
     "judge-pairs": pairs_job,
     "geometry-head": geometry_job,
     "pixels": pixel_job,
+    "primedepth": preimage_job,
+    "normals-refine": refine_job,
+    "sim2real": sensor_job,
+    "materials": material_job,
+    "materials-few-steps": few_step_job,
     "triplane-turbo": turbo_job,
 }

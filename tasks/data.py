@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from PIL import Image
 
+from ..geometry.camera_image import pixel_tangents
 from ..utils.errors import InputError
 from .codecs import Column, DepthCodec, NormalCodec
 
@@ -31,8 +33,13 @@ class AugmentConfig:
     """px of a random square window; 0 = the whole image"""
     zoom: float = 1.0
     """smallest share of the image's sides that a centred window keeps, enlarged to the image again: a longer lens"""
+    off_centre: bool = False
+    """windows that `zoom` and `shapes` cut lie anywhere, not around the centre: for targets that hold for a part of a
+    photograph, as rays do and normals in camera axes do not"""
     shapes: tuple[tuple[int, int], ...] = ()
     """(width, height) px; each batch is given one of them: the largest centred window of that shape, at that size"""
+    plain: tuple[int, int] | None = None
+    """(width, height) px of images without augmentation, those of validation; None: as they are"""
     flip: bool = True
     texture: float = 0.0
     """largest standard deviation, in log units, of a coloured pattern of coarse to fine noise painted over the image"""
@@ -89,10 +96,13 @@ class GeometryData:
         window = self._window(image.shape[:2], rng)
         image = image[window]
         maps = [part.column(c.stored, inner)[0].astype(np.float32)[window] / np.float32(c.scale) for c in self.columns]
+        if rng is None and self.augment.plain is not None:
+            image, maps = zoomed(image, maps, 1.0, self.augment.plain, smooth=[c.smooth for c in self.columns])
         if rng is not None:
             share = float(rng.uniform(self.augment.zoom, 1)) if self.augment.zoom < 1 else 1.0
             if share < 1 or shape is not None:
-                image, maps = zoomed(image, maps, share, shape)
+                at = rng.uniform(0, 1, 2) if self.augment.off_centre else np.full(2, 0.5)
+                image, maps = zoomed(image, maps, share, shape, at, [c.smooth for c in self.columns])
             if self.augment.flip and rng.random() < 0.5:
                 image = image[:, ::-1]
                 maps = [
@@ -126,26 +136,78 @@ class GeometryData:
 
 
 def zoomed(
-    image: np.ndarray, maps: Sequence[np.ndarray], share: float, size: tuple[int, int] | None = None
+    image: np.ndarray,
+    maps: Sequence[np.ndarray],
+    share: float,
+    size: tuple[int, int] | None = None,
+    at: Sequence[float] | np.ndarray = (0.5, 0.5),
+    smooth: Sequence[bool] = (),
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """`share` of the largest centred window of the shape of `size` (width, height; None: the image's), at that size.
+    """`share` of the largest window of the shape of `size` (width, height; None: the image's), at that size.
 
-    Maps come from the nearest pixel. A window around the centre is what a longer lens sees, so normals
-    in camera axes keep their meaning.
+    Maps come from the nearest pixel, those that are `smooth` linearly from four, which is exact for rays. A window
+    around the centre is what a longer lens sees, so normals in camera axes keep their meaning.
+
+    at: where the window lies between left and right, top and bottom; a half: around the centre.
     """
     height, width = image.shape[:2]
     to = np.array(size or (width, height))
     window = np.minimum(share * min(width / to[0], height / to[1]) * to, (width, height))  # rounding may exceed them
-    left, top = (np.array([width, height]) - window) / 2
+    left, top = (np.array([width, height]) - window) * at
     picture = Image.fromarray(image).resize(
         (int(to[0]), int(to[1])), Image.Resampling.BICUBIC, box=(left, top, left + window[0], top + window[1])
     )
-    columns, rows = (
-        np.floor(n / 2 + part / count * (np.arange(count) + 0.5 - count / 2)).astype(int)
-        for n, part, count in zip((width, height), window, to, strict=True)
-    )
-    nearest = np.ix_(rows, columns)
-    return np.asarray(picture), [one[nearest] for one in maps]
+    places = [
+        n / 2 + (place - 0.5) * (n - part) + part / count * (np.arange(count) + 0.5 - count / 2)
+        for n, part, count, place in zip((width, height), window, to, at, strict=True)
+    ]
+    nearest = np.ix_(*(np.floor(place).astype(int) for place in places[::-1]))
+    kinds = smooth or [False] * len(maps)
+    return np.asarray(picture), [
+        _between(one, places) if linear else one[nearest] for one, linear in zip(maps, kinds, strict=True)
+    ]
+
+
+def _between(values: np.ndarray, places: Sequence[np.ndarray]) -> np.ndarray:
+    """Values (H, W, ...) at places (x, y) in pixels, linear between the centres and beyond the outermost."""
+    for axis, place in zip((1, 0), places, strict=True):
+        at = place - 0.5
+        first = np.clip(np.floor(at).astype(int), 0, values.shape[axis] - 2)
+        share = (at - first).astype(values.dtype).reshape(-1, *(1,) * (values.ndim - 1 - axis))
+        values = values.take(first, axis) * (1 - share) + values.take(first + 1, axis) * share
+    return values
+
+
+class CameraColumns:
+    """Rendered views with what their cameras K (n, 3, 3) and c2w (n, 4, 4) say of each pixel.
+
+    "rays": tangents (n, H, W, 2); "gravity": the direction of falling in camera axes (n, H, W, 3), x 127.
+    """
+
+    def __init__(self, views: GeometryPictures) -> None:
+        self.views = views
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+    def images(self, indices: np.ndarray) -> np.ndarray:
+        """uint8 (n, H, W, 3)."""
+        return self.views.images(indices)
+
+    def column(self, name: str, indices: np.ndarray) -> np.ndarray:
+        """A column of the views, or one that is made of their cameras."""
+        made = {"rays": self._rays, "gravity": self._gravity}.get(name)
+        return self.views.column(name, indices) if made is None else made(indices)
+
+    def _rays(self, indices: np.ndarray) -> np.ndarray:
+        height, width = self.images(indices).shape[1:3]
+        K = torch.from_numpy(self.views.column("K", indices)).double()
+        return pixel_tangents(K, width, height).permute(0, 2, 3, 1).numpy()
+
+    def _gravity(self, indices: np.ndarray) -> np.ndarray:
+        down = -self.views.column("c2w", indices)[:, 2, :3].astype(np.float32)  # R^T (0, 0, -1)
+        shape = self.images(indices).shape[:3]
+        return np.broadcast_to(127 * down[:, None, None], (*shape, 3))
 
 
 def noise_pattern(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:

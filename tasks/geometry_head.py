@@ -7,7 +7,7 @@ E2E-FT (Garcia et al. 2025): the same network asked once at t = T - 1 with z_tar
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,13 +21,15 @@ from ..core.priors import Condition, Rows, StableDiffusionPrior, load_prior, wei
 from ..core.sampling import DDIM, Denoiser, Kind, Level, NoiseSchedule, Sampler
 from ..core.sampling.grids import Spacing
 from ..core.sampling.sampler import StepCallback
+from ..core.sampling.solvers import Consistency, Solver
 from ..core.training.export import folder_path
 from ..utils.configs import load_config, to_dict
 from ..utils.errors import InputError
 from ..utils.files import read_json, write_json
 from ..utils.runs import versions
 from .codecs import CODECS, StackCodec
-from .ensemble import Solver
+from .confidence import ErrorModel
+from .ensemble import Solver as Alignment
 
 MANIFEST = "head.json"
 PROMPT = "prompt.safetensors"
@@ -52,14 +54,17 @@ class HeadConfig:
     timestep: int | None = None
     """train index a regressor's network is told instead of T - 1; at low ones the prior expects a clean picture (as in
     the first code of GenPercept, Xu et al. 2025, with 1). Needs kind "sample": other kinds are read at T - 1"""
-    spacing: Spacing = "trailing"
+    solver: Literal["ddim", "lcm"] = "ddim"
+    """lcm: of a head that was distilled to a few steps (Luo et al. 2023), which add noise"""
+    spacing: Spacing | None = "trailing"
+    """None: as the prior's own scheduler"""
     final: Literal["zero", "index0"] = "zero"
     """zero: the result is the predicted x0; index0: the state at the least-noise train step"""
     processing_resolution: int = 96
     """px of the longest edge; 0 = the input's own"""
     prompt_padding: Literal["max_length", "do_not_pad"] = "max_length"
     """of the empty prompt"""
-    alignment: Solver = "consensus"
+    alignment: Alignment = "consensus"
     """how the members of an ensemble are brought to one scale; published: as diffusers' Marigold does"""
     codecs: dict[str, dict[str, Any]] = field(default_factory=dict)
     """arguments of the targets' codecs that differ from the defaults, e.g. {depth: {space: log}}"""
@@ -73,6 +78,8 @@ class HeadConfig:
             raise InputError(f"steps={self.steps} must be >= 1 and processing_resolution >= 0")
         if self.start == "zeros" and self.steps != 1:
             raise InputError(f"steps={self.steps}: a head that starts from zeros is a one-step regressor; use 1")
+        if self.start == "zeros" and self.solver != "ddim":
+            raise InputError(f"solver={self.solver!r}: a head that starts from zeros is asked once; use ddim")
         if self.timestep is not None and (self.start, self.kind) != ("zeros", "sample"):
             raise InputError(
                 f'timestep={self.timestep} needs start "zeros" and kind "sample", got {self.start!r} and {self.kind!r}'
@@ -116,6 +123,8 @@ class GeometryHead:
             )
         self.asked = prior.with_network(unet, config.kind)
         self._empty: Tensor | None = None
+        self.confidence: dict[str, ErrorModel] = {}
+        """by target, where the head was calibrated"""
 
     @property
     def groups(self) -> int:
@@ -161,6 +170,7 @@ class GeometryHead:
         found = str(beside) if beside.is_dir() and beside.parent != weights_root().resolve() else base
         head = cls(prior, unet.to(device).eval().requires_grad_(False), config, found)
         head._empty = empty.to(device, dtype)
+        head.confidence = {k: ErrorModel.read(v) for k, v in manifest.get("confidence", {}).items()}
         return head
 
     def save(self, folder: str | Path, base: str | None = None, **facts: Any) -> Path:
@@ -187,6 +197,8 @@ class GeometryHead:
             else:
                 self._save_parts(temporary)
             described |= {"config": to_dict(self.config), "versions": versions(), **facts}
+            if self.confidence:
+                described["confidence"] = {name: to_dict(model) for name, model in self.confidence.items()}
             write_json(temporary / MANIFEST, described)
         return folder
 
@@ -259,13 +271,24 @@ class GeometryHead:
         steps: int | None = None,
         spacing: Spacing | None = None,
         callback: StepCallback | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
     ) -> Tensor:
-        """Target latents (B, n C, h, w) from a start state: noise, or zeros for a regressor. DDIM.
+        """Target latents (B, n C, h, w) from a start state: noise, or zeros for a regressor.
 
-        `callback`: see `Sampler.run`.
+        `callback`: see `Sampler.run`. `generator`, one or one a row, is for a solver that draws noise (`stochastic`).
         """
         levels = self.levels(steps or self.config.steps, spacing)
-        return Sampler(DDIM()).run(self.denoiser(image_latents), start, levels, callback=callback)
+        return Sampler(self.solver).run(self.denoiser(image_latents), start, levels, generator, callback)
+
+    @property
+    def solver(self) -> Solver:
+        """What the steps are made with."""
+        return Consistency() if self.config.solver == "lcm" else DDIM()
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether its steps add noise."""
+        return self.solver.stochastic
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> GeometryHead:
         """Moves and casts the networks."""
@@ -278,6 +301,7 @@ class GeometryHead:
     def with_config(self, **changes: Any) -> GeometryHead:
         """The same networks asked differently."""
         head = GeometryHead(self.prior, self.unet, replace(self.config, **changes), self.base)
+        head.confidence = self.confidence
         head._empty = self._empty if head.config.prompt_padding == self.config.prompt_padding else None
         return head
 

@@ -10,7 +10,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -20,10 +20,11 @@ from ..utils.errors import InputError
 from ..utils.files import read_json
 from .codecs import CODECS
 from .geometry_head import MANIFEST, GeometryHead, HeadConfig
-from .table import published_pipelines, published_task, task_table
+from .table import TaskConfig, published_pipelines, published_task, task_table
 
-EMBEDDED = {"toybox": "toybox-geometry", "toybox-geometry": "toybox-geometry"}
+EMBEDDED = "toybox"
 Start = Literal["zeros", "noise"]
+SOLVERS: dict[str, Literal["ddim", "lcm"]] = {"DDIMScheduler": "ddim", "LCMScheduler": "lcm"}
 
 
 @dataclass(frozen=True)
@@ -78,13 +79,9 @@ def load_head(
     """
     text = str(name)
     options.pop("trust_remote_code", None)
-    if text in EMBEDDED:
-        folder = weights_root() / EMBEDDED[text]
-        if not (folder / MANIFEST).is_file():
-            raise InputError(
-                f"the weights of the geometry head are not in {folder}; reinstall, or set UNPROJECT_WEIGHTS"
-            )
-        head = GeometryHead.load(folder, device, dtype)
+    own = {task.weights: task for task in task_table().values()}
+    if text == EMBEDDED or text in own:
+        head = _embedded(own[text] if text in own else _task_of(targets), device, dtype)
     elif isinstance(name, str) and (entry := _entry_of(text)) is not None:  # a folder of that name is "./NAME"
         head = _from_entry(entry, device, dtype, options)
     elif Path(text).is_dir():
@@ -100,6 +97,37 @@ def load_head(
     if missing:
         raise InputError(f"head {text!r} predicts {', '.join(head.config.targets)}, not {', '.join(missing)}")
     return head
+
+
+def _task_of(targets: Sequence[str]) -> TaskConfig:
+    """The task that the first target belongs to; without targets that of depth and normals."""
+    tasks = list(task_table().values())
+    usual = next(task for task in tasks if task.weights == TaskConfig.weights)
+    return next((task for task in tasks if task.codec in targets[:1]), usual)
+
+
+def _embedded(task: TaskConfig, device: Any, dtype: torch.dtype) -> GeometryHead:
+    folder = weights_root() / task.weights
+    if not (folder / MANIFEST).is_file():
+        raise InputError(
+            f"the weights of the embedded {task.codec} head are not in {folder}; give another head, train one with "
+            f"`unproject train {task.recipe} --out {folder.name}`, or set UNPROJECT_WEIGHTS"
+        )
+    return GeometryHead.load(folder, device, dtype)
+
+
+def known_start(name: str) -> Start | None:
+    """What a head begins with, told without loading it; None where only files elsewhere or no files tell."""
+    own = {task.weights for task in task_table().values()}
+    embedded = TaskConfig.weights if name == EMBEDDED else name
+    folder = weights_root() / embedded if embedded in own else Path(name)
+    if embedded not in own and (entry := _entry_of(name)) is not None:
+        return entry.start
+    beside = folder.resolve().parent / f"{folder.resolve().name}-geometry"
+    about = next((read_json(place / MANIFEST) for place in (folder, beside) if (place / MANIFEST).is_file()), None)
+    config = about.get("config") if isinstance(about, dict) else None
+    start = config.get("start") if isinstance(config, dict) else None
+    return next((known for known in get_args(Start) if known == start), None)
 
 
 def _entry_of(name: str) -> HeadEntry | None:
@@ -179,16 +207,19 @@ def marigold_head(pipe: Any, start: Start | None = None, device: torch.device | 
     task = published_task(family)
     if task is None:
         raise InputError(f"{family} is no geometry pipeline; have {', '.join(published_pipelines())}")
-    if scheduler != "DDIMScheduler":
-        raise InputError(f"the scheduler {scheduler} of this head is not supported; use a DDIM checkpoint (-v1-1)")
+    if scheduler not in SOLVERS:
+        raise InputError(
+            f"the scheduler {scheduler} of this head is not supported; use a checkpoint with {' or '.join(SOLVERS)}"
+        )
     settings, prior = pipe.config, StableDiffusionPrior(pipe.to(device), family)
-    start = start or task.schedule.start
+    start, few = start or task.schedule.start, SOLVERS[scheduler] == "lcm"
     config = HeadConfig(
         targets=(task.codec,),
         kind=pipe.scheduler.config.prediction_type,
         start=start,
         steps=1 if start == "zeros" else settings.get("default_denoising_steps") or task.schedule.steps,
-        spacing="trailing" if start == "zeros" else pipe.scheduler.config.timestep_spacing,
+        solver="ddim" if start == "zeros" else SOLVERS[scheduler],
+        spacing="trailing" if start == "zeros" else None if few else pipe.scheduler.config.timestep_spacing,
         final="zero" if start == "zeros" or pipe.scheduler.config.set_alpha_to_one else "index0",
         processing_resolution=settings.get("default_processing_resolution") or 0,
         prompt_padding="do_not_pad",

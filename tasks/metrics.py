@@ -6,6 +6,7 @@ without valid pixels gives not-a-number, which `torch.nanmean` leaves out.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -193,3 +194,22 @@ def spearman(a: Tensor, b: Tensor) -> float:
     if min(np.ptp(one), np.ptp(other)) == 0:
         return 0.0
     return float(spearmanr(one, other).statistic)
+
+
+def pck(
+    errors: Sequence[Tensor], sizes: Sequence[float], alpha: float = 0.1, per: Literal["point", "image"] = "point"
+) -> float:
+    """Share of key points within alpha s of the truth (strictly), of errors (K_i,) in px of N pairs.
+
+    Args:
+        errors: distances, one tensor a pair; not-a-number counts as wrong.
+        sizes: s of each pair: longer side of the target's box (SPair-71k), or of the picture (PF-Pascal).
+        alpha: share of s.
+        per: "point": all points of all pairs are one set; "image": the mean of the pairs' own shares.
+
+    Raises InputError without any point.
+    """
+    right = [(one < alpha * size).double() for one, size in zip(errors, sizes, strict=True) if len(one)]
+    if not right:
+        raise InputError("there are no key points to measure")
+    return float(torch.cat(right).mean() if per == "point" else torch.stack([one.mean() for one in right]).mean())

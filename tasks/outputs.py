@@ -25,6 +25,8 @@ class TaskOutput(BaseOutput):
     prediction: Maps  # np (N, H, W, C) or pt (N, C, H, W)
     uncertainty: Maps | None = None  # of an ensemble; np (N, H, W, 1) or pt (N, 1, H, W)
     valid: Maps | None = None  # where the picture shows something; np (N, H, W, 1) or pt (N, 1, H, W) bool; None: all
+    confidence: Maps | None = None  # probability that the error is below `tolerance`; np (N, H, W, 1), pt (N, 1, H, W)
+    tolerance: float | None = None  # in the unit of the target's error
     latent: Tensor | None = None  # (N E, C, h, w)
     nfe: int = 0  # network rows spent
     seed: int | None = None
@@ -57,7 +59,8 @@ class TaskOutput(BaseOutput):
         seen = None if self.valid is None else _channels_last(self.valid)[index, ..., 0] > 0.5
         if seen is not None and seen.all():
             seen = None
-        return OneMap(self.codec, maps[index], None if spread is None else spread[index], seen)
+        sure = None if self.confidence is None else _channels_last(self.confidence)[index, ..., 0]
+        return OneMap(self.codec, maps[index], None if spread is None else spread[index], seen, sure, self.tolerance)
 
     def save(
         self,

@@ -24,6 +24,16 @@ class TaskSchedule:
 
 
 @dataclass(frozen=True)
+class Alternative:
+    """A head of another kind."""
+
+    weights: str
+    """folder below weights/"""
+    recipe: str
+    """that trains one, of configs/train"""
+
+
+@dataclass(frozen=True)
 class TaskConfig:
     """What `unproject NAME` predicts, and with what."""
 
@@ -33,6 +43,18 @@ class TaskConfig:
     """name of the target in tasks/codecs"""
     pipeline: str = ""
     """class of diffusers in whose layout such heads are published; empty: none"""
+    heads: dict[str, Alternative] = field(default_factory=dict)
+    """of other kinds, by the name for --head"""
+    refiner: Alternative | None = None
+    """that looks a second time at what a one-step head says; None: none"""
+    weights: str = "toybox-geometry"
+    """folder of the embedded head, below weights/"""
+    recipe: str = "geometry-head"
+    """that trains one, of configs/train"""
+    map: bool = True
+    """the command writes the map; otherwise one of its own, in cli/, tells what follows from it"""
+    metric: bool = False
+    """the map has metres once a camera and a scale are known (--metric)"""
     colormap: str = ""
     """of its pictures, where another one would do; empty where the colours have a meaning"""
     schedule: TaskSchedule = field(default_factory=TaskSchedule)

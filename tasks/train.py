@@ -75,7 +75,8 @@ class HeadObjective(Objective):
     def tensors(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """(images (B, 3, H, W) in [0, 1], targets by name, valid (B, 1, H, W))."""
         images = torch.from_numpy(batch["images"]).to(self.head.device).permute(0, 3, 1, 2).float() / 255
-        return images, *self.head.codec.truth(batch, self.head.device)
+        targets, valid = self.head.codec.truth(batch, self.head.device)
+        return images, self.head.codec.beside(targets, images), valid
 
     def predict_pictures(self, condition: Tensor) -> Tensor:
         """The one-step regressor: pictures (B, n, 3, H, W), about [-1, 1], of image latents; differentiable."""

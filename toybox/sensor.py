@@ -53,6 +53,8 @@ class SensorModel:
     """share of pixels lost at random"""
     mixed_px: float = 0.7
     """time of flight: std of the aperture over which depths mix, in pixels of the image"""
+    window_px: float = 0.0
+    """structured light: the same of the window that is matched, from which pixels fly at edges; 0: none do"""
 
     def __post_init__(self) -> None:
         if self.kind not in ("structured-light", "time-of-flight"):
@@ -177,7 +179,7 @@ def _lost(
 def _jittered(
     depth: np.ndarray, angle: np.ndarray, focal: float, model: SensorModel, rng: np.random.Generator
 ) -> np.ndarray:
-    """Depth read at a slightly wrong place; time of flight mixes two such places by a random share."""
+    """Depth read at a slightly wrong place; an aperture or a window mixes two such places by a random share."""
     height, width = depth.shape
     rows, columns = np.mgrid[:height, :width]
 
@@ -187,9 +189,10 @@ def _jittered(
         return depth[v, u]
 
     first = read(model.lateral_std(angle, focal))
-    if model.kind == "structured-light":
+    mixed_px = model.window_px if model.kind == "structured-light" else model.mixed_px
+    if model.kind == "structured-light" and mixed_px == 0:
         return first
-    second, share = read(model.mixed_px), rng.random(depth.shape)
+    second, share = read(mixed_px), rng.random(depth.shape)
     return np.where((first > 0) & (second > 0), share * first + (1 - share) * second, first)
 
 

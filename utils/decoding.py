@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import io
+import struct
 import warnings
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from .errors import InputError, UnprojectError, damage
+from .errors import InputError, UnprojectError, damage, out_of_memory
 
 Floats = npt.NDArray[np.float32]
 PROFILED = {"RGB", "RGBA", "L", "LA", "CMYK", "LAB"}  # modes that a colour profile can be applied to
 ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # EXIF, and its values for a quarter turn
 INTENT = ImageCms.Intent.RELATIVE_COLORIMETRIC
 SRGB_GAMMA = 1 / 2.2  # what PNG's gAMA holds for sRGB
+OPENING, DECODING = 64 << 20, 8  # bytes that opening a picture may take, and decoding it for each pixel
+PART = 1 << 20  # bytes of a file that are looked at together
+PNG = b"\x89PNG\r\n\x1a\n"
+PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by its kind of colour
+ADAM7 = ((0, 8, 0, 8), (4, 8, 0, 8), (0, 4, 4, 8), (2, 4, 0, 4), (0, 2, 2, 4), (1, 2, 0, 2), (0, 1, 1, 2))
 
 
 @dataclass(frozen=True)
@@ -106,10 +113,13 @@ def _decoded(source: Any, name: str, max_pixels: int, min_side: int, profile: bo
             raise InputError(f"{name} has {width} x {height} pixels, more than {max_pixels}; scale it down first")
         if min(width, height) < min_side:
             raise InputError(f"{name} has {width} x {height} pixels; each side needs at least {min_side}")
-        with _decoding(name):
+        with _decoding(name, DECODING * width * height):
             if getattr(image, "n_frames", 1) > 1:
                 warnings.warn(f"{name} is animated; using its first frame", UserWarning, stacklevel=3)
+            if image.format == "PNG":
+                _check_rows(source)
             image.load()
+        with _decoding(name, None):
             return layers_of(image, name, profile)
 
 
@@ -165,8 +175,60 @@ def _gamma(rgb: Floats, info: Mapping[Any, Any]) -> Floats:
     return np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055).astype(np.float32)
 
 
+def _check_rows(source: Path | io.BytesIO) -> None:
+    """Raises ValueError for a PNG with fewer pixels than its header says; Pillow would fill them up with zeros."""
+    with contextlib.nullcontext(source) if isinstance(source, io.BytesIO) else open(source, "rb") as file:
+        file.seek(len(PNG))
+        unpacker, wanted, found = zlib.decompressobj(), 0, 0
+        for kind, part in _png_parts(file):
+            if kind == b"IHDR":
+                wanted = _png_bytes(part)
+            while kind == b"IDAT" and part and found < wanted and not unpacker.eof:
+                found += len(unpacker.decompress(part, PART))
+                part = unpacker.unconsumed_tail
+            if unpacker.eof or (wanted and found >= wanted):
+                break
+        file.seek(0)
+    if found < wanted:
+        raise ValueError(f"its header asks for {wanted} bytes of pixels, there are {found}")
+
+
+def _png_parts(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
+    """(name, up to PART bytes) of the chunks that say what pixels there are."""
+    while len(head := file.read(8)) == 8:
+        left, kind = int.from_bytes(head[:4], "big"), head[4:]
+        if kind not in (b"IHDR", b"IDAT"):
+            file.seek(left, 1)
+            left = 0
+        while left and (part := file.read(min(left, PART))):
+            left -= len(part)
+            yield kind, part
+        file.seek(4, 1)  # its checksum
+
+
+def _png_bytes(header: bytes) -> int:
+    """Bytes of the unpacked pixels: rows begin with a byte for their filter; interlaced there are seven pictures."""
+    width, height, depth, color, _, _, interlaced = struct.unpack_from(">IIBBBBB", header)
+    sizes = [(width, height)]
+    if interlaced:
+        sizes = [(-((x - width) // dx), -((y - height) // dy)) for x, dx, y, dy in ADAM7]
+    return sum(high * (1 + -(-wide * depth * PNG_CHANNELS[color] // 8)) for wide, high in sizes if wide and high)
+
+
+def _machine_ran_out(needed: int) -> bool:
+    """Whether `needed` bytes cannot be had: decoders fail for want of memory as well where a damaged file asks for
+    more than a picture of its size can take."""
+    try:
+        np.empty(needed, np.uint8)
+    except MemoryError:
+        return True
+    return False
+
+
 @contextlib.contextmanager
-def _decoding(name: str) -> Iterator[None]:
+def _decoding(name: str, needed: int | None = OPENING) -> Iterator[None]:
+    """Failures in terms of the file. Want of memory is the file's fault where a decoder that takes at most `needed`
+    bytes, which can be had, fails of it; with None it is the machine's."""
     try:
         yield
     except InputError:
@@ -177,7 +239,11 @@ def _decoding(name: str) -> Iterator[None]:
         raise InputError(f"{name} is not an image in a known format") from error
     except PermissionError as error:
         raise InputError(f"{name} cannot be opened: {error.strerror}") from error
-    except (MemoryError, UnprojectError):
+    except UnprojectError:
         raise
     except Exception as error:  # decoders fail in many ways on damaged files
+        if out_of_memory(error):
+            if needed is None or _machine_ran_out(needed):
+                raise MemoryError(f"{name}: {error}") from error
+            raise InputError(f"{name} cannot be decoded: it asks for more memory than its picture takes") from error
         raise InputError(f"{name} cannot be decoded: {damage(error)}") from error

@@ -1,8 +1,10 @@
-"""The memory of accelerators, asked without loading torch or waking a device that nobody uses."""
+"""The memory of accelerators and of the machine, asked without loading torch or waking a device that nobody uses."""
 
 from __future__ import annotations
 
+import ctypes
 import sys
+from pathlib import Path
 from typing import Any
 
 
@@ -20,6 +22,33 @@ def release_device_memory() -> None:
     cuda = _cuda()
     if cuda is not None:
         cuda.empty_cache()
+
+
+def free_bytes(device: Any) -> int | None:
+    """What new tensors on a torch device can have; None where that is not known."""
+    if device.type == "cpu":
+        return free_host_bytes()
+    cuda = _cuda()
+    if device.type != "cuda" or cuda is None:
+        return None
+    free, _ = cuda.mem_get_info(device)
+    return int(free) + cuda.memory_reserved(device) - cuda.memory_allocated(device)
+
+
+def free_host_bytes() -> int | None:
+    """Memory of the machine that new processes can have; None where the system does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
+
+
+def release_host_memory() -> None:
+    """Gives back to the system what is free and only kept by the C library (glibc: tens of MB after a stage)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
+    if trim is not None:
+        trim(0)
 
 
 def _cuda() -> Any:

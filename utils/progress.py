@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
 from .device_memory import peak_device_memory_mb
+from .shares import share
 
 T = TypeVar("T")
 SILENCE_S = 30.0  # the longest that a run at work says nothing
@@ -117,7 +118,7 @@ def under_way(label: str, usual_s: float | None = None, interval_s: float = SILE
             print(f"{label}: under way for {time.monotonic() - began:.0f} s{usual}", file=sys.stderr, flush=True)
 
     teller = threading.Thread(target=tell, daemon=True)
-    if os.environ.get("UNPROJECT_QUIET") != "1" and sys.stderr is not None:
+    if not _silent():
         teller.start()
     try:
         yield
@@ -128,8 +129,13 @@ def under_way(label: str, usual_s: float | None = None, interval_s: float = SILE
             teller.join()
 
 
+def _silent() -> bool:
+    """Whether nothing is said: where that is asked for, and by all but the first of several processes."""
+    return os.environ.get("UNPROJECT_QUIET") == "1" or sys.stderr is None or not share().first
+
+
 def _choose_display() -> _Display | None:
-    if os.environ.get("UNPROJECT_QUIET") == "1" or sys.stderr is None:
+    if _silent():
         return None
     if sys.stderr.isatty():
         with contextlib.suppress(ImportError):

@@ -35,6 +35,12 @@ class Regrown:
         fresh = old.new_zeros(len(self.cloned) + len(self.split), *old.shape[1:])
         return torch.cat([old[self.kept.to(old.device)], fresh, self._means(old)])
 
+    def carry(self, optimizer: torch.optim.Optimizer, old: Tensor, now: Tensor, grown: bool = True) -> None:
+        """Gives the slots of a parameter to the one in its place; grown: its rows are what this tells of."""
+        slots = optimizer.state.pop(old, {})
+        rowed = {k for k, v in slots.items() if grown and isinstance(v, Tensor) and v.shape == old.shape}
+        optimizer.state[now] = {k: self.moments(v) if k in rowed else v for k, v in slots.items()}
+
     def averages(self, old: Tensor, now: Tensor) -> Tensor:
         """Rows of an average of parameters that are `now`."""
         origins = torch.cat([self.kept, self.cloned]).to(old.device)

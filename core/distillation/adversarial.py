@@ -16,13 +16,13 @@ from ...utils.errors import InputError
 from ..priors.base import Prior
 from ..priors.diffusers import DiffusersPrior
 from ..priors.rows import Condition
+from ..priors.taps import Taps
 from ..sampling.denoiser import Denoiser
 from ..sampling.levels import Level, NoiseSchedule
 from ..training.config import TrainerConfig, optimizer_of
 from ..training.loss import LossOut
 from ..training.objectives.base import fixed_init
 from ..training.players import Moves, Player
-from .features import Taps
 from .kinds import Lora
 
 

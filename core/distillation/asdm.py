@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from ...utils.errors import InputError
 from ..priors.diffusers import DiffusersPrior
 from ..priors.rows import Condition
+from ..priors.taps import Taps
 from ..training.checkpoints import copy_into
 from ..training.loss import LossOut
 from .cuts import Bypass, CondConv2d, RegionalAttention, cuts_of, kept_names, only, own_names, without
-from .features import Taps
 from .kinds import Kind
 from .objective import Distillation, per_row
 from .states import FromData, State

@@ -85,7 +85,7 @@ class ConsistencyObjective(Distillation):
 
     def loss(self, batch: dict[str, Any], rng: torch.Generator, step: int) -> LossOut:
         """See Objective.loss."""
-        z0, condition = self.latents(batch), self.described(batch["captions"])
+        z0, condition = self.latents(batch), self.told(batch, rng)
         scale = uniform(self.method.scale, len(z0), rng)
         number = torch.randint(len(self.levels) - 1, (len(z0),), generator=rng)
         now, before = of_each(self.levels, number), of_each(self.levels, number + 1)
@@ -121,7 +121,7 @@ class ConsistencyObjective(Distillation):
     def _critic_loss(self, batch: dict[str, Any], rng: torch.Generator, step: int) -> LossOut:
         """The critic's on latents and on what the student makes of noised ones."""
         assert self.critic is not None
-        z0, condition = self.latents(batch), self.described(batch["captions"])
+        z0, condition = self.latents(batch), self.told(batch, rng)
         now = of_each(self.levels, torch.randint(len(self.levels) - 1, (len(z0),), generator=rng))
         z, _ = self.teacher.schedule.noised(z0, now, rng)
         with torch.no_grad():

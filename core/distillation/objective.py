@@ -41,6 +41,10 @@ class Distillation(Objective):
         """What student and teacher are told; their text encoders are the same."""
         return self.teacher.prior.encode_text(list(texts))
 
+    def told(self, batch: dict[str, Any], rng: torch.Generator) -> Condition:
+        """What both are told of a batch."""
+        return self.described(batch["captions"])
+
     def latents(self, batch: dict[str, Any], name: str = "latents") -> Tensor:
         """Rows of the batch where the student is, float32."""
         return torch.as_tensor(batch[name]).to(self.student.prior.device).float()

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from ...utils.errors import InputError
 from ..priors.diffusers import DiffusersPrior
+from ..priors.taps import Taps
 from ..training.checkpoints import copy_into
 from ..training.loss import LossOut
 from ..training.objectives.base import fixed_init
-from .features import Taps
 from .guided import without_text
 from .kinds import Kind, told
 from .objective import Distillation, per_row

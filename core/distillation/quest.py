@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from ...utils.errors import InputError
 from ...utils.seeds import sample_noise
 from ..priors.diffusers import DiffusersPrior
+from ..priors.taps import Taps
 from ..sampling.denoiser import Denoiser
 from ..sampling.levels import NoiseSchedule
 from ..training.checkpoints import copy_into
 from ..training.loss import LossOut
-from .features import Taps
 from .kinds import Kind
 from .objective import Distillation, per_row
 from .prune import feature_error

@@ -126,6 +126,10 @@ class Prior(ABC):
         """About how much a row of a network call needs for an image of that size while it lasts; 0 where unknown."""
         return 0
 
+    def decode_bytes(self, height: int, width: int) -> int:
+        """About how much the decoder needs for an image of that size; 0 where unknown."""
+        return 0
+
     def smaller_setting(self) -> str:
         """What to do when this prior needs more memory than there is."""
         return "use smaller renders (optimise.sizes) or another device"

@@ -19,6 +19,7 @@ from ...utils.errors import InputError
 from ...utils.seeds import sample_noise
 from .base import PredictionType, Recommended
 from .control import IMAGE_PROMPT, PictureControl, summed
+from .latents import latent_affine, packed, patch_positions, unpacked
 from .noise import predicts
 from .placed import PlacedPrior
 from .placement import execution_device
@@ -37,7 +38,8 @@ class DiffusersPrior(PlacedPrior):
     """What the families share: the pipeline object, the VAE, truncation, saving."""
 
     backbone = "unet"
-    steerable = False  # whether controls and image prompts can be added
+    steered_by: tuple[str, ...] = ()  # classes of the controls that can be added
+    reads_pictures = False  # whether an image prompt can be added
     controls: tuple[PictureControl, ...] = ()
     spacing: str | None = None  # of the sigmas that the family's pipeline itself gives to its scheduler
     upcasts = False  # whether the stock pipeline decodes in float32 where a VAE's config says force_upcast
@@ -94,6 +96,17 @@ class DiffusersPrior(PlacedPrior):
             more = {**more, "image_embeds": [rows[IMAGE_PROMPT].to(self.dtype)[:, None]]}
         added |= {"timestep_cond": self._scale_features(x, rows), "return_dict": False}
         return self.network(state, time, text, **({"added_cond_kwargs": more} if more else {}), **added)[0]
+
+    def _beside(self, asked: Mapping[str, Any], rows: Rows) -> dict[str, Any]:
+        """What the controls add to a transformer that is asked `asked`."""
+        return summed([control.joint(asked, rows, self._control_latents) for control in self.controls])
+
+    @torch.no_grad()
+    def _control_latents(self, pictures: Tensor, shifted: bool) -> Tensor:
+        """Latents (B, C, h, w) of pictures (B, 3, H, W) in [0, 1], with or without the shift of the VAE's config."""
+        latents = self.encode(pictures)
+        shift, scale = latent_affine(self.vae.config, latents)
+        return latents if shifted else latents + shift * scale
 
     def _dtype_for(self, module: nn.Module, dtype: torch.dtype | None) -> torch.dtype | None:
         """A codec that overflows in half precision (SDXL's) stays in float32.
@@ -179,7 +192,8 @@ class StableDiffusionPrior(DiffusersPrior):
 
     recommended = Recommended(7.5, 50)
     reads = frozenset({"text", "concat", NEGATIVE})
-    steerable = True
+    steered_by: tuple[str, ...] = ("ControlNetModel", "T2IAdapter")
+    reads_pictures = True
 
     def encode_text(self, prompts: str | Sequence[str], negative: str | Sequence[str] | None = None) -> Condition:
         """See Prior.encode_text."""
@@ -207,7 +221,8 @@ class StableDiffusionXLPrior(DiffusersPrior):
     upcasts = True
     recommended = Recommended(5.0, 50)
     reads = frozenset({"text", "pooled", "time_ids", "concat"})
-    steerable = True
+    steered_by = ("ControlNetModel", "T2IAdapter")
+    reads_pictures = True
 
     def encode_text(self, prompts: str | Sequence[str], negative: str | Sequence[str] | None = None) -> Condition:
         """See Prior.encode_text; without a negative prompt the unconditional branch follows the model's own rule."""
@@ -234,6 +249,7 @@ class StableDiffusion3Prior(DiffusersPrior):
 
     backbone = "transformer"
     reads = frozenset({"text", "pooled"})
+    steered_by = ("SD3ControlNetModel",)
 
     def __init__(self, pipe: Any, name: str = "", frozen: bool = True) -> None:
         super().__init__(pipe, name, frozen)
@@ -252,13 +268,10 @@ class StableDiffusion3Prior(DiffusersPrior):
         return (self.pipe.tokenizer_3, 256) if self.pipe.text_encoder_3 is not None else super()._tokenizer()
 
     def _forward(self, x: Tensor, time: Tensor, rows: Rows) -> Tensor:
-        return self.network(
-            hidden_states=x.to(self.dtype),
-            timestep=time,
-            encoder_hidden_states=rows["text"].to(self.dtype),
-            pooled_projections=rows["pooled"].to(self.dtype),
-            return_dict=False,
-        )[0]
+        asked = {"hidden_states": x.to(self.dtype), "timestep": time}
+        asked["encoder_hidden_states"] = rows["text"].to(self.dtype)
+        asked["pooled_projections"] = rows["pooled"].to(self.dtype)
+        return self.network(**asked, **self._beside(asked, rows), return_dict=False)[0]
 
     def tokens(self, latents: Tensor) -> int:
         """See Prior.tokens."""
@@ -270,6 +283,7 @@ class FluxPrior(DiffusersPrior):
 
     backbone = "transformer"
     reads = frozenset({"text", "pooled"})
+    steered_by = ("FluxControlNetModel",)
     latent_multiple = 2
     spacing = "trailing"
     recommended = Recommended(3.5, 28, solver="euler")
@@ -301,25 +315,20 @@ class FluxPrior(DiffusersPrior):
         return self.pipe.tokenizer_2, 512 if self.guidance_embedded else 256
 
     def _forward(self, x: Tensor, time: Tensor, rows: Rows) -> Tensor:
-        batch, channels, height, width = x.shape
-        down, across = height // 2, width // 2
-        patches = x.reshape(batch, channels, down, 2, across, 2).permute(0, 2, 4, 1, 3, 5)
-        packed = patches.reshape(batch, down * across, channels * 4).to(self.dtype)
+        height, width = x.shape[-2:]
         guidance = rows.get("guidance") if self.guidance_embedded else None  # (B,)
         if self.guidance_embedded and guidance is None:
-            guidance = torch.full((batch,), DEFAULT_EMBEDDED_GUIDANCE)
-        out = self.network(
-            hidden_states=packed,
-            timestep=(time / 1000).to(self.dtype),
-            guidance=None if guidance is None else guidance.to(x.device, torch.float32),
-            pooled_projections=rows["pooled"].to(self.dtype),
-            encoder_hidden_states=rows["text"].to(self.dtype),
-            txt_ids=torch.zeros(rows["text"].shape[1], 3, device=x.device, dtype=self.dtype),
-            img_ids=_patch_positions(down, across).to(x.device, self.dtype),
-            return_dict=False,
-        )[0]
-        grid = out.reshape(batch, down, across, channels, 2, 2).permute(0, 3, 1, 4, 2, 5)
-        return grid.reshape(batch, channels, height, width)
+            guidance = torch.full((x.shape[0],), DEFAULT_EMBEDDED_GUIDANCE)
+        asked = {
+            "hidden_states": packed(x).to(self.dtype),
+            "timestep": (time / 1000).to(self.dtype),
+            "guidance": None if guidance is None else guidance.to(x.device, torch.float32),
+            "pooled_projections": rows["pooled"].to(self.dtype),
+            "encoder_hidden_states": rows["text"].to(self.dtype),
+            "txt_ids": torch.zeros(rows["text"].shape[1], 3, device=x.device, dtype=self.dtype),
+            "img_ids": patch_positions(height // 2, width // 2).to(x.device, self.dtype),
+        }
+        return unpacked(self.network(**asked, **self._beside(asked, rows), return_dict=False)[0], height, width)
 
     def tokens(self, latents: Tensor) -> int:
         """See Prior.tokens."""
@@ -332,42 +341,12 @@ def takes_scale(network: nn.Module) -> bool:
     return bool(config.get("guidance_embeds") or config.get("time_cond_proj_dim"))
 
 
-def _patch_positions(rows: int, columns: int) -> Tensor:
-    """(rows * columns, 3): zero, row, column of every patch."""
-    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-    return torch.stack([torch.zeros_like(row), row, column], -1).reshape(-1, 3)
-
-
 def two_branches(
     text: Tensor, pooled: Tensor, null_text: Tensor, null_pooled: Tensor, prompts: Sequence[str]
 ) -> Condition:
     """The condition of models with token and pooled embeddings, (B, L, D) and (B, P) in both branches."""
     null = Rows({"text": null_text, "pooled": null_pooled})
     return Condition({COND: Rows({"text": text, "pooled": pooled}), NULL: null}, prompts)
-
-
-def latent_affine(config: Mapping[str, Any], like: Tensor) -> tuple[Tensor | float, Tensor | float]:
-    """(shift, scale) of a VAE config with latents = (posterior - shift) scale: floats, or (1, C, 1, 1) like `like`.
-
-    The scale is scaling_factor, divided by latents_std where there are such statistics; the shift is shift_factor or
-    latents_mean. Raises InputError for one of mean and standard deviation alone, and for both kinds of shift.
-    """
-    scale, shift = float(config.get("scaling_factor") or 1.0), float(config.get("shift_factor") or 0.0)
-    mean, std = config.get("latents_mean"), config.get("latents_std")
-    if mean is None and std is None:
-        return shift, scale
-    if mean is None or std is None:
-        have, lack = ("latents_mean", "latents_std") if std is None else ("latents_std", "latents_mean")
-        raise InputError(f"the VAE config has {have} but no {lack}; give both or neither")
-    if shift:
-        raise InputError(f"the VAE config has shift_factor={shift} and latents_mean; take one of them out")
-    channels = like.shape[1]
-    if len(mean) != channels or len(std) != channels:
-        raise InputError(
-            f"latents_mean and latents_std have {len(mean)} and {len(std)} entries for {channels} channels"
-        )
-    offset, spread = (like.new_tensor(values).reshape(1, -1, 1, 1) for values in (mean, std))
-    return offset, scale / spread
 
 
 def paired(prompts: str | Sequence[str], negative: str | Sequence[str] | None) -> tuple[list[str], list[str]]:

@@ -103,7 +103,8 @@ class MultiViewPrior(EmbeddedPrior):
 
     recommended = TOYBOX_MULTIVIEW
     reads = frozenset({"text", "concat", "cameras"})
-    steerable = False
+    steered_by = ()
+    reads_pictures = False
 
     def __init__(
         self,

@@ -35,7 +35,7 @@ def add_image_prompt(prior: DiffusersPrior, adapter: str | Path, encoder: str | 
 
     Raises InputError for other files, other backbones and where the encoder is missing.
     """
-    if not prior.steerable:
+    if not prior.reads_pictures:
         raise InputError(
             f"image prompts go with the U-Nets of Stable Diffusion and SDXL that draw single images, not {prior.name!r}"
         )

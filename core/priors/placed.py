@@ -9,8 +9,9 @@ from torch import nn
 
 from ...utils.errors import InputError
 from .base import Prior
-from .footprint import encoder_numbers, network_numbers
+from .footprint import decoder_numbers, encoder_numbers, network_numbers
 from .placement import WHOLE, execution_device
+from .replay import forget
 
 P = TypeVar("P", bound="PlacedPrior")
 
@@ -36,6 +37,7 @@ class PlacedPrior(Prior):
                 f"the prior {self.name!r} is loaded with offload={self.placement.offload!r} and "
                 f"weights={self.placement.weights!r}, which decide its place; load it again for another one"
             )
+        forget(self.network)
         return super().to(device, dtype)
 
     def encode_bytes(self, height: int, width: int, by_block: bool = False) -> int:
@@ -53,6 +55,10 @@ class PlacedPrior(Prior):
         pixels = height * width // self.vae_factor**2
         settings = getattr(self.pipe, self.backbone).config
         return int(network_numbers(type(self.network).__name__, settings, pixels) * self.dtype.itemsize)
+
+    def decode_bytes(self, height: int, width: int) -> int:
+        """See Prior.decode_bytes."""
+        return int(decoder_numbers(self.vae.config) * height * width * self.vae.dtype.itemsize)
 
     def smaller_setting(self) -> str:
         """See Prior.smaller_setting: the next of half precision, offloading and quantised weights."""

@@ -2,8 +2,8 @@
 
 offload "text": text encoders come to the device for a prompt and leave it when the network or the VAE is asked.
     "model": one network at a time is on the device. "sequential": one layer at a time; slow, and the least memory.
-weights "float8": the network and T5 are stored in 8 bit and cast layer by layer (diffusers' layerwise casting). "int8",
-    "int4": quantised by torchao.
+weights: see `quantised`.
+graphs: calls of the network are recorded and replayed, see `replay`.
 vae "slices": one image at a time. "tiles": one part of an image at a time, which may show seams.
 """
 
@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import nn
 
-from ...utils.errors import InputError, need_extra
+from ...utils.errors import InputError
+from .quantised import Weights, shrink
+from .replay import replay
 
 if TYPE_CHECKING:
     from .diffusers import DiffusersPrior
 
 Offload = Literal["none", "text", "model", "sequential"]
-Weights = Literal["full", "float8", "int8", "int4"]
 VaeParts = Literal["whole", "slices", "tiles"]
 REPEATED = ("BasicTransformerBlock", "JointTransformerBlock", "FluxTransformerBlock", "FluxSingleTransformerBlock")
 
@@ -36,11 +37,17 @@ class Placement:
     weights: Weights | str = "full"
     vae: VaeParts | str = "whole"
     compile: bool = False  # the repeated blocks of the network, each on its first call
+    graphs: bool = False  # on CUDA the calls of the network are recorded and replayed
 
     def __post_init__(self) -> None:
         for name, known in (("offload", Offload), ("weights", Weights), ("vae", VaeParts)):
             if getattr(self, name) not in get_args(known):
                 raise InputError(f"{name}={getattr(self, name)!r} is unknown; have {', '.join(get_args(known))}")
+        if self.graphs and (self.offload in ("model", "sequential") or self.weights == "float8"):
+            raise InputError(
+                f"graphs=True needs weights that stay where they are, not offload={self.offload!r} and "
+                f"weights={self.weights!r}; give offload none or text and other weights than float8"
+            )
 
 
 WHOLE = Placement()  # everything on the device, as it is stored
@@ -49,10 +56,12 @@ WHOLE = Placement()  # everything on the device, as it is stored
 def place(prior: DiffusersPrior, device: torch.device | str, how: Placement) -> None:
     """Puts the networks of a prior that is on the CPU where they belong.
 
-    Raises MissingExtraError where torchao is needed and absent.
+    Raises MissingExtraError where torchao or bitsandbytes is needed and absent.
     """
     device = torch.device(device)
-    shrink(prior, how.weights)
+    shrink(prior, text_encoders(prior), how.weights)
+    if how.graphs:
+        replay(prior.network)
     if how.vae != "whole":
         prior.vae.enable_slicing()
     if how.vae == "tiles":
@@ -103,28 +112,6 @@ def text_encoders(prior: DiffusersPrior) -> Iterator[tuple[str, nn.Module]]:
     for name, module in prior.modules().items():
         if re.fullmatch(r"text_encoder(_\d)?", name):
             yield name, module
-
-
-def shrink(prior: DiffusersPrior, weights: str) -> None:
-    """Stores the network and T5 in fewer bits; other parts are small."""
-    if weights == "full":
-        return
-    large = [prior.network, *(m for _, m in text_encoders(prior) if type(m).__name__ == "T5EncoderModel")]
-    if weights == "float8":
-        from diffusers.hooks import apply_layerwise_casting  # heavy
-        from diffusers.hooks.layerwise_casting import DEFAULT_SKIP_MODULES_PATTERN
-
-        keep = (*DEFAULT_SKIP_MODULES_PATTERN, "wo")  # T5 asks the dtype of these
-        for module in large:
-            apply_layerwise_casting(module, torch.float8_e4m3fn, prior.dtype, keep)
-        return
-    try:
-        from torchao import quantization
-    except ImportError:
-        need_extra("torchao", "quant")
-    kind = quantization.Int8WeightOnlyConfig if weights == "int8" else quantization.Int4WeightOnlyConfig
-    for module in large:
-        quantization.quantize_(module, kind())
 
 
 def channels_last(prior: DiffusersPrior) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from ...utils.errors import InputError
 from ..priors.base import Prior
 from ..priors.rows import LEVEL_TIME, NULL, Condition, Rows
+from .caches.base import Told, telling
 from .guidance import Guidance, as_guidance
 from .levels import Level, NoiseSchedule
 from .prediction import Prediction, reread_v
@@ -73,10 +74,13 @@ class Denoiser:
         count, time = len(order), level.times(x)
         told = time if self.time_remap is None else self.time_remap(time)
         rows = self._rows(order, x.shape[0])
+        largest = level.model_time
+        call = Told(float(largest.max()) if isinstance(largest, Tensor) else largest, rows)
         if self.time_remap is not None:
             rows = rows.with_tensors(**{LEVEL_TIME: torch.cat([time] * count)})
         before = self.prior.nfe
-        raw = self.prior.predict(torch.cat([x] * count), torch.cat([told] * count), rows)
+        with telling(call):
+            raw = self.prior.predict(torch.cat([x] * count), torch.cat([told] * count), rows)
         self.nfe += self.prior.nfe - before
         state = x.to(torch.promote_types(x.dtype, torch.float32))  # one for all branches, whose predictions add
         parts, kind = raw.to(state.dtype).chunk(count), self.prior.prediction_type

@@ -6,8 +6,8 @@ Every reading is affine in (x, raw); values are computed on demand, in float32 (
 
 from __future__ import annotations
 
-from functools import cached_property
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +17,18 @@ from .levels import Level, Scalar
 
 Kind = Literal["epsilon", "sample", "v_prediction", "flow_prediction"]
 KINDS: tuple[Kind, ...] = ("epsilon", "sample", "v_prediction", "flow_prediction")
+
+
+class _Kept:
+    """A property computed once; that of functools takes a lock in Python 3.11, which no compiler can trace."""
+
+    def __init__(self, make: Callable[[Any], Tensor]) -> None:
+        self.make, self.name, self.__doc__ = make, make.__name__, make.__doc__
+
+    def __get__(self, owner: Any, kind: type | None = None) -> Tensor:
+        value: Tensor = self.make(owner)
+        setattr(owner, self.name, value)  # found before this descriptor from now on
+        return value
 
 
 class Prediction:
@@ -35,7 +47,7 @@ class Prediction:
         self.alpha, self.sigma = level.coefficients(self.x)
         self.weight = weight
 
-    @cached_property
+    @_Kept
     def _state(self) -> Tensor:
         """The combination of the states, (B, C, h, w)."""
         return self.x if isinstance(self.weight, float) and self.weight == 1.0 else self.weight * self.x
@@ -63,7 +75,7 @@ class Prediction:
         total = self.raw + raw if sign > 0 else self.raw - raw
         return Prediction(self.x, self.level, total, self.kind, self.weight + sign * other.weight)
 
-    @cached_property
+    @_Kept
     def x0(self) -> Tensor:
         """The clean estimate; from v or u it needs no division that can vanish."""
         x, raw, a, s = self._state, self.raw, self.alpha, self.sigma
@@ -75,7 +87,7 @@ class Prediction:
             return (a * x - s * raw) / (a * a + s * s)
         return (x - s * raw) / (a + s)
 
-    @cached_property
+    @_Kept
     def eps(self) -> Tensor:
         """The noise estimate."""
         x, raw, a, s = self._state, self.raw, self.alpha, self.sigma
@@ -87,12 +99,12 @@ class Prediction:
             return (a * raw + s * x) / (a * a + s * s)
         return (x + a * raw) / (a + s)
 
-    @cached_property
+    @_Kept
     def v(self) -> Tensor:
         """alpha eps - sigma x0."""
         return self.raw if self.kind == "v_prediction" else self.alpha * self.eps - self.sigma * self.x0
 
-    @cached_property
+    @_Kept
     def u(self) -> Tensor:
         """eps - x0, the velocity dx/dsigma of a rectified flow (diffusers' sign)."""
         return self.raw if self.kind == "flow_prediction" else self.eps - self.x0

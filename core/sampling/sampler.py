@@ -48,8 +48,11 @@ class Sampler:
             x, level = advanced(run, denoiser(x, asked))
             if callback is not None:
                 shown = x.clone()  # a run compares its own state with the one that was asked at
+                version = shown._version
                 changed = callback(call, asked, shown)
                 left = shown if changed is None else changed
-                x = x if left.dtype == x.dtype and torch.equal(left, x) else left
+                # on a device only its operations can write; to compare there means to wait for it
+                as_it_was = left is shown and x.device.type != "cpu" and shown._version == version
+                x = x if as_it_was or (left.dtype == x.dtype and torch.equal(left, x)) else left
             call += 1
         return x

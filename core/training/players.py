@@ -26,7 +26,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ...utils.errors import InputError
 from ...utils.regrown import Regrown
@@ -140,10 +140,7 @@ class Player:
             wanted = (len(change), *old.shape[1:]) if name in grown else tuple(old.shape)
             if tuple(now.shape) != wanted:
                 raise ValueError(f"{name} has shape {tuple(now.shape)}, but what is said of its rows makes {wanted}")
-            slots = self.optimizer.state.pop(old, {})
-            if name in grown:
-                slots = {k: change.moments(v) if _rowed(v, old) else v for k, v in slots.items()}
-            self.optimizer.state[now] = slots
+            change.carry(self.optimizer, old, now, name in grown)
         if self.ema is not None:
             pairs = zip(self.named.items(), self.ema.shadow_params, strict=True)
             self.ema.shadow_params = [change.averages(a, p) if n in grown else a for (n, p), a in pairs]
@@ -212,10 +209,6 @@ def _names(groups: list[Group]) -> dict[str, nn.Parameter]:
             raise ValueError(f"{sorted(twice)[0]!r} is in two groups")
         named |= group["params"]
     return named
-
-
-def _rowed(slot: Any, parameter: Tensor) -> bool:
-    return isinstance(slot, Tensor) and slot.shape == parameter.shape
 
 
 def _average(named: Mapping[str, nn.Parameter], decay: float) -> EMAModel:

@@ -50,7 +50,10 @@ def parse_document(text: bytes) -> dict[str, Any]:
         raise InputError(f"the JSON of the glTF is damaged: {damage(error)}") from error
     if not isinstance(document, dict):
         raise InputError("the JSON of the glTF is not an object")
-    version = str(document.get("asset", {}).get("version", "2.0"))
+    about = document.get("asset", {})
+    if not isinstance(about, dict):
+        raise InputError("the glTF's entry asset is not an object")
+    version = str(about.get("version", "2.0"))
     if not version.startswith("2."):
         raise InputError(f"this is glTF {version}; export it as glTF 2.0")
     return document

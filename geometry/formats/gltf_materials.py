@@ -101,7 +101,10 @@ class Materials:
 
     def _scaled(self, textures: dict[str, Mapped], physical: dict[str, Any], material: Any, called: str) -> None:
         """Factors of metallic and roughness go into their texture, which is made for them where there is none."""
-        scale = np.array([1.0, physical.get("roughnessFactor", 1.0), physical.get("metallicFactor", 1.0)])
+        factors = [physical.get("roughnessFactor", 1.0), physical.get("metallicFactor", 1.0)]
+        if not all(isinstance(factor, (int, float)) and math.isfinite(factor) for factor in factors):
+            raise InputError(f"roughness and metallic of {called} are {factors!s:.80}, which are no finite numbers")
+        scale = np.array([1.0, *factors], dtype=np.float64)
         found = textures.get("metallic_roughness")
         if found is not None:
             scaled = np.rint(found.image * scale.clip(0, 1)).astype(np.uint8)
@@ -116,7 +119,7 @@ class Materials:
 
     def _name_losses(self, material: dict[str, Any], physical: dict[str, Any], factor: Any, called: str) -> None:
         if material.get("alphaMode", "OPAQUE") != "OPAQUE":
-            self._notes.add(f"the transparency of {called} (alphaMode {material['alphaMode']})")
+            self._notes.add(f"the transparency of {called} (alphaMode {material['alphaMode']!s:.80})")
         for key, what in LOST_KEYS.items():
             if key in material:
                 self._notes.add(f"{what} of {called}")

@@ -114,6 +114,22 @@ class GaussianCloud:
         fine &= (self.log_scales < torch.inf).all(1)
         return fine & torch.isfinite(self.quaternions).all(1) & (self.quaternions.norm(dim=1) > 1e-12)
 
+    def broken(self) -> dict[str, int]:
+        """How many Gaussians are not finite, and of how many each of their parts is broken."""
+
+        def odd(values: Tensor) -> int:
+            return int((~torch.isfinite(values)).any(1).sum())
+
+        turns = self.quaternions
+        return {
+            "splats": int((~self.finite).sum()),
+            "positions": odd(self.means),
+            "scales": int((self.log_scales.isnan() | (self.log_scales == torch.inf)).any(1).sum()),
+            "rotations": int((~torch.isfinite(turns).all(1) | (turns.norm(dim=1) <= 1e-12)).sum()),
+            "opacities": int(self.logits.isnan().sum()),
+            "harmonics": odd(self.sh.flatten(1)),
+        }
+
     def __getitem__(self, rows: Tensor | slice) -> GaussianCloud:
         """Some of the Gaussians: a slice, a mask (N,) or indices."""
         return replace(self, **{name: getattr(self, name)[rows] for name in FIELDS})

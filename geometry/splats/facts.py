@@ -22,21 +22,13 @@ def facts_of(cloud: GaussianCloud) -> dict[str, Any]:
     faint: share below the opacity of 1/255 that is never drawn. needles: share at least 20 times as long as wide. ball:
     around 98 % of all opacity; strays: share of splats beyond twice its radius.
     """
-    fine, turns = cloud.finite, cloud.quaternions
     facts: dict[str, Any] = {
         "splats": len(cloud),
         "sh_degree": cloud.degree,
         "render_mode": cloud.mode,
-        "broken": {
-            "splats": int((~fine).sum()),
-            "positions": _broken(cloud.means),
-            "scales": int((cloud.log_scales.isnan() | (cloud.log_scales == torch.inf)).any(1).sum()),
-            "rotations": int((~torch.isfinite(turns).all(1) | (turns.norm(dim=1) <= 1e-12)).sum()),
-            "opacities": int(cloud.logits.isnan().sum()),
-            "harmonics": _broken(cloud.sh.flatten(1)),
-        },
+        "broken": cloud.broken(),
     }
-    cloud = cloud[fine]
+    cloud = cloud[cloud.finite]
     if not len(cloud):
         return facts
     centre, radius = ball_of(cloud)
@@ -55,10 +47,6 @@ def facts_of(cloud: GaussianCloud) -> dict[str, Any]:
         },
         "mean_srgb": cloud.colors.clamp(0, 1).mean(0).tolist(),
     }
-
-
-def _broken(values: Tensor) -> int:
-    return int((~torch.isfinite(values)).any(1).sum())
 
 
 def _share(mask: Tensor) -> float:

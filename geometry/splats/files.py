@@ -5,6 +5,7 @@ PLY and .splat keep the world they are in, as meshes in PLY do; SPZ and GLB are 
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -47,12 +48,18 @@ def save_splats(cloud: GaussianCloud, path: str | Path) -> Path:
 
 
 def load_splats(path: str | Path) -> GaussianCloud:
-    """Reads any of SUFFIXES; Gaussians with NaN or infinite numbers are dropped. Raises InputError when unusable."""
+    """Reads any of SUFFIXES; Gaussians with NaN or infinite numbers are left out, with a warning. Raises InputError
+    when unusable."""
     cloud = read_splats(path)
-    cloud = cloud if bool(cloud.finite.all()) else cloud[cloud.finite]
-    if not len(cloud):
-        raise InputError(f"{path} holds no splats with finite numbers")
-    return cloud
+    if bool(cloud.finite.all()) and len(cloud):
+        return cloud
+    counts = cloud.broken()
+    wrong = ", ".join(f"{name} of {count}" for name, count in counts.items() if count and name != "splats")
+    if counts["splats"] == len(cloud):
+        more = f" ({wrong}); convert --to points keeps places and colours" if wrong else ""
+        raise InputError(f"{path} holds no splats with finite numbers{more}")
+    warnings.warn(f"{path}: {counts['splats']} of {len(cloud)} splats are left out, broken: {wrong}", stacklevel=2)
+    return cloud[cloud.finite]
 
 
 def read_splats(path: str | Path) -> GaussianCloud:

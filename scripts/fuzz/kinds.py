@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 import struct
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 
 from ...core.sampling.calibration import Calibration, Fingerprint
 from ...geometry.camera_files import save_colmap, save_nerfstudio
 from ...geometry.cameras import Camera
+from ...geometry.environment import write_hdr
 from ...utils.configs import CONFIGS
 from . import grammars, meshes, planted, readers
 from .cases import Kind, Sample
@@ -214,6 +218,28 @@ def everything() -> list[Sample]:
     ]
 
 
+def depths() -> list[Sample]:
+    """Depth in metres and in millimetres."""
+    values = np.linspace(1, 3, 30, dtype=np.float32).reshape(5, 6)
+    made = []
+    for name, write in (("a.npz", lambda to: np.savez(to, depth_m=values, K=np.eye(3), valid=values > 2)),
+                        ("a.npy", lambda to: np.save(to, values))):  # fmt: skip
+        stream = io.BytesIO()
+        write(stream)
+        made.append(Sample(name, stream.getvalue()))
+    stream = io.BytesIO()
+    Image.fromarray((1000 * values).astype(np.uint16)).save(stream, "PNG")
+    return [*made, Sample("a.png", stream.getvalue())]
+
+
+def lights() -> list[Sample]:
+    """Radiance pictures, flat and in runs."""
+    flat = write_hdr(np.linspace(0, 3, 4 * 12 * 3).reshape(4, 12, 3))
+    head = flat[: -4 * 12 * 4]
+    row = bytes((2, 2, 0, 12)) + bytes((128 + 12, 130)) * 3 + bytes((4, 128, 129, 130, 131, 128 + 8, 127))
+    return [Sample("a.hdr", flat), Sample("runs.hdr", head + 4 * row)]
+
+
 def _objs() -> list[Sample]:
     return [Sample("body.obj", meshes.OBJ)]
 
@@ -242,6 +268,8 @@ KINDS = {
         Kind("colmap-text", readers.model, models, 0.03, model_files, planted.in_colmap, text=True, names=False),
         Kind("colmap-binary", readers.model, binary_models, 0.03, binary_files, names=False),
         Kind("config", readers.config, configs, 0.05, planted=planted.in_config, grammar=grammars.documents, text=True),
+        Kind("depth", readers.depth, depths, 0.02),
+        Kind("light", readers.light, lights, 0.02),
         Kind("safetensors", readers.tensors, tensors, 0.04, planted=planted.in_tensors, grammar=grammars.headers),
         Kind(
             "prompt",

@@ -28,13 +28,15 @@ from ...core.sampling.calibration import Calibration
 from ...core.training.checkpoints import read_tensors
 from ...geometry.camera_files import load_colmap, load_nerfstudio
 from ...geometry.cameras import Camera
+from ...geometry.environment import Environment
 from ...geometry.meshes import Mesh
 from ...geometry.points import PointCloud
 from ...geometry.splats.files import load_splats
 from ...pipelines.prompts import warn_about, warn_about_negatives
 from ...pipelines.text_to_mesh import MeshRecipe
-from ...scripts import recipes
+from ...scripts import head_recipes, material_recipes, recipes, sensor_recipes
 from ...scripts.train import read_recipe
+from ...tasks.depth_files import read_depth
 from ...toybox.captions import parse as parse_caption
 from ...utils.configs import load_config, read_yaml, to_yaml
 from ...utils.decoding import has_transparency, image_size, read_layers
@@ -42,6 +44,17 @@ from ...utils.errors import InputError
 from .cases import OddError
 
 MOST_PIXELS = 4_000_000
+
+
+def depth(path: Path) -> None:
+    """A depth map."""
+    found = read_depth(path)
+    finite("depth", found.depth_m, 0.0)
+
+
+def light(path: Path) -> None:
+    """An environment."""
+    finite("radiance", Environment.load(path).radiance, 0.0)
 
 
 def finite(name: str, values: Any, low: float = -math.inf, high: float = math.inf) -> None:
@@ -140,6 +153,11 @@ RECIPES = {
     "judge-pairs": recipes.PairsRecipe,
     "geometry-head": recipes.GeometryRecipe,
     "pixels": recipes.PixelRecipe,
+    "primedepth": head_recipes.PreimageRecipe,
+    "normals-refine": head_recipes.RefineRecipe,
+    "sim2real": sensor_recipes.SensorRecipe,
+    "materials": material_recipes.MaterialRecipe,
+    "materials-few-steps": material_recipes.FewStepRecipe,
 }
 
 

@@ -37,6 +37,8 @@ class Column:
     """stored values are divided by it"""
     mirror: tuple[float, ...] = (1.0,)
     """sign of each channel in the mirrored picture; one for all, or C"""
+    smooth: bool = False
+    """linear between pixels and beyond the edge; otherwise a window that is resized takes the nearest pixels"""
 
 
 class TargetCodec(ABC):
@@ -54,6 +56,10 @@ class TargetCodec(ABC):
     """parts of the training loss and what they weigh by default"""
     colormap: ClassVar[str] = ""
     """of its picture, where another one would do; empty where the colours have a meaning"""
+    tolerance: ClassVar[float] = 0.1
+    """error below which a pixel counts as right, for confidence"""
+    error_unit: ClassVar[str] = "relative"
+    """of `error`"""
     summary: ClassVar[tuple[str, ...]]
     """the metrics that validation reports"""
 
@@ -70,6 +76,10 @@ class TargetCodec(ABC):
     @abstractmethod
     def truth(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """(targets (B, C, H, W), where they are known (B, 1, H, W)) of a batch of the column."""
+
+    def beside(self, target: Tensor, images: Tensor) -> Tensor:
+        """The target with what it holds of the images (B, 3, H, W), sRGB in [0, 1], themselves."""
+        return target
 
     @abstractmethod
     def encode(self, target: Tensor, valid: Tensor) -> tuple[Tensor, Any]:

@@ -34,6 +34,8 @@ class NormalCodec(TargetCodec):
     channels: ClassVar[int] = 3
     column: ClassVar[Column] = Column("normal", "normals", 127, (-1.0, 1.0, 1.0))
     weights: ClassVar[Mapping[str, float]] = {"normals": 1.0}
+    tolerance: ClassVar[float] = 11.25
+    error_unit: ClassVar[str] = "deg"
     summary: ClassVar[tuple[str, ...]] = ("normals_mean", "normals_below_30")
     frame: Frame = "viewer"
     full_z_range: bool = True

@@ -37,6 +37,10 @@ class StackCodec:
         valid = torch.stack([known for _, known in found.values()]).all(0)
         return {name: target for name, (target, _) in found.items()}, valid
 
+    def beside(self, targets: Mapping[str, Tensor], images: Tensor) -> dict[str, Tensor]:
+        """The targets with what they hold of the images themselves."""
+        return {name: codec.beside(targets[name], images) for name, codec in self.parts.items()}
+
     def encode(self, targets: Mapping[str, Tensor], valid: Tensor) -> tuple[Tensor, dict[str, Any]]:
         """(pictures (B, n, 3, H, W), states by name)."""
         coded = {name: codec.encode(targets[name], valid) for name, codec in self.parts.items()}

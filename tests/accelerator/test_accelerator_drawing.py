@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from unproject.bench.backbone_verbs import VERBS
 from unproject.core.priors.diffusers import DiffusersPrior
+from unproject.core.priors.replay import replay
 from unproject.core.sampling import ClassifierFree, RestoreConfig
 from unproject.core.sampling.dpm_v3_statistics import ModelStatistics
 from unproject.core.sampling.noiseshift import RemapSearch
@@ -84,6 +86,35 @@ def test_controls_run(prior_on: Any, device: torch.device, family: str, control:
     prior = prior_on(family, device, HALF)
     made = drawn(prior, "a red chair and a blue dog", control=control, subjects=("red chair", "blue dog"))
     assert np.isfinite(made.images).all()
+
+
+@pytest.mark.parametrize("family", ["sdxl", "sd3", "flux"])
+def test_pictures_steer(prior_on: Any, device: torch.device, family: str) -> None:
+    for dtype in (HALF, torch.bfloat16):
+        VERBS["--control-image"](prior_on(family, device, dtype))
+
+
+@pytest.mark.parametrize("family", ["sd15", "flux"])
+def test_recorded_calls_draw_the_same(prior_on: Any, device: torch.device, family: str) -> None:
+    """On CUDA they are recorded, and replayed for the other pictures; elsewhere every call is computed."""
+    prior = prior_on(family, device, HALF)
+    wanted = [drawn(prior, seed=seed, num_inference_steps=4).latents for seed in range(2)]
+    forward = replay(prior.network)
+    for seed, latents in enumerate(wanted):
+        torch.testing.assert_close(drawn(prior, seed=seed, num_inference_steps=4).latents, latents, rtol=0, atol=1e-3)
+    assert (len(forward.recorded) == 1 and not forward.off) == (device.type == "cuda")
+
+
+@pytest.mark.parametrize("start", ["noise", "zeros"])
+def test_a_head_of_few_steps(prior_on: Any, device: torch.device, start: str) -> None:
+    """Its noise between the steps is drawn on the CPU, for every device the same."""
+    few = {"steps": 3, "solver": "lcm", "spacing": None} if start == "noise" else {}
+    config = HeadConfig(start=start, processing_resolution=32, **few)
+    head = GeometryHead.from_prior(prior_on("sd15"), config)
+    wanted = ImageToGeometry(head)(PICTURE, seed=0)
+    made = ImageToGeometry(head.to(device, torch.float32))(PICTURE, seed=0)
+    for name, output in made.maps.items():
+        assert float(np.abs(output.prediction - wanted.maps[name].prediction).mean()) < 1e-3
 
 
 def test_guidance_in_an_interval_and_with_rescaling(prior_on: Any, device: torch.device) -> None:

@@ -10,6 +10,7 @@ import torch
 from unproject.core.priors import load_prior
 from unproject.generate.guides import make_guide
 from unproject.generate.optimise import Optimisation
+from unproject.pipelines import TextToImage
 from unproject.pipelines.text_to_shape import MeshRecipe
 from unproject.utils.configs import load_config
 
@@ -63,3 +64,24 @@ def test_lookups_send_nothing_to_the_device(pretend_device: Any) -> None:
             device.uploads.clear()
             query(points)
             assert not device.uploads, (kind, device.uploads)
+
+
+@pytest.mark.parametrize(
+    ("family", "cache"), [("sd15", None), ("sd15", "deep:2"), ("sd15", "inherit"), ("sd3", "regions:0.5")]
+)
+def test_a_step_of_drawing_waits_twice_at_most(prior_on: Any, pretend_device: Any, family: str, cache: str) -> None:
+    """With a cache, whose decisions follow from what the sampler knows, and with a callback that changes nothing."""
+    found: list[dict[str, int]] = []
+    with pretend_device.Pretend(double=False) as device:
+
+        def note(pipe: Any, call: int, time: float, given: dict[str, Any]) -> dict[str, Any]:
+            found.append(dict(device.waits))
+            device.waits.clear()
+            return given
+
+        asked = {"height": 32, "width": 32, "seed": 0, "output_type": "latent", "callback_on_step_end": note}
+        prior = prior_on(family, pretend_device.DEVICE, torch.float16)
+        TextToImage(prior)("a red chair", num_inference_steps=9, cache=cache, **asked)
+    assert len(found) == 9
+    for waits in found[1:]:
+        assert sum(waits.values()) <= 2 and not any("caches" in line or "sampler" in line for line in waits), waits

@@ -85,7 +85,10 @@ def test_version(run: Run) -> None:
         (("depth", ".", "-o", "depth.png"), "is one file but . is a folder"),
         (("pointcloud", ".", "--near", "3", "--far", "2"), "need 0 < near < far"),
         (("pointcloud", ".", "--fov", "180"), "--fov must lie between 1 and 170"),
+        (("depth", "picture.png", "--steps", "4", "--dry-run"), "--steps 4: the head toybox is a one-step regressor"),
+        (("pointcloud", "picture.png", "--steps", "2", "--prior", "e2e-ft-depth"), "head e2e-ft-depth is a one-step"),
         (("toybox", "--count", "0"), "--count must lie between 1 and 256, got 0"),
+        (("toybox", "--count", "1" + "0" * 400), f"--count must lie between 1 and 256, got 1{'0' * 39}..."),
         (("toybox", "--sheet", "--nouns"), "--render, --sheet and --nouns are three different things"),
         (("inspect", "missing.glb"), "missing.glb does not exist"),
         (("convert", "missing.glb", "a.obj"), "missing.glb does not exist"),
@@ -99,6 +102,11 @@ def test_bad_input_is_exit_code_2_and_one_message(run: Run, words: tuple[str, ..
     assert code == 2
     assert re.sub(r"[\s│]+", " ", out + err).count("Traceback") == 0
     assert message in re.sub(r"[\s│]+", " ", out + err)
+
+
+def test_names_of_any_bytes_make_the_name_of_a_record(run: Run) -> None:
+    first, second = (parse(["depth", name, "b.png"]).slug() for name in ("\ud800.png", "\udcff.png"))
+    assert first.startswith("\ud800-and-1-more-") and first != second
 
 
 @pytest.mark.parametrize(
@@ -231,7 +239,7 @@ def test_output_that_cannot_be_written_is_bad_input(run: Run, fake_images: list[
 
 
 def test_folder_of_pictures_skips_what_cannot_be_read(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from unproject.cli.image import MAP_COMMANDS
+    from unproject.cli.maps import MAP_COMMANDS
 
     done: list[str] = []
     monkeypatch.setattr(MAP_COMMANDS["depth"], "load", lambda self: None)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from unproject.cli.image import MAP_COMMANDS
+from unproject.cli.maps import MAP_COMMANDS
 from unproject.cli.points import Pointcloud
 from unproject.geometry.camera_files import load_nerfstudio
 from unproject.geometry.intrinsics import read_intrinsics

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from unproject.cli.folders import find
-from unproject.cli.image import MAP_COMMANDS, MapCommand
+from unproject.cli.image import MapCommand
 from unproject.cli.jobs import SOME_FAILED
+from unproject.cli.maps import MAP_COMMANDS
 from unproject.tasks.codecs import DepthOutput
 from unproject.utils.errors import InputError
 from unproject.utils.pictures import save_image

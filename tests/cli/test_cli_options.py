@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import os
 import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import fields
@@ -13,12 +14,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from unproject.cli import priors
 from unproject.cli.commands import COMMANDS
-from unproject.cli.common import Command
-from unproject.cli.image import MAP_COMMANDS
+from unproject.cli.common import Command, pick_device
+from unproject.cli.maps import MAP_COMMANDS
 from unproject.cli.points import Pointcloud
 from unproject.cli.sampling import PLANNED
+from unproject.cli.text import TextToImage
 from unproject.tasks.codecs import DepthOutput, NormalsOutput
 from unproject.utils.pictures import save_image
 
@@ -102,7 +106,7 @@ def heads(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 PICTURES = {
     "--ensemble": ("3",),
-    "--steps": ("2",),
+    "--steps": ("1",),
     "--seed": ("5",),
     "--prior": ("marigold-depth",),
     "--dtype": ("float16",),
@@ -133,6 +137,35 @@ CASES = [
 ]
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("depth", "--format", "npz,png,npy", "--ensemble", "2"),
+        ("depth", "--format", "npy,png", "--ensemble", "2"),
+        ("normals", "--format", "png"),
+        ("pointcloud",),
+        ("pointcloud", "--mesh"),
+    ],
+)
+def test_what_tells_that_a_picture_is_done_is_written_last(
+    run: Run, heads: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    """Killed at any moment, the same command makes what is missing: the file it writes last is one it asks for."""
+    save_image("a.png", np.random.default_rng(0).random((20, 24, 3)))
+    written, replace = list[str](), os.replace
+
+    def remember(source: Any, target: Any) -> None:
+        written.append(Path(target).name)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", remember)
+    assert run(words[0], "a.png", "-o", "out", "--preview", *words[1:])[0] == 0
+    made = [name for name in written if not name.endswith("run.json")]
+    marks = {"depth": (".npz", ".npy", "depth.png"), "normals": ("normals.png",), "pointcloud": (".ply", ".glb")}
+    assert made[-1].endswith(marks[words[0]]) and len(made) > 2
+    assert not made[-1].endswith("-uncertainty.npy") and not made[-1].endswith("-preview.png")
+
+
 @pytest.mark.parametrize(("command", "option"), CASES)
 def test_options_of_pictures_change_something(run: Run, heads: list[dict[str, Any]], command: str, option: str) -> None:
     """Files, what is printed, the way the head is loaded or asked: one of these has to differ."""
@@ -146,8 +179,9 @@ def test_options_of_pictures_change_something(run: Run, heads: list[dict[str, An
     again = ["--overwrite"] if option == "--overwrite" else []
     if again:
         run(command, "a.png", "-o", "two")
-    plain = outcome(run, heads, "one", command, "a.png")
-    changed = outcome(run, heads, "two", command, "a.png", *option.split(), *value)
+    sampled = ["--prior", "marigold-depth"] if option == "--steps" else []  # a one-step head refuses steps
+    plain = outcome(run, heads, "one", command, "a.png", *sampled)
+    changed = outcome(run, heads, "two", command, "a.png", *sampled, *option.split(), *value)
     assert plain["code"] == 0 == changed["code"], changed["told"]
     if again:
         assert run(command, "a.png", "-o", "two")[0] == 2
@@ -162,3 +196,24 @@ def outcome(run: Run, heads: list[dict[str, Any]], folder: str, *words: str) -> 
     files = {path.name: path.read_bytes() for path in sorted(Path(folder).glob("*")) if "run.json" not in path.name}
     shown = [line.split("  ")[0].replace(folder, "") for line in out.splitlines() if "run.json" not in line]
     return {"code": code, "files": files, "asked": list(heads), "told": [*shown, err]}
+
+
+def test_recorded_calls_need_cuda_and_weights_that_stay(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, _, error = run("text-to-image", "a dog", "--graphs", "--device", "cpu")
+    assert code == 2 and "--graphs serves CUDA, not --device cpu; leave it out" in error
+    monkeypatch.setattr(priors, "pick_device", lambda name: "cuda:1")
+    for words in (("--weights", "float8"), ("--offload", "model")):
+        code, _, error = run("text-to-image", "a dog", "--graphs", *words)
+        assert code == 2 and f"weights that stay where they are, not {' '.join(words)}; leave one" in error
+    how = TextToImage(prompt="a dog", graphs=True, weights="bnb-nf4").placement()["placement"]
+    assert how.graphs and how.weights == "bnb-nf4"
+
+
+def test_of_several_processes_each_has_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device("auto") == pick_device("cuda") == "cuda"
+    for name, value in (("RANK", "5"), ("WORLD_SIZE", "8"), ("LOCAL_RANK", "3")):
+        monkeypatch.setenv(name, value)
+    assert pick_device("auto") == pick_device("cuda") == "cuda:1"
+    assert pick_device("cuda:0") == "cuda:0" and pick_device("cpu") == "cpu"

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from unproject.cli.folders import distinct_stems
-from unproject.cli.image import MAP_COMMANDS
+from unproject.cli.maps import MAP_COMMANDS
 from unproject.cli.points import Pointcloud
 from unproject.geometry.points import PointCloud
 from unproject.tasks.codecs import DepthOutput, NormalsOutput

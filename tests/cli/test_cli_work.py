@@ -14,7 +14,8 @@ import pytest
 from unproject.bench import queue, runner
 from unproject.bench.fingerprints import fingerprints
 from unproject.bench.registry import EXPERIMENTS
-from unproject.cli.image import MAP_COMMANDS, MapCommand
+from unproject.cli.image import MapCommand
+from unproject.cli.maps import MAP_COMMANDS
 from unproject.scripts import train
 from unproject.utils.files import write_json
 from unproject.utils.pictures import save_image

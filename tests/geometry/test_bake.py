@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from unproject.geometry import bake as bake_module
 from unproject.geometry.bake import bake, bake_views, carry_colors, dilate_charts, rasterise_uv
 from unproject.geometry.cameras import Camera
 from unproject.geometry.extract import decimate, extract_surface, grid_points
@@ -47,6 +48,14 @@ def test_texels_lie_at_their_centres() -> None:
     torch.testing.assert_close(texels.points[:, 1:], expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(texels.normals, torch.tensor([1.0, 0, 0]).expand(64, 3))
     torch.testing.assert_close(texels.weights.sum(dim=1), torch.ones(64))
+
+
+def test_bands_of_rows_make_the_whole_texture(charted: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = rasterise_uv(charted, 64)
+    monkeypatch.setattr(bake_module, "BAND", 64 * 7)  # the last band has one row
+    parts = rasterise_uv(charted, 64)
+    for name in ("mask", "faces", "weights", "points", "normals"):
+        assert torch.equal(getattr(parts, name), getattr(whole, name))
 
 
 @pytest.mark.parametrize("method", ["xatlas", "triangles"])

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from unproject.geometry import cameras as cams
 from unproject.geometry.cameras import Camera
-from unproject.geometry.meshes import Mesh
 from unproject.geometry.outputs import camera_normals, disparity, normals_from_depth, ray_distance, world_normals
 from unproject.geometry.raycast import RayMesh
+from unproject.scripts.camera_pictures import axes_cube
 from unproject.utils.errors import InputError
 
 APPLIED = torch.tensor(cams.NERFSTUDIO_COLMAP_TRANSFORM)
@@ -29,23 +29,6 @@ ROUND_TRIPS = {
 @pytest.fixture
 def camera() -> Camera:
     return Camera.orbit([0.0, 35.0, 140.0, 250.0], [0.0, 20.0, -40.0, 90.0], 2.2, 45.0, 40, 32)
-
-
-def axes_cube() -> Mesh:
-    """A cube whose faces have different flat colours: +x red, +y green, +z blue, the negatives darker."""
-    vertices, faces, colors = [], [], []
-    for axis in range(3):
-        for sign in (1.0, -1.0):
-            corners = torch.zeros(4, 3)
-            corners[:, axis] = 0.5 * sign
-            corners[:, (axis + 1) % 3] = torch.tensor([-0.5, 0.5, 0.5, -0.5]) * sign
-            corners[:, (axis + 2) % 3] = torch.tensor([-0.5, -0.5, 0.5, 0.5])
-            color = torch.zeros(3)
-            color[axis] = 1.0 if sign > 0 else 0.4
-            faces.append(torch.tensor([[0, 1, 2], [0, 2, 3]]) + 4 * len(vertices))
-            vertices.append(corners)
-            colors.append(color.expand(4, 3))
-    return Mesh(torch.cat(vertices), torch.cat(faces), vertex_colors=torch.cat(colors))
 
 
 @pytest.mark.parametrize("top_row_first", [False, True])

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 import torch
 
+from unproject.cli.files import only_points
 from unproject.geometry.camera_files import load_colmap, load_nerfstudio
 from unproject.geometry.meshes import Mesh
 from unproject.geometry.points import PointCloud
 from unproject.geometry.splats.cloud import GaussianCloud
 from unproject.geometry.splats.files import load_splats, save_splats
+from unproject.geometry.splats.gltf import declares_splats
 from unproject.utils.errors import InputError, damage
 
 CORNERS = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 2, 0], [0, 0, 3]])
@@ -78,6 +80,10 @@ def test_a_sparse_accessor_cannot_ask_for_all_memory(tmp_path: Path) -> None:
         (lambda d: d.update(nodes="x"), "of another type"),
         (lambda d: d["nodes"][0].update(matrix=[1.0] * 15), "too few or too many"),
         (
+            lambda d: d["materials"][0]["pbrMetallicRoughness"].update(roughnessFactor="rough" * 40),
+            r"roughness and metallic of .* are \['roughrough.{60,70}, which are no finite numbers",
+        ),
+        (
             lambda d: d["materials"][0]["pbrMetallicRoughness"].update(baseColorFactor=[1, float("nan"), 0, 1]),
             "base colour",
         ),
@@ -87,6 +93,14 @@ def test_damage_is_told_in_words_and_with_the_file(tmp_path: Path, change: Any, 
     with pytest.raises(InputError, match=f"a.glb.*{told}") as caught:
         Mesh.load(rewritten(textured(tmp_path), change))
     assert caught.value.__cause__ is not caught.value
+
+
+def test_a_gltf_about_nothing_is_no_splat_file_and_no_crash(tmp_path: Path) -> None:
+    """Whoever looks at its header first: the word for splats, the modes of its primitives, the mesh."""
+    path = rewritten(textured(tmp_path), lambda document: document.update(asset=3))
+    assert not declares_splats(path) and not only_points(path)
+    with pytest.raises(InputError, match="the glTF's entry asset is not an object"):
+        Mesh.load(path)
 
 
 def test_long_and_impossible_names_are_files_that_are_not_there(tmp_path: Path) -> None:

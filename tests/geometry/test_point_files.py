@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from unproject.geometry import point_files
+from unproject.geometry import point_parts
 from unproject.geometry.formats.gltf_data import split_chunks
+from unproject.geometry.glb import container_head
 from unproject.geometry.point_files import READABLE, WRITABLE
 from unproject.geometry.points import PointCloud
 from unproject.geometry.validate import validate_glb
@@ -48,19 +51,34 @@ def test_map_coordinates_survive(tmp_path: Path, suffix: str) -> None:
     torch.testing.assert_close(world[1], world[0], atol=1e-6 if suffix == ".ply" else 1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("suffix", [".ply", ".xyz", ".obj"])
+@pytest.mark.parametrize("suffix", READABLE)
 def test_parts_are_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
     whole = cloud().save(tmp_path / f"a{suffix}").read_bytes()
-    monkeypatch.setattr(point_files, "PART", 3)
+    monkeypatch.setattr(point_parts, "PART", 3)
+    monkeypatch.setattr(point_parts, "LINES", 2)
     assert cloud().save(tmp_path / f"b{suffix}").read_bytes() == whole
 
 
 def test_a_file_that_reads_back_otherwise_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(point_files, "vertex_rows", lambda columns: np.arange(id(columns) % 97 + 1))
-    monkeypatch.setattr(point_files, "_write_ply", lambda cloud, path: path.write_bytes(b"ply"))
+    """A disk that gives other bytes back than it got, of the same number."""
+    real = open
+
+    def failing(path: Path, mode: str) -> Any:
+        if mode == "rb":
+            data = bytearray(path.read_bytes())
+            data[len(data) // 2] ^= 1
+            return io.BytesIO(bytes(data))
+        return real(path, mode)
+
+    monkeypatch.setattr(point_parts, "open", failing, raising=False)
     with pytest.raises(UnprojectError, match="read back differently"):
         cloud().save(tmp_path / "a.ply")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_glb_of_more_than_four_gigabytes_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"holds 4 GB at most, this would take 4\.3 GB; choose another format"):
+        container_head({"asset": {"version": "2.0"}}, (1 << 32) - 20)
 
 
 def test_points_of_a_glb_are_what_the_validator_takes(tmp_path: Path) -> None:

@@ -230,7 +230,13 @@ def test_splats_that_are_not_finite_are_dropped(tmp_path: Path) -> None:
     from unproject.geometry.splats.ply import write_ply
 
     (tmp_path / "a.ply").write_bytes(write_ply(made))
-    assert torch.equal(load_splats(tmp_path / "a.ply").means, made.means[[0, 2, 4]])
+    with pytest.warns(
+        UserWarning, match=r"a\.ply: 2 of 5 splats are left out, broken: positions of 1, rotations of 1$"
+    ):
+        assert torch.equal(load_splats(tmp_path / "a.ply").means, made.means[[0, 2, 4]])
+    (tmp_path / "b.ply").write_bytes(write_ply(made[[3]]))
+    with pytest.raises(InputError, match=r"b\.ply holds no .* \(rotations of 1\); convert --to points keeps places"):
+        load_splats(tmp_path / "b.ply")
     assert not list(tmp_path.glob("*.tmp*"))
 
 
@@ -308,3 +314,13 @@ def test_unknown_places_are_named(tmp_path: Path) -> None:
         load_splats(tmp_path / "a.ply")
     with pytest.raises(InputError, match="are empty"):
         save_splats(cloud(2)[:0], tmp_path / "a.ply")
+
+
+def test_attributes_of_different_lengths_are_refused(tmp_path: Path) -> None:
+    """A glTF whose positions are fewer than its other attributes."""
+    data = save_splats(cloud(5, 0), tmp_path / "a.glb").read_bytes()
+    at, length = data.index(b'"count":5'), struct.unpack_from("<I", data, 12)[0]
+    assert at < 20 + length
+    (tmp_path / "b.glb").write_bytes(data[:at] + b'"count":4' + data[at + 9 :])
+    with pytest.raises(InputError, match=r"b\.glb.*have different lengths: \[4, 5\]"):
+        load_splats(tmp_path / "b.glb")

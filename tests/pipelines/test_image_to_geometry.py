@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import MarigoldDepthPipeline
+from diffusers import EulerDiscreteScheduler, MarigoldDepthPipeline
 from PIL import Image
 
 from unproject.pipelines.image_to_geometry import ImageToDepth, ImageToGeometry, ImageToNormals
@@ -64,6 +64,46 @@ def test_equals_diffusers_at_other_steps_sizes_and_schedules(tiny_marigold, spac
     expected = theirs(picture, 4, processing_resolution=40, match_input_resolution=False, generator=seeded(1))
     found = ours(picture, 4, processing_resolution=40, match_input_resolution=False, generator=seeded(1))
     np.testing.assert_allclose(found.prediction, expected.prediction, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("target", ["depth", "normals"])
+@pytest.mark.parametrize("kind", ["v_prediction", "epsilon"])
+def test_heads_of_few_steps_equal_diffusers(tiny_marigold, target: str, kind: str) -> None:
+    """Marigold-LCM: its steps add noise, drawn as the stock pipeline draws it."""
+    theirs = tiny_marigold(target, few=True, prediction_type=kind)
+    head = marigold_head(theirs)
+    assert (head.config.solver, head.config.spacing, head.stochastic) == ("lcm", None, True)
+    ours = PIPES[target](head)
+    for steps in (1, 4):
+        expected = theirs(image(), steps, generator=seeded(3), output_latent=True)
+        found = ours(image(), steps, generator=seeded(3), output_latent=True)
+        torch.testing.assert_close(found.latent, expected.latent, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(found.prediction, expected.prediction, rtol=0, atol=1e-3)
+
+
+def test_parts_of_any_size_draw_the_same_noise(tiny_marigold) -> None:
+    ours = ImageToDepth(marigold_head(tiny_marigold("depth", few=True)))
+    both = torch.cat([image(), 1 - image()])
+    draw = {"ensemble_size": 3, "output_type": "pt", "alignment": CONSENSUS}
+    whole = ours(both, 3, seed=5, batch_size=6, **draw).prediction
+    torch.testing.assert_close(ours(both, 3, seed=5, batch_size=2, **draw).prediction, whole, rtol=0, atol=1e-4)
+    torch.testing.assert_close(ours(both[1:], 3, seed=6, **draw).prediction, whole[1:], rtol=0, atol=1e-4)
+    given = torch.zeros(1, 4, 6, 8)
+    made = [ours(image(), 3, latents=given, seed=seed, output_type="pt").prediction for seed in (5, 5, 6)]
+    assert torch.equal(made[0], made[1]) and not torch.equal(made[0], made[2])
+
+
+def test_few_steps_are_kept_with_a_head(tiny_marigold, tmp_path) -> None:
+    head = marigold_head(tiny_marigold("normals", few=True))
+    head.save(tmp_path / "head")
+    assert load_head(tmp_path / "head").config == head.config
+    assert marigold_head(tiny_marigold("normals", few=True), "zeros").config.solver == "ddim"
+    with pytest.raises(InputError, match="solver='lcm': a head that starts from zeros"):
+        head.with_config(start="zeros", steps=1)
+    other = tiny_marigold("normals")
+    other.scheduler = EulerDiscreteScheduler.from_config(other.scheduler.config)
+    with pytest.raises(InputError, match=r"EulerDiscreteScheduler of this head.*DDIMScheduler or LCMScheduler"):
+        marigold_head(other)
 
 
 def test_normals_ensemble_equals_diffusers(tiny_marigold) -> None:

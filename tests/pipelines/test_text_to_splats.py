@@ -11,7 +11,9 @@ import torch
 from unproject.core.distillation.score import ScoreConfig
 from unproject.core.priors import FLOW_SCHEDULE, SD_SCHEDULE, GaussianMixturePrior
 from unproject.generate.optimise import Optimisation
+from unproject.generate.views import views_around
 from unproject.geometry.splats import load_splats
+from unproject.pipelines import text_to_splats
 from unproject.pipelines.text_to_mesh import MeshRecipe, TextToMesh
 from unproject.pipelines.text_to_shape import load_recipe
 from unproject.pipelines.text_to_splats import TextToSplats
@@ -52,6 +54,16 @@ def test_everything_is_written_and_reads_back(tmp_path):
     assert record["nfe"] == {"denoiser": made.nfe} and record["notes"]["prompt"] == "dark" and made.nfe == 6 * 4
     assert (tmp_path / "told" / "diagnostics.json").is_file()
     assert made.splats.colors.mean() < 0.5, "the prior wanted it dark"
+
+
+def test_its_mesh_is_told_from_where_colours_were_learnt(monkeypatch):
+    made = TextToSplats(prior(), load_config(MeshRecipe, SMALL))("dark", seed=2)
+    asked = []
+    monkeypatch.setattr(text_to_splats, "textured_mesh", lambda *given: asked.append(given))
+    made.mesh()
+    ((shape, config, cameras),) = asked
+    assert shape is made.shape and config == made.config.mesh
+    assert torch.equal(cameras.c2w, views_around(made.config.optimise.views).c2w)
 
 
 @pytest.mark.parametrize("config", [SD_SCHEDULE, {**SD_SCHEDULE, "prediction_type": "v_prediction"}, FLOW_SCHEDULE],

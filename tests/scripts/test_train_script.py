@@ -20,7 +20,15 @@ from unproject.core.training.objectives.flow import FlowConfig, FlowObjective
 from unproject.core.training.objectives.flow_networks import FlowNetworks
 from unproject.core.training.objectives.tokenizer import build_tokenizer, save_tokenizer
 from unproject.core.training.objectives.vae import VAEConfig, build_vae
-from unproject.scripts import beginnings, encode_latents, recipes, train
+from unproject.scripts import (
+    beginnings,
+    encode_latents,
+    head_recipes,
+    material_recipes,
+    recipes,
+    sensor_recipes,
+    train,
+)
 from unproject.scripts.turbo_recipe import PromptSource, TurboRecipe
 from unproject.toybox.captions import vocabulary
 from unproject.toybox.programs import ObjectProgram
@@ -37,6 +45,11 @@ KINDS = {
     "judge-pairs": recipes.PairsRecipe,
     "geometry-head": recipes.GeometryRecipe,
     "pixels": recipes.PixelRecipe,
+    "primedepth": head_recipes.PreimageRecipe,
+    "normals-refine": head_recipes.RefineRecipe,
+    "sim2real": sensor_recipes.SensorRecipe,
+    "materials": material_recipes.MaterialRecipe,
+    "materials-few-steps": material_recipes.FewStepRecipe,
     "triplane-turbo": TurboRecipe,
 }
 

@@ -10,6 +10,7 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    LCMScheduler,
     MarigoldDepthPipeline,
     MarigoldNormalsPipeline,
     StableDiffusionPipeline,
@@ -67,7 +68,9 @@ def tiny_parts(seed: int = 0, in_channels: int = 4, **scheduler) -> dict:
 def tiny_marigold(target: str, **scheduler):
     """A Marigold pipeline as published: v-prediction, zero terminal signal, trailing."""
     settings = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, **scheduler}
-    parts = tiny_parts(1, 8, **settings)
+    parts = tiny_parts(1, 8, **{name: value for name, value in settings.items() if name != "few"})
+    if settings.get("few"):
+        parts["scheduler"] = LCMScheduler(**BETAS, set_alpha_to_one=False, prediction_type=settings["prediction_type"])
     defaults = {"default_denoising_steps": 2, "default_processing_resolution": 32}
     if target == "depth":
         pipe = MarigoldDepthPipeline(

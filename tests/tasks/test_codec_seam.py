@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 import unproject.tasks.heads
-from unproject.cli.image import map_command
+from unproject.cli.maps import map_command
 from unproject.cli.outputs import Target
 from unproject.pipelines.image_to_geometry import ImageToGeometry, ImageToMap
 from unproject.tasks.codecs import CODECS, Column, Invariance, TargetCodec
@@ -182,7 +182,8 @@ def test_heads_of_earlier_files_keep_their_settings() -> None:
 
 def test_tasks_are_described_by_files() -> None:
     table = task_table()
-    assert {name: task.codec for name, task in table.items()} == {"depth": "depth", "normals": "normals"}
+    assert {name: task.codec for name, task in table.items() if task.map} == {"depth": "depth", "normals": "normals"}
+    assert table["calibrate"].codec == "camera" and not table["calibrate"].map
     assert all(task.codec in CODECS and task.summary for task in table.values())
     assert table["depth"].pipeline == "MarigoldDepthPipeline"
     with pytest.raises(InputError, match="steps=0"):
@@ -197,7 +198,8 @@ def is_call(node: ast.AST, name: str) -> bool:
 
 def asked(tree: ast.AST) -> list[int]:
     """Lines that decide by a target's name or its codec's class."""
-    names, classes = {"depth", "normals"}, {"DepthCodec", "NormalCodec", "DepthOutput", "NormalsOutput"}
+    names = {"depth", "normals", "camera", "gravity"}
+    classes = {"DepthCodec", "NormalCodec", "CameraCodec", "GravityCodec", "DepthOutput", "NormalsOutput"}
     conditions: list[ast.AST] = []
     for node in ast.walk(tree):
         if isinstance(node, (ast.If, ast.IfExp, ast.While, ast.Assert)):

@@ -12,8 +12,8 @@ import torch
 from diffusers import MarigoldDepthPipeline, UNet2DConditionModel
 
 from unproject.pipelines.image_to_geometry import ImageToDepth, ImageToGeometry
-from unproject.tasks.geometry_head import GeometryHead, HeadConfig
-from unproject.tasks.heads import load_head, marigold_head
+from unproject.tasks.geometry_head import MANIFEST, GeometryHead, HeadConfig
+from unproject.tasks.heads import known_start, load_head, marigold_head
 from unproject.utils.errors import InputError
 
 PICTURE = torch.rand(1, 3, 32, 40, generator=torch.Generator().manual_seed(0))
@@ -31,8 +31,19 @@ def test_a_marigold_head_is_saved_as_its_pipeline(marigold: Any, tmp_path: Path,
     assert again.head.config == head.config
     assert torch.equal(depth(again), depth(pipe))
     assert isinstance(MarigoldDepthPipeline.from_pretrained(tmp_path / "head"), MarigoldDepthPipeline)
+    assert known_start(str(tmp_path / "head")) == start
     other = "zeros" if start == "noise" else "noise"
     assert load_head(tmp_path / "head", start=other).config.start == other
+
+
+def test_what_a_head_begins_with_is_known_before_it_is_loaded(tmp_path: Path) -> None:
+    """By the embedded one's manifest, the table, a folder's manifest or that of the head beside a prior; else not."""
+    assert known_start("toybox") == "zeros" and known_start("GonzaloMG/marigold-e2e-ft-depth") == "zeros"
+    assert known_start("marigold-depth") == "noise" and known_start("someone/unheard-of") is None
+    (tmp_path / "mine-geometry").mkdir()
+    for text, start in (('{"config": {"start": "zeros"}}', "zeros"), ("[]", None), ('{"config": 3}', None)):
+        (tmp_path / "mine-geometry" / MANIFEST).write_text(text)
+        assert known_start(str(tmp_path / "mine")) == known_start(str(tmp_path / "mine-geometry")) == start
 
 
 def test_the_base_is_remembered(head_folder: Path, tmp_path: Path) -> None:

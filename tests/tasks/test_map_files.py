@@ -39,12 +39,12 @@ def normals() -> NormalsOutput:
 def test_float_formats_hold_the_map_and_nan_where_nothing_is_seen(tmp_path: Path) -> None:
     made = depth(spread=True)
     written = made.save(tmp_path / "a", ("npy", "tiff"), "small")
-    assert [path.name for path in written] == ["a.npy", "a-uncertainty.npy", "a.tiff", "a-uncertainty.tiff"]
+    assert [path.name for path in written] == ["a-uncertainty.npy", "a.npy", "a-uncertainty.tiff", "a.tiff"]
     expected = np.where(made.seen()[0], made.depth[0], np.nan)
-    np.testing.assert_array_equal(np.load(written[0]), expected)
-    np.testing.assert_array_equal(tifffile.imread(written[2]), expected)
-    np.testing.assert_array_equal(np.isnan(np.load(written[1])), ~made.seen()[0])
-    with tifffile.TiffFile(written[2]) as file:
+    np.testing.assert_array_equal(np.load(written[1]), expected)
+    np.testing.assert_array_equal(tifffile.imread(written[3]), expected)
+    np.testing.assert_array_equal(np.isnan(np.load(written[0])), ~made.seen()[0])
+    with tifffile.TiffFile(written[3]) as file:
         assert '"space": "linear"' in file.pages[0].description
     (path,) = normals().save(tmp_path / "n", ["tiff"])
     np.testing.assert_array_equal(tifffile.imread(path), normals().normals[0])
@@ -167,14 +167,18 @@ def test_writing_a_map_takes_half_of_it_more_at_most(tmp_path: Path, side: int) 
     assert peak_over_now(work) <= 1.5 + slack / (side * side * 4 // 3 * 4)
 
 
-@pytest.mark.parametrize("side", [700, 1400])
-def test_lifting_and_writing_points_takes_half_of_the_arrays_more_at_most(tmp_path: Path, side: int) -> None:
+@pytest.mark.parametrize(
+    ("suffix", "side"), [(".ply", 700), (".ply", 1400), (".glb", 700), (".obj", 400), (".xyz", 400)]
+)
+def test_lifting_and_writing_points_takes_half_of_the_arrays_more_at_most(
+    tmp_path: Path, suffix: str, side: int
+) -> None:
     """The arrays: the map, the picture, points with colours and normals."""
 
     def work(side: int = side) -> int:
         maps, picture = np.full((1, side, side, 1), 0.5, np.float32), np.full((side, side, 3), 0.5, np.float32)
         cloud = DepthOutput(maps).point_cloud(picture, photo_camera(side, side))
-        cloud.save(tmp_path / "a.ply")
+        cloud.save(tmp_path / f"a{suffix}")
         arrays = [cloud.points, cloud.colors, cloud.normals]
         return maps.nbytes + picture.nbytes + sum(array.nbytes for array in arrays if array is not None)
 

@@ -7,7 +7,16 @@ import math
 import pytest
 import torch
 
-from unproject.tasks.metrics import align, angles_deg, depth_errors, fit_affine, masked_mean, normal_errors, spearman
+from unproject.tasks.metrics import (
+    align,
+    angles_deg,
+    depth_errors,
+    fit_affine,
+    masked_mean,
+    normal_errors,
+    pck,
+    spearman,
+)
 from unproject.utils.errors import InputError
 
 FULL = torch.ones(1, 4, 4, dtype=torch.bool)
@@ -143,3 +152,14 @@ def test_spearman_gives_equal_values_one_rank() -> None:
     assert spearman(few, many) == pytest.approx(3 / math.sqrt(15))
     assert spearman(few.flip(0), many.flip(0)) == pytest.approx(3 / math.sqrt(15))  # order of the pairs
     assert spearman(torch.zeros(4), many) == 0
+
+
+def test_pck_by_hand_per_point_and_per_image():
+    errors = [torch.tensor([0.5, 0.99, 1.0, float("nan")]), torch.tensor([3.0])]
+    assert pck(errors, [10.0, 40.0]) == pytest.approx(3 / 5)  # 1.0 is not below a tenth of 10
+    assert pck(errors, [10.0, 40.0], per="image") == pytest.approx((2 / 4 + 1) / 2)
+    assert pck(errors, [10.0, 40.0], 0.05) == 0
+    same = [torch.tensor([0.1, 9.0]), torch.tensor([0.2, 0.3]), torch.tensor([])]
+    assert pck(same, [5.0, 5.0, 5.0]) == pytest.approx(pck(same, [5.0, 5.0, 5.0], per="image"))
+    with pytest.raises(InputError, match="no key points"):
+        pck([torch.zeros(0)], [1.0])

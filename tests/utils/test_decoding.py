@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import struct
 import warnings
 import zlib
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from unproject.utils import decoding
 from unproject.utils.decoding import decode_layers, image_size, read_layers
 from unproject.utils.errors import InputError
 from unproject.utils.pictures import load_image, save_image
@@ -116,3 +118,60 @@ def test_sizes_are_told_from_headers(tmp_path: Path) -> None:
     (tmp_path / "b.png").write_bytes(b"nothing")
     with pytest.raises(InputError, match=r"b\.png is not an image"):
         image_size(tmp_path / "b.png")
+
+
+def interlaced(pixels: np.ndarray, cut: int = 0) -> bytes:
+    """A grey PNG of Adam7's seven passes, each row unfiltered, without its last bytes."""
+    body = b""
+    for x, dx, y, dy in decoding.ADAM7:
+        body += b"".join(b"\0" + row.tobytes() for row in pixels[y::dy, x::dx] if len(row))
+    packed = zlib.compress(body[: len(body) - cut])
+    head = struct.pack(">IIBBBBB", *pixels.shape[::-1], 8, 0, 0, 0, 1)
+    parts = ((b"IHDR", head), (b"IDAT", packed[:9]), (b"IDAT", packed[9:]), (b"IEND", b""))
+    return decoding.PNG + b"".join(chunk(name, data) for name, data in parts)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (9, 2), (16, 11)])
+def test_interlaced_pictures_of_any_size_are_whole(shape: tuple[int, int]) -> None:
+    pixels = np.arange(math.prod(shape), dtype=np.uint8).reshape(shape)
+    found = decode_layers(interlaced(pixels), "a.png").rgb
+    np.testing.assert_array_equal(np.rint(found[..., 1] * 255), pixels)
+    with pytest.raises(InputError, match="its header asks for"):
+        decode_layers(interlaced(pixels, cut=1), "a.png")
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
+def test_a_png_with_fewer_pixels_than_its_header_says_is_refused(mode: str, tmp_path: Path) -> None:
+    """Before its pixels take any memory: 80 million of them are promised in the second file."""
+    out, path = io.BytesIO(), tmp_path / "short.png"
+    Image.new(mode, (9, 7), 1 if mode != "RGB" else (1, 2, 3)).save(out, "PNG")
+    for height, told in ((8, "its header asks for"), (8_388_615, "its header asks for")):
+        data = bytearray(out.getvalue())
+        data[20:24] = height.to_bytes(4, "big")
+        data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+        path.write_bytes(data)
+        with pytest.raises(InputError, match=rf"short.png cannot be decoded: {told}"):
+            read_layers(path)
+    assert decode_layers(out.getvalue(), "whole").rgb.shape == (7, 9, 3)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError("out of memory error when reading image file")])
+def test_want_of_memory_is_the_files_fault_only_where_the_machine_has_enough(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (5, 4)).save(tmp_path / "a.bmp")
+    monkeypatch.setattr(Image.Image, "load", lambda *_: (_ for _ in ()).throw(error))
+    with pytest.raises(InputError, match=r"a\.bmp cannot be decoded: it asks for more memory than its picture takes"):
+        read_layers(tmp_path / "a.bmp")
+    asked = list[int]()
+    monkeypatch.setattr(decoding, "_machine_ran_out", lambda needed: not asked.append(needed))
+    with pytest.raises(MemoryError, match=r"a\.bmp"):
+        read_layers(tmp_path / "a.bmp")
+    assert asked == [decoding.DECODING * 20]
+
+
+def test_arrays_that_do_not_fit_are_no_fault_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (5, 4)).save(tmp_path / "a.png")
+    monkeypatch.setattr(decoding, "layers_of", lambda *_: (_ for _ in ()).throw(MemoryError("20 GB")))
+    with pytest.raises(MemoryError, match=r"a\.png: 20 GB"):
+        read_layers(tmp_path / "a.png")

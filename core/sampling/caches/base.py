@@ -7,6 +7,7 @@ the two halves of a guidance batch are one branch, calls that a pipeline names (
 from __future__ import annotations
 
 import contextlib
+import threading
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -18,6 +19,32 @@ from torch import Tensor
 
 COMPUTE: frozenset[str] = frozenset()  # the decision to reuse nothing
 SHORT = 8  # calls of a run below which ready-made schedules of reuse are off: features of its steps are not alike
+
+
+@dataclass(frozen=True)
+class Told:
+    """What whoever asks a network knows of the call, and a cache would have to read off the device."""
+
+    level: float  # the largest network time of the batch
+    rows: object  # that hold the text: calls of the same ones have the same text
+
+
+_call = threading.local()  # what a compiler can trace, unlike a ContextVar
+
+
+@contextlib.contextmanager
+def telling(told: Told) -> Iterator[None]:
+    """Network calls inside are of this level and these rows, so that no cache has to wait for the device."""
+    before, _call.told = told_of_call(), told
+    try:
+        yield
+    finally:
+        _call.told = before
+
+
+def told_of_call() -> Told | None:
+    """What is known of the network call under way; None when nobody told."""
+    return getattr(_call, "told", None)
 
 
 class Policy(ABC):
@@ -39,13 +66,16 @@ class Signature:
     dtype: torch.dtype
     device: torch.device
     text: Tensor | None = None
+    rows: object = None  # that hold the text, where whoever asks told them
 
     def matches(self, other: Signature) -> bool:
         """Whether features stored under `other` may be used under this one."""
         if (self.shape, self.dtype, self.device) != (other.shape, other.dtype, other.device):
             return False
+        if (self.rows is None) != (other.rows is None):  # levels are told in another unit than they are read
+            return False
         a, b = self.text, other.text
-        if a is b:
+        if a is b or (self.rows is not None and self.rows is other.rows):
             return True
         return a is not None and b is not None and a.shape == b.shape and torch.equal(a, b)
 

@@ -18,7 +18,7 @@ from diffusers.hooks.hooks import BaseState, StateManager
 from torch import Tensor, nn
 
 from ....utils.errors import InputError
-from .base import Cache, Policy, Signature
+from .base import Cache, Policy, Signature, told_of_call
 
 HOOK = "unproject_cache"
 ROOTS = {
@@ -122,8 +122,11 @@ class RootHook(ModelHook):
             self._check(module, given)
             state = given["sample" if "sample" in given else "hidden_states"]
             text = given.get("encoder_hidden_states")
-            signature = Signature(tuple(state.shape), state.dtype, state.device, text)
-            self.begin(state, self.cache.begin_step(self.branch.name, _number(given["timestep"]), signature))
+            told = told_of_call()
+            level = _number(given["timestep"]) if told is None else told.level
+            rows = None if told is None else told.rows
+            signature = Signature(tuple(state.shape), state.dtype, state.device, text, rows)
+            self.begin(state, self.cache.begin_step(self.branch.name, level, signature))
         return args, kwargs
 
     def begin(self, state: Tensor, reused: frozenset[str]) -> None:
@@ -152,7 +155,7 @@ class RootHook(ModelHook):
 
 
 def _number(time: Any) -> float:
-    """The level of a call: the largest network time of the batch."""
+    """The level of a call nobody told: the largest network time of the batch; a wait where that is on a device."""
     return float(time.detach().max()) if isinstance(time, Tensor) else float(time)
 
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from unproject.core.distillation.features import Taps
 from unproject.core.distillation.prune import (
     FeatureMatching,
     FeatureObjective,
@@ -19,6 +18,7 @@ from unproject.core.distillation.prune import (
 from unproject.core.distillation.student import Student
 from unproject.core.distillation.teacher import Teacher
 from unproject.core.priors import load_prior
+from unproject.core.priors.taps import Taps
 from unproject.utils.errors import InputError
 
 TEXTS = ["a dog", "a red chair"]

@@ -105,6 +105,21 @@ def test_a_whole_file_is_the_pipeline_that_it_was_made_of(tiny_folders, tmp_path
         load_prior(tmp_path / "mine.safetensors", cache_dir=tmp_path)
 
 
+def test_an_sdxl_network_is_loaded_with_the_rest_of_its_base(tiny_folders, tmp_path, ldm):
+    unet, base = (load_prior(tiny_folders["sdxl"]) for _ in range(2))
+    unet.network.conv_in.weight.data.add_(0.5)
+    unet.network.add_embedding.linear_2.bias.data.add_(0.5)
+    kept = unet.network.state_dict()
+    save_file({ldm.unet(key): value.contiguous() for key, value in kept.items()}, tmp_path / "xl.safetensors")
+    with pytest.raises(InputError, match=r"is an SDXL checkpoint with the U-Net only; give --base.*second text"):
+        load_prior(tmp_path / "xl.safetensors")
+    prior = load_prior(tmp_path / "xl.safetensors", base=tiny_folders["sdxl"])
+    assert type(prior) is type(base) and all(torch.equal(prior.network.state_dict()[k], v) for k, v in kept.items())
+    told, known = (one.encode_text("a dog")["cond"] for one in (prior, base))
+    torch.testing.assert_close((told["text"], told["pooled"]), (known["text"], known["pooled"]))
+    assert torch.equal(prior.vae.decoder.conv_out.weight, base.vae.decoder.conv_out.weight)
+
+
 def test_what_a_file_lacks_comes_from_its_base(tiny_folders, tmp_path, ldm, pipe):
     pipe.unet.conv_in.weight.data.add_(0.5)
     network = {key: value for key, value in ldm.checkpoint(pipe).items() if key.startswith(UNET)}

@@ -79,6 +79,44 @@ def test_the_network_and_t5_are_quantised_by_torchao(tiny_folders, monkeypatch, 
     assert done == [("FluxTransformer2DModel", kind), ("T5EncoderModel", kind)]
 
 
+class Packed(torch.nn.Linear):
+    """A linear layer as bitsandbytes makes them, that packs nothing."""
+
+    def __init__(self, inside: int, outside: int, bias: bool = True, **options: Any) -> None:
+        super().__init__(inside, outside, bias)
+        self.options = options
+
+
+@pytest.mark.parametrize("weights", ["bnb-int8", "bnb-nf4"])
+def test_the_network_and_t5_are_packed_by_bitsandbytes(tiny_folders, monkeypatch, weights):
+    library = ModuleType("bitsandbytes")
+    library.nn = SimpleNamespace(
+        Linear4bit=type("Linear4bit", (Packed,), {}),
+        Linear8bitLt=type("Linear8bitLt", (Packed,), {}),
+        Params4bit=lambda data, requires_grad, quant_type: torch.nn.Parameter(data, requires_grad),
+        Int8Params=lambda data, requires_grad, has_fp16_weights: torch.nn.Parameter(data, requires_grad),
+    )
+    monkeypatch.setitem(sys.modules, "bitsandbytes", library)
+    prior = load_prior(tiny_folders["flux"], placement=Placement(weights=weights))
+    torch.testing.assert_close(answers(prior), answers(load_prior(tiny_folders["flux"])))
+    kind = library.nn.Linear4bit if weights == "bnb-nf4" else library.nn.Linear8bitLt
+    options = {"quant_type": "nf4", "compute_dtype": torch.float32} if "nf4" in weights else {"has_fp16_weights": False}
+    for part, exact in ((prior.network, []), (prior.pipe.text_encoder_2, ["wo"])):
+        layers = {name: m for name, m in part.named_modules() if isinstance(m, torch.nn.Linear)}
+        plain = [name for name, layer in layers.items() if type(layer) is torch.nn.Linear]
+        assert len(plain) < len(layers) and {name.split(".")[-1] for name in plain} == set(exact)
+        assert all(type(m) is kind and m.options == options for name, m in layers.items() if name not in plain)
+    assert not any(isinstance(m, Packed) for m in (*prior.pipe.text_encoder.modules(), *prior.vae.modules()))
+    with pytest.raises(InputError, match="which decide its place"):
+        prior.to(torch.device("cpu"))
+
+
+def test_without_bitsandbytes_the_extra_is_named(tiny_folders, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(MissingExtraError, match=r"unproject\[bnb\]"):
+        load_prior(tiny_folders["sd"], placement=Placement(weights="bnb-nf4"))
+
+
 def test_without_torchao_the_extra_is_named(tiny_folders, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao", None)
     with pytest.raises(MissingExtraError, match=r"unproject\[quant\]"):

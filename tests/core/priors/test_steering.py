@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
-    ControlNetModel,
     MultiAdapter,
     StableDiffusionAdapterPipeline,
     StableDiffusionControlNetPipeline,
@@ -18,7 +17,7 @@ from diffusers import (
 )
 from PIL import Image
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from unproject.core.distillation.score import ScoreConfig
@@ -28,7 +27,7 @@ from unproject.generate.guides import make_guide
 from unproject.geometry.cameras import Camera
 from unproject.pipelines import TextToImage
 from unproject.pipelines.picture_conditions import read_picture
-from unproject.scripts.random_backbones import seeded, tiny_unet
+from unproject.scripts.random_backbones import random_control, seeded, tiny_unet
 from unproject.utils.errors import InputError
 from unproject.utils.seeds import generator
 
@@ -43,19 +42,6 @@ def picture(seed: int, rows: int = 1) -> Tensor:
 
 def start() -> Tensor:
     return torch.randn(2, 4, 8, 8, generator=generator(5))
-
-
-def control_net(unet: Any, seed: int = 3) -> ControlNetModel:
-    """One that has learnt something: its last layers are not zero."""
-
-    def build() -> ControlNetModel:
-        made = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 8, 8))
-        last = [*made.controlnet_down_blocks, made.controlnet_mid_block, made.controlnet_cond_embedding.conv_out]
-        for layer in last:
-            nn.init.normal_(layer.weight, std=0.3)
-        return made.eval()
-
-    return seeded(build, seed)
 
 
 def adapter(seed: int = 4) -> T2IAdapter:
@@ -79,7 +65,7 @@ def ours(prior: Any, **pictures: Any) -> Tensor:
 
 def test_a_control_net_steers_as_in_the_stock_pipeline(tiny_folders: dict[str, Path], tmp_path: Path) -> None:
     plain = load_prior(tiny_folders["sd"])
-    net = control_net(plain.network)
+    net = random_control(plain.network)
     net.save_pretrained(tmp_path / "net")
     pipe = stock(StableDiffusionControlNetPipeline, plain, controlnet=net, **SAFE)
     drawn = pipe(
@@ -105,7 +91,7 @@ def test_a_control_net_steers_as_in_the_stock_pipeline(tiny_folders: dict[str, P
 
 def test_several_controls_add_up(tiny_folders: dict[str, Path]) -> None:
     plain = load_prior(tiny_folders["sd"])
-    nets = [control_net(plain.network, 3), control_net(plain.network, 7)]
+    nets = [random_control(plain.network, seed=seed) for seed in (3, 7)]
     pipe = stock(StableDiffusionControlNetPipeline, plain, controlnet=nets, **SAFE)
     shown = [picture(0), picture(1)]
     drawn = pipe(PROMPTS, image=shown, negative_prompt=AGAINST, latents=start(), **DRAW).images
@@ -117,7 +103,7 @@ def test_several_controls_add_up(tiny_folders: dict[str, Path]) -> None:
 
 def test_sdxl_is_steered(tiny_folders: dict[str, Path]) -> None:
     plain = load_prior(tiny_folders["sdxl"])
-    net = control_net(plain.network)
+    net = random_control(plain.network)
     pipe = stock(StableDiffusionXLControlNetPipeline, plain, controlnet=net)
     drawn = pipe(PROMPTS, image=picture(0), negative_prompt=AGAINST, latents=start(), **DRAW).images
     found = ours(with_controls(plain, [net]), control_image=picture(0))
@@ -189,8 +175,8 @@ def test_a_picture_is_read_beside_the_words(tiny_folders: dict[str, Path], tmp_p
 
 def test_what_cannot_steer_is_told(tiny_folders: dict[str, Path], tmp_path: Path) -> None:
     plain = load_prior(tiny_folders["sd"])
-    net = control_net(plain.network)
-    with pytest.raises(InputError, match="U-Nets of Stable Diffusion and SDXL"):
+    net = random_control(plain.network)
+    with pytest.raises(InputError, match="is a SD3ControlNetModel, got ControlNetModel"):
         with_controls(load_prior(tiny_folders["sd3"]), [net])
     with pytest.raises(InputError, match=r"another backbone.*cross_attention_dim is 32, not 64"):
         with_controls(load_prior(tiny_folders["sdxl"]), [net])

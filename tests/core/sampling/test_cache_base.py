@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 
-from unproject.core.priors import load_prior
+from unproject.core.priors import GaussianMixturePrior, load_prior
 from unproject.core.sampling.caches import (
     COMPUTE,
     Cache,
@@ -24,9 +24,10 @@ from unproject.core.sampling.caches import (
     remove_cache,
     unit_macs,
 )
-from unproject.core.sampling.caches.base import Signature
+from unproject.core.sampling.caches.base import Signature, Told, telling, told_of_call
 from unproject.core.sampling.caches.hooks import BranchName, find_unit, module_path, network_of, unit_address
 from unproject.core.sampling.caches.refresh import MODES, centred_steps
+from unproject.core.sampling.denoiser import Denoiser
 from unproject.core.sampling.solvers import DDIM
 from unproject.utils.errors import InputError
 
@@ -295,3 +296,40 @@ def test_macs_are_the_analytic_sum(make_unet):
         macs = unit_macs(unet, units, lambda: unet(x, 500, text))
         ends = 2 * 64 * 9 * 4 * 16 * 2 + 2 * (16 * 64 + 64 * 64)  # conv_in, conv_out, time embedding
         assert count_macs(lambda: unet(x, 500, text)) == sum(macs.values()) + ends
+
+
+def test_told_calls_need_nothing_of_the_device_and_are_no_others():
+    """Who asks tells the level and the rows of the text; calls nobody told are of another run, whose unit differs."""
+    text, rows = torch.ones(2, 5), object()
+
+    def told(of: object, words: torch.Tensor) -> Signature:
+        return Signature((2, 4, 8, 8), torch.float32, torch.device("cpu"), words, of)
+
+    assert told(rows, text).matches(told(rows, torch.zeros(2, 5))), "the same rows are not looked at"
+    assert told(rows, text).matches(told(object(), text.clone()))
+    assert not told(rows, text).matches(told(object(), torch.zeros(2, 5)))
+    assert not told(None, text).matches(told(rows, text))
+    assert told_of_call() is None
+    with telling(Told(3.0, rows)):
+        found = told_of_call()
+        assert found is not None and (found.level, found.rows) == (3.0, rows)
+    assert told_of_call() is None
+
+
+def test_levels_of_a_run_are_those_of_the_sampler():
+    """A denoiser tells its levels, one for each sample or one for all, and the largest counts."""
+    prior = GaussianMixturePrior(torch.zeros(1, 1, 1, 1), torch.ones(1))
+    asked: list[float] = []
+    plain = prior.predict
+
+    def noted(*arguments):
+        found = told_of_call()
+        assert found is not None
+        asked.append(found.level)
+        return plain(*arguments)
+
+    prior.predict = noted
+    denoiser = Denoiser(prior, prior.encode_text(["0", "0"]))
+    for index in (700.0, torch.tensor([100.0, 300.0])):
+        denoiser(torch.zeros(2, 1, 1, 1), denoiser.schedule.at_index(index))
+    assert asked == [700.0, 300.0]

@@ -11,17 +11,15 @@ from ...utils.errors import InputError
 
 
 class Taps(Mapping[str, Tensor]):
-    """Inside the `with` block, the last output of each module; afterwards the hooks are gone.
+    """Inside the `with` block, the last output of each module; afterwards the hooks are gone."""
 
-    Of a module that returns several tensors the first is taken.
-    """
-
-    def __init__(self, network: nn.Module, names: Sequence[str]) -> None:
-        """Raises InputError for names of no module."""
+    def __init__(self, network: nn.Module, names: Sequence[str], which: int = 0) -> None:
+        """`which` of the tensors that a module returns is taken. Raises InputError for names of no module."""
         known = dict(network.named_modules())
         odd = [name for name in names if name not in known]
         if odd:
             raise InputError(f"{type(network).__name__} has no module {odd[0]!r} to tap")
+        self._which = which
         self._modules = {name: known[name] for name in names}
         self._seen: dict[str, Tensor] = {}
         self._hooks: list[Any] = []
@@ -39,7 +37,8 @@ class Taps(Mapping[str, Tensor]):
 
     def _keeper(self, name: str) -> Any:
         def keep(module: nn.Module, args: Any, output: Any) -> None:
-            self._seen[name] = output[0] if isinstance(output, (tuple, list)) else output
+            several = output if isinstance(output, (tuple, list)) else (output,)
+            self._seen[name] = [part for part in several if isinstance(part, Tensor)][self._which]
 
         return keep
 

@@ -1,0 +1,309 @@
+"""Stable-Sim2Real on the toybox's sensor: distributions of its residuals, patches that give it away, a net downstream.
+
+"Real" is the toybox's own sensor (noise that grows with depth and slant, pixels that fly at edges, shadows, lost dark
+and grazing surfaces, counted disparities) on views that no stage has seen. Hand-made noise has the standard deviation
+of the training measurements, or follows the square of the depth; both lose pixels at random at the true rate.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core.priors import load_prior
+from ..core.training.config import TrainerConfig
+from ..core.training.objectives.base import fixed_init
+from ..core.training.sampling_order import seed_of
+from ..core.training.trainer import Trainer
+from ..tasks.codecs.residual import ResidualDepthCodec
+from ..tasks.point_critic import CriticConfig, DepthPairs, auc, realness, trained_critic
+from ..tasks.sim2real import SensorConfig, SensorSimulator, SensorStage, UNetPrior
+from ..tasks.sim2real_train import FlaggedPairs, SensorObjective, residuals, wasserstein
+from ..toybox.dataset import RenderJob, render_group
+from ..toybox.sensor import SensorModel
+from ..toybox.sensor_pairs import SensorPairs
+from ..utils.errors import InputError
+from ..utils.pictures import grid, save_image
+from ..utils.seeds import generator
+from .intervals import spread
+from .runner import Context
+
+SLANTS_DEG = ((0.0, 30.0), (30.0, 60.0), (60.0, 90.0))
+CODEC = ResidualDepthCodec((0.1, 10.0), 9.8, 0.5, True, 1e-3)
+
+
+@dataclass(frozen=True)
+class Sim2realBench:
+    """Sizes of the experiment."""
+
+    groups: int = 160
+    """rooms to train on, four eyes each"""
+    test_groups: int = 40
+    size: int = 32
+    steps: tuple[int, int] = (2000, 900)
+    """updates of stage 1 and stage 2"""
+    batch: int = 16
+    lr: float = 2e-3
+    draw_steps: int = 20
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """of drawn measurements, of critics and of the nets downstream"""
+    net_steps: int = 500
+    sensor: SensorModel = field(default_factory=lambda: SensorModel(window_px=0.7))
+
+
+QUICK = Sim2realBench(6, 3, 32, (12, 6), 8, draw_steps=4, seeds=(0,), net_steps=10)
+
+
+class RenderedMaps:
+    """Rooms rendered into memory with all maps (`MapColumns`)."""
+
+    def __init__(self, split: str, groups: int, size: int) -> None:
+        job = RenderJob("room", split, groups, size, maps=True)
+        parts = [render_group(job, index) for index in range(groups)]
+        names = ("depth_m", "normal", "albedo", "material", "c2w", "K")
+        self._columns = {name: np.concatenate([part[name] for part in parts]) for name in names}
+
+    def __len__(self) -> int:
+        return len(self._columns["K"])
+
+    def column(self, name: str, indices: np.ndarray) -> np.ndarray:
+        """A channel."""
+        return self._columns[name][indices]
+
+    def cameras(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """c2w (n, 4, 4) and K (n, 3, 3)."""
+        return self._columns["c2w"][indices], self._columns["K"][indices]
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """Clean depth and its real measurement (N, 1, H, W) in metres, K (N, 3, 3), slants (N, 1, H, W) in degrees."""
+
+    clean: Tensor
+    real: Tensor
+    K: Tensor
+    slant_deg: Tensor
+
+    @classmethod
+    def of(cls, pairs: SensorPairs) -> Scenes:
+        """Everything there is, each view with its own measurement."""
+        every = np.arange(len(pairs))
+        batch = pairs.batch(every, None)
+        clean, real = (torch.from_numpy(batch[name])[:, None] for name in ("clean", "measured"))
+        slant = torch.from_numpy(np.rad2deg(pairs.incidence(every))).float()[:, None]
+        return cls(clean, real, torch.from_numpy(batch["K"]), slant)
+
+
+Draw = Callable[[Scenes, int], Tensor]  # measurements (N, 1, H, W) of scenes with a seed
+
+
+def run(context: Context) -> dict[str, Any]:
+    """Stages trained, then compared with clean depth and hand-made noise."""
+    config = QUICK if context.quick else Sim2realBench()
+    return measured_with(config, context)
+
+
+def measured_with(config: Sim2realBench, context: Context) -> dict[str, Any]:
+    """The record of the experiment at these sizes."""
+    prior = load_prior(context.prior)
+    if not isinstance(prior, UNetPrior):
+        raise InputError(f"--prior {context.prior} has no U-Net to control")
+    train = SensorPairs(RenderedMaps("train", config.groups, config.size), config.sensor)
+    test = SensorPairs(RenderedMaps("test", config.test_groups, config.size), config.sensor)
+    simulator, seconds = trained(prior, train, config)
+    known, held = Scenes.of(train), Scenes.of(test)
+    draws = ways(simulator, known, config)
+    table = [distribution_row(name, draw, held, known, config) for name, draw in draws.items()]
+    table += downstream_rows(draws, known, held, config)
+    _picture(draws, held, context.picture())
+    return {
+        "config": asdict(config),
+        "seeds": list(config.seeds),
+        "images": len(test),
+        "table": table,
+        "training_seconds": seconds,
+        "nfe": {"stage 1": config.draw_steps, "stage 2": 2 * config.draw_steps},
+    }
+
+
+def trained(prior: UNetPrior, pairs: SensorPairs, config: Sim2realBench) -> tuple[SensorSimulator, list[float]]:
+    """Both stages, stage 2 on what stage 1 draws, and their seconds."""
+    stages: list[SensorStage] = []
+    seconds = []
+    for number, steps in enumerate(config.steps, 1):
+        sensor = SensorConfig(number, CODEC, "patches", gain=6.0, steps=config.draw_steps)  # type: ignore[arg-type]
+        stage = SensorStage(prior, sensor)
+        data: Any = pairs
+        if stages:
+            data = FlaggedPairs(pairs, SensorSimulator(stages), CriticConfig(), 0, config.draw_steps)
+        settings = TrainerConfig(
+            steps=steps, batch=config.batch, optimizer="muon", lr=config.lr, warmup=steps // 20, ema=0.99
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = Trainer(settings, SensorObjective(stage), data, Path(folder) / "run", "cpu")
+            trainer.run()
+        with trainer.averaged():
+            kept = {name: p.detach().clone() for name, p in stage.tensors().items()}
+        for name, p in stage.tensors().items():
+            p.data.copy_(kept[name])
+        for module in stage.modules().values():
+            module.requires_grad_(False).eval()
+        stages.append(stage)
+        seconds.append(round(trainer.seconds, 1))
+    return SensorSimulator(stages), seconds
+
+
+def ways(simulator: SensorSimulator, known: Scenes, config: Sim2realBench) -> dict[str, Draw]:
+    """What measures clean depth, by name: hand-made noise is fitted to the training measurements."""
+    answered = CODEC.answered(known.real, known.clean)
+    off = (known.real - known.clean)[answered]
+    std = float(off.std())
+    growth = float((off.square().sum() / known.clean[answered].pow(4).sum()).sqrt())  # std = growth z^2
+    lost = float((~answered[CODEC.seen(known.clean)]).float().mean())
+
+    def hand(spread_of: Callable[[Tensor], Tensor]) -> Draw:
+        def draw(scenes: Scenes, seed: int) -> Tensor:
+            rng = generator(seed_of(seed, 7))
+            noisy = scenes.clean + spread_of(scenes.clean) * torch.randn(scenes.clean.shape, generator=rng)
+            kept = torch.rand(scenes.clean.shape, generator=rng) >= lost
+            return torch.where(kept & (scenes.clean > 0), noisy.clamp(min=1e-3), 0.0)
+
+        return draw
+
+    def stage(number: int) -> Draw:
+        def draw(scenes: Scenes, seed: int) -> Tensor:
+            parts = []
+            for first in range(0, len(scenes.clean), 32):
+                clean = scenes.clean[first : first + 32]
+                sources = [generator(seed_of(seed, first + i)) for i in range(len(clean))]
+                parts.append(simulator.measured(clean, sources, config.draw_steps, stages=number))
+            return torch.cat(parts)
+
+        return draw
+
+    return {
+        "gaussian": hand(lambda clean: torch.full_like(clean, std)),
+        "clean": lambda scenes, seed: scenes.clean,
+        "gaussian growing with depth squared": hand(lambda clean: growth * clean.square()),
+        "stage 1": stage(1),
+        "stage 2": stage(2),
+    }
+
+
+def distribution_row(name: str, draw: Draw, held: Scenes, known: Scenes, config: Sim2realBench) -> dict[str, Any]:
+    """Distances of the residuals' distributions from the real ones on held-out scenes, and what a critic says."""
+    found: dict[str, list[float]] = {}
+    for seed in config.seeds:
+        made = draw(held, seed)
+        for key, value in distances(made, held).items():
+            found.setdefault(key, []).append(value)
+        critic = trained_critic(DepthPairs(known.clean, known.real, draw(known, seed + 100), known.K), seed=seed)
+        patch = CriticConfig().patch
+        told = [realness(critic, one, held.clean, held.K, patch) for one in (held.real, made)]
+        found.setdefault("critic_auc", []).append(auc(*told))
+    return {"method": name, **{key: spread(values) for key, values in found.items()}}
+
+
+def distances(made: Tensor, held: Scenes) -> dict[str, float]:
+    """Of measurements (N, 1, H, W) from the real ones of the same clean depth."""
+    found = {
+        "wasserstein_mm": 1000
+        * wasserstein(residuals(CODEC, held.real, held.clean), residuals(CODEC, made, held.clean))
+    }
+    for low, high in SLANTS_DEG:
+        inside = (held.slant_deg >= low) & (held.slant_deg < high)
+        clean = torch.where(inside, held.clean, 0.0)
+        name = f"{low:g}_to_{high:g}_deg"
+        both = [residuals(CODEC, one, clean) for one in (held.real, made)]
+        found[f"wasserstein_mm_{name}"] = 1000 * wasserstein(*both)
+        lost = [float((~CODEC.answered(one, clean))[CODEC.seen(clean)].float().mean()) for one in (held.real, made)]
+        found[f"holes_off_{name}"] = abs(lost[1] - lost[0])
+    answered = CODEC.answered(made, held.clean)
+    found["abs_rel"] = float(((made - held.clean).abs() / held.clean)[answered].mean())
+    found["holes"] = float((~answered)[CODEC.seen(held.clean)].float().mean())
+    return found
+
+
+class Restorer(nn.Module):
+    """Measured depth to clean depth: what one would train on simulated data. (B, 1, H, W) metres to the same."""
+
+    def __init__(self, width: int = 24, seed: int = 0) -> None:
+        super().__init__()
+        with fixed_init(seed):
+            layers: list[nn.Module] = [nn.Conv2d(2, width, 3, padding=1)]
+            for dilation in (1, 2, 4, 1):
+                layers += [nn.SiLU(), nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation)]
+            self.layers = nn.Sequential(*layers, nn.SiLU(), nn.Conv2d(width, 1, 3, padding=1))
+
+    def forward(self, measured: Tensor) -> Tensor:
+        """See the class."""
+        there = measured > 0
+        logs = torch.where(there, measured, 1.0).log()
+        middle = (logs * there).sum((2, 3), keepdim=True) / there.sum((2, 3), keepdim=True).clamp(min=1)
+        given = torch.where(there, logs - middle, 0.0)
+        return (middle + given + self.layers(torch.cat([4 * given, there.to(given)], 1))).exp()
+
+
+def downstream_rows(
+    draws: Mapping[str, Draw], known: Scenes, held: Scenes, config: Sim2realBench
+) -> list[dict[str, Any]]:
+    """Errors on real measurements of nets that learnt from each kind, and the share of the gap that each closes."""
+    kinds: dict[str, Draw] = {"real": lambda scenes, seed: scenes.real, **draws}
+    errors = {
+        name: [restored_error(draw(known, seed + 200), known, held, seed, config) for seed in config.seeds]
+        for name, draw in kinds.items()
+    }
+    gap = np.mean(errors["clean"]) - np.mean(errors["real"])
+    rows = []
+    for name, values in errors.items():
+        closed = float((np.mean(errors["clean"]) - np.mean(values)) / gap) if gap else float("nan")
+        rows.append({"method": f"net trained on {name}", "rmse_log": spread(values), "gap_closed": round(closed, 3)})
+    return rows
+
+
+def restored_error(given: Tensor, known: Scenes, held: Scenes, seed: int, config: Sim2realBench) -> float:
+    """RMSE of log depth on held-out real measurements, holes included, after training on `given`."""
+    net = Restorer(seed=seed)
+    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.net_steps)
+    rng = np.random.default_rng(seed)
+    for _ in range(config.net_steps):
+        chosen = torch.from_numpy(rng.integers(len(given), size=config.batch))
+        loss = F.mse_loss(net(given[chosen]).log(), known.clean[chosen].log())
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+    with torch.no_grad():
+        return float(F.mse_loss(net(held.real).log(), held.clean.log()).sqrt())
+
+
+def _picture(draws: Mapping[str, Draw], held: Scenes, path: Path, rows: int = 4) -> None:
+    """Clean, real and every kind of measurement of a few scenes, and how far each is off, +- 5 cm."""
+    few = Scenes(*(getattr(held, name)[:: max(1, len(held.clean) // rows)][:rows] for name in Scenes.__annotations__))
+    shown = [few.clean, few.real, *(draw(few, 0) for name, draw in draws.items() if name != "clean")]
+    tiles = []
+    for i in range(len(few.clean)):
+        far = float(few.clean[i].max())
+        for one in shown:
+            tiles.append(_enlarged(ResidualDepthCodec(largest_m=min(far, 4.9)), one[i, 0]))
+        for one in shown:
+            off = torch.where(one[i, 0] > 0, (one[i, 0] - few.clean[i, 0]) / 0.1 + 0.5, torch.nan)
+            grey = torch.where(torch.isfinite(off), off.clamp(0, 1), 1.0)
+            hole = torch.isfinite(off)[..., None]
+            rgb = torch.where(hole, grey[..., None].expand(-1, -1, 3), torch.tensor([0.85, 0.2, 0.2]))
+            tiles.append(np.kron((rgb.numpy() * 255).astype(np.uint8), np.ones((3, 3, 1), np.uint8)))
+    save_image(path, grid(tiles, columns=len(shown)))
+
+
+def _enlarged(codec: ResidualDepthCodec, depth: Tensor) -> np.ndarray:
+    return np.kron(codec.picture(depth.numpy()[..., None]), np.ones((3, 3, 1), np.uint8))

@@ -1,0 +1,82 @@
+"""Options of the commands whose map heads of other kinds predict too; a task's file says which (configs/tasks)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..utils.errors import InputError
+
+USUAL = "toybox"  # the default of --prior
+
+
+class OneKind:
+    """Of a command that knows plain heads alone."""
+
+    @property
+    def other_kind(self) -> str:
+        """The option that asks for a head of another kind; empty where none does."""
+        return ""
+
+    def check_other(self, prior: str) -> None:
+        """Raises InputError for options of other kinds that are at odds, with each other or with --prior."""
+
+    def load_other(self, codec: str, prior: str, options: dict[str, Any]) -> Any:
+        """The pipeline of the head of another kind; `options` say where it lives."""
+        raise TypeError(f"{type(self).__name__} knows no head of another kind")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadChoice(OneKind):
+    """For tasks with `heads`."""
+
+    head: str | None = None
+    """A head of another kind: primedepth (reads a frozen prior in one call), or the folder of one."""
+
+    @property
+    def other_kind(self) -> str:
+        """See OneKind.other_kind."""
+        return "" if self.head is None else f"--head {self.head}"
+
+    def check_other(self, prior: str) -> None:
+        """See OneKind.check_other."""
+        if self.head is not None and prior != USUAL:
+            raise InputError(f"--head {self.head} names its own prior; leave --prior {prior} out")
+
+    def load_other(self, codec: str, prior: str, options: dict[str, Any]) -> Any:
+        """See OneKind.load_other."""
+        return loaded(str(self.head), codec, **options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecondLook(OneKind):
+    """For tasks with a `refiner`."""
+
+    refine: bool = False
+    """Refine the prediction of a one-step head in a few steps at low noise: sharper edges, no ensemble."""
+    refiner: Path | None = None
+    """With --refine, the folder of a refiner (default: that of the embedded head)."""
+
+    @property
+    def other_kind(self) -> str:
+        """See OneKind.other_kind."""
+        return "--refine" if self.refine else ""
+
+    def check_other(self, prior: str) -> None:
+        """See OneKind.check_other."""
+        if self.refiner is not None and not self.refine:
+            raise InputError(f"--refiner {self.refiner} is of --refine; give that too, or leave it out")
+
+    def load_other(self, codec: str, prior: str, options: dict[str, Any]) -> Any:
+        """See OneKind.load_other."""
+        first = "" if prior == USUAL else prior
+        return loaded(str(self.refiner or "refiner"), codec, first=first, **options)
+
+
+def loaded(name: str, codec: str, **options: Any) -> Any:
+    """The pipeline of a head of another kind."""
+    from ..pipelines.image_to_geometry import ImageToMap
+    from ..tasks.alternatives import load_alternative
+
+    return ImageToMap(load_alternative(name, codec, **options), codec)

@@ -1,0 +1,21 @@
+"""Numbers with commas between, as options take them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from ..utils.errors import InputError
+
+
+def numbers(option: str, text: str, counts: Sequence[int], word: str = "") -> list[float]:
+    """Finite numbers above 0. Raises InputError naming the option for anything else."""
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if len(values) not in counts or not all(math.isfinite(value) and value > 0 for value in values):
+        many = " or ".join(map(str, counts))
+        other = f", or the word {word}" if word else ""
+        raise InputError(f"{option} {text!r}: give {many} numbers above 0 with commas between{other}")
+    return values

@@ -1,0 +1,56 @@
+"""Pictures of docs/heads.md that need no weights: what sensors and surfaces look like, and a ball taken apart."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..bench.materialfusion import ball, cameras_of, lamps, layers
+from ..bench.sim2real import RenderedMaps
+from ..generate.inverse_render import InverseConfig
+from ..geometry.posed import PosedImages
+from ..pipelines.inverse_render import ImagesToMaterials, relit
+from ..tasks.codecs.residual import ResidualDepthCodec
+from ..toybox.pbr import FAMILIES, draw_pbr, pbr_maps
+from ..toybox.sensor import SensorModel
+from ..toybox.sensor_pairs import SensorPairs
+from ..utils.pictures import grid, normals_to_rgb, save_image, to_rgb8
+
+
+def sensor(out: Path, size: int = 96) -> Path:
+    """Four views of a room: their exact depth, and what the toybox's sensor measures."""
+    batch = SensorPairs(RenderedMaps("val", 1, size), SensorModel(window_px=0.7)).batch(np.arange(4), None)
+    tiles: list[Any] = []
+    for name in ("clean", "measured"):
+        for depth, clean in zip(batch[name], batch["clean"], strict=True):
+            tiles.append(ResidualDepthCodec(largest_m=min(4.9, float(clean.max()))).picture(depth[..., None]))
+    return save_image(out / "sensor.png", grid(tiles, columns=4, scale=2))
+
+
+def surfaces(out: Path, size: int = 96) -> Path:
+    """A material of each family of the toybox, a column each: albedo, normal, height, roughness, metallic."""
+    made = [pbr_maps(draw_pbr("val", 1, (family,)), size) for family in FAMILIES]
+    rows: list[list[Any]] = [
+        [one.albedo_srgb for one in made],
+        [normals_to_rgb(one.normal) for one in made],
+        *[[getattr(one, name) for one in made] for name in ("height", "roughness", "metallic")],
+    ]
+    return save_image(out / "surfaces.png", grid([to_rgb8(tile) for row in rows for tile in row], columns=len(made)))
+
+
+def taken_apart(out: Path, size: int = 96, steps: int = 200) -> Path:
+    """`inverse-render --prior none` and `relight`: two of eight pictures, then the ball under two other lights."""
+    mesh, cameras = ball("test", 3), cameras_of(8, size)
+    seen = layers(mesh, cameras, lamps(11))
+    pictures = PosedImages(cameras, torch.from_numpy(seen["rgb"]), torch.from_numpy(seen["alpha"]))
+    bare = replace(mesh, textures={}, uv=None, uv_faces=None)
+    made = ImagesToMaterials()(pictures, bare, InverseConfig(steps=steps))
+    shown = [seen["rgb"][0], seen["rgb"][1]]
+    for number in (21, 22):
+        picture = relit(made.mesh, cameras[[0]], lamps(number))[0].astype(np.float32) / 255
+        shown.append(picture[..., :3] * picture[..., 3:] + 1 - picture[..., 3:])
+    return save_image(out / "relight.png", grid([to_rgb8(one) for one in shown], columns=4, scale=2))

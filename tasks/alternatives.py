@@ -1,0 +1,88 @@
+"""Heads of other kinds, by the name that a task's file gives them, or by folder; head.json says which kind it is.
+
+A head whose weights are not here yet is no failure of the machine: the message says how to train one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..core.priors import weights_root
+from ..utils.errors import InputError
+from ..utils.files import read_json
+from . import preimage_head, refine
+from .geometry_head import MANIFEST
+from .heads import load_head
+from .map_head import MapHead
+from .preimage_head import PreimageHead
+from .refine import RefinedHead
+from .table import Alternative, task_table
+
+KINDS = (preimage_head.KIND, refine.KIND)
+
+
+def kind_of(folder: str | Path) -> str:
+    """What a folder's head.json says that it is; "" for a folder without one and for plain heads."""
+    manifest = Path(folder) / MANIFEST
+    told = read_json(manifest) if manifest.is_file() else {}
+    kind = told.get("kind") if isinstance(told, dict) else None
+    return kind if kind in KINDS else ""
+
+
+def load_alternative(
+    name: str | Path,
+    target: str,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    first: str | Path = "",
+    **options: Any,
+) -> MapHead:
+    """A frozen head of another kind.
+
+    Args:
+        name: of the alternatives in a task's file, or a folder that such a head was saved to.
+        target: what it has to predict, a codec's name.
+        device: where the networks live.
+        dtype: their dtype.
+        first: the one-step head that a refiner goes on from; empty: the one that its head.json names.
+        options: of `load_head`, for the first head.
+
+    Raises InputError for unknown names, absent weights and heads of something else.
+    """
+    folder = _folder_of(str(name), target)
+    kind = kind_of(folder)
+    if kind == preimage_head.KIND:
+        head: MapHead = PreimageHead.load(folder, device, dtype)
+    elif kind == refine.KIND:
+        base = str(read_json(folder / MANIFEST)["base"])
+        beside = folder.resolve().parent / base
+        begun = load_head(first or (beside if beside.is_dir() else base), (target,), device, dtype, **options)
+        head = RefinedHead.load(folder, begun)
+    else:
+        raise InputError(f"{folder} holds no head of these kinds: {', '.join(KINDS)}; plain heads are given as --prior")
+    if target not in head.config.targets:
+        raise InputError(f"{folder} predicts {', '.join(head.config.targets)}, not {target}")
+    return head
+
+
+def _folder_of(name: str, target: str) -> Path:
+    known = {label: one for task in task_table().values() if task.codec == target for label, one in named(task).items()}
+    if name in known:
+        folder = weights_root() / known[name].weights
+        if not (folder / MANIFEST).is_file():
+            raise InputError(
+                f"the weights of {name!r} are not in {folder}; train them with `unproject train {known[name].recipe} "
+                f"--out {known[name].weights}` and give that run's export folder, or set UNPROJECT_WEIGHTS"
+            )
+        return folder
+    if Path(name).is_dir():
+        return Path(name)
+    raise InputError(f"head {name!r} is neither a folder nor one of {', '.join(known) or 'none'} for {target}")
+
+
+def named(task: Any) -> dict[str, Alternative]:
+    """The alternatives of a task by name, its refiner among them."""
+    return {**task.heads, **({"refiner": task.refiner} if task.refiner is not None else {})}

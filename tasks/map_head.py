@@ -1,0 +1,65 @@
+"""What a pipeline of pictures to maps needs of a head, whatever stands behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..core.priors import StableDiffusionPrior
+from ..core.sampling.grids import Spacing
+from ..core.sampling.sampler import StepCallback
+from .codecs import StackCodec
+from .confidence import ErrorModel
+from .geometry_head import HeadConfig
+
+
+class MapHead(Protocol):
+    """`GeometryHead` (one U-Net), `RefinedHead` (a second look), `PreimageHead` (a frozen prior that is read)."""
+
+    prior: StableDiffusionPrior
+    config: HeadConfig
+    codec: StackCodec
+    confidence: dict[str, ErrorModel]
+    """how sure it is, by target; empty: nobody has measured"""
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether steps draw noise of their own."""
+
+    @property
+    def nfe(self) -> int:
+        """Network rows asked so far."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks live."""
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Latents (B, C, h, w) of images (B, 3, H, W) in [0, 1]."""
+
+    def shape(self, image_latents: Tensor) -> tuple[int, int, int]:
+        """Of a starting state and of what `predict` says."""
+
+    def predict(
+        self,
+        image_latents: Tensor,
+        start: Tensor,
+        steps: int | None = None,
+        spacing: Spacing | None = None,
+        callback: StepCallback | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    ) -> Tensor:
+        """What `decode` reads, (B, *shape), from a starting state; `generator` is for those that are `stochastic`."""
+
+    def decode(self, latents: Tensor) -> dict[str, Tensor]:
+        """Maps (B, C, H, W) by name."""
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Any:
+        """Moves and casts the networks."""
+
+    def save(self, folder: str | Path, base: str | None = None, **facts: Any) -> Path:
+        """Writes a folder that `load_head` reads."""

@@ -1,0 +1,228 @@
+"""A sharper second look at a one-step guess (Ye et al. 2024, StableNormal): few steps at low noise, told the picture's
+latents and what the picture means.
+
+The guess is the latent of a one-step head (their YOSO). The refiner tells x0; it is a copy of the prior's U-Net with
+a control by the picture's latents (`latent_control`) and features of the frozen prior added inside (`meaning`), walked
+by `HeldThenDDIM` from the guess itself. The noise of each row is seeded by its own starting state, so that a batch is
+its rows.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+
+from ..core.priors import Condition, Rows
+from ..core.priors.control import CONTROL, PictureControl
+from ..core.sampling import Denoiser, Kind, Level, NoiseSchedule, Sampler
+from ..core.sampling.features import Look, picture_features
+from ..core.sampling.grids import Spacing
+from ..core.sampling.sampler import StepCallback
+from ..core.sampling.solvers.held import HeldGrid, HeldThenDDIM
+from ..utils.configs import load_config
+from ..utils.errors import InputError
+from ..utils.files import read_json
+from ..utils.seeds import generator
+from .confidence import ErrorModel
+from .geometry_head import MANIFEST, GeometryHead, HeadConfig
+from .head_files import read_weights, write_head
+from .latent_control import LatentControl
+from .meaning import MEANING, AddedMeaning, MeaningEncoder
+
+KIND = "refined"  # in head.json
+
+
+@dataclass(frozen=True)
+class RefineConfig:
+    """How a guess is refined."""
+
+    target: str = "normals"
+    """of the head's targets"""
+    steps: int = 10
+    held: float = 0.5
+    """share of the steps that stay at one level"""
+    kind: Literal["prior", "sample"] = "prior"
+    """what the network's output means: what the prior's does, so that a fresh refiner already denoises, or x0 itself,
+    as published; x0 is read of either"""
+    prompt: str = ""
+    """published: "The normal map" """
+    meaning: bool = True
+    """whether features of the prior are added inside"""
+    look: Look = field(default_factory=Look)
+    """how these features are taken"""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise InputError(f"steps={self.steps} must be at least 1")
+
+
+class RefinedHead:
+    """A one-step head and the refiner of one of its targets."""
+
+    def __init__(self, first: GeometryHead, settings: RefineConfig, seed: int = 0) -> None:
+        """An untrained refiner: the prior's own U-Net, told nothing new yet by the meaning."""
+        if settings.target not in first.config.targets:
+            raise InputError(f"target={settings.target!r}: the head predicts {', '.join(first.config.targets)}")
+        self.first, self.settings, self.prior = first, settings, first.prior
+        codecs = {name: first.config.codecs[name] for name in first.config.codecs if name == settings.target}
+        kind: Kind = self.prior.prediction_type if settings.kind == "prior" else "sample"
+        self.config = HeadConfig(
+            targets=(settings.target,),
+            kind=kind,
+            start="noise",
+            steps=settings.steps,
+            spacing="leading",
+            processing_resolution=first.config.processing_resolution,
+            alignment=first.config.alignment,
+            codecs=codecs,
+        )
+        self.confidence: dict[str, ErrorModel] = {}
+        self.codec, self.schedule = self.config.codec(), NoiseSchedule.from_config(self.prior.scheduler_config)
+        self.unet: UNet2DConditionModel = copy.deepcopy(self.prior.network)
+        self.hint = LatentControl(self.unet, self.prior.latent_shape[0], seed)
+        controls: list[PictureControl] = [PictureControl(self.hint, row=CONTROL)]
+        if settings.meaning:
+            channels = sum(one.shape[1] for one in self._features(torch.zeros(1, *self.prior.latent_shape)))
+            self.meaning = MeaningEncoder(self.unet, channels, seed)
+            controls.append(AddedMeaning(self.meaning, unet=self.unet))
+        self.asked = self.prior.with_network(self.unet, kind).controlled(controls)
+        self.text = self.prior.encode_text([settings.prompt])["cond"]["text"]
+        self._before = self.prior.nfe
+
+    @property
+    def stochastic(self) -> bool:
+        """See MapHead; the noise of a row is seeded by its starting state."""
+        return False
+
+    @property
+    def groups(self) -> int:
+        """Number of maps."""
+        return 1
+
+    @property
+    def nfe(self) -> int:
+        """Network rows asked so far: by the first head, for features, and by the refiner."""
+        return self.first.nfe + (self.prior.nfe - self._before) + self.asked.nfe
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks live."""
+        return self.first.device
+
+    def modules(self) -> dict[str, nn.Module]:
+        """What learns."""
+        return {"unet": self.unet, "hint": self.hint, **({"meaning": self.meaning} if self.settings.meaning else {})}
+
+    def with_settings(self, **changes: Any) -> RefinedHead:
+        """The same networks walked otherwise: steps or held share."""
+        other = copy.copy(self)
+        other.settings = replace(self.settings, **changes)
+        other.config = replace(self.config, steps=other.settings.steps)
+        return other
+
+    def _features(self, latents: Tensor) -> list[Tensor]:
+        return picture_features(self.prior, latents.to(self.prior.device), self.settings.look)
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """See GeometryHead.encode_image."""
+        return self.first.encode_image(images)
+
+    def encode_targets(self, targets: dict[str, Tensor], valid: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        """(latents (B, C, h, w), codec states) of the target."""
+        pictures, states = self.codec.encode(targets, valid)  # (B, 1, 3, H, W)
+        return self.prior.encode(pictures[:, 0] / 2 + 0.5), states
+
+    def decode_pictures(self, latents: Tensor) -> Tensor:
+        """Pictures (B, 1, 3, H, W), about [-1, 1]."""
+        return 2 * self.prior.decode(latents, clamp=False)[:, None] - 1
+
+    def decode(self, latents: Tensor) -> dict[str, Tensor]:
+        """Maps (B, C, H, W) by name."""
+        return self.codec.decode(self.decode_pictures(latents))
+
+    def shape(self, image_latents: Tensor) -> tuple[int, int, int]:
+        """(C, h, w) of the target's latents."""
+        return (image_latents.shape[1], *image_latents.shape[2:])
+
+    def guess(self, image_latents: Tensor, start: Tensor) -> Tensor:
+        """The first head's latents (B, C, h, w) of the target; `start` is its noise where it takes some."""
+        whole = start.repeat(1, self.first.groups, 1, 1)
+        begun = torch.zeros_like(whole) if self.first.config.start == "zeros" else whole
+        found = self.first.predict(image_latents, begun)
+        return found.chunk(self.first.groups, 1)[self.first.config.targets.index(self.settings.target)]
+
+    def condition(self, image_latents: Tensor) -> Condition:
+        """What the refiner is told of images (B, C, h, w)."""
+        count, size = len(image_latents), image_latents.shape[2:]
+        rows = {"text": self.text.to(image_latents.device).expand(count, -1, -1), CONTROL: image_latents}
+        if self.settings.meaning:
+            seen = self._features(image_latents)
+            sized = [nn.functional.interpolate(one, size, mode="bilinear") for one in seen]
+            rows[MEANING] = torch.cat(
+                [one / one.square().mean((1, 2, 3), keepdim=True).sqrt().clamp(min=1e-6) for one in sized], 1
+            )
+        return Condition({"cond": Rows(rows)})
+
+    def grid(self, steps: int | None = None) -> HeldGrid:
+        """The levels of a run."""
+        return HeldGrid.of(self.schedule, steps or self.settings.steps, self.settings.held)
+
+    def levels(self) -> list[Level]:
+        """The distinct levels that the refiner is asked at."""
+        asked = self.grid().levels[:-1]
+        return list({level.index: level for level in asked}.values())
+
+    @torch.no_grad()
+    def predict(
+        self,
+        image_latents: Tensor,
+        start: Tensor,
+        steps: int | None = None,
+        spacing: Spacing | None = None,
+        callback: StepCallback | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    ) -> Tensor:
+        """Refined latents (B, C, h, w) of images (B, C, h, w); `start`, noise of that shape, seeds what is drawn."""
+        grid = self.grid(steps)
+        denoiser = Denoiser(self.asked, self.condition(image_latents))
+        guess = self.guess(image_latents, start)
+        return Sampler(HeldThenDDIM(grid)).run(denoiser, guess, grid.levels, own_generators(start), callback)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> RefinedHead:
+        """Moves and casts the networks."""
+        self.first.to(device, dtype)
+        for module in self.modules().values():
+            module.to(device=device, dtype=dtype)
+        self.asked.to(device, dtype)
+        self.text = self.text.to(device=device, dtype=dtype)
+        return self
+
+    def save(self, folder: str | Path, base: str | None = None, **facts: Any) -> Path:
+        """Writes the refiner (fp16 safetensors) and head.json; the first head is named, found as a sibling or by name.
+
+        Raises InputError without its name and for a folder that holds something else.
+        """
+        if base is None:
+            raise InputError('base=None: name the one-step head that this refines, for example base="toybox-geometry"')
+        return write_head(folder, self.modules(), KIND, base, self.settings, facts)
+
+    @classmethod
+    def load(cls, folder: str | Path, first: GeometryHead) -> RefinedHead:
+        """Reads what `save` wrote onto the one-step head that it names (`heads.load_head` finds it)."""
+        folder = Path(folder)
+        head = cls(first, load_config(RefineConfig, read_json(folder / MANIFEST)["config"]))
+        read_weights(folder, head.modules(), first.device)
+        return head
+
+
+def own_generators(start: Tensor) -> Sequence[torch.Generator]:
+    """A generator for each row of a starting state (B, C, h, w), seeded by its first values."""
+    bits = start.detach().float().cpu().flatten(1)[:, :2].contiguous().view(torch.int32).tolist()
+    return [generator((abs(int(a)) << 31) + abs(int(b))) for a, b in bits]

@@ -1,0 +1,80 @@
+"""`depth --head` and `normals --refine`: what is loaded, and what is said where weights are absent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from unproject.cli.maps import MAP_COMMANDS
+from unproject.core.priors import StableDiffusionPrior, load_prior
+from unproject.tasks.geometry_head import GeometryHead, HeadConfig
+from unproject.tasks.preimage_head import PreimageConfig, PreimageHead
+from unproject.tasks.refine import RefineConfig, RefinedHead
+from unproject.tasks.refiner import RefinerConfig
+from unproject.utils.pictures import save_image
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def picture(in_tmp: Path) -> None:
+    save_image("a.png", np.random.default_rng(0).random((24, 32, 3)))
+
+
+@pytest.fixture
+def heads(tiny_prior_folder: Path, tmp_path: Path) -> Path:
+    """A reader and a refiner on the tiny prior, with what they name beside them."""
+    prior = load_prior(tiny_prior_folder)
+    assert isinstance(prior, StableDiffusionPrior)
+    prior.save(tmp_path / "tiny")
+    first = GeometryHead.from_prior(prior, HeadConfig(processing_resolution=32))
+    first.save(tmp_path / "tiny-geometry", "tiny")
+    PreimageHead(prior, PreimageConfig(refiner=RefinerConfig(out_channels=8))).save(tmp_path / "reader", "tiny")
+    RefinedHead(first, RefineConfig(steps=2)).save(tmp_path / "refiner", "tiny-geometry")
+    return tmp_path
+
+
+def test_a_reader_writes_depth_and_a_refiner_normals(picture: None, run: Run, heads: Path) -> None:
+    code, _, err = run("depth", "a.png", "--head", str(heads / "reader"), "--device", "cpu", "-o", "d.npz")
+    assert code == 0, err
+    with np.load("d.npz") as stored:
+        assert stored["depth"].shape == (24, 32)
+    refiner = ("--refine", "--refiner", str(heads / "refiner"))
+    code, _, err = run("normals", "a.png", *refiner, "--device", "cpu", "-o", "n.npz")
+    assert code == 0, err
+    with np.load("n.npz") as stored:
+        assert np.allclose(np.linalg.norm(stored["normals"], axis=-1), 1, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("depth", "a.png", "--head", "primedepth"), "unproject train primedepth"),
+        (("normals", "a.png", "--refine"), "unproject train normals-refine"),
+        (("normals", "a.png", "--refiner", "x"), "--refiner x is of --refine"),
+        (
+            ("depth", "a.png", "--head", "primedepth", "--prior", "marigold-depth"),
+            "--head primedepth names its own prior",
+        ),
+        (
+            ("depth", "a.png", "--head", "primedepth", "--metric"),
+            "--metric needs the normals too, which --head primedepth",
+        ),
+        (("depth", "a.png", "--head", "nowhere"), "neither a folder nor one of primedepth"),
+    ],
+)
+def test_what_is_absent_or_at_odds_is_said(
+    picture: None, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: tuple[str, ...], told: str
+) -> None:
+    monkeypatch.setenv("UNPROJECT_WEIGHTS", str(tmp_path))
+    code, _, err = run(*words)
+    assert code == 2 and told in " ".join(err.split())
+
+
+def test_options_are_where_a_tasks_file_gives_them_a_meaning() -> None:
+    fields = {name: set(kind.__dataclass_fields__) for name, kind in MAP_COMMANDS.items()}
+    assert {"head", "colormap"} <= fields["depth"] and "refine" not in fields["depth"]
+    assert {"refine", "refiner"} <= fields["normals"] and not {"head", "colormap"} & fields["normals"]

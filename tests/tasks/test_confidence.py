@@ -1,0 +1,90 @@
+"""Confidence that holds: bounds cover, probabilities are frequencies, on scenes that were not fitted."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from unproject.pipelines.calibrated import calibrate_head
+from unproject.pipelines.image_to_geometry import ImageToDepth
+from unproject.tasks.confidence import ErrorModel, coverage, fit_error_model, pixel_features
+from unproject.tasks.data import GeometryData
+from unproject.tasks.geometry_head import GeometryHead, HeadConfig
+from unproject.tasks.metrics import spearman
+from unproject.utils.errors import InputError
+
+
+def scenes(count: int, seed: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Errors whose size grows with the first feature, by a factor of each scene's own; the second says nothing."""
+    rng = np.random.default_rng(seed)
+    features = [rng.standard_normal((300, 2)) for _ in range(count)]
+    errors = [
+        np.abs(rng.standard_normal(300)) * np.exp(1.3 * f[:, 0] - 2 + 0.2 * rng.standard_normal()) for f in features
+    ]
+    return features, errors
+
+
+def test_bounds_cover_as_often_as_they_say() -> None:
+    model = fit_error_model(*scenes(80, 0), "relative", 0.1)
+    features, errors = scenes(80, 1)
+    for level in (0.5, 0.8, 0.9):
+        assert coverage(model, features, errors, level) == pytest.approx(level, abs=0.04)
+    assert model.weights[0] == pytest.approx(1.3, abs=0.1) and abs(model.weights[1]) < 0.05
+    together = np.concatenate(features), np.concatenate(errors)
+    assert spearman(torch.from_numpy(model.sigma(together[0])), torch.from_numpy(together[1])) > 0.6
+    with pytest.raises(InputError, match="level=1"):
+        model.bound(features[0], 1.0)
+
+
+def test_probabilities_are_frequencies() -> None:
+    model = fit_error_model(*scenes(80, 0), "relative", 0.1)
+    features, errors = (np.concatenate(part) for part in scenes(80, 2))
+    sure, right = model.probability(features), errors <= 0.1
+    for low in (0.05, 0.25, 0.45, 0.65, 0.8):
+        among = (sure >= low) & (sure < low + 0.15)
+        assert among.sum() > 300 and right[among].mean() == pytest.approx(sure[among].mean(), abs=0.05)
+
+
+def test_scenes_count_alike_whatever_their_size() -> None:
+    features, errors = scenes(40, 3)
+    many = [np.repeat(features[-1], 50, 0), *features[:-1]], [np.repeat(1e3 * errors[-1], 50), *errors[:-1]]
+    model = fit_error_model([*many[0][1:], many[0][0]], [*many[1][1:], many[1][0]], "relative", 0.1)
+    assert 0.75 < coverage(model, features[:-1], errors[:-1], 0.8) < 0.93  # by pixels the wild scene would be 70 %
+    with pytest.raises(InputError, match="3 scenes"):
+        fit_error_model(features[:3], errors[:3], "relative", 0.1)
+    with pytest.raises(InputError, match="do not fall"):
+        ErrorModel("deg", 1.0, (1.0,), tuple(np.linspace(2, 1, 99)))
+
+
+def test_features_see_spread_and_edges() -> None:
+    maps, images = torch.zeros(1, 1, 20, 24), torch.full((1, 3, 20, 24), 0.5)
+    maps[..., 12:] = 1
+    spread = torch.full_like(maps, 0.01)
+    spread[..., 5, 5] = 0.5
+    features = pixel_features(maps, spread, images)
+    assert features.shape == (1, 20, 24, 8) and np.isfinite(features).all()
+    assert features[0, 5, 5, 0] > features[0, 5, 6, 0]
+    assert features[0, 3, 11, 1] > features[0, 3, 3, 1] and features[0, 3, 9, 2] > features[0, 3, 3, 2]
+    assert features[0, 3, 9, 1] == features[0, 3, 3, 1]
+
+
+def test_a_calibrated_head_is_sure_in_numbers(tiny_prior, planes, tmp_path) -> None:
+    """From data to files: models are fitted, saved, read, and come with ensembles."""
+    config = HeadConfig(targets=("depth", "normals"), processing_resolution=32)
+    head = GeometryHead.from_prior(tiny_prior, config)
+    data = GeometryData([planes(6)])
+    calibrate_head(head, data, 6, 2)
+    assert set(head.confidence) == {"depth", "normals"} and head.confidence["depth"].unit == "relative"
+    tiny_prior.save(tmp_path / "tiny")
+    again = GeometryHead.load(head.save(tmp_path / "tiny-geometry", "tiny"))
+    assert again.confidence == head.confidence
+    picture = torch.rand(3, 40, 48, generator=torch.Generator().manual_seed(0))
+    made = ImageToDepth(again)(picture, ensemble_size=2)
+    assert made.confidence.shape == (1, 40, 48, 1) and made.tolerance == 0.1
+    assert 0.01 <= made.confidence.min() <= made.confidence.max() <= 0.99
+    assert ImageToDepth(again)(picture).confidence is None  # of one member there is no spread
+    made.save(tmp_path / "photo")
+    stored = np.load(tmp_path / "photo.npz")
+    np.testing.assert_array_equal(stored["confidence"], made.confidence[0, ..., 0])
+    assert float(stored["tolerance"]) == 0.1

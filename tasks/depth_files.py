@@ -17,7 +17,7 @@ DEPTH_SUFFIXES = (".npz", ".npy", ".png")
 KEYS = ("depth_m", "depth", "clean")
 MAX_VALUES = 100_000_000
 BROKEN = (  # what numpy and PIL raise for damaged files
-    *(OSError, ValueError, EOFError, SyntaxError, TypeError, KeyError, OverflowError, RuntimeError, MemoryError),
+    *(ValueError, EOFError, SyntaxError, TypeError, KeyError, OverflowError, RuntimeError, MemoryError),
     *(zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError),
 )
 
@@ -50,9 +50,10 @@ def read_depth(path: str | Path, unit_m: float | None = None) -> MetricDepth:
             values, K = _npz(path)
     except InputError:
         raise
-    except BROKEN as error:
-        why = getattr(error, "strerror", None) or "it is damaged, or not what its name says"
-        raise InputError(f"{path} cannot be read as depth: {why} ({type(error).__name__})") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read as depth: {error}") from error
+    except BROKEN as error:  # whose words may quote what the file holds
+        raise InputError(f"{path} cannot be read as depth: it is damaged; write it again") from error
     if values.ndim == 3 and 1 in (values.shape[0], values.shape[-1]):
         values = values.reshape([side for side in values.shape if side != 1] if values.size > 1 else (1, 1))
     if values.ndim != 2 or values.dtype.kind not in "fiu" or not 4 <= values.size <= MAX_VALUES:
@@ -79,22 +80,22 @@ def not_depth(path: Path) -> str:
         with Image.open(path) as image:
             mode = image.mode
     except (OSError, ValueError, Image.DecompressionBombError) as error:
-        return f"{path} cannot be read: it is damaged, or no PNG ({type(error).__name__})"
+        return f"{path} cannot be read: {error}"
     return "" if mode.startswith("I") else f"{path} is a picture of {mode}, no depth of 16 bits"
 
 
 def _png(path: Path) -> np.ndarray:
     from PIL import Image
 
-    try:
-        with Image.open(path) as image:
-            if not image.mode.startswith("I"):
-                raise InputError(f"{path} is a picture of {image.mode}; depth in PNG has one channel of 16 bits")
-            if image.width * image.height > MAX_VALUES:
-                raise InputError(f"{path} has {image.width} x {image.height} px, more than {MAX_VALUES}")
-            return np.asarray(image).astype(np.int64)
-    except Image.DecompressionBombError as error:
-        raise InputError(f"{path} has more than {MAX_VALUES} px") from error
+    from ..utils.decoding import image_size
+
+    width, height = image_size(path)
+    if width * height > MAX_VALUES:
+        raise InputError(f"{path} has {width} x {height} px, more than {MAX_VALUES}")
+    with Image.open(path) as image:
+        if not image.mode.startswith("I"):
+            raise InputError(f"{path} is a picture of {image.mode}; depth in PNG has one channel of 16 bits")
+        return np.asarray(image).astype(np.int64)
 
 
 def _npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:

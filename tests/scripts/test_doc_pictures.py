@@ -32,5 +32,5 @@ def test_every_rule_gets_its_row(tmp_path: Path) -> None:
 
 
 def test_every_representation_has_a_picture() -> None:
-    assert shape_pictures.SHAPES.keys() == SHAPES.keys()
+    assert shape_pictures.SHAPES.keys() == SHAPES.keys() - {"dual"}  # which a trained generator alone fills
     assert all(target.kind == name for name, target in shape_pictures.SHAPES.items())

@@ -107,7 +107,7 @@ def test_an_ensemble_of_a_mirror_pair_mirrors_the_third_target(head: GeometryHea
 def test_tiles_and_files_of_the_third_target(head: GeometryHead, tmp_path: Path) -> None:
     made = ImageToGeometry(head)(pictures(2, 48), ensemble_size=2, tiles=2)
     written = [path.name for path in made.save(tmp_path / "room")]
-    assert written[4:8] == [f"room-depth-001{end}" for end in (".npz", "-16bit.png", ".png", "-uncertainty.png")]
+    assert written[4:8] == [f"room-depth-001{end}" for end in (".npz", "-16bit.png", "-uncertainty.png", ".png")]
     assert written[8] == "room-rays-000.npz" and len(written) == 16
     rays = made["rays"].maps()[0]
     stored = np.load(tmp_path / "room-rays-000.npz")

@@ -174,12 +174,6 @@ def test_nfsd_leaves_the_noise_out():
     torch.testing.assert_close(plain[1:], GUIDANCE * csd[1:])
 
 
-def test_asd_without_a_shift_is_csd():
-    model, (x, noise, index) = prior(), states()
-    csd = pull(scorer(model, CSD()), x, noise, index)
-    torch.testing.assert_close(pull(scorer(model, ASD(shift=0.0)), x, noise, index), (GUIDANCE - 1) * csd)
-
-
 def test_asd_asks_further_in_the_noise_with_the_same_noise():
     model, (x, noise, index) = prior(), states()
     later = torch.tensor([150.0, 520, 940]) + torch.tensor([13.0, 50, 59])  # floor(.1 (t - 20)), no further than 999
@@ -357,6 +351,7 @@ def test_network_rows_of_a_step(rule, rows):
 
 
 def test_settings_of_other_rules_are_refused():
+    pytest.raises(InputError, replace, BASE, even=-1.0)
     with pytest.raises(InputError, match=r"score\.rule\.asd has no meaning for the rule 'csd'"):
         RuleConfig("csd", asd=ASD(shift=0.2))
     with pytest.raises(InputError, match=r"kind='adsd' is unknown; have sds, sjc"):
@@ -381,33 +376,25 @@ def test_rules_move_their_settings_with_the_run():
 
 
 def test_asd_without_a_shift_asks_once_and_is_csd_bit_for_bit_where_nothing_is_rounded():
-    """Two latents and answers on a coarse binary grid leave no rounding to hide behind."""
     model, (x, noise, index) = prior(), (rows[:2] for rows in states())
-    x = (8 * x).round() / 8
-    asked: list[int] = []
-    plain = model._forward
+    x, asked = (8 * x).round() / 8, list[int]()
 
-    def coarse(state, time, rows):
+    def coarse(state, time, rows, plain=model._forward):
         asked.append(len(state))
         return (plain(state, time, rows) * 64).round() / 64
 
     model._forward = coarse  # type: ignore[method-assign]
-    options = {"guidance": 8.0, "weight": "one"}
-    csd = pull(scorer(model, CSD(), **options), x, noise, index)
-    asked.clear()
-    asd = pull(scorer(model, ASD(shift=0.0), **options), x, noise, index)
+    made = (scorer(model, rule, guidance=8.0, weight="one") for rule in (CSD(), ASD(shift=0.0)))
+    csd, asd = (pull(score, x, noise, index) for score in made)
     assert torch.equal(asd, 7 * csd) and float(csd.abs().max()) > 0
-    assert asked == [2 * len(x)]
+    assert asked[1:] == [2 * len(x)]
 
 
 def test_pulls_are_evened_by_the_error_of_each_image():
     model, (x, noise, index) = prior(), states()
     plain = pull(scorer(model, ASD(shift=0.0)), x, noise, index)
-    level = NoiseSchedule.from_config(model.scheduler_config).at_index(index)
-    alpha, sigma = level.coefficients(x)
+    alpha, sigma = NoiseSchedule.from_config(model.scheduler_config).at_index(index).coefficients(x)
     cond, null = (eps(model, words, x, noise, index) for words in ("red", "anything"))
     error = (x - (x - sigma * (null + GUIDANCE * (cond - null))) / alpha).abs().flatten(1).mean(1)
-    found = pull(scorer(model, ASD(shift=0.0), even=0.1), x, noise, index)
-    torch.testing.assert_close(found, plain / (error + 0.1)[:, None, None, None])
-    with pytest.raises(InputError, match="even"):
-        replace(BASE, even=-1.0)
+    evened = scorer(model, ASD(shift=0.0), even=0.1)
+    torch.testing.assert_close(pull(evened, x, noise, index), plain / (error + 0.1)[:, None, None, None])

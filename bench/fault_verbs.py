@@ -72,7 +72,7 @@ VERBS: dict[str, Verb] = {
     "edit": _verb("edit photos/p0.png --source a~chair --target a~dog --steps 2 -o out/e.png", "out/e.png"),
     "restore": _verb("restore photos/p0.png --task deblur:1 --steps 2 -o out/r.png", "out/r.png"),
     "calibrate-solver": _verb(
-        "calibrate-solver --what gaussian --images 16 --sample-steps 2 -o out/g.safetensors", "out/g.safetensors"
+        "calibrate-solver --what gaussian --samples 16 --sample-steps 2 -o out/g.safetensors", "out/g.safetensors"
     ),
     "search-solver": _verb(
         "search-solver --nfe 2 --budget 16 --images 2 --reference-steps 3 -o out/s.safetensors", "out/s.safetensors"

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import resource
 import shutil
@@ -158,8 +159,17 @@ def digests(place: Place) -> dict[str, str]:
         if path.is_file() and not path.name.startswith(".") and not path.name.endswith("run.json"):
             name = path.relative_to(place.work).as_posix()
             same = path.suffix in WHOLE
-            found[name] = hashlib.sha256(path.read_bytes()).hexdigest() if same else "there"
+            found[name] = hashlib.sha256(_plain(path)).hexdigest() if same else "there"
     return found
+
+
+def _plain(path: Path) -> bytes:
+    """What a file holds; safetensors write the entries of their header in any order."""
+    data = path.read_bytes()
+    if path.suffix != ".safetensors":
+        return data
+    size = int.from_bytes(data[:8], "little")
+    return json.dumps(json.loads(data[8 : 8 + size]), sort_keys=True).encode() + data[8 + size :]
 
 
 def lost(verb: Verb, place: Place, fault: Callable[[Verb, Place], list[int]], wanted: dict[str, str]) -> dict[str, Any]:

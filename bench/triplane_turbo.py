@@ -65,7 +65,7 @@ def run(context: Context) -> dict[str, Any]:
     values = read_yaml(CONFIGS / "train" / "triplane-turbo.yaml")
     values.pop("objective")
     recipe = load_config(TurboRecipe, values)
-    priors = {name: load_prior(name) for name in {context.prior, recipe.model.joint.prior}}
+    priors: dict[str, Prior] = {name: load_prior(name) for name in {context.prior, recipe.model.joint.prior}}
     pairs, judge = heldout_pairs(config.heldout), Judge.from_pretrained()
     table, shown = [], []
     for name, model in settings(recipe.model, config).items():

@@ -309,9 +309,9 @@ class MapCommand(ImageCommand, OneKind):
         record.count("denoiser", made.nfe)
         with record.stage("write"):
             how = self.saving()
-            record.keep(lambda base: made.one(0).save(base, how), target.file(""))
-            if self.preview:
+            if self.preview:  # before the files that tell that a picture is done
                 record.keep(lambda base: made.one(0).preview(picture, base, how), target.file(""))
+            record.keep(lambda base: made.one(0).save(base, how), target.file(""))
 
     def saving(self) -> Saving:
         """How the files are written."""

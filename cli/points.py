@@ -162,14 +162,14 @@ class Pointcloud(ImageCommand, LensOptions):
         focal = {"px": float(camera.K[0, 0, 0]), "from": seen.source}
         record.notes.setdefault("focal", {})[str(path)] = focal
         record.notes.setdefault("scale", {})[str(path)] = scale
-        with record.stage("write"):
-            for write, ending in self._writers(made, picture, camera, near, far, scale):
-                record.keep(write, target.file(ending))
+        with record.stage("write"):  # the files that tell that a picture is done come last
             record.keep(lambda to: save_nerfstudio(to, camera, [_beside(to, shown)]), target.file(CAMERA))
             if self.preview:
                 from ..tasks.map_files import Saving
 
                 record.keep(lambda base: made.one(0).preview(picture, base, Saving()), target.file(""))
+            for write, ending in self._writers(made, picture, camera, near, far, scale):
+                record.keep(write, target.file(ending))
 
     def _writers(
         self, made: DepthOutput, picture: np.ndarray, camera: Camera, near: float, far: float, scale: str
@@ -182,7 +182,7 @@ class Pointcloud(ImageCommand, LensOptions):
 
         mesh = made.surface(picture, camera, near, far, self.faces or 200_000, self.max_slant)
         files: list[tuple[Callable[[Path], Any], str]] = [(mesh.save, suffix) for suffix in self.suffixes]
-        return [*files, (lambda path: write_report(mesh, path, scale), self.suffixes[0])]
+        return [(lambda path: write_report(mesh, path, scale), self.suffixes[0]), *files]
 
     @property
     def _slant(self) -> float | None:

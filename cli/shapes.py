@@ -175,7 +175,7 @@ class TextToMesh(ShapeCommand):
     def check(self) -> None:
         """Ranges, and what only one of the methods knows."""
         check_range("--refine", self.refine, 0, 100_000)
-        optimised = {"--steps": self.steps, "--guidance": self.guidance, "--rule": self.rule}
+        optimised: dict[str, object] = {"--steps": self.steps, "--guidance": self.guidance, "--rule": self.rule}
         optimised |= {"--diagnostics": self.diagnostics, "--ip-adapter": self.ip_adapter or None}
         given = [name for name, value in optimised.items() if value is not None]
         given += ["--recipe"] if self.recipe != "default" else []

@@ -55,15 +55,10 @@ def capture(pictures: PosedImages, folder: Path) -> Path:
     return save_nerfstudio(folder / "transforms.json", pictures.cameras, names)
 
 
-def told(command: Sequence[Any]) -> str:
-    """What a command prints. Raises UnprojectError with the end of it when it fails."""
-    done = subprocess.run(
-        [str(part) for part in command],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "COLUMNS": "120"},
-    )
+def told(command: Sequence[Any], **settings: str) -> str:
+    """What a command prints, with settings of its environment. Raises UnprojectError with its end when it fails."""
+    around = {**os.environ, "COLUMNS": "120", **settings}
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, env=around)
     if done.returncode:
         raise UnprojectError(f"{command[0]} failed:\n{(done.stdout + done.stderr)[-4000:]}")
     return done.stdout
@@ -78,7 +73,8 @@ def train(programs: Path, data: Path, out: Path, steps: int, device: str) -> dic
          "--machine.device-type", device, "unproject-data", "--data", data]
     )  # fmt: skip
     seconds, run = time.perf_counter() - began, out / "toy" / "unproject-splats" / "run"
-    told([programs / "ns-eval", "--load-config", run / "config.yml", "--output-path", out / "eval.json"])
+    evaluate = [programs / "ns-eval", "--load-config", run / "config.yml", "--output-path", out / "eval.json"]
+    told(evaluate, TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD="1")  # nerfstudio 1.1.5 reads its own checkpoint as older torch did
     versions = dict(line.split() for line in told([programs / "python", "-c", ASKED]).splitlines())
     return {
         "versions": versions,

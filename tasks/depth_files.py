@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import struct
+import tokenize
 import zipfile
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +16,10 @@ from ..utils.errors import InputError
 DEPTH_SUFFIXES = (".npz", ".npy", ".png")
 KEYS = ("depth_m", "depth", "clean")
 MAX_VALUES = 100_000_000
+BROKEN = (  # what numpy and PIL raise for damaged files
+    *(ValueError, EOFError, SyntaxError, TypeError, KeyError, OverflowError, RuntimeError, MemoryError),
+    *(zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError),
+)
 
 
 class MetricDepth(NamedTuple):
@@ -41,8 +48,12 @@ def read_depth(path: str | Path, unit_m: float | None = None) -> MetricDepth:
             values, K = np.load(path, allow_pickle=False), None
         else:
             values, K = _npz(path)
-    except (OSError, ValueError, EOFError, SyntaxError, zipfile.BadZipFile) as error:
+    except InputError:
+        raise
+    except OSError as error:
         raise InputError(f"{path} cannot be read as depth: {error}") from error
+    except BROKEN as error:  # whose words may quote what the file holds
+        raise InputError(f"{path} cannot be read as depth: it is damaged; write it again") from error
     if values.ndim == 3 and 1 in (values.shape[0], values.shape[-1]):
         values = values.reshape([side for side in values.shape if side != 1] if values.size > 1 else (1, 1))
     if values.ndim != 2 or values.dtype.kind not in "fiu" or not 4 <= values.size <= MAX_VALUES:
@@ -76,11 +87,14 @@ def not_depth(path: Path) -> str:
 def _png(path: Path) -> np.ndarray:
     from PIL import Image
 
+    from ..utils.decoding import image_size
+
+    width, height = image_size(path)
+    if width * height > MAX_VALUES:
+        raise InputError(f"{path} has {width} x {height} px, more than {MAX_VALUES}")
     with Image.open(path) as image:
         if not image.mode.startswith("I"):
             raise InputError(f"{path} is a picture of {image.mode}; depth in PNG has one channel of 16 bits")
-        if image.width * image.height > MAX_VALUES:
-            raise InputError(f"{path} has {image.width} x {image.height} px, more than {MAX_VALUES}")
         return np.asarray(image).astype(np.int64)
 
 

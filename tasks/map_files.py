@@ -92,7 +92,7 @@ class OneMap:
     tolerance: float | None = None
 
     def save(self, base: Path, how: Saving) -> list[Path]:
-        """Writes its files; BASE may hold dots."""
+        """Writes its files, of each format the one last that tells that it is done; BASE may hold dots."""
         how.check(self.codec)
         written: list[Path] = []
         for kind in how.formats:
@@ -137,7 +137,7 @@ class OneMap:
     def _save_numbers(self, base: Path, kind: str, how: Saving) -> list[Path]:
         """Float formats hold nan where nothing is seen; facts stand in the file where it can hold them."""
         facts, written = self.codec.facts(), []
-        for ending, values in (("", self._numbers()), ("-uncertainty", self.spread)):
+        for ending, values in (("-uncertainty", self.spread), ("", self._numbers())):
             if values is None:
                 continue
             path, parts = _ending(base, f"{ending}.{kind}"), self._masked(values)
@@ -151,13 +151,11 @@ class OneMap:
     def _save_pictures(self, base: Path, how: Saving) -> list[Path]:
         height = len(self.values)
         legend = self.codec.legend(height, how.colormap) if how.legend else None
-        made: list[tuple[str, Callable[[slice], np.ndarray]]] = [
-            ("-16bit.png", self._levels),
-            (".png", lambda rows: self.picture(how, rows, legend)),
-        ]
+        made: list[tuple[str, Callable[[slice], np.ndarray]]] = [("-16bit.png", self._levels)]
         if self.spread is not None:
             low, high = usual_range(self.spread, self.seen)
             made.append(("-uncertainty.png", lambda rows: self._spread_picture(rows, low, high)))
+        made.append((".png", lambda rows: self.picture(how, rows, legend)))
         return [
             write_png(_ending(base, ending), (draw(rows) for rows in self._bands()), height, how.compression)
             for ending, draw in made

@@ -7,6 +7,7 @@ import errno
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -46,11 +47,24 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         if isinstance(error, UnprojectError) or _of_another(error, path, temporary):
             raise
         raise _not_written(path, error) from error
+    except Exception as error:
+        failed = _of_the_system(error)
+        if failed is None:
+            raise
+        raise _not_written(path, failed) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         if handle >= 0:
             os.close(handle)
+
+
+def _of_the_system(error: Exception) -> OSError | None:
+    """The system's error that safetensors tells of in words of its own; None for every other error."""
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    if type(error).__name__ != "SafetensorError" or number is None:
+        return None
+    return OSError(int(number[1]), os.strerror(int(number[1])))
 
 
 def _of_another(error: OSError, path: Path, temporary: Path) -> bool:

@@ -220,8 +220,8 @@ class ScoreDistillation:
             alpha, sigma = (torch.as_tensor(c) for c in seen.level.coefficients(seen.x))
             grad = WEIGHTS[self.config.weight](alpha, sigma) * (pull.ahead.eps - pull.reference.eps)
         if self.config.even:
-            a, s = seen.level.coefficients(seen.x)
-            error = seen.x - (seen.x - s * pull.ahead.eps) / a  # the clean x for x_t, as published
+            alpha, sigma = (torch.as_tensor(c) for c in seen.level.coefficients(seen.x))
+            error = seen.x - (seen.x - sigma * pull.ahead.eps) / alpha  # the clean x for x_t, as published
             grad = grad / (error.abs().mean((1, 2, 3), keepdim=True) + self.config.even)
         if self.config.clip:
             limit = Ramp.of(self.config.clip).at(seen.share)

@@ -106,7 +106,7 @@ def _cloud(accessors: Accessors, primitive: dict[str, Any]) -> GaussianCloud:
     """One primitive in its own axes."""
     attributes, own = primitive["attributes"], primitive["extensions"][NAME]
     if own.get("kernel", "ellipse") != "ellipse" or own.get("colorSpace", SPACE) != SPACE:
-        raise InputError(f"splats of kernel {own.get('kernel')!r} in {own.get('colorSpace')!r} are not supported")
+        raise InputError(f"splats of kernel {own.get('kernel')!r:.80} in {own.get('colorSpace')!r:.80} are not read")
     if own.get("extensions"):
         raise InputError(f"splats with {', '.join(own['extensions'])} are not supported; save them uncompressed")
 
@@ -115,5 +115,9 @@ def _cloud(accessors: Accessors, primitive: dict[str, Any]) -> GaussianCloud:
 
     degree = max(d for d in range(MAX_DEGREE + 1) if _coefficient(d, 0) in attributes)
     sh = [values(_coefficient(d, i)) for d in range(degree + 1) for i in range(2 * d + 1)]
+    counts = {len(part) for part in sh} | {len(values(name)) for name in ("POSITION", f"{NAME}:SCALE")}
+    counts |= {len(values(f"{NAME}:{name}")) for name in ("ROTATION", "OPACITY")}
+    if len(counts) > 1:
+        raise InputError(f"the attributes of its splats have different lengths: {sorted(counts)}")
     rotation, opacity = values(f"{NAME}:ROTATION").roll(1, dims=1), values(f"{NAME}:OPACITY")[:, 0]
     return GaussianCloud.from_values(values("POSITION"), values(f"{NAME}:SCALE"), rotation, opacity, torch.stack(sh, 1))

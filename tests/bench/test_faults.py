@@ -124,3 +124,13 @@ def test_stages_reach_from_the_first_change_to_the_last() -> None:
     assert faults.spread(100, 1)[-1] == 100
     assert all(verb.files and verb.words[0] for verb in VERBS.values())
     assert faults.SIGNALS["kill -9"] == signal.SIGKILL
+
+
+def test_the_order_of_a_header_is_no_other_file(tmp_path: Path) -> None:
+    for number, header in enumerate(('{"a": {"x": 1}, "b": 2}', '{"b": 2, "a": {"x": 1}}', '{"b": 3, "a": {"x": 1}}')):
+        place = faults.Place(tmp_path / str(number))
+        (place.work / "out").mkdir(parents=True)
+        data = len(header).to_bytes(8, "little") + header.encode() + b"tensors"
+        (place.work / "out" / "a.safetensors").write_bytes(data)
+    first, second, third = (faults.digests(faults.Place(tmp_path / str(number))) for number in range(3))
+    assert first == second != third

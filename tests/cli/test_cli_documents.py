@@ -12,6 +12,10 @@ import pytest
 from unproject.cli.commands import COMMANDS
 
 OPTIONS = {c.name: {f"--{f.name.replace('_', '-')}" for f in fields(c)} | {"--help"} for c in COMMANDS}
+for command in COMMANDS:
+    OPTIONS[command.name] |= {
+        name for f in fields(command) for name in re.findall(r"--[a-z][\w-]*", str(f.type))
+    }  # aliases
 OPTIONS["edit"] |= {"--target"}
 WITHOUT = {"--version", "--config", "--help"}  # of no command
 LINE = re.compile(r"\bunproject ([a-z][a-z0-9-]*[a-z0-9])((?:(?!\bunproject |\||`|#).)*)")

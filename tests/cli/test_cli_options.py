@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import os
 import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import fields
@@ -105,7 +106,7 @@ def heads(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 PICTURES = {
     "--ensemble": ("3",),
-    "--steps": ("2",),
+    "--steps": ("1",),
     "--seed": ("5",),
     "--prior": ("marigold-depth",),
     "--dtype": ("float16",),
@@ -134,6 +135,35 @@ CASES = [
     *(("normals", option) for option in MAPS),
     *(("pointcloud", option) for option in POINTS),
 ]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("depth", "--format", "npz,png,npy", "--ensemble", "2"),
+        ("depth", "--format", "npy,png", "--ensemble", "2"),
+        ("normals", "--format", "png"),
+        ("pointcloud",),
+        ("pointcloud", "--mesh"),
+    ],
+)
+def test_what_tells_that_a_picture_is_done_is_written_last(
+    run: Run, heads: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    """Killed at any moment, the same command makes what is missing: the file it writes last is one it asks for."""
+    save_image("a.png", np.random.default_rng(0).random((20, 24, 3)))
+    written, replace = list[str](), os.replace
+
+    def remember(source: Any, target: Any) -> None:
+        written.append(Path(target).name)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", remember)
+    assert run(words[0], "a.png", "-o", "out", "--preview", *words[1:])[0] == 0
+    made = [name for name in written if not name.endswith("run.json")]
+    marks = {"depth": (".npz", ".npy", "depth.png"), "normals": ("normals.png",), "pointcloud": (".ply", ".glb")}
+    assert made[-1].endswith(marks[words[0]]) and len(made) > 2
+    assert not made[-1].endswith("-uncertainty.npy") and not made[-1].endswith("-preview.png")
 
 
 @pytest.mark.parametrize(("command", "option"), CASES)

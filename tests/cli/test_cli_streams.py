@@ -169,8 +169,9 @@ def test_another_seed_is_another_file_and_nothing_is_replaced(run: Run, fake_ima
 ACTS: dict[str, set[str]] = {
     "--seed": {
         *("convert", "inspect", "priors", "methods", "doctor", "edit", "toybox", "completion", "render", "distill"),
+        *("match", "transfer", "relight"),
     },
-    "--device": {"convert", "inspect", "priors", "methods", "doctor", "toybox", "completion", "render"},
+    "--device": {"convert", "inspect", "priors", "methods", "doctor", "toybox", "completion", "render", "relight"},
     "--threads": {"convert", "inspect", "priors", "methods", "doctor", "completion"},
     "--overwrite": {"bench", "completion"},
 }

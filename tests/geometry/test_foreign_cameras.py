@@ -73,7 +73,7 @@ def test_other_lenses_are_refused_by_name(tmp_path: Path, where: str, model: str
 def test_mixed_lenses_and_distorted_frames_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="mixes the camera models fisheye, pinhole"):
         load_nerfstudio(edited(transforms(tmp_path, **LENS), 1, camera_model="OPENCV_FISHEYE"))
-    with pytest.raises(InputError, match=r"lens distortion \{'p2': 0.1\}; undistort"):
+    with pytest.raises(InputError, match=r"lens distortion \{'p2': 0.1\}; unproject convert --undistort"):
         load_nerfstudio(edited(transforms(tmp_path, **LENS), 1, p2=0.1))
     with pytest.raises(InputError, match="lens distortion"):
         load_nerfstudio(transforms(tmp_path, **LENS, k1=float("nan")))

@@ -258,7 +258,7 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
     folder = Triangles(TriangleConfig(subdivisions=1)).save(tmp_path / "a")
     document = (folder / "representation.json").read_text()
     (folder / "representation.json").write_text(document.replace("triangles", "clouds"))
-    with pytest.raises(InputError, match="kind 'clouds'; have volume, triangles, gaussians"):
+    with pytest.raises(InputError, match="kind 'clouds'; have volume, dual, triangles, gaussians"):
         load_shape(folder)
     volume = Volume(VolumeShapeConfig()).save(tmp_path / "b")
     (folder / "representation.json").write_text((volume / "representation.json").read_text())

@@ -314,3 +314,13 @@ def test_unknown_places_are_named(tmp_path: Path) -> None:
         load_splats(tmp_path / "a.ply")
     with pytest.raises(InputError, match="are empty"):
         save_splats(cloud(2)[:0], tmp_path / "a.ply")
+
+
+def test_attributes_of_different_lengths_are_refused(tmp_path: Path) -> None:
+    """A glTF whose positions are fewer than its other attributes."""
+    data = save_splats(cloud(5, 0), tmp_path / "a.glb").read_bytes()
+    at, length = data.index(b'"count":5'), struct.unpack_from("<I", data, 12)[0]
+    assert at < 20 + length
+    (tmp_path / "b.glb").write_bytes(data[:at] + b'"count":4' + data[at + 9 :])
+    with pytest.raises(InputError, match=r"b\.glb.*have different lengths: \[4, 5\]"):
+        load_splats(tmp_path / "b.glb")

@@ -39,12 +39,12 @@ def normals() -> NormalsOutput:
 def test_float_formats_hold_the_map_and_nan_where_nothing_is_seen(tmp_path: Path) -> None:
     made = depth(spread=True)
     written = made.save(tmp_path / "a", ("npy", "tiff"), "small")
-    assert [path.name for path in written] == ["a.npy", "a-uncertainty.npy", "a.tiff", "a-uncertainty.tiff"]
+    assert [path.name for path in written] == ["a-uncertainty.npy", "a.npy", "a-uncertainty.tiff", "a.tiff"]
     expected = np.where(made.seen()[0], made.depth[0], np.nan)
-    np.testing.assert_array_equal(np.load(written[0]), expected)
-    np.testing.assert_array_equal(tifffile.imread(written[2]), expected)
-    np.testing.assert_array_equal(np.isnan(np.load(written[1])), ~made.seen()[0])
-    with tifffile.TiffFile(written[2]) as file:
+    np.testing.assert_array_equal(np.load(written[1]), expected)
+    np.testing.assert_array_equal(tifffile.imread(written[3]), expected)
+    np.testing.assert_array_equal(np.isnan(np.load(written[0])), ~made.seen()[0])
+    with tifffile.TiffFile(written[3]) as file:
         assert '"space": "linear"' in file.pages[0].description
     (path,) = normals().save(tmp_path / "n", ["tiff"])
     np.testing.assert_array_equal(tifffile.imread(path), normals().normals[0])

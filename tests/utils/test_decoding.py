@@ -120,12 +120,13 @@ def test_sizes_are_told_from_headers(tmp_path: Path) -> None:
         image_size(tmp_path / "b.png")
 
 
-def interlaced(pixels: np.ndarray) -> bytes:
-    """A grey PNG of Adam7's seven passes, each row unfiltered."""
+def interlaced(pixels: np.ndarray, cut: int = 0) -> bytes:
+    """A grey PNG of Adam7's seven passes, each row unfiltered, without its last bytes."""
     body = b""
     for x, dx, y, dy in decoding.ADAM7:
         body += b"".join(b"\0" + row.tobytes() for row in pixels[y::dy, x::dx] if len(row))
-    head, packed = struct.pack(">IIBBBBB", *pixels.shape[::-1], 8, 0, 0, 0, 1), zlib.compress(body)
+    packed = zlib.compress(body[: len(body) - cut])
+    head = struct.pack(">IIBBBBB", *pixels.shape[::-1], 8, 0, 0, 0, 1)
     parts = ((b"IHDR", head), (b"IDAT", packed[:9]), (b"IDAT", packed[9:]), (b"IEND", b""))
     return decoding.PNG + b"".join(chunk(name, data) for name, data in parts)
 
@@ -135,6 +136,8 @@ def test_interlaced_pictures_of_any_size_are_whole(shape: tuple[int, int]) -> No
     pixels = np.arange(math.prod(shape), dtype=np.uint8).reshape(shape)
     found = decode_layers(interlaced(pixels), "a.png").rgb
     np.testing.assert_array_equal(np.rint(found[..., 1] * 255), pixels)
+    with pytest.raises(InputError, match="its header asks for"):
+        decode_layers(interlaced(pixels, cut=1), "a.png")
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from unproject.utils.errors import InputError, UnprojectError
+from unproject.utils.errors import InputError, NotWrittenError, UnprojectError
 from unproject.utils.files import atomic_path, read_json, write_json, write_text
 
 
@@ -77,3 +77,15 @@ def test_importing_never_sets_the_mask_of_the_process():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_full_disk_is_told_as_such_by_safetensors_too(tmp_path: Path) -> None:
+    class SafetensorError(Exception):
+        """As the library's."""
+
+    told = "Error while serializing: I/O error: No space left on device (os error 28)"
+    with pytest.raises(NotWrittenError, match="No space left on device"), atomic_path(tmp_path / "a.safetensors"):
+        raise SafetensorError(told)
+    with pytest.raises(SafetensorError, match="other"), atomic_path(tmp_path / "a.safetensors"):
+        raise SafetensorError("other")
+    assert not list(tmp_path.iterdir())

@@ -381,8 +381,9 @@ def test_rules_move_their_settings_with_the_run():
 
 
 def test_asd_without_a_shift_asks_once_and_is_csd_bit_for_bit_where_nothing_is_rounded():
-    """Answers on a coarse binary grid leave no rounding to hide behind."""
-    model, (x, noise, index) = prior(), states()
+    """Two latents and answers on a coarse binary grid leave no rounding to hide behind."""
+    model, (x, noise, index) = prior(), (rows[:2] for rows in states())
+    x = (8 * x).round() / 8
     asked: list[int] = []
     plain = model._forward
 

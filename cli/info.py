@@ -89,7 +89,8 @@ class Doctor(Info):
     name: ClassVar[str] = "doctor"
 
     prior: str | None = None
-    """A prior whose needs are told; nothing is downloaded (default: the machine is checked)."""
+    """A prior whose needs are told: an id of `unproject priors` without its weights; any other is loaded, from the hub
+    too (default: the machine is checked)."""
     verb: Literal["text-to-mesh", "text-to-image"] = "text-to-mesh"
     """The command that is to run with --prior."""
 

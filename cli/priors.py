@@ -58,14 +58,16 @@ class PriorCommand(Threaded):
     def check(self) -> None:
         """The device has to be there and the prior known."""
         pick_device(self.device)
-        is_file = self.takes_file and Path(self.prior).is_file()
+        is_id = self.prior in prior_names()  # whatever lies in the working directory under this name
+        is_file = self.takes_file and not is_id and Path(self.prior).is_file()
         if not is_file:
             _check_known("--prior", self.prior, self.known())
         if self.base is not None:
             if not is_file:
                 raise InputError(f"--base {self.base} serves a checkpoint file, not --prior {self.prior}; leave it out")
             _check_known("--base", self.base, prior_names())
-        if self.revision is not None and (is_file or self.prior in EMBEDDED or Path(self.prior).is_dir()):
+        here = self.prior in EMBEDDED or (not is_id and Path(self.prior).exists())
+        if self.revision is not None and here:
             raise InputError(f"--revision {self.revision} serves priors on the hub, not --prior {self.prior}")
         if self.offload in ("text", "model", "sequential") and pick_device(self.device) == "cpu":
             raise InputError(f"--offload {self.offload} serves a device beside the processor, not --device cpu")
@@ -111,10 +113,9 @@ class PriorCommand(Threaded):
         if self.dtype == "auto":
             if not device.startswith("cuda") or self.prior.startswith("toybox"):
                 return torch.float32
-            from ..core.priors.registry import entry_of  # heavy
+            from ..core.priors.registry import half_of  # heavy
 
-            found = entry_of(self.prior)
-            return torch.bfloat16 if found is not None and found[1].half == "bfloat16" else torch.float16
+            return torch.bfloat16 if half_of(self.prior) == "bfloat16" else torch.float16
         return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[self.dtype]
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..utils.errors import InputError
 from .common import check_picture
-from .priors import PriorCommand
+from .priors import EMBEDDED, PriorCommand
 
 KINDS = ("canny", "depth", "normal", "map")
 
@@ -70,7 +71,8 @@ class SteeredCommand(ImagePromptCommand):
             return list(self.control_net)
         from ..utils.configs import config_path, read_yaml
 
-        known = read_yaml(config_path("priors"))["priors"].get(self.prior, {}).get("controls", {})
+        entries = read_yaml(config_path("priors"))["priors"]
+        known = entries.get(self._id(entries), {}).get("controls", {})
         kinds = [split_kind(text)[0] for text in self.control_image]
         lacking = [kind for kind in kinds if kind not in known]
         if lacking:
@@ -79,6 +81,15 @@ class SteeredCommand(ImagePromptCommand):
                 "--control-net with a folder or hub id of one that was made for it"
             )
         return [known[kind] for kind in kinds]
+
+    def _id(self, entries: Mapping[str, Any]) -> str:
+        """The registry's id of the prior: also of a full hub id, and of a folder that holds such a repository."""
+        if self.prior in (*entries, *EMBEDDED):
+            return self.prior
+        from ..core.priors.registry import entry_of  # heavy
+
+        found = entry_of(self.prior)
+        return found[0] if found else self.prior
 
     def placement(self) -> dict[str, Any]:
         """See PriorCommand.placement; and the controls."""

@@ -19,7 +19,7 @@ from ..core.priors.diffusers import FAMILIES
 from ..core.priors.footprint import SD_VAE, decoder_numbers, encoder_numbers
 from ..core.priors.placement import Offload, text_encoders
 from ..core.priors.quantised import Weights
-from ..core.priors.registry import EMBEDDED, entry_of, load_prior
+from ..core.priors.registry import EMBEDDED, entry_of, half_of, load_prior
 from ..generate.step_memory import LEAST_RAYS
 from ..geometry.representation import CHANNELS
 from ..geometry.shapes import make_shape
@@ -41,8 +41,8 @@ LADDER: tuple[tuple[Offload, Weights, float], ...] = (  # the fastest first
     ("text", "float8", 4),
     ("text", "float8", 2),
     ("model", "float8", 1),
-    ("text", "int4", 2),
-    ("model", "int4", 1),
+    ("text", "bnb-nf4", 2),
+    ("model", "bnb-nf4", 1),
     ("sequential", "full", 1),
 )
 
@@ -135,7 +135,7 @@ def _loaded(name: str) -> Facts:
         prior.image_size,
         prior.vae_factor,
         prior.frames,
-        "float16",
+        half_of(name),
         prior.upcasts,
         load_recipe(None, prior),
     )

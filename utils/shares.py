@@ -1,4 +1,4 @@
-"""Lists that several processes share, one for each card: `accelerate launch --num_processes 4 -m unproject depth DIR`.
+"""Lists that several processes share, one for each card: `accelerate launch --multi_gpu -m unproject depth DIR`.
 
 The launcher tells each process its number (RANK of WORLD_SIZE, LOCAL_RANK on its machine). Item i falls to process
 i mod WORLD_SIZE; what they have to tell each other at the end goes through accelerate, over the processors (gloo).

@@ -59,7 +59,7 @@ def place(prior: DiffusersPrior, device: torch.device | str, how: Placement) -> 
     Raises MissingExtraError where torchao or bitsandbytes is needed and absent.
     """
     device = torch.device(device)
-    shrink(prior, text_encoders(prior), how.weights)
+    shrink(prior, text_encoders(prior), how.weights, device)
     if how.graphs:
         replay(prior.network)
     if how.vae != "whole":

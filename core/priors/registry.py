@@ -5,6 +5,7 @@ The network is used only when such an id or repository is asked for; weights are
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import re
@@ -29,6 +30,7 @@ from .multiview import FRAMES, MultiViewUNet, base_of, read_manifest
 from .mvdream import PICKLED, as_safetensors, is_port, load_mvdream, load_port
 from .pixels import MANIFEST, PixelPrior, read_pixels
 from .placement import WHOLE, Placement, place
+from .quantised import check_weights
 from .single_file import MULTI_VIEW, kind_of, load_single_file, shapes_of
 from .steering import with_controls
 from .variants import pick_variant
@@ -39,6 +41,7 @@ EMBEDDED = {
     "toybox-dit": "embedded, 64 px and other sizes, single images, flow transformer",
 }
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+FLOWS = ("StableDiffusion3Pipeline", "FluxPipeline")
 _CACHED = re.compile(r"models--([\w.-]+?)--([\w.-]+)")  # folders of the hub's cache
 
 
@@ -130,6 +133,25 @@ def entry_of(name_or_path: str | Path) -> tuple[str, PriorEntry] | None:
     return chosen, registry()[chosen]
 
 
+def half_of(name_or_path: str | Path) -> Literal["float16", "bfloat16"]:
+    """The half precision whose range a prior's networks keep within: its entry's, else that of its kind.
+
+    Flow transformers are trained in bfloat16; of files only the names of tensors are read. What cannot be read is
+    float16: loading it says what is wrong.
+    """
+    found = None if str(name_or_path) in EMBEDDED else entry_of(name_or_path)
+    if found is not None:
+        return found[1].half
+    path, family = Path(name_or_path), ""
+    with contextlib.suppress(InputError):
+        if path.is_dir() and (path / "model_index.json").is_file():
+            family = class_of(read_json(path / "model_index.json"))
+        elif path.suffix == ".safetensors" and path.is_file():
+            kind = kind_of(shapes_of(path))
+            family = kind if isinstance(kind, str) else kind.family
+    return "bfloat16" if family in FLOWS else "float16"
+
+
 def multi_view_sibling(name: str) -> str | None:
     """The installed embedded prior that draws several views and shares the other parts of the embedded prior `name`."""
     for other in EMBEDDED:
@@ -168,6 +190,7 @@ def load_prior(
 
     Raises InputError when it is unknown, unreachable, gated or of a family that is not supported.
     """
+    check_weights(placement.weights, device)
     whole = placement.offload == "none" and placement.weights == "full"
     prior = _load(name_or_path, device if whole else "cpu", dtype, options)
     loras = [lora] if isinstance(lora, (str, Path)) else list(lora)
@@ -194,7 +217,7 @@ def _load(name_or_path: str | Path, device: Any, dtype: torch.dtype, options: di
         return _load_folder(folder, name, device, dtype, options)
     found = entry_of(name_or_path)
     entry = found[1] if found else None
-    if entry is not None and isinstance(name_or_path, str) and (name in registry() or name in entry.repos):
+    if entry is not None and _is_id(name_or_path, entry):
         return _load_entry(name, _repos(name, entry), entry, device, dtype, options)
     if Path(name).is_dir():
         return _load_folder(Path(name), Path(name).resolve().name, device, dtype, options, entry)
@@ -203,6 +226,11 @@ def _load(name_or_path: str | Path, device: Any, dtype: torch.dtype, options: di
     if _HUB_ID.fullmatch(name):
         return _load_entry(name, [name], entry, device, dtype, options)
     raise InputError(f"prior {name!r} is neither a name nor a folder; {_suggest(name)}")
+
+
+def _is_id(name_or_path: str | Path, entry: PriorEntry) -> bool:
+    """Whether this is an entry's id or full hub id, and not a folder or file that holds its weights."""
+    return isinstance(name_or_path, str) and (name_or_path in registry() or name_or_path in entry.repos)
 
 
 def _repos(name: str, entry: PriorEntry) -> list[str]:
@@ -293,9 +321,12 @@ def _load_entry(
 
 def _folder_of(name: str | Path, whole: bool, options: dict[str, Any]) -> Path:
     """The folder of a prior's files, in diffusers' layout; with its weights or with its settings only."""
-    if str(name) in EMBEDDED or Path(name).is_dir():
-        return weights_root() / str(name) if str(name) in EMBEDDED else Path(name)
-    found, where = entry_of(name), _where(options)
+    if str(name) in EMBEDDED:
+        return weights_root() / str(name)
+    found = entry_of(name)
+    if Path(name).is_dir() and not (found and _is_id(name, found[1])):
+        return Path(name)
+    where = _where(options)
     repos = _repos(str(name), found[1]) if found else [str(name)]
     if not found and not _HUB_ID.fullmatch(str(name)):
         raise InputError(f"{str(name)!r} is neither a name nor a folder; {_suggest(str(name))}")

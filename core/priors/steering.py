@@ -18,7 +18,7 @@ from .control import CONTROL, PictureControl
 from .diffusers import DiffusersPrior
 
 P = TypeVar("P", bound=DiffusersPrior)
-_HUB_ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?::([0-9.]+))?")
+_HUB_ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?::(\d+\.?\d*|\.\d+))?")
 CLASSES = ("ControlNetModel", "T2IAdapter", "SD3ControlNetModel", "FluxControlNetModel")
 SAME = {  # settings that a control shares with its backbone
     "U-Net": ("cross_attention_dim", "block_out_channels"),

@@ -128,6 +128,10 @@ def test_files_of_a_prior_go_along_to_it_alone(run: Run, fake_images: list[dict[
     asked = fake_images[0]
     assert (asked["variant"], asked["revision"]) == ("fp16", "v2")
     assert asked["lora"] == ("a.safetensors:0.5", "b.safetensors")
+    Path("sd15").mkdir()  # shadows nothing
+    assert run("text-to-image", "a cup", "--prior", "sd15", "--revision", "v2", "-o", "again.png")[0] == 0
+    code, _, err = run("text-to-image", "a cup", "--prior", "./sd15", "--revision", "v2", "-o", "other.png")
+    assert (code, "serves priors on the hub, not --prior ./sd15" in " ".join(err.split())) == (2, True)
     command = TextToImage(prompt="a cup", prior="sd15", variant="fp16", lora=("a.safetensors",))
     assert command.at("toybox").placement().keys() == {"device", "dtype", "quality"}
     assert command.at("sd15").placement()["lora"] == ("a.safetensors",)

@@ -53,6 +53,9 @@ def test_what_is_handed_on(
     assert code == 0, error
     assert fake_images[0]["controlnet"] == ["lllyasviel/sd-controlnet-canny"]
     assert fake_images[1]["control_image"].shape == (1, 3, 32, 32)
+    full = ("text-to-image", "a red chair", "--prior", "stable-diffusion-v1-5/stable-diffusion-v1-5")
+    assert run(*full, "--control-image", f"depth:{photo}", "-o", "full.png")[0] == 0
+    assert fake_images.pop(2)["controlnet"] == ["lllyasviel/sd-controlnet-depth"] and fake_images.pop(2)
     words = ("--control-image", f"canny:{photo}", f"map:{photo}", "--control-net", "one:0.5", "two")
     assert run(*DRAW, *words, "-o", "b.png")[0] == 0
     assert fake_images[2]["controlnet"] == ["one:0.5", "two"] and len(fake_images[3]["control_image"]) == 2

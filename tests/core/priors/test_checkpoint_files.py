@@ -105,6 +105,18 @@ def test_a_whole_file_is_the_pipeline_that_it_was_made_of(tiny_folders, tmp_path
         load_prior(tmp_path / "mine.safetensors", cache_dir=tmp_path)
 
 
+@pytest.mark.parametrize("base", [None, "sd15", "stable-diffusion-v1-5/stable-diffusion-v1-5"])
+def test_a_folder_never_shadows_the_id_of_a_base(tiny_folders, tmp_path, ldm, pipe, monkeypatch, base):
+    monkeypatch.chdir(tmp_path)
+    save_file(ldm.checkpoint(pipe), "mine.safetensors")
+    place = tmp_path / (base or "sd15")
+    place.parent.mkdir(exist_ok=True)
+    place.symlink_to(tiny_folders["sd"])
+    with pytest.raises(InputError, match=f"come from {base or 'sd15'}: .*not in the cache"):
+        load_prior("mine.safetensors", base=base, cache_dir=tmp_path / "hub")
+    assert load_prior("mine.safetensors", base=f"./{base or 'sd15'}").name == "mine"
+
+
 def test_an_sdxl_network_is_loaded_with_the_rest_of_its_base(tiny_folders, tmp_path, ldm):
     unet, base = (load_prior(tiny_folders["sdxl"]) for _ in range(2))
     unet.network.conv_in.weight.data.add_(0.5)

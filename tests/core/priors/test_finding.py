@@ -11,9 +11,10 @@ import diffusers
 import pytest
 import torch
 from huggingface_hub import errors
+from safetensors.torch import save_file
 
 from unproject.core.priors import hub, inflate, load_prior
-from unproject.core.priors.registry import entry_of, registry
+from unproject.core.priors.registry import entry_of, half_of, registry
 from unproject.core.priors.variants import pick_variant, weight_files
 from unproject.core.sampling import NoiseSchedule
 from unproject.utils.errors import InputError, UnprojectError
@@ -133,6 +134,17 @@ def test_a_folder_of_an_entry_has_its_recommendation(tiny_folders, tmp_path):
     shutil.copytree(tiny_folders["sd3"], folder)
     assert load_prior(folder).recommended == registry()["sd35-medium"].recommended
     assert load_prior(tiny_folders["sd3"]).recommended.guidance == 7.0
+
+
+def test_the_half_precision_of_a_prior_is_that_of_its_entry_or_kind(tiny_folders, tmp_path):
+    flux = {f"{name}.weight": torch.zeros(1) for name in ("img_in", "double_blocks.0.img_mod.lin")}
+    save_file(flux, tmp_path / "flux.safetensors")
+    save_file({f"{part}.weight": torch.zeros(1) for part in ("a", "b")}, tmp_path / "other.safetensors")
+    (tmp_path / "broken.safetensors").write_bytes(b"no tensors")
+    wide = ["flux-dev", "black-forest-labs/FLUX.1-schnell", tiny_folders["flux"], tiny_folders["sd3"]]
+    narrow = ["sd3", "toybox", "nobody/nothing", tiny_folders["sdxl"], tmp_path / "none"]
+    assert {half_of(name) for name in [*wide, tmp_path / "flux.safetensors"]} == {"bfloat16"}
+    assert {half_of(name) for name in [*narrow, *tmp_path.glob("[ob]*.safetensors")]} == {"float16"}
 
 
 def test_a_folder_never_shadows_an_id(tiny_folders, tmp_path, monkeypatch, offline):

@@ -11,6 +11,7 @@ import torch
 
 from unproject.core.priors import load_prior
 from unproject.core.priors.placement import Placement, channels_last, compile_blocks, execution_device, text_encoders
+from unproject.core.priors.quantised import shrink
 from unproject.utils.errors import InputError, MissingExtraError
 
 FAMILIES = ("sd", "sdxl", "sd3", "flux")
@@ -65,18 +66,34 @@ def test_weights_in_eight_bit_are_cast_as_they_are_used(tiny_folders, family):
     torch.testing.assert_close(found[1:], expected[1:])
 
 
-@pytest.mark.parametrize(("weights", "kind"), [("int8", "Int8WeightOnlyConfig"), ("int4", "Int4WeightOnlyConfig")])
-def test_the_network_and_t5_are_quantised_by_torchao(tiny_folders, monkeypatch, weights, kind):
-    done: list[tuple[str, str]] = []
+def torchao(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """A stand-in for the library; what it was asked: (module, config, options of the config, options)."""
+    done: list[tuple[Any, ...]] = []
     library, part = ModuleType("torchao"), ModuleType("torchao.quantization")
     for name in ("Int8WeightOnlyConfig", "Int4WeightOnlyConfig"):
-        setattr(part, name, type(name, (), {}))
-    part.quantize_ = lambda module, how: done.append((type(module).__name__, type(how).__name__))
+        setattr(part, name, type(name, (SimpleNamespace,), {}))
+    part.quantize_ = lambda module, how, **at: done.append((type(module).__name__, type(how).__name__, vars(how), at))
     library.quantization = part
     monkeypatch.setitem(sys.modules, "torchao", library)
     monkeypatch.setitem(sys.modules, "torchao.quantization", part)
-    load_prior(tiny_folders["flux"], placement=Placement(weights=weights))
-    assert done == [("FluxTransformer2DModel", kind), ("T5EncoderModel", kind)]
+    return done
+
+
+def test_the_network_and_t5_are_quantised_by_torchao(tiny_folders, monkeypatch):
+    done = torchao(monkeypatch)
+    prior = load_prior(tiny_folders["flux"], placement=Placement(weights="int8"))
+    large = ("FluxTransformer2DModel", "T5EncoderModel")
+    assert done == [(name, "Int8WeightOnlyConfig", {}, {}) for name in large]
+    done.clear()
+    shrink(prior, text_encoders(prior), "int4", "meta")
+    packed = {"int4_packing_format": "tile_packed_to_4d"}
+    assert done == [(name, "Int4WeightOnlyConfig", packed, {"device": "meta"}) for name in large]
+
+
+def test_four_bits_are_not_packed_for_the_processor(monkeypatch):
+    torchao(monkeypatch)
+    with pytest.raises(InputError, match=r"int4.*not for the processor; give int8"):
+        load_prior("nobody/nothing", placement=Placement(weights="int4"))
 
 
 class Packed(torch.nn.Linear):
@@ -114,13 +131,13 @@ def test_the_network_and_t5_are_packed_by_bitsandbytes(tiny_folders, monkeypatch
 def test_without_bitsandbytes_the_extra_is_named(tiny_folders, monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(MissingExtraError, match=r"unproject\[bnb\]"):
-        load_prior(tiny_folders["sd"], placement=Placement(weights="bnb-nf4"))
+        load_prior("sd15", placement=Placement(weights="bnb-nf4"))
 
 
 def test_without_torchao_the_extra_is_named(tiny_folders, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao", None)
     with pytest.raises(MissingExtraError, match=r"unproject\[quant\]"):
-        load_prior(tiny_folders["sd"], placement=Placement(weights="int8"))
+        load_prior("sd15", placement=Placement(weights="int8"))  # before anything is downloaded
 
 
 @pytest.mark.parametrize("parts", ["slices", "tiles"])

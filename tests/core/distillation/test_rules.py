@@ -24,21 +24,24 @@ from unproject.utils.errors import InputError
 
 MU, TAU, GUIDANCE = 0.3, 0.5, 7.5
 KINDS = ("epsilon", "v_prediction", "sample", "flow_prediction")
+SCHEDULES = {k: FLOW_SCHEDULE if k == "flow_prediction" else {**SD_SCHEDULE, "prediction_type": k} for k in KINDS}
 WINDOW = TimeWindow((0.02,), (0.98,))
 BASE = ScoreConfig(form="score", guidance=GUIDANCE, rescale=0.0, weight="sigma2", window=WINDOW)
 
 
 def prior(kind: str = "epsilon", side: int = 4, components: int = 3) -> GaussianMixturePrior:
-    schedule = FLOW_SCHEDULE if kind == "flow_prediction" else {**SD_SCHEDULE, "prediction_type": kind}
     ramp = torch.linspace(0, 0.4, side * side * 2).view(2, side, side)
     means = torch.stack([MU + 0.8 * k + (k + 1) * ramp for k in range(components)])
     stds = torch.tensor([TAU, 0.7, 0.4])[:components]
-    return GaussianMixturePrior(means, stds, names=("red", "blue", "dull")[:components], scheduler_config=schedule)
+    return GaussianMixturePrior(
+        means, stds, names=("red", "blue", "dull")[:components], scheduler_config=SCHEDULES[kind]
+    )
 
 
 def gaussian(side: int = 4, kind: str = "epsilon") -> GaussianMixturePrior:
-    schedule = FLOW_SCHEDULE if kind == "flow_prediction" else {**SD_SCHEDULE, "prediction_type": kind}
-    return GaussianMixturePrior(torch.full((1, 2, side, side), MU), torch.tensor([TAU]), scheduler_config=schedule)
+    return GaussianMixturePrior(
+        torch.full((1, 2, side, side), MU), torch.tensor([TAU]), scheduler_config=SCHEDULES[kind]
+    )
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -351,7 +354,8 @@ def test_network_rows_of_a_step(rule, rows):
 
 
 def test_settings_of_other_rules_are_refused():
-    pytest.raises(InputError, replace, BASE, even=-1.0)
+    with pytest.raises(InputError, match="even"):
+        replace(BASE, even=-1.0)
     with pytest.raises(InputError, match=r"score\.rule\.asd has no meaning for the rule 'csd'"):
         RuleConfig("csd", asd=ASD(shift=0.2))
     with pytest.raises(InputError, match=r"kind='adsd' is unknown; have sds, sjc"):

@@ -24,7 +24,7 @@ from unproject.utils.errors import InputError
 
 MU, TAU, GUIDANCE = 0.3, 0.5, 7.5
 KINDS = ("epsilon", "v_prediction", "sample", "flow_prediction")
-SCHEDULES = {k: FLOW_SCHEDULE if k == "flow_prediction" else {**SD_SCHEDULE, "prediction_type": k} for k in KINDS}
+LAWS = {k: FLOW_SCHEDULE if k == "flow_prediction" else {**SD_SCHEDULE, "prediction_type": k} for k in KINDS}
 WINDOW = TimeWindow((0.02,), (0.98,))
 BASE = ScoreConfig(form="score", guidance=GUIDANCE, rescale=0.0, weight="sigma2", window=WINDOW)
 
@@ -33,15 +33,11 @@ def prior(kind: str = "epsilon", side: int = 4, components: int = 3) -> Gaussian
     ramp = torch.linspace(0, 0.4, side * side * 2).view(2, side, side)
     means = torch.stack([MU + 0.8 * k + (k + 1) * ramp for k in range(components)])
     stds = torch.tensor([TAU, 0.7, 0.4])[:components]
-    return GaussianMixturePrior(
-        means, stds, names=("red", "blue", "dull")[:components], scheduler_config=SCHEDULES[kind]
-    )
+    return GaussianMixturePrior(means, stds, names=("red", "blue", "dull")[:components], scheduler_config=LAWS[kind])
 
 
 def gaussian(side: int = 4, kind: str = "epsilon") -> GaussianMixturePrior:
-    return GaussianMixturePrior(
-        torch.full((1, 2, side, side), MU), torch.tensor([TAU]), scheduler_config=SCHEDULES[kind]
-    )
+    return GaussianMixturePrior(torch.full((1, 2, side, side), MU), torch.tensor([TAU]), scheduler_config=LAWS[kind])
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:

@@ -82,7 +82,8 @@ def family_of(index: Any, source: str) -> str:
     """The pipeline class of a model_index.json. Raises InputError for one that is not supported."""
     family = class_of(index)
     if family not in FAMILIES:
-        raise InputError(f"{source} is a {family}; supported are {', '.join(FAMILIES)}")
+        what = f"a {family}" if family else "no pipeline of diffusers"
+        raise InputError(f"{source} is {what}; supported are {', '.join(FAMILIES)}")
     return family
 
 

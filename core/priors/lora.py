@@ -6,6 +6,7 @@ nothing new.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from .diffusers import DiffusersPrior
 from .embedded import MultiViewPrior
 from .single_file import kind_of, shapes_of
 
+DOWN = ("lora_A", "lora_down", "lora.down")  # the first factor of a layer, in the layouts there are
+
 
 def add_loras(prior: DiffusersPrior, loras: Sequence[str | Path]) -> None:
     """Adds adapters to a prior's weights.
@@ -24,7 +27,7 @@ def add_loras(prior: DiffusersPrior, loras: Sequence[str | Path]) -> None:
         prior: changed in place; its name says what was added.
         loras: each "FILE" or "FILE:SCALE".
 
-    Raises InputError for files that are no adapters, or of another network.
+    Warns of a file of which only a part fits. Raises InputError for files that are no adapters, or of another network.
     """
     if isinstance(prior, MultiViewPrior):
         raise InputError(f"{prior.name} sees several views at once; adapters are added to priors of single images")
@@ -41,6 +44,11 @@ def add_loras(prior: DiffusersPrior, loras: Sequence[str | Path]) -> None:
             pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=name, local_files_only=True)
         if not any(name in names for names in pipe.get_list_adapters().values()):
             raise InputError(f"the LoRA {path} is of another network than {prior.name}")
+        held = sum(any(mark in key for mark in DOWN) for key in shapes_of(path))
+        found = sum(name in getattr(m, "lora_A", ()) for part in parts for m in getattr(pipe, part).modules())
+        if found < held:
+            told_of = f"only {found} of its {held} layers are of {prior.name}; the others are left out"
+            warnings.warn(f"the LoRA {path}: {told_of}", UserWarning, stacklevel=2)
     with told(f"the LoRAs on {prior.name}", prior.device), quiet():
         pipe.set_adapters(added, [scale for _, scale in parsed])
         pipe.fuse_lora(components=parts, adapter_names=added, safe_fusing=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import warnings
 
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from unproject.core.priors import MultiViewPrior, hub, inflate, load_prior
 from unproject.core.priors.mvdream import CAMERA, as_safetensors
@@ -219,6 +220,21 @@ def test_adapters_are_added_as_the_stock_pipeline_adds_them(tiny_folders, tmp_pa
     assert all(torch.equal(silent[key], value) for key, value in state(plain).items())
     with pytest.raises(InputError, match=r"first\.safetensors"):
         load_prior(tiny_folders["sd3"], lora=files[0])
+
+
+def test_layers_of_another_network_are_told(tiny_folders, tmp_path):
+    adapter(tiny_folders["sd"], tmp_path / "whole.safetensors", 0)
+    layers = load_file(tmp_path / "whole.safetensors")
+    odd = {
+        name.replace("mid_block", "last_block"): value.clone() for name, value in layers.items() if "mid_block" in name
+    }
+    save_file({**layers, **odd}, tmp_path / "more.safetensors")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "the LoRA")
+        load_prior(tiny_folders["sd"], lora=tmp_path / "whole.safetensors")
+    count = sum("lora_A" in name or "lora.down" in name for name in layers)
+    with pytest.warns(UserWarning, match=rf"only {count} of its {count + len(odd) // 2} layers are of sd"):
+        load_prior(tiny_folders["sd"], lora=tmp_path / "more.safetensors")
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ def cell(value: Any) -> str:
     """A value as table text: proportions and ratios with their interval, spreads as mean and deviation, distances
     beside their floor."""
     if isinstance(value, Mapping):
+        if value.keys() == {"value"}:
+            return f"{value['value']:.4g}"
         if {"value", "low", "high"} <= value.keys():
             return f"{100 * value['value']:.1f} % ({100 * value['low']:.0f}-{100 * value['high']:.0f}, n={value['n']})"
         if {"ratio", "low", "high"} <= value.keys():

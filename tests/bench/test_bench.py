@@ -119,5 +119,6 @@ def test_tables_are_made_from_results(tmp_path):
     assert tables.cell({"fid": 54.045, "floor": 31.24}) == "54.05 (floor 31.2)"
     assert tables.cell({"kid": 0.0123, "low": -0.4, "high": 1.5}) == "0.0123 (-0.4 to 1.5)"
     assert tables.cell({"ratio": 0.5, "low": 0.25, "high": 1}) == "0.500 (0.250-1.000)"
+    assert tables.cell({"value": 0.74098}) == "0.741"
     with pytest.raises(InputError, match=r"sampling\.json is missing; run unproject bench sampling"):
         make_docs.fill(page.replace("judge", "sampling"), tmp_path)

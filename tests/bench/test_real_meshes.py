@@ -45,3 +45,16 @@ def test_hausdorff_is_the_largest_distance_either_way() -> None:
     far = Mesh(torch.tensor([[0.5, 1.0, 1.5], [0.5, 1.0, 4.5], [0.5, 0.9, 1.5]]), torch.tensor([[0, 1, 2]]))
     both = Mesh(torch.cat([box().vertices, far.vertices]), torch.cat([box().faces, far.faces + 8]))
     assert hausdorff(both, box(), 10) == hausdorff(box(), both, 10) == pytest.approx(3.0, abs=1e-5)
+
+
+def test_open_surfaces_whose_borders_hold_more_have_no_quarter(monkeypatch: pytest.MonkeyPatch) -> None:
+    fine = trimesh.creation.box((1.0, 2.0, 3.0)).subdivide()
+    whole = Mesh(torch.from_numpy(fine.vertices.copy()).float(), torch.from_numpy(fine.faces.copy()))
+    made = real_meshes.quarter(whole)
+    assert made is not None and len(made.faces) == len(whole.faces) // 4
+
+    def refused(mesh: Mesh, faces: int) -> Mesh:
+        raise InputError(f"faces={faces}; this open surface cannot go below 9 triangles")
+
+    monkeypatch.setattr(real_meshes, "decimate", refused)
+    assert real_meshes.quarter(whole) is None

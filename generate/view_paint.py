@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..core.priors import Prior
-from ..core.sampling.held import HeldParts
+from ..core.sampling.held_parts import HeldParts
 from ..core.sampling.init import ImageInit
 from ..core.sampling.plan import SamplingPlan
 from ..geometry.bake import SAID, bake_views

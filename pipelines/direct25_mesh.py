@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..core.distillation.score import DivergedError
 from ..core.priors import Prior, StableDiffusionPrior, load_prior, multi_view_sibling
 from ..core.priors.direct25 import DISTANCE, find_networks, load_direct25
 from ..core.priors.registry import weights_root
@@ -22,6 +23,7 @@ from ..generate.view_normals import NormalCode, NormalsDraw, Ring, agreement, ch
 from ..generate.view_paint import PaintConfig, Painted, Painter
 from ..generate.view_texture import ABOUT, TRAIN, NormalTexture
 from ..geometry.cameras import Camera
+from ..geometry.meshes import Mesh
 from ..geometry.unwrap import unwrap
 from ..utils.errors import InputError
 from ..utils.pictures import grid, save_image
@@ -154,7 +156,7 @@ class Direct25TextToMesh(PriorPipeline):
             resume: of other methods; a call is made in one go.
             callback_on_step_end: called with (pipe, step, {"loss": ...}, {"mesh": ...}) after every step of the fusion.
 
-        Raises DivergedError where a view shows nothing.
+        Raises DivergedError where a view shows nothing, or no solid looks like the views.
         """
         if not isinstance(prompt, str) or not prompt.strip():
             raise InputError("the prompt is empty; say what to make, for example 'a red chair'")
@@ -168,13 +170,16 @@ class Direct25TextToMesh(PriorPipeline):
         clock.stage("normals")
         history: list[dict[str, float]] = []
 
-        def on_step(step: int, mesh: Any, loss: float) -> None:
+        def on_step(step: int, mesh: Mesh, loss: float) -> None:
             history.append({"loss": loss})
             if callback_on_step_end is not None:
                 callback_on_step_end(self, step, history[-1], {"mesh": mesh})
 
-        with under_way("fusion"):
-            fused = fuse_normals(normals, masks, cameras, config.mesh, on_step)
+        try:
+            with under_way("fusion"):
+                fused = fuse_normals(normals, masks, cameras, config.mesh, on_step)
+        except InputError as error:  # no common volume, or one too thin for a solid
+            raise DivergedError(f"direct25: no solid looks like the drawn maps ({error}); try another seed") from error
         clock.stage("fusion")
         with under_way("texture"):
             painted = self._paint(unwrap(fused, config.paint.texture), prompt, negative_prompt, config.paint, rng)
@@ -211,7 +216,7 @@ class Direct25TextToMesh(PriorPipeline):
         return self
 
     def _paint(
-        self, mesh: Any, prompt: str, negative: str | None, config: PaintConfig, rng: torch.Generator
+        self, mesh: Mesh, prompt: str, negative: str | None, config: PaintConfig, rng: torch.Generator
     ) -> Painted:
         if self.painter is None:
             warnings.warn(

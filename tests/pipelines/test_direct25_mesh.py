@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 import torch
 
+from unproject.core.distillation.score import DivergedError
 from unproject.core.priors import MultiViewPrior, inflate
 from unproject.generate.fuse import FuseConfig
 from unproject.generate.view_paint import PaintConfig
 from unproject.generate.view_texture import NormalTexture, TextureConfig
+from unproject.geometry.extract import EmptySurfaceError
 from unproject.geometry.metrics import compare_meshes
 from unproject.pipelines import direct25_mesh
 from unproject.pipelines.direct25_mesh import PUBLISHED, Direct25Config, Direct25TextToMesh, find_weights
@@ -74,6 +76,15 @@ def test_a_prior_without_a_network_of_normals_says_how_to_train_one(view_priors:
 def test_priors_without_normal_maps_are_refused_when_they_come(view_priors: ModuleType) -> None:
     with pytest.raises(InputError, match="knows no normal maps: it has never seen 'normal'"):
         Direct25TextToMesh(view_priors.KnownViews(view_priors.egg(), words=("a",)))
+
+
+def test_maps_that_no_solid_has_are_a_failed_run(view_priors: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    def empty(*given: Any) -> None:
+        raise EmptySurfaceError("no point lies inside all masks")
+
+    monkeypatch.setattr(direct25_mesh, "fuse_normals", empty)
+    with pytest.raises(DivergedError, match=r"no point lies inside all masks.*try another seed"):
+        pipeline(view_priors)("a red egg")
 
 
 def tiny() -> MultiViewPrior:

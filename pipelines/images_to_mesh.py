@@ -61,7 +61,6 @@ class ImagesToMesh:
         """With a head that sees normals (`ImageToNormals.from_pretrained`)."""
         return cls(ImageToNormals.from_pretrained(name, **how), config)
 
-    @torch.no_grad()
     def __call__(
         self,
         pictures: PosedImages | str | Path,

@@ -67,7 +67,7 @@ def test_settings_of_a_call_reach_both_drawings(view_priors: ModuleType) -> None
 
 def test_a_prior_without_a_network_of_normals_says_how_to_train_one(view_priors: ModuleType) -> None:
     pipe = pipeline(view_priors, painter=False)
-    pipe.config = replace(SMALL, mesh=replace(SMALL.mesh, steps=0))
+    pipe.config = replace(SMALL, mesh=replace(SMALL.mesh, steps=3))
     with pytest.warns(UserWarning, match="unproject train direct25-texture"):
         made = pipe("a red egg", seed=0)
     assert made.mesh.notes["unseen_share"] < 1 and made.nfe == 4 * 2 * 2 + 4 * 2  # one step of two is redrawn

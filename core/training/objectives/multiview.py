@@ -134,7 +134,7 @@ class MultiViewObjective(Objective):
         return write_pipeline(StableDiffusionPipeline(**parts, requires_safety_checker=False), out)
 
     def _embed(self, captions: list[str]) -> Tensor:
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.train_text):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and "text_encoder" in self.modules):
             return self.text_encoder(token_ids(self.tokenizer, captions).to(self.unet.device)).last_hidden_state
 
     def _error(self, batch: dict[str, Any], captions: list[str], t: Tensor, noise: Tensor) -> Tensor:

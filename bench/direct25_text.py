@@ -1,6 +1,7 @@
 """Direct2.5 from text beside score distillation: the same prompts and seeds, shapes, diversity, cost.
 
-Shapes are compared with the nearest of several toybox instances of the same noun and colour. Diversity is the mean
+Shapes are compared with the nearest of several toybox instances of the same noun and colour, and judged from eight
+sides. Diversity is the mean
 chamfer distance between what different seeds made of one prompt. The rows wait for a prior that draws normal maps: the
 experiment refuses others by name.
 """
@@ -27,12 +28,13 @@ from ..geometry.raycast import RayMesh
 from ..geometry.solid import examine
 from ..pipelines.direct25_mesh import Direct25Output, Direct25TextToMesh, find_weights
 from ..pipelines.text_to_mesh import MadeMesh, TextToMesh
+from ..toybox.judge import Judge
 from ..utils.errors import InputError, UnprojectError
 from ..utils.pictures import grid, save_image
 from ..utils.seeds import generator
 from .intervals import share, spread
 from .runner import Context
-from .text_to_mesh import MeshBench, Wanted, nearest_reference, prompts
+from .text_to_mesh import MeshBench, Wanted, judge_views, judged_views, nearest_reference, prompts
 
 DISTILLED, DIRECT = "score distillation", "direct25"
 FOV_DEG = 32.0
@@ -65,10 +67,10 @@ def run(context: Context) -> dict[str, Any]:
         DIRECT: lambda words, seed: direct(words, seed=seed),
     }
     wanted = prompts(MeshBench(test_prompts=config.prompts, heldout_prompts=0))
-    seeds = [context.seed + k for k in range(config.seeds)]
+    seeds, judge = [context.seed + k for k in range(config.seeds)], Judge.from_pretrained()
     table, shown = [], []
     for way, make in ways.items():
-        records = [[measured(make, one, seed, config) for seed in seeds] for one in wanted]
+        records = [[measured(make, one, seed, config, judge) for seed in seeds] for one in wanted]
         table.append({"way": way, **summary(records, config, context.seed)})
         shown += [pictured(per_seed[0]["mesh"]) for per_seed in records[: config.pictured]]
     slow, fast = (row["seconds"]["mean"] for row in table)
@@ -88,8 +90,11 @@ def drawer(name: str) -> Prior:
     return prior
 
 
-def measured(make: Callable[[str, int], MadeMesh], one: Wanted, seed: int, config: TextBench) -> dict[str, Any]:
-    """A mesh, how near it is to the nearest instance, and its cost; a failed run has no mesh."""
+def measured(
+    make: Callable[[str, int], MadeMesh], one: Wanted, seed: int, config: TextBench, judge: Judge
+) -> dict[str, Any]:
+    """A mesh, how near it is to the nearest instance, what the judge sees in it, and its cost; a failed run has no
+    mesh."""
     began = time.process_time()
     try:
         with warnings.catch_warnings():
@@ -99,6 +104,9 @@ def measured(make: Callable[[str, int], MadeMesh], one: Wanted, seed: int, confi
         return {"mesh": None, "failed": str(error), "seconds": time.process_time() - began}
     record: dict[str, Any] = {"mesh": made.mesh, "seconds": time.process_time() - began, "nfe": made.nfe}
     record |= nearest_reference(made.mesh, one, config.references) | {"solid": not examine(made.mesh).faults}
+    seen = judge_views(judge, judged_views(made.mesh, MeshBench()), one)
+    record |= {"noun": seen["judged_noun"] == one.noun, "colour": seen["judged_colour"] == one.colour}
+    record["two_fronts"] = seen["two_fronts"]
     if isinstance(made, Direct25Output):
         record |= {"angle_deg": made.agreement["angle_deg"], "iou": made.agreement["iou"]}
     return record
@@ -114,7 +122,8 @@ def summary(records: list[list[dict[str, Any]]], config: TextBench, seed: int) -
     row |= {name: spread([r[name] for r in made]) for name in ("angle_deg", "iou") if name in made[0]}
     apart = [distance for per_seed in records for distance in between(per_seed, config.samples, seed)]
     row |= {"diversity": spread(apart)} if apart else {}
-    row |= {"seconds": spread([r["seconds"] for r in every]), "solid": share([bool(r.get("solid")) for r in every])}
+    row |= {name: share([bool(r.get(name)) for r in every]) for name in ("noun", "colour", "solid")}
+    row |= {"two_fronts": share([r["two_fronts"] for r in made]), "seconds": spread([r["seconds"] for r in every])}
     return {**row, "failed": len(every) - len(made)}
 
 

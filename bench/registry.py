@@ -214,7 +214,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "Meshes from text by normal maps beside score distillation: shapes, diversity, cost",
         "direct25_text",
         ("way", "score distillation"),
-        weights=("toybox-mv",),
+        weights=(JUDGE, "toybox-mv"),
         method=("generate", "core/priors/view_adapter.py", "core/distillation", "geometry/fields", "geometry/shapes"),
     ),
     "triplane-turbo": Experiment(

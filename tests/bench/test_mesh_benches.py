@@ -89,7 +89,11 @@ def test_text_rows_compare_both_ways_and_count_what_failed(
 ) -> None:
     """On a prior that draws one egg: no diversity, exact agreement of seeds, and a seed that draws nothing."""
     egg, config = view_priors.egg(), direct25_text.TextBench(1, 3, None, 1, 500, 1)
+    wanted = direct25_text.Wanted(0, "chair", "red", False)
     monkeypatch.setattr(direct25_text, "nearest_reference", lambda mesh, one, count: {"f_score": 0.5, "chamfer": 0.1})
+    monkeypatch.setattr(direct25_text, "judged_views", lambda mesh, config: None)
+    seen = {"judged_noun": "nothing", "judged_colour": wanted.colour, "two_fronts": True}
+    monkeypatch.setattr(direct25_text, "judge_views", lambda judge, views, one: seen)
     made = SimpleNamespace(mesh=egg, nfe=16)
 
     def make(words: str, seed: int) -> SimpleNamespace:
@@ -97,10 +101,12 @@ def test_text_rows_compare_both_ways_and_count_what_failed(
             raise UnprojectError("nothing there")
         return made
 
-    wanted = direct25_text.prompts(direct25_text.MeshBench(test_prompts=1, heldout_prompts=0))[0]
-    records = [[direct25_text.measured(make, wanted, seed, config) for seed in range(3)]]
+    records = [[direct25_text.measured(make, wanted, seed, config, SimpleNamespace()) for seed in range(3)]]
     row = direct25_text.summary(records, config, 0)
     assert row["failed"] == 1 and row["nfe"]["mean"] == 16 and row["solid"]["value"] == pytest.approx(2 / 3)
+    assert (
+        row["colour"]["value"] == pytest.approx(2 / 3) and row["noun"]["value"] == 0 and row["two_fronts"]["value"] == 1
+    )
     assert row["diversity"]["n"] == 1 and row["diversity"]["mean"] < 0.2  # of the same mesh, by samples
     apart = [{"mesh": egg}, {"mesh": replace(egg, vertices=egg.vertices + torch.tensor([3.0, 0.0, 0.0]))}]
     assert direct25_text.between(apart, 500, 0)[0] > 1.5

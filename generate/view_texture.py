@@ -28,7 +28,7 @@ TRAIN = "unproject train direct25-texture --out runs/direct25-texture"
 class TextureConfig:
     """Size of the adapter."""
 
-    rank: int = 8
+    rank: int = 16
 
 
 class NormalTexture:

@@ -35,7 +35,7 @@ from .sampling_parts import whole_number
 from .text_to_mesh import MadeMesh
 from .text_to_shape import REAL_BACKBONES, chosen_seed
 
-FUSE = FuseConfig(hull=48, faces=8000)  # of views of 64 px
+FUSE = FuseConfig(hull=48, steps=80, faces=8000)  # of views of 64 px
 PUBLISHED_RING = Ring(60.0, DISTANCE)
 NEGATIVE = (
     "ugly, dark, bad anatomy, blurry, cartoon, pixelated obscure, unnatural colors, poor lighting, dull, unclear, "

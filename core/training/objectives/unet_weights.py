@@ -57,8 +57,9 @@ class Growth:
 @torch.no_grad()
 def begin_with_unet(unet: UNet2DConditionModel, given: UNet2DConditionModel, what: str) -> None:
     """Makes `unet` compute what `given` does, which may be narrower by whole factors, level by level (Net2WiderNet,
-    Chen et al. 2016), but for group norms over what is joined on the way up, whose groups hold other channels then, and
-    for the map beside the first block of a level that has become as wide as the one above it, which has none. Layers that meet latents of another number of channels stay fresh.
+    Chen et al. 2016). Two things change where levels grow by different factors: group norms over what is joined on the
+    way up, whose groups hold other channels then, and the map beside the first block of a level that has become as wide
+    as the one above it, which has none. Layers that meet latents of another number of channels stay fresh.
 
     Raises InputError when anything else differs.
     """

@@ -64,7 +64,11 @@ class CameraEmbedding(nn.Sequential):
     def forward(self, cameras: Tensor) -> Tensor:
         """Embedding (B, width); a row of zeros (never a pose, whose last entry is 1) means "no camera" and gives 0."""
         known = cameras.abs().amax(-1, keepdim=True) > 0
-        return super().forward(cameras) * known
+        return super().forward(self.code(cameras)) * known
+
+    def code(self, cameras: Tensor) -> Tensor:
+        """What the first layer reads (B, camera_dim): here the cameras themselves."""
+        return cameras
 
 
 class MultiViewUNet(nn.Module):

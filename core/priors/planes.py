@@ -181,7 +181,7 @@ def plane_networks(
         raise InputError(f"planes are drawn by a 2-D Stable Diffusion U-Net, which {prior.name} has not")
     if prior.multiview:
         raise InputError(f"{prior.name} sees several views at once; use the 2-D prior it was made from")
-    unet, decoder = _sharing(prior.network), _sharing(prior.vae.decoder)
+    unet, decoder = sharing(prior.network), sharing(prior.vae.decoder)
     adapters = PlaneAdapters(unet, decoder, rank, channels).to(prior.device)
     adapters.attach(unet, decoder)
     if checkpointing:
@@ -259,7 +259,7 @@ def _begin(down: Tensor, up: Tensor, rank: int) -> None:
     nn.init.zeros_(up)
 
 
-def _sharing(module: Any) -> Any:
+def sharing(module: Any) -> Any:
     """A copy of a network on the same parameters, to hang something on."""
     tensors = [*module.parameters(), *module.buffers()]
     return copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})

@@ -48,6 +48,11 @@ def file_bytes(path: Path, suffixes: tuple[str, ...], what: str) -> bytes:
     return data
 
 
+def text_of(data: bytes) -> str:
+    """Bytes as text: UTF-8 without the mark that some editors put first, other bytes as replacement characters."""
+    return data.decode("utf-8-sig", errors="replace")
+
+
 def floats(values: Tensor | None) -> NDArray[np.float32] | None:
     """As float32."""
     return None if values is None else values.detach().cpu().float().numpy()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..utils.errors import InputError
-from ..utils.files import check_writable, in_words
+from ..utils.files import check_writable, in_words, is_there
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,32 @@ def check_apart(out: Path, written: Iterable[Path], given: Iterable[Path]) -> No
             )
 
 
-def check_new(written: Iterable[Path]) -> None:
-    """Raises InputError when a file to be written is already there."""
-    there = [str(path) for path in written if os.path.isfile(path)]
+def check_new(written: Iterable[Path], textured: bool = True, name: str = "--out") -> None:
+    """Raises InputError when a file to be written is already there.
+
+    Args:
+        textured: whether an OBJ among them is a mesh, which gets a library and pictures (`taken_beside`).
+        name: what the user can choose instead.
+    """
+    listed = list(written)
+    there = [path for path in listed if os.path.isfile(path)] or (taken_beside(listed) if textured else [])
     if there:
         more = f" and {len(there) - 1} more" if len(there) > 1 else ""
-        raise InputError(f"{there[0]}{more} is already there; choose another --out, or --overwrite it")
+        raise InputError(f"{there[0]}{more} is already there; choose another {name}, or --overwrite it")
+
+
+def taken_beside(written: Iterable[Path]) -> list[Path]:
+    """Files of others that a mesh in OBJ would overwrite with its library or pictures, whose names follow from its own;
+    none where they are what a stopped run left (`geometry.files`)."""
+    found: list[Path] = []
+    for path in (one for one in written if one.suffix.lower() == ".obj"):
+        from ..geometry.files import OBJ_MATERIAL, beside_obj
+
+        library, *pictures = beside_obj(path)
+        ours = is_there(library) and library.read_bytes().startswith(OBJ_MATERIAL.encode())
+        if not ours or is_there(path):
+            found += [one for one in (library, *pictures) if is_there(one)]
+    return found
 
 
 def check_places(written: Iterable[Path], needs_bytes: int = 0) -> None:

@@ -19,7 +19,7 @@ from ..utils.runs import RunRecord, earlier, held, plain
 from ..utils.shares import Share, share
 from ..utils.threads import pin
 from .estimates import Estimate
-from .outputs import Target, check_new, check_places
+from .outputs import Target, check_new, check_places, made_beside
 from .showing import Shown, plain_warnings, show
 from .streams import STREAM, given_by_pipe, to_stdout
 
@@ -205,6 +205,8 @@ def _execute(command: Command) -> int:
             if threads is not None:
                 pin(threads)
             shown = command.run(record, target)
+            for path in made_beside(map(Path, tuple(record.outputs))) if command.textured else ():
+                record.output(path)
     except BaseException:
         if begun and record.place is not None and not any(map(os.path.exists, command.written(target))):
             record.place.unlink(missing_ok=True)  # it left nothing to go on with

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,7 +64,7 @@ def check_new(written: Iterable[Path], textured: bool = True, name: str = "--out
     """Raises InputError when a file to be written is already there.
 
     Args:
-        textured: whether an OBJ among them is a mesh, which gets a library and pictures (`taken_beside`).
+        textured: whether an OBJ or USD among them is a mesh, with pictures beside it (`taken_beside`).
         name: what the user can choose instead.
     """
     listed = list(written)
@@ -75,17 +75,32 @@ def check_new(written: Iterable[Path], textured: bool = True, name: str = "--out
 
 
 def taken_beside(written: Iterable[Path]) -> list[Path]:
-    """Files of others that a mesh in OBJ would overwrite with its library or pictures, whose names follow from its own;
-    none where they are what a stopped run left (`geometry.files`)."""
+    """Files of others that a mesh in OBJ or USD would overwrite with its library or pictures, whose names follow from
+    its own; those of an OBJ are what a stopped run left where the library is ours and the OBJ missing
+    (`geometry.files`)."""
     found: list[Path] = []
-    for path in (one for one in written if one.suffix.lower() == ".obj"):
-        from ..geometry.files import OBJ_MATERIAL, beside_obj
+    for path, beside in _beside(written):
+        from ..geometry.files import OBJ_MATERIAL
 
-        library, *pictures = beside_obj(path)
-        ours = is_there(library) and library.read_bytes().startswith(OBJ_MATERIAL.encode())
-        if not ours or is_there(path):
-            found += [one for one in (library, *pictures) if is_there(one)]
+        library = beside[0].suffix == ".mtl" and beside[0].read_bytes()
+        if not library or not library.startswith(OBJ_MATERIAL.encode()) or is_there(path):
+            found += beside
     return found
+
+
+def made_beside(written: Iterable[Path]) -> list[Path]:
+    """The libraries and pictures that lie beside meshes in OBJ and USD that were just written."""
+    return [one for _, beside in _beside(written) for one in beside]
+
+
+def _beside(written: Iterable[Path]) -> Iterator[tuple[Path, list[Path]]]:
+    """(a mesh in OBJ or USD, what is there under the names of its library and pictures), where anything is."""
+    for path in (one for one in written if one.suffix.lower() in (".obj", ".usd", ".usda", ".usdc")):
+        from ..geometry.files import written_beside
+
+        beside = [one for one in written_beside(path) if is_there(one)]
+        if beside:
+            yield path, beside
 
 
 def check_places(written: Iterable[Path], needs_bytes: int = 0) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..utils.errors import InputError, UnprojectError
 from ..utils.files import atomic_path, write_text
-from .formats.border import file_bytes, floats, levels, parsing, positions_of
+from .formats.border import file_bytes, floats, levels, parsing, picture_name, positions_of
 from .formats.gltf import read_gltf
 from .formats.join import joined
 from .formats.obj import read_obj
@@ -182,13 +182,13 @@ def _verify(mesh: StoredMesh, back: StoredMesh, path: Path) -> None:
         raise UnprojectError(f"{path} read back differently from what was written; nothing was kept")
 
 
-def beside_obj(path: Path) -> list[Path]:
-    """The library and the pictures that a mesh in this OBJ may be written with."""
-    return [path.with_suffix(".mtl"), *(path.with_name(_picture_name(path, name)) for name in MAP_KEYS)]
-
-
-def _picture_name(path: Path, texture: str) -> str:
-    return f"{path.stem}_{texture}.png"
+def written_beside(path: Path) -> list[Path]:
+    """What a mesh in this file may be written with: the library (first) and pictures of OBJ, the pictures of USD."""
+    suffix = path.suffix.lower()
+    if suffix == ".obj":
+        return [path.with_suffix(".mtl"), *(path.with_name(picture_name(path, name)) for name in MAP_KEYS)]
+    layers = set(USD_SUFFIXES) - {".usdz"}
+    return [path.with_name(picture_name(path, name)) for name in TEXTURES] if suffix in layers else []
 
 
 def _write_obj_materials(mesh: StoredMesh, path: Path) -> dict[str, str]:
@@ -202,7 +202,7 @@ def _write_obj_materials(mesh: StoredMesh, path: Path) -> dict[str, str]:
     packed = images.pop("metallic_roughness", None)
     if packed is not None:  # glTF packs roughness in green, metallic in blue; OBJ wants two pictures
         images |= {"roughness": packed[..., 1], "metallic": packed[..., 2]}
-    names = {name: _picture_name(path, name) for name in images}
+    names = {name: picture_name(path, name) for name in images}
     maps = "".join(f"{MAP_KEYS[name]} {file}\n" for name, file in names.items())
     write_text(path.with_suffix(".mtl"), OBJ_MATERIAL + maps)
     for name, pixels in images.items():

@@ -216,6 +216,15 @@ def test_the_library_of_another_obj_is_not_overwritten(
     assert Path("b.mtl").read_text().startswith("newmtl surface")
 
 
+def test_the_pictures_of_another_usd_are_not_overwritten(painted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("pxr")
+    Path("b_base_color.png").write_text("precious")
+    assert main(["convert", "painted.glb", "b.usda"]) == 2
+    assert "b_base_color.png is already there" in capsys.readouterr().err
+    assert Path("b_base_color.png").read_text() == "precious"
+    assert main(["convert", "painted.glb", "b.usdz"]) == 0  # a package holds its pictures
+
+
 def test_what_a_stopped_run_left_beside_an_obj_is_replaced(painted: Path) -> None:
     assert main(["convert", "painted.glb", "b.obj"]) == 0
     Path("b.obj").unlink()
@@ -223,6 +232,8 @@ def test_what_a_stopped_run_left_beside_an_obj_is_replaced(painted: Path) -> Non
     Path("b_base_color.png").write_bytes(b"cut")
     assert main(["convert", "painted.glb", "b.obj"]) == 0
     assert "base_color" in Mesh.load("b.obj").textures
+    told = json.loads(Path("b.run.json").read_text())["outputs"]
+    assert told == ["b.obj", "b.report.json", "b.mtl", "b_base_color.png"]
 
 
 def test_points_have_no_library(in_tmp: Path) -> None:

@@ -133,6 +133,8 @@ class QualityCommand(PriorCommand):
 
 def _check_known(option: str, name: str, known: Sequence[str]) -> None:
     """Raises InputError for what is neither a known name, a folder nor a hub id."""
+    if not name.strip():
+        raise InputError(f"{option} is empty; have {', '.join(known)}, a folder, or owner/name")
     if name in known or Path(name).is_dir():
         return
     state = "is unknown"

@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from ..core.priors import StableDiffusionPrior, hub, weights_root
+from ..core.priors.build import check_options, precision
 from ..utils.configs import load_config
 from ..utils.errors import InputError
 from ..utils.files import read_json
@@ -23,6 +24,7 @@ from .geometry_head import MANIFEST, GeometryHead, HeadConfig
 from .table import TaskConfig, published_pipelines, published_task, task_table
 
 EMBEDDED = "toybox"
+PARTS = ("unet", "vae", "scheduler", "text_encoder", "tokenizer")  # of a published pipeline, which loading takes
 Start = Literal["zeros", "noise"]
 SOLVERS: dict[str, Literal["ddim", "lcm"]] = {"DDIMScheduler": "ddim", "LCMScheduler": "lcm"}
 
@@ -77,8 +79,11 @@ def load_head(
 
     Raises InputError when it is unknown, unreachable or does not predict the targets.
     """
-    text = str(name)
+    text, dtype = str(name), precision(dtype)
+    if not text.strip():
+        raise InputError(f"the head's name is empty ({text!r}); give toybox, an id, a folder or owner/name")
     options.pop("trust_remote_code", None)
+    check_options(options, ("start", *PARTS))
     own = {task.weights: task for task in task_table().values()}
     if text == EMBEDDED or text in own:
         head = _embedded(own[text] if text in own else _task_of(targets), device, dtype)

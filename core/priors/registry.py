@@ -21,7 +21,7 @@ from ...utils.errors import InputError
 from ...utils.files import read_json, weights_root
 from . import hub
 from .base import Recommended
-from .build import build, class_of, family_of, missing_parts, pipeline_class, quiet, told
+from .build import build, class_of, family_of, missing_parts, pipeline_class, precision, quiet, told
 from .diffusers import DiffusersPrior, StableDiffusionPrior
 from .embedded import EmbeddedPrior, MultiViewPrior
 from .image_prompt import add_image_prompt
@@ -192,7 +192,7 @@ def load_prior(
     """
     check_weights(placement.weights, device)
     whole = placement.offload == "none" and placement.weights == "full"
-    prior = _load(name_or_path, device if whole else "cpu", dtype, options)
+    prior = _load(name_or_path, device if whole else "cpu", precision(dtype), options)
     loras = [lora] if isinstance(lora, (str, Path)) else list(lora)
     if loras:
         add_loras(prior, loras)
@@ -207,6 +207,8 @@ def load_prior(
 
 def _load(name_or_path: str | Path, device: Any, dtype: torch.dtype, options: dict[str, Any]) -> DiffusersPrior:
     name = str(name_or_path)
+    if not isinstance(name_or_path, Path) and not name.strip():
+        raise InputError(f"the prior's name is empty ({name!r}); {_suggest(name)}")
     options.pop("trust_remote_code", None)
     if name in EMBEDDED:
         folder = weights_root() / name

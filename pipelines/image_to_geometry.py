@@ -19,6 +19,7 @@ from ..tasks.heads import load_head
 from ..tasks.map_head import MapHead
 from ..tasks.outputs import GeometryOutput, TaskOutput
 from ..tasks.tiling import tile_boxes
+from ..tasks.walk import Walk
 from ..utils.errors import InputError
 from ..utils.seeds import generator as seeded
 from ..utils.seeds import sample_noise
@@ -231,10 +232,12 @@ class _FromImage(ABC, Generic[Out]):
                 self.head.predict(
                     condition[i : i + settings.batch],
                     start[i : i + settings.batch],
-                    settings.steps,
-                    settings.spacing,
-                    settings.callback,
-                    later[i : i + settings.batch] if isinstance(later, list) else later,
+                    Walk(
+                        settings.steps,
+                        settings.spacing,
+                        settings.callback,
+                        later[i : i + settings.batch] if isinstance(later, list) else later,
+                    ),
                 )
                 for i in rows
             ]

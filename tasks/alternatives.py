@@ -13,15 +13,15 @@ import torch
 from ..core.priors import weights_root
 from ..utils.errors import InputError
 from ..utils.files import read_json
-from . import preimage_head, refine
-from .geometry_head import MANIFEST
+from .geometry_head import MANIFEST, GeometryHead
 from .heads import load_head
 from .map_head import MapHead
+from .one_step import OneStepHead
 from .preimage_head import PreimageHead
 from .refine import RefinedHead
 from .table import Alternative, task_table
 
-KINDS = (preimage_head.KIND, refine.KIND)
+KINDS = (PreimageHead.kind, RefinedHead.kind, OneStepHead.kind)
 
 
 def kind_of(folder: str | Path) -> str:
@@ -54,18 +54,33 @@ def load_alternative(
     """
     folder = _folder_of(str(name), target)
     kind = kind_of(folder)
-    if kind == preimage_head.KIND:
+    if kind == PreimageHead.kind:
         head: MapHead = PreimageHead.load(folder, device, dtype)
-    elif kind == refine.KIND:
+    elif kind == OneStepHead.kind:
+        head = OneStepHead.load(folder, device, dtype)
+    elif kind == RefinedHead.kind:
         base = str(read_json(folder / MANIFEST)["base"])
         beside = folder.resolve().parent / base
-        begun = load_head(first or (beside if beside.is_dir() else base), (target,), device, dtype, **options)
+        begun = load_first(first or (beside if beside.is_dir() else base), target, device, dtype, **options)
         head = RefinedHead.load(folder, begun)
     else:
         raise InputError(f"{folder} holds no head of these kinds: {', '.join(KINDS)}; plain heads are given as --prior")
     if target not in head.config.targets:
         raise InputError(f"{folder} predicts {', '.join(head.config.targets)}, not {target}")
     return head
+
+
+def load_first(
+    name: str | Path,
+    target: str,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    **options: Any,
+) -> GeometryHead | OneStepHead:
+    """The one-step head that a refiner goes on from: a plain one, or one that is told the picture beside it."""
+    if kind_of(name) == OneStepHead.kind:
+        return OneStepHead.load(name, device, dtype)
+    return load_head(name, (target,), device, dtype, **options)
 
 
 def _folder_of(name: str, target: str) -> Path:

@@ -8,15 +8,18 @@ the decoder learn. A hint of other channels than the network's goes through a 3 
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
+from ..core.training.checkpoints import copy_into
 from ..core.training.objectives.base import fixed_init
 
 DECODER = ("up_blocks", "conv_norm_out", "conv_out")
+SKIPPED = ("controlnet_cond_embedding.", "controlnet_down_blocks.", "controlnet_mid_block.")  # of published weights
 
 
 class LatentControl(nn.Module):
@@ -58,6 +61,17 @@ class LatentControl(nn.Module):
             told = {"encoder_hidden_states": text} if getattr(body.mid_block, "has_cross_attention", False) else {}
             x = body.mid_block(x, emb, **told)
         return [conditioning_scale * skip for skip in skips], conditioning_scale * x
+
+
+def take_controlnet(control: LatentControl, state: Mapping[str, Tensor], where: str) -> None:
+    """Weights of a published ControlNet (diffusers' names) into the copy of the encoder that reads latents.
+
+    StableNormal's ("ControlNetVAE") has an embedding of pictures and zero convolutions that are never asked: the clean
+    latents go through conv_in, the blocks' own outputs are added. Raises InputError for other names that have no place
+    here, or are missing.
+    """
+    given = {name: value for name, value in state.items() if not name.startswith(SKIPPED)}
+    copy_into(control.body.state_dict(), given, where)
 
 
 def grown_unet(unet: UNet2DConditionModel, channels: int, seed: int = 0) -> UNet2DConditionModel:

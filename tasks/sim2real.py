@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..core.priors import Condition, load_prior, weights_root
+from ..core.priors import Condition, weights_root
 from ..core.priors.control import CONTROL, PictureControl
 from ..core.priors.diffusers import StableDiffusionPrior, StableDiffusionXLPrior
 from ..core.priors.rows import COND
@@ -36,6 +36,7 @@ from ..utils.errors import InputError
 from ..utils.files import read_json, write_json
 from ..utils.runs import versions
 from ..utils.seeds import generator, sample_noise
+from .bases import named_prior
 from .codecs.residual import ResidualDepthCodec, SensorOutput
 from .latent_control import LatentControl, grown_unet, learning_decoder
 from .tiling import blend, tile_boxes
@@ -333,10 +334,8 @@ def load_sensor(
     told = read_json(folder / MANIFEST)
     if not isinstance(told, dict) or not {"base", "stages"} <= told.keys():
         raise InputError(f"{folder / MANIFEST} must name the base prior and hold the stages")
-    beside = folder.resolve().parent / str(told["base"])
-    prior = load_prior(beside if beside.is_dir() else str(told["base"]), device, dtype)
-    if not isinstance(prior, UNetPrior):
-        raise InputError(f"the base {told['base']!r} of {folder} is not a Stable Diffusion prior")
+    kinds: tuple[type[UNetPrior], ...] = (StableDiffusionPrior, StableDiffusionXLPrior)
+    prior = named_prior(folder, str(told["base"]), kinds, device, dtype)
     stages = []
     for config in told["stages"]:
         stage = SensorStage(prior, load_config(SensorConfig, config))

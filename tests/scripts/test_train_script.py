@@ -46,6 +46,7 @@ KINDS = {
     "geometry-head": recipes.GeometryRecipe,
     "pixels": recipes.PixelRecipe,
     "primedepth": head_recipes.PreimageRecipe,
+    "one-step": head_recipes.OneStepRecipe,
     "normals-refine": head_recipes.RefineRecipe,
     "sim2real": sensor_recipes.SensorRecipe,
     "materials": material_recipes.MaterialRecipe,

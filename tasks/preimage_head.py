@@ -41,6 +41,9 @@ class PreimageConfig:
     sees: Literal["preimage", "latents"] = "preimage"
     """latents: the picture's own at every position, without the prior; to compare with"""
 
+    free_range: bool = False
+    """the branch's numbers have a range of their own: each map is stretched to the codec's"""
+
     def __post_init__(self) -> None:
         if self.head.start != "zeros":
             raise InputError(f"start={self.head.start!r}: a head of a preimage is a one-step regressor; use zeros")
@@ -92,6 +95,15 @@ class PreimageHead(OneMapHead):
         """Pictures (B, 1, 3, H, W), about [-1, 1], of what `predict` says."""
         pictures: Tensor = self.branch(refined)
         return pictures[:, None]
+
+    def decode(self, latents: Tensor) -> dict[str, Tensor]:
+        """Maps (B, C, H, W) by name."""
+        pictures = self.decode_pictures(latents)
+        if self.settings.free_range:
+            grey = pictures.mean(2, keepdim=True)
+            low, high = (pick(grey, (2, 3, 4), keepdim=True) for pick in (torch.amin, torch.amax))
+            pictures = (2 * (grey - low) / (high - low).clamp(min=1e-6) - 1).expand_as(pictures)
+        return self.codec.decode(pictures)
 
     def shape(self, image_latents: Tensor) -> tuple[int, int, int]:
         """(out_channels, h, w) of what `predict` says."""

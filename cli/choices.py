@@ -32,7 +32,8 @@ class HeadChoice(OneKind):
     """For tasks with `heads`."""
 
     head: str | None = None
-    """A head of another kind: primedepth (reads a frozen prior in one call), or the folder of one."""
+    """A head of another kind, by its name or folder: primedepth (reads a frozen prior in one call) for depth, one-step
+    (told the picture beside the network) for normals; or one as published, primedepth-sd21 and yoso-normal."""
 
     @property
     def other_kind(self) -> str:

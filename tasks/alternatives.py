@@ -14,10 +14,11 @@ from ..core.priors import weights_root
 from ..utils.errors import InputError
 from ..utils.files import read_json
 from .geometry_head import MANIFEST, GeometryHead
-from .heads import load_head
+from .heads import head_table, load_head, published_place
 from .map_head import MapHead
 from .one_step import OneStepHead
 from .preimage_head import PreimageHead
+from .published import Loading, load_published
 from .refine import RefinedHead
 from .table import Alternative, task_table
 
@@ -52,6 +53,10 @@ def load_alternative(
 
     Raises InputError for unknown names, absent weights and heads of something else.
     """
+    place = published_place(name, options)
+    if place is not None:
+        published: MapHead = load_published(place, Loading(device, dtype, options.get("base")))
+        return _of_target(published, target, str(name))
     folder = _folder_of(str(name), target)
     kind = kind_of(folder)
     if kind == PreimageHead.kind:
@@ -65,8 +70,12 @@ def load_alternative(
         head = RefinedHead.load(folder, begun)
     else:
         raise InputError(f"{folder} holds no head of these kinds: {', '.join(KINDS)}; plain heads are given as --prior")
+    return _of_target(head, target, str(folder))
+
+
+def _of_target(head: MapHead, target: str, where: str) -> MapHead:
     if target not in head.config.targets:
-        raise InputError(f"{folder} predicts {', '.join(head.config.targets)}, not {target}")
+        raise InputError(f"{where} predicts {', '.join(head.config.targets)}, not {target}")
     return head
 
 
@@ -95,7 +104,9 @@ def _folder_of(name: str, target: str) -> Path:
         return folder
     if Path(name).is_dir():
         return Path(name)
-    raise InputError(f"head {name!r} is neither a folder nor one of {', '.join(known) or 'none'} for {target}")
+    ids = [label for label, entry in head_table().items() if entry.layout and entry.target == target]
+    have = ", ".join([*known, *ids]) or "none"
+    raise InputError(f"head {name!r} is neither a folder nor one of {have} for {target}")
 
 
 def named(task: Any) -> dict[str, Alternative]:

@@ -63,6 +63,8 @@ class HeadConfig:
     """zero: the result is the predicted x0; index0: the state at the least-noise train step"""
     processing_resolution: int = 96
     """px of the longest edge; 0 = the input's own"""
+    square: bool = False
+    """pictures are seen in the middle of black squares"""
     prompt_padding: Literal["max_length", "do_not_pad"] = "max_length"
     """of the empty prompt"""
     alignment: Alignment = "consensus"

@@ -38,15 +38,20 @@ class HeadChoice(OneKind):
     @property
     def other_kind(self) -> str:
         """See OneKind.other_kind."""
-        return "" if self.head is None else f"--head {self.head}"
+        return super().other_kind if self.head is None else f"--head {self.head}"
 
     def check_other(self, prior: str) -> None:
         """See OneKind.check_other."""
+        super().check_other(prior)
+        if self.head is not None and super().other_kind:
+            raise InputError(f"--head {self.head} and {super().other_kind} are two heads; give one of them")
         if self.head is not None and prior != USUAL:
             raise InputError(f"--head {self.head} names its own prior; leave --prior {prior} out")
 
     def load_other(self, codec: str, prior: str, options: dict[str, Any]) -> Any:
         """See OneKind.load_other."""
+        if self.head is None:
+            return super().load_other(codec, prior, options)
         return loaded(str(self.head), codec, **options)
 
 

@@ -61,14 +61,12 @@ def load_primedepth(
 
     Raises InputError for a file of something else, and names the first key that has no place.
     """
-    parts = {
-        name: as_safetensors(path, f"primedepth/{name}", lambda state, mine=name: _part(state, mine == "reader", path))
-        for name in ("prior", "reader")
-    }
-    prior = load_prior(parts["prior"], device, dtype, **({} if base is None else {"base": base}))
+    rest, reader = (as_safetensors(path, f"primedepth/{part.__name__}", part) for part in (_prior_part, _reader_part))
+    options: dict[str, Any] = {} if base is None else {"base": base}
+    prior = load_prior(rest, device, dtype, **options)
     if not isinstance(prior, StableDiffusionPrior):
         raise InputError(f"{path} holds a prior that is no Stable Diffusion")
-    state = load_file(parts["reader"])
+    state = load_file(reader)
     head = PreimageHead(prior, _settings(state, prior, str(path)))
     if f"{LAST}ln_1.weight" in state:
         head.text = Condition({COND: head.text[COND].with_tensors(text=last_layer(prior, state))})
@@ -79,14 +77,17 @@ def load_primedepth(
     return head
 
 
-def _part(state: Mapping[str, Tensor], reader: bool, path: Path) -> dict[str, Tensor]:
-    """The labeller with the last layer of words, or all the rest."""
-    if not is_primedepth(state):
-        raise InputError(f"{path} is no checkpoint of PrimeDepth: it has no {LABELLER}refiner")
-    mine = (LABELLER, LAST, f"{WORDS}ln_final.")
-    if reader:
-        return {k: v for k, v in state.items() if k.startswith(mine) and not k.startswith(LEFT_OUT)}
+def _prior_part(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """All but the labeller."""
     return {k: v for k, v in state.items() if not k.startswith(LABELLER)}
+
+
+def _reader_part(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The labeller with the last layer of words."""
+    if not is_primedepth(state):
+        raise InputError(f"this is no checkpoint of PrimeDepth: it has no {LABELLER}refiner")
+    mine = (LABELLER, LAST, f"{WORDS}ln_final.")
+    return {k: v for k, v in state.items() if k.startswith(mine) and not k.startswith(LEFT_OUT)}
 
 
 def _settings(state: Mapping[str, Tensor], prior: StableDiffusionPrior, where: str) -> PreimageConfig:

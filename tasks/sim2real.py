@@ -38,7 +38,7 @@ from ..utils.runs import versions
 from ..utils.seeds import generator, sample_noise
 from .bases import named_prior
 from .codecs.residual import ResidualDepthCodec, SensorOutput
-from .latent_control import LatentControl, grown_unet, learning_decoder
+from .latent_control import DECODER, ENCODER, LatentControl, adapted, grown_unet, learning_decoder
 from .tiling import blend, tile_boxes
 
 MANIFEST = "sensor.json"
@@ -60,6 +60,9 @@ class SensorConfig:
     """p, pixels of a side of a patch"""
     gain: float = 1.0
     """on the latents of residuals, so that they have about unit variance"""
+    rank: int = 0
+    """of the adapters that the decoder and the copy of the encoder learn as; 0: all their weights. What reads and
+    writes latents that are not the prior's is learnt whole"""
     enlarge: int = 1
     """each pixel of the sensor becomes so many, squared, before the VAE"""
     steps: int = 50
@@ -72,9 +75,9 @@ class SensorConfig:
     def __post_init__(self) -> None:
         if self.stage not in (1, 2) or self.latents not in ("vae", "patches"):
             raise InputError(f"stage={self.stage} must be 1 or 2, latents={self.latents!r} vae or patches")
-        if min(self.enlarge, self.patch, self.steps) < 1 or self.gain <= 0:
+        if min(self.enlarge, self.patch, self.steps) < 1 or self.gain <= 0 or self.rank < 0:
             told = f"enlarge={self.enlarge}, patch={self.patch}, steps={self.steps} must be at least 1"
-            raise InputError(f"{told}, gain={self.gain} above 0")
+            raise InputError(f"{told}, gain={self.gain} above 0, rank={self.rank} not below 0")
         if not 0 <= self.overlap < self.tile:
             raise InputError(f"overlap={self.overlap} must lie in [0, tile={self.tile})")
 
@@ -94,6 +97,10 @@ class SensorStage:
         self.control = LatentControl(prior.network, hint, seed)  # type: ignore[arg-type]
         learning_decoder(self.unet, first=config.latents == "patches" or self.channels != own)
         self.control.requires_grad_(True)
+        if config.rank:
+            adapted(self.unet, DECODER[:1], config.rank, seed)
+            self.control.body.requires_grad_(False)
+            adapted(self.control.body, ENCODER, config.rank, seed)
         asked = prior.with_network(self.unet, "sample")
         self.asked = asked.controlled([PictureControl(self.control)])
         self._empty = Condition({COND: prior.encode_text("")[COND]})

@@ -55,6 +55,8 @@ def test_a_reader_writes_depth_and_a_refiner_normals(picture: None, run: Run, he
         (("depth", "a.png", "--head", "primedepth"), "unproject train primedepth"),
         (("normals", "a.png", "--refine"), "unproject train normals-refine"),
         (("normals", "a.png", "--refiner", "x"), "--refiner x is of --refine"),
+        (("normals", "a.png", "--head", "one-step"), "unproject train normals-one-step"),
+        (("normals", "a.png", "--head", "one-step", "--refine"), "--head one-step and --refine are two heads"),
         (
             ("depth", "a.png", "--head", "primedepth", "--prior", "marigold-depth"),
             "--head primedepth names its own prior",

@@ -30,12 +30,12 @@ class InverseRender(OwnWeightsCommand, Seeded, Writer):
 
     name: ClassVar[str] = "inverse-render"
     kinds: ClassVar[tuple[str, ...]] = (".glb", ".obj", ".usda", ".usdz")
-    names: ClassVar[tuple[str, ...]] = ("toybox", "none")
+    names: ClassVar[tuple[str, ...]] = ("toybox", "none", "stable-material")
 
     source: tyro.conf.Positional[str]
     """transforms.json, a folder with one or with a COLMAP model, a mesh to photograph, or "toybox:a red chair"."""
     prior: str = "toybox"
-    """The material prior that pulls: toybox, the folder of a trained one, or none."""
+    """The material prior that pulls: toybox, the folder of a trained one, stable-material as published, or none."""
     mesh: Path | None = None
     """The shape (default: the visual hull of the pictures' transparency)."""
     shape: Literal["auto", "stays", "moves"] = "auto"

@@ -36,7 +36,7 @@ from ..toybox.maps import MapPictures
 from ..utils.configs import load_config
 from ..utils.errors import InputError
 from .beginnings import OUTER, begin_with, begin_with_pipeline, begin_with_run, begin_with_words, load_vae, tokenizer_of
-from .head_recipes import one_step_job, preimage_job, refine_job
+from .head_recipes import metric_job, one_step_job, preimage_job, refine_job
 from .job import Job
 from .material_recipes import few_step_job, material_job
 from .sensor_recipes import sensor_job
@@ -369,6 +369,7 @@ RECIPES: dict[str, Callable[[dict[str, Any]], Job]] = {
     "geometry-head": geometry_job,
     "pixels": pixel_job,
     "primedepth": preimage_job,
+    "metric-depth": metric_job,
     "one-step": one_step_job,
     "normals-refine": refine_job,
     "sim2real": sensor_job,

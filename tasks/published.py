@@ -20,23 +20,33 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..core.priors import StableDiffusionPrior, hub, load_prior
-from ..core.priors.pickled import tensors_of
+from ..core.priors.pickled import as_safetensors, tensors_of
 from ..core.priors.single_file import shapes_of
+from ..core.training.checkpoints import copy_into
 from ..utils.errors import InputError
 from ..utils.files import read_json
+from .codecs.metric import MetresCodec
 from .geometry_head import GeometryHead, HeadConfig
 from .latent_control import take_controlnet
+from .material_score import TARGETS
+from .metric_head import MetricConfig, MetricHead
 from .one_step import OneStepConfig, OneStepHead
 from .primedepth import is_primedepth, load_primedepth
-from .stable_material import TARGETS, StableMaterialHead
+from .stable_material import StableMaterialHead
 
 BASE = "sd21"  # what DM-Calib and PrimeDepth were made of
 BESIDE = "stable-diffusion-2-1"  # a folder beside theirs that is taken for it
 LONGEST = 768  # px that StableNormal and DM-Calib look at
+DOMAINS = {
+    "indoor": ("indoor geometry", 50.0),
+    "outdoor": ("outdoor geometry", 150.0),
+    "object": ("object geometry", 10.0),
+}
 TURBO = 0  # the time told in YOSO's own use, without a refiner
 
 
@@ -64,10 +74,7 @@ class Layout:
 
 
 def dm_calib(folder: Path, how: Loading) -> GeometryHead:
-    """The camera head: a U-Net of [noisy camera picture, picture]; ours has the picture first.
-
-    Its second network, of metric depth, has a decoder that was pickled whole and is not read here.
-    """
+    """The camera head: a U-Net of [noisy camera picture, picture]; ours has the picture first."""
     unet = _unet(folder / "calib" / "unet", how)
     prior, base = _base(folder, how)
     channels = prior.vae.config.latent_channels
@@ -85,6 +92,51 @@ def dm_calib(folder: Path, how: Loading) -> GeometryHead:
         **_walk(prior),
     )
     return GeometryHead(prior, unet.requires_grad_(False).eval(), config, base)
+
+
+def dm_calib_metres(folder: Path, how: Loading, domain: str = "indoor") -> MetricHead:
+    """DM-Calib's second network, depth/: metres of [picture, camera] in one call, told a kind of place in words.
+
+    Its decoder was pickled whole (depth/vae_decoder.pth); of it the tensors alone are read, once.
+    """
+    if domain not in DOMAINS:
+        raise InputError(f"domain={domain!r} is unknown; have {', '.join(DOMAINS)}")
+    words, far_m = DOMAINS[domain]
+    prior, base = _base(folder, how)
+    unet = _unet(folder / "depth", how)
+    channels = prior.vae.config.latent_channels
+    _check_channels(unet, 2 * channels, channels, folder / "depth")
+    config = MetricConfig(MetresCodec(far_m, wide=True), 1000, words, processing_resolution=LONGEST)
+    head = MetricHead(prior, config, base)
+    head.unet.load_state_dict(unet.state_dict())
+    path = folder / "depth" / "vae_decoder.pth"
+    decoder = load_file(as_safetensors(path, "dm-calib", dict, layers=True))
+    copy_into(head.decoder.state_dict(), decoder, str(path))
+    head.text = _bare_words(prior, words)
+    for module in head.modules().values():
+        module.to(how.device, how.dtype).requires_grad_(False).eval()
+    return head
+
+
+def load_metric(name: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
+                **options: Any) -> MetricHead:  # fmt: skip
+    """A head of metres: a folder that `MetricHead.save` wrote, DM-Calib's folder, or "dm-calib".
+
+    Raises InputError for what is none.
+    """
+    if str(name) == "dm-calib" or layout_of(Path(name)) == "dm-calib":
+        fetched = str(name) == "dm-calib"
+        folder = fetch_published("juneyoung9/DM-Calib", "dm-calib", options) if fetched else Path(name)
+        return dm_calib_metres(folder, Loading(device, dtype, options.get("base")))
+    return MetricHead.load(name, device, dtype)
+
+
+@torch.no_grad()
+def _bare_words(prior: StableDiffusionPrior, words: str) -> Tensor:
+    """Embedding (1, L, D) of words without padding."""
+    ids = prior.pipe.tokenizer(words, truncation=True, return_tensors="pt").input_ids
+    embedding: Tensor = prior.pipe.text_encoder(ids.to(prior.device))[0]
+    return embedding
 
 
 def swap_inputs(unet: UNet2DConditionModel, channels: int, scale: float = 1.0) -> None:
@@ -142,7 +194,7 @@ def primedepth(folder: Path, how: Loading) -> Any:
 
 SETTINGS = ("*.json", "*.txt", "*.model")
 LAYOUTS = {
-    "dm-calib": Layout(("calib/unet/config.json",), "camera", dm_calib, ("calib/unet/*",)),
+    "dm-calib": Layout(("calib/unet/config.json",), "camera", dm_calib, ("calib/unet/*", "depth/*")),
     "yoso": Layout(("controlnet/config.json", "unet/config.json"), "normals", yoso, (*SETTINGS, "*.safetensors")),
     "stable-material": Layout(
         ("image_encoder/config.json", "unet/config.json"), "albedo", stable_material, (*SETTINGS, "*.safetensors")

@@ -21,7 +21,6 @@ from ..utils.errors import InputError
 from .geometry_head import GeometryHead, HeadConfig
 from .native_materials import clip_pixels
 
-TARGETS = ("albedo", "surface")
 GUIDANCE = 3.0
 
 

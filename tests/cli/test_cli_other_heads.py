@@ -10,7 +10,9 @@ import pytest
 
 from unproject.cli.maps import MAP_COMMANDS
 from unproject.core.priors import StableDiffusionPrior, load_prior
+from unproject.tasks.codecs.metric import MetresCodec
 from unproject.tasks.geometry_head import GeometryHead, HeadConfig
+from unproject.tasks.metric_head import MetricConfig, MetricHead
 from unproject.tasks.preimage_head import PreimageConfig, PreimageHead
 from unproject.tasks.refine import RefineConfig, RefinedHead
 from unproject.tasks.refiner import RefinerConfig
@@ -47,6 +49,25 @@ def test_a_reader_writes_depth_and_a_refiner_normals(picture: None, run: Run, he
     assert code == 0, err
     with np.load("n.npz") as stored:
         assert np.allclose(np.linalg.norm(stored["normals"], axis=-1), 1, atol=1e-3)
+
+
+def test_a_head_of_metres_tells_them_through_the_camera(picture: None, run: Run, heads: Path) -> None:
+    prior = load_prior(heads / "tiny")
+    assert isinstance(prior, StableDiffusionPrior)
+    MetricHead(prior, MetricConfig(MetresCodec(6.0), processing_resolution=32)).save(heads / "metres", "tiny")
+    asked = ("depth", "a.png", "--metric", "--head", str(heads / "metres"), "--fov", "60", "--device", "cpu")
+    code, _, err = run(*asked, "-o", "m.npz")
+    assert code == 0, err
+    with np.load("m.npz") as stored:
+        free = stored["depth"]
+        assert free.shape == (24, 32) and 0 < free.min() <= free.max() <= 6
+        assert (str(stored["scale"]), str(stored["unit"])) == ("the head's own", "m")
+    code, _, err = run(*asked, "--known-distance", "16.5,12.5,3", "-o", "k.npz")
+    assert code == 0, err
+    with np.load("k.npz") as stored:
+        assert "measured: 3 m" in str(stored["scale"])
+        np.testing.assert_allclose(stored["depth"] / free, stored["depth"][12, 16] / free[12, 16], rtol=1e-3)
+        assert np.median(stored["depth"][11:14, 15:18]) == pytest.approx(3, rel=0.01)
 
 
 @pytest.mark.parametrize(

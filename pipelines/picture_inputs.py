@@ -152,6 +152,14 @@ def fitted(images: Tensor, longest: int, multiple: int) -> tuple[Tensor, tuple[i
     return F.pad(small, (0, -width % multiple, 0, -height % multiple), mode="replicate"), (height, width)
 
 
+def squared(images: Tensor) -> tuple[Tensor, int, int]:
+    """Images in the middle of black squares, and the row and column at which they begin."""
+    height, width = images.shape[2:]
+    side = max(height, width)
+    top, left = (side - height) // 2, (side - width) // 2
+    return F.pad(images, (left, side - width - left, top, side - height - top)), top, left
+
+
 def photo_camera(
     width: int,
     height: int,

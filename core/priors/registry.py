@@ -27,7 +27,8 @@ from .embedded import EmbeddedPrior, MultiViewPrior
 from .image_prompt import add_image_prompt
 from .lora import add_loras
 from .multiview import FRAMES, MultiViewUNet, base_of, read_manifest
-from .mvdream import PICKLED, as_safetensors, is_port, load_mvdream, load_port
+from .mvdream import as_safetensors, is_port, load_mvdream, load_port
+from .pickled import PICKLED
 from .pixels import MANIFEST, PixelPrior, read_pixels
 from .placement import WHOLE, Placement, place
 from .quantised import check_weights

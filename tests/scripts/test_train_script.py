@@ -47,6 +47,8 @@ KINDS = {
     "geometry-head": recipes.GeometryRecipe,
     "pixels": recipes.PixelRecipe,
     "primedepth": head_recipes.PreimageRecipe,
+    "one-step": head_recipes.OneStepRecipe,
+    "metric-depth": head_recipes.MetricRecipe,
     "normals-refine": head_recipes.RefineRecipe,
     "sim2real": sensor_recipes.SensorRecipe,
     "materials": material_recipes.MaterialRecipe,

@@ -39,6 +39,7 @@ from .beginnings import OUTER, begin_with, begin_with_pipeline, begin_with_run, 
 from .head_recipes import preimage_job, refine_job
 from .job import Job
 from .material_recipes import few_step_job, material_job
+from .orbit_recipe import orbit_job
 from .sensor_recipes import sensor_job
 from .turbo_recipe import turbo_job
 
@@ -374,4 +375,5 @@ RECIPES: dict[str, Callable[[dict[str, Any]], Job]] = {
     "materials": material_job,
     "materials-few-steps": few_step_job,
     "triplane-turbo": turbo_job,
+    "orbits": orbit_job,
 }

@@ -89,7 +89,9 @@ class NoisePath:
         continuous = read.get("timestep_type") == "continuous"
         if continuous:  # no train steps: N places between the ends of the sigmas, where the config gives them
             ends = [read.get("sigma_min"), read.get("sigma_max")]
-            low, high = (end if given is None else -math.log(given) for end, given in zip(lambdas[[0, -1]], ends, strict=True))
+            low, high = (
+                end if given is None else -math.log(given) for end, given in zip(lambdas[[0, -1]], ends, strict=True)
+            )
             lambdas = torch.linspace(float(low), float(high), len(abar), dtype=torch.float64)
         return cls(len(abar), lambdas, continuous)
 

@@ -41,7 +41,7 @@ class OrbitPrior(FramesPrior):
 
     recommended = Recommended(2.0, 25)
     reads = frozenset({"text", TOKEN, "concat", ANGLES})
-    orbits, scales, cond_aug = True, (1.0, 2.0), 0.02
+    orbits, scales = True, (1.0, 2.0)
     network: TemporalUNet
 
     def __init__(

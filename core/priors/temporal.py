@@ -215,7 +215,9 @@ class TemporalUNet(nn.Module):
         if len(x) % frames:
             raise InputError(f"a batch of {len(x)} rows does not hold whole groups of frames={frames}")
         if not still and (token is None or concat is None or numbers is None):
-            raise InputError("frames of a clip are told their picture: token, concat and numbers; still=True needs none")
+            raise InputError(
+                "frames of a clip are told their picture: token, concat and numbers; still=True needs none"
+            )
         self.clip.frames, self.clip.still = frames, still
         if still:
             added = x.new_zeros(())

@@ -35,6 +35,7 @@ class FramesPrior(DiffusersPrior):
     orbits: bool  # whether frames go around an object once, at its picture's height; else they are a film
     picture_frame: int = 0  # the frame of an orbit that is the picture; azimuths count from it
     scales: tuple[float, float] = (1.0, 3.0)  # of guidance: at the picture, and furthest from it
+    cond_aug: float = 0.02  # standard deviation of the noise on a picture in [-1, 1]
 
     @abstractmethod
     def encode_picture(
@@ -75,7 +76,7 @@ class StableVideoPrior(FramesPrior):
     reads = frozenset({TOKEN, "concat", MICRO})
     upcasts = True
     uses = ("image_encoder", "feature_extractor")
-    fps, motion_bucket, cond_aug = 7, 127, 0.02
+    fps, motion_bucket = 7, 127
 
     def __init__(self, pipe: Any, name: str = "", frozen: bool = True) -> None:
         """Raises InputError for a network that is told what is not known here (SV3D-p: angles of each frame)."""

@@ -63,9 +63,7 @@ def level_of(schedule: NoiseSchedule, sigma: Tensor | float) -> Level:
     return schedule.at_lambda(lam if lam.ndim else float(lam))
 
 
-def lognormal_levels(
-    schedule: NoiseSchedule, count: int, mean: float, std: float, generator: torch.Generator
-) -> Level:
+def lognormal_levels(schedule: NoiseSchedule, count: int, mean: float, std: float, generator: torch.Generator) -> Level:
     """Levels (count,) with log sigma ~ N(mean, std^2), held within what the prior's network has times for.
 
     A larger mean suits larger pictures and more frames, which noise hides later.

@@ -141,7 +141,9 @@ class OrbitObjective(Objective):
         if self.held_out is None:
             return []
         indices = np.arange(min(self.config.preview_orbits, len(self.held_out)))
-        drawn = self.drawn(self.held_out.batch(indices, None), self.config.preview_steps, self.config.preview_guidance, 0)
+        drawn = self.drawn(
+            self.held_out.batch(indices, None), self.config.preview_steps, self.config.preview_guidance, 0
+        )
         rows = []
         for index, orbit in zip(indices, drawn, strict=True):
             rows += list(self.held_out.pictures[index].astype(np.float32) / 255)

@@ -67,7 +67,9 @@ def test_a_mix_factor_of_infinity_is_the_spatial_network_bit_for_bit(asked):
     torch.testing.assert_close(torch.cat(alone), spatial, rtol=1e-4, atol=1e-5)
     for parts in (whole.parts.convs, whole.parts.attentions):
         for twin in parts:
-            twin.register_forward_hook(lambda _, args, out: pytest.fail("heard") if not torch.equal(out, args[0]) else out)
+            twin.register_forward_hook(
+                lambda _, args, out: pytest.fail("heard") if not torch.equal(out, args[0]) else out
+            )
     assert torch.equal(whole(**asked, frames=3), spatial)
     assert len(mixers) == len(whole.parts.convs) + len(whole.parts.attentions)
 
@@ -170,7 +172,9 @@ def test_an_adapter_comes_back_and_knows_its_prior(base, tmp_path):
     assert isinstance(back, OrbitPrior) and back.frames == 4 and back.temporal == TemporalConfig(rank=2)
     condition = prior.encode_picture(torch.rand(1, 3, 32, 32), torch.Generator())
     noise = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(drawn(back, condition, noise, 1.5), drawn(prior, condition, noise, 1.5), rtol=2e-2, atol=2e-2)
+    torch.testing.assert_close(
+        drawn(back, condition, noise, 1.5), drawn(prior, condition, noise, 1.5), rtol=2e-2, atol=2e-2
+    )
     other = from_pipeline(seeded(lambda: tiny_sd("v_prediction", **WIDE)))
     other.network.conv_out.bias.data += 0.1
     with pytest.raises(InputError, match="other weights.*unproject train orbits"):
@@ -187,7 +191,9 @@ def test_only_the_adapter_learns(base):
     prior = OrbitPrior(base, frames=2)
     prior.parts.requires_grad_(True)
     condition = prior.told(torch.randn(1, 4, 8, 8), torch.zeros(2, 3), 2)
-    Denoiser(prior, condition)(torch.randn(2, 4, 8, 8), Denoiser(prior, condition).schedule.at_index(500)).x0.sum().backward()
+    Denoiser(prior, condition)(
+        torch.randn(2, 4, 8, 8), Denoiser(prior, condition).schedule.at_index(500)
+    ).x0.sum().backward()
     assert all(parameter.grad is None for parameter in base.network.parameters())
     heard = [name for name, parameter in prior.parts.named_parameters() if parameter.grad is not None]
     assert any(name.startswith("convs") for name in heard) and any(name.startswith("lowrank") for name in heard)

@@ -72,7 +72,9 @@ def test_an_orbit_begins_at_any_of_its_frames(clips):
 
 
 def test_what_stands_still_is_left_out(clips):
-    assert motion(Turns().pixels[4:8]) == 0 and motion(np.array([0, 51, 0], np.uint8).reshape(3, 1, 1, 1)) == pytest.approx(0.2)
+    assert motion(Turns().pixels[4:8]) == 0 and motion(
+        np.array([0, 51, 0], np.uint8).reshape(3, 1, 1, 1)
+    ) == pytest.approx(0.2)
     moving = encoded_orbits(prior().vae, Turns(), 4, least_motion=0.01)
     assert len(clips) == 3 and len(moving) == 2
     assert np.array_equal(moving.latents, clips.latents[[0, 2]])
@@ -139,7 +141,9 @@ def test_pictures_are_hidden_from_a_share_of_orbits(clips):
 def test_a_stopped_training_equals_a_whole_one_and_exports_an_adapter(clips, tmp_path):
     config = TrainerConfig(steps=2, batch=1, lr=1e-2, save_every=1, ema=0.5, warmup=0)
     Trainer(config, OrbitObjective(CONFIG, prior(), clips), clips, tmp_path / "whole", "cpu").run()
-    Trainer(replace(config, max_minutes=0.0), OrbitObjective(CONFIG, prior(), clips), clips, tmp_path / "part", "cpu").run()
+    Trainer(
+        replace(config, max_minutes=0.0), OrbitObjective(CONFIG, prior(), clips), clips, tmp_path / "part", "cpu"
+    ).run()
     objective = OrbitObjective(CONFIG, prior(), clips)
     trainer = Trainer(config, objective, clips, tmp_path / "part", "cpu")
     before = {name: value.clone() for name, value in objective.prior.base.network.state_dict().items()}

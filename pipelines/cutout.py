@@ -142,8 +142,7 @@ def attended(images: Tensor, subject: str, prior: Prior) -> Mask:
     scale = min(WALK_PX / max(height, width), 1.0)
     small = F.interpolate(images, (max(round(height * scale), 8), max(round(width * scale), 8)), mode="bilinear",
                           antialias=True)[0].permute(1, 2, 0).cpu().numpy()  # fmt: skip
-    heat = F.interpolate(total[None, None], small.shape[:2], mode="bicubic")[0, 0].numpy()
-    labels = _seeds(heat)
+    labels = _seeds(F.interpolate(total[None, None], small.shape[:2], mode="bicubic")[0, 0].numpy())
     walked = random_walker(small, labels, beta=90, mode="bf", channel_axis=-1) == 1
     whole = _pieces(ndimage.binary_fill_holes(walked), 0.2)
     resized = F.interpolate(torch.from_numpy(whole)[None, None].float(), (height, width), mode="bilinear")[0, 0]

@@ -16,6 +16,7 @@ from ..generate.fuse import FuseConfig, fuse_normals
 from ..geometry.bake import bake_views
 from ..geometry.cameras import Camera
 from ..geometry.meshes import Mesh
+from ..geometry.outputs import world_normals
 from ..geometry.report import MeshReport
 from ..geometry.unwrap import unwrap
 from ..utils.errors import InputError
@@ -100,7 +101,7 @@ class ImageToMesh:
             resume: take what is there.
             options: what else `ImageToViews` is told.
         """
-        changes = {"faces": faces, "steps": fuse_steps}
+        changes: dict[str, Any] = {"faces": faces, "steps": fuse_steps}
         fuse = replace(self.config.fuse, **{name: value for name, value in changes.items() if value is not None})
         config, times = replace(self.config, fuse=fuse), [time.perf_counter()]
         views = self.views(image, mask, seed=seed, out=out, resume=resume, **options)
@@ -138,19 +139,13 @@ class ImageToMesh:
                 valid=views.alpha[..., 0] >= 0.5,
                 seed=seed,
             )
-        return in_world(torch.from_numpy(np.asarray(made.prediction)), views.cameras), masks
+        return world_normals(torch.from_numpy(np.asarray(made.prediction)), views.cameras), masks
 
     def to(self, *where: Any, **named: Any) -> ImageToMesh:
         """Moves and casts both priors."""
         self.views.to(*where, **named)
         self.normals.to(*where, **named)
         return self
-
-
-def in_world(normals: Tensor, cameras: Camera) -> Tensor:
-    """Normals (B, H, W, 3) in OpenCV camera axes as unit vectors in world axes."""
-    turned = torch.einsum("bij,bhwj->bhwi", cameras.c2w[:, :3, :3].to(normals), normals)
-    return torch.nn.functional.normalize(turned, dim=-1)
 
 
 def mesh_of_views(

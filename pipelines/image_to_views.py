@@ -39,7 +39,10 @@ from .sampling_parts import whole_number
 FOV_DEG = 33.5  # of the cameras: the middle of what the toybox's orbits have, near SV3D's 33.8
 DISTANCE = 1 / math.sin(math.radians(0.5 * FOV_DEG))  # at which the unit ball fills the view
 WORK = "views.safetensors"
-HOW_TO_TRAIN = "train some with\n  unproject train orbits --out runs/orbits\nand give --orbit runs/orbits/export (docs/training.md)"
+HOW_TO_TRAIN = (
+    "train some with\n  unproject train orbits --out runs/orbits\nand give --orbit runs/orbits/export "
+    "(docs/training.md)"
+)
 
 
 @dataclass(frozen=True)

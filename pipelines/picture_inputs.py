@@ -109,7 +109,7 @@ def hidden_pixels(mask: PictureLike, given: Tensor, means: str = "what is filled
 def layers_given(mask: PictureLike) -> Layers | None:
     """Colours and transparency of a picture or mask that may have some."""
     if isinstance(mask, (str, Path)):
-        return readlayers_given(mask)
+        return read_layers(mask)
     if isinstance(mask, Image.Image):
         return layers_of(mask, "the PIL mask")
     if isinstance(mask, np.ndarray) and mask.ndim == 3 and mask.shape[-1] == 4:

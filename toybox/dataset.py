@@ -2,7 +2,8 @@
 
 A shard is one compressed .npz of SHARD_GROUPS groups, written atomically and named by its number, so that an
 interrupted job goes on where it was and every machine makes the same bytes. A group is four views of one object
-90 degrees apart ("object"), eight of them 45 degrees apart ("orbit"), two frontal views of a scene or a pair, or four eyes in a place.
+90 degrees apart ("object"), eight of them 45 degrees apart ("orbit"), two frontal views of a scene or a pair, or four
+eyes in a place.
 """
 
 from __future__ import annotations

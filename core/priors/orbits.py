@@ -25,8 +25,8 @@ from ...utils.seeds import sample_noise
 from .base import Recommended
 from .diffusers import StableDiffusionPrior
 from .multiview import base_beside
-from .planes import sharing
 from .placement import execution_device
+from .planes import sharing
 from .rows import COND, NULL, Condition, Rows
 from .temporal import TemporalConfig, TemporalParts, TemporalUNet
 from .video import TOKEN, FramesPrior, grouped
@@ -47,7 +47,7 @@ class OrbitPrior(FramesPrior):
     def __init__(
         self,
         base: StableDiffusionPrior,
-        config: TemporalConfig = TemporalConfig(),
+        config: TemporalConfig | None = None,
         frames: int = FRAMES,
         name: str = "",
         seed: int = 0,
@@ -58,6 +58,7 @@ class OrbitPrior(FramesPrior):
             raise InputError(f"orbits are drawn by a Stable Diffusion prior of single images, which {base.name} is not")
         if frames < 2:
             raise InputError(f"frames={frames}: an orbit has at least 2")
+        config = config or TemporalConfig()
         super().__init__(base.pipe, name or f"{base.name}-orbit", frozen=False)
         self.base, self.temporal, self.frames, self.recipe = base, config, frames, base.recipe
         channels = int(base.vae.config["latent_channels"])

@@ -44,7 +44,7 @@ class EDMDenoiser:
     def __call__(self, x: Tensor, sigma: Tensor | float, **_: Any) -> Tensor:
         """D (B, C, h, w), the clean estimate at x = x0 + sigma n; sigma > 0 a number or (B,)."""
         level = level_of(self.schedule, sigma)
-        alpha, _ = level.coefficients(x)
+        alpha = level.coefficients(x)[0]
         return self.denoiser(alpha * x, level).x0  # alpha (x0 + sigma n), whatever the path
 
     def score(self, x: Tensor, sigma: Tensor | float) -> Tensor:

@@ -177,7 +177,7 @@ def test_an_adapter_comes_back_and_knows_its_prior(base, tmp_path):
     )
     other = from_pipeline(seeded(lambda: tiny_sd("v_prediction", **WIDE)))
     other.network.conv_out.bias.data += 0.1
-    with pytest.raises(InputError, match="other weights.*unproject train orbits"):
+    with pytest.raises(InputError, match=r"other weights.*unproject train orbits"):
         OrbitPrior(other, TemporalConfig(rank=2), 4).take(tmp_path / "orbit")
     about = json.loads((tmp_path / "orbit" / "orbit.json").read_text())
     (tmp_path / "orbit" / "orbit.json").write_text(json.dumps({**about, "frames": "four"}))

@@ -83,7 +83,7 @@ def test_the_condition_is_what_the_card_says(svd, photo):
     apart = prior.encode_picture(images.repeat(2, 1, 1, 1), seeds, 1)["cond"]["concat"]
     alone = prior.encode_picture(images, torch.Generator().manual_seed(2), 1)["cond"]["concat"]
     torch.testing.assert_close(apart[1:], alone, rtol=1e-4, atol=1e-5)
-    with pytest.raises(InputError, match="31 x 24 px; .* multiples of 2"):
+    with pytest.raises(InputError, match=r"31 x 24 px; .* multiples of 2"):
         prior.encode_picture(images[..., :31], torch.Generator())
     with pytest.raises(InputError, match=r"told a picture, not words.*image-to-views"):
         prior.encode_text("a chair")

@@ -145,7 +145,7 @@ def test_levels_of_a_training_are_lognormal_and_within_the_path():
     lam = -torch.as_tensor(levels.lam)
     inside = (lam > lam.min()) & (lam < lam.max())
     assert float(lam.median()) == pytest.approx(0.7, abs=0.08) and 0.86 < float(inside.double().mean()) < 0.91
-    assert 0 <= float(torch.as_tensor(levels.index).min()) and float(torch.as_tensor(levels.index).max()) <= 999
+    assert float(torch.as_tensor(levels.index).min()) >= 0 and float(torch.as_tensor(levels.index).max()) <= 999
 
 
 def test_the_loss_is_the_weighted_error_of_d(x):

@@ -80,7 +80,7 @@ def test_what_stands_still_is_left_out(clips):
     assert np.array_equal(moving.latents, clips.latents[[0, 2]])
     with pytest.raises(InputError, match=r"least_motion=0\.9 leaves none of 3"):
         encoded_orbits(prior().vae, Turns(), 4, least_motion=0.9)
-    with pytest.raises(InputError, match="groups of 4 views, not orbits of 8.*--kind orbit"):
+    with pytest.raises(InputError, match=r"groups of 4 views, not orbits of 8.*--kind orbit"):
         encoded_orbits(prior().vae, Turns(), 8)
 
 

@@ -69,6 +69,19 @@ VERBS: dict[str, Verb] = {
         "text-to-image --prompts prompts.txt --steps 2 -o out", "out/a-red-chair-seed0.png", "out/a-blue-dog-seed0.png"
     ),
     "text-to-mesh": _verb(MESH, "out/chair.glb", "out/chair.report.json", "out/chair-sheet.png", stages=2),
+    "image-to-views": _verb(
+        "image-to-views cut.png --orbit orbit --frames 2 --steps 2 -o out",
+        "out/cut-views-00.png",
+        "out/transforms.json",
+    ),
+    "image-to-mesh": _verb(
+        "image-to-mesh cut.png --orbit orbit --frames 2 --steps 2 --fuse-steps 2 --faces 300 --texture 16 "
+        "--view-size 16 --turntable 0 -o out/cut.glb",
+        "out/cut.glb",
+        "out/cut.report.json",
+        "out/cut-views.png",
+        stages=4,
+    ),
     "edit": _verb("edit photos/p0.png --source a~chair --target a~dog --steps 2 -o out/e.png", "out/e.png"),
     "restore": _verb("restore photos/p0.png --task deblur:1 --steps 2 -o out/r.png", "out/r.png"),
     "calibrate-solver": _verb(
@@ -110,10 +123,13 @@ VERBS: dict[str, Verb] = {
 
 
 def inputs(folder: Path) -> None:
-    """Two pictures, key points, two prompts, a mesh, a light, points, cameras, and a small rendered set."""
+    """Two pictures and one without background, key points, two prompts, a mesh, a light, points, cameras, a small
+    rendered set, and weights of orbits that have learnt nothing."""
     rng = np.random.default_rng(0)
     for i in range(2):
         save_image(folder / "photos" / f"p{i}.png", rng.random((SIDE, SIDE + 8, 3)).astype(np.float32))
+    disc = np.hypot(*np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]) < 0.7
+    save_image(folder / "cut.png", np.dstack([rng.random((SIDE, SIDE, 3)), disc]).astype(np.float32))
     write_text(folder / "points.json", '{"left": [3.5, 4.5], "right": [30, 20]}')
     write_text(folder / "prompts.txt", "a red chair\na blue dog\n")
     corners = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 2, 0], [0, 0, 3]])
@@ -125,6 +141,8 @@ def inputs(folder: Path) -> None:
     write_text(folder / "vae.yaml", RECIPE)
     for name, data in _rendered().items():
         write_bytes(folder / "set" / name, data)
+    for name, data in _orbit().items():
+        write_bytes(folder / "orbit" / name, data)
 
 
 @functools.cache
@@ -134,4 +152,19 @@ def _rendered() -> dict[str, bytes]:
 
     with tempfile.TemporaryDirectory() as folder:
         render_set(RenderJob("object", "train", 2, 8), folder, 1)
+        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+@functools.cache
+def _orbit() -> dict[str, bytes]:
+    """The files of an adapter of the embedded prior as it begins."""
+    from ..core.priors.embedded import EmbeddedPrior
+    from ..core.priors.orbits import OrbitPrior
+    from ..core.priors.registry import load_prior
+    from ..core.priors.temporal import TemporalConfig
+
+    base = load_prior("toybox")
+    assert isinstance(base, EmbeddedPrior)
+    with tempfile.TemporaryDirectory() as folder:
+        OrbitPrior(base, TemporalConfig(share=0.1, rank=0)).save_adapter(folder, "toybox")
         return {path.name: path.read_bytes() for path in Path(folder).iterdir()}

@@ -18,6 +18,8 @@ from .outputs import Target, check_apart, need_format
 from .priors import PriorCommand
 from .showing import Shown
 
+USUAL_FRAMES = 8  # of the toybox's orbits, known without loading a network
+
 
 @dataclass(frozen=True, kw_only=True)
 class OrbitCommand(PriorCommand, Seeded, Writer):
@@ -36,6 +38,8 @@ class OrbitCommand(PriorCommand, Seeded, Writer):
     """A word or better a few for the object, as in "red chair": where the prior's own attention finds it."""
     elevation: float = 15.0
     """Degrees above the horizon from which the picture was taken."""
+    frames: int | None = None
+    """Views of the full turn (default: as many as the prior learnt; 8 of the toybox's)."""
     steps: int | None = None
     """Sampling steps (default: the prior's)."""
     guidance: float | None = None
@@ -80,6 +84,7 @@ class OrbitCommand(PriorCommand, Seeded, Writer):
             raise InputError(f"--orbit {self.orbit} is no folder; give the export/ of `unproject train orbits`")
         for option, value, low, high in (
             ("--elevation", self.elevation, -90, 90),
+            ("--frames", self.frames, 2, 360),
             ("--steps", self.steps, 1, 1000),
             ("--guidance", self.guidance, 0, 100),
             ("--cond-aug", self.cond_aug, 0, 10),
@@ -104,6 +109,7 @@ class OrbitCommand(PriorCommand, Seeded, Writer):
             "plain": self.plain,
             "subject": self.subject,
             "elevation_deg": self.elevation,
+            "num_frames": self.frames,
             "num_inference_steps": self.steps,
             "max_guidance_scale": self.guidance,
             "noise_aug_strength": self.cond_aug,
@@ -137,20 +143,9 @@ class ImageToViews(OrbitCommand):
 
     name: ClassVar[str] = "image-to-views"
 
-    frames: int | None = None
-    """Views of the full turn, the first of which is the picture (default: as many as the prior learnt, 8)."""
-
-    def check(self) -> None:
-        """Ranges."""
-        if self.frames is not None:
-            check_range("--frames", self.frames, 2, 360)
-        super().check()
-
     def written(self, target: Target) -> list[Path]:
         """See Command.written; frames by the usual number where none is given."""
-        from ..core.priors.orbits import FRAMES
-
-        frames = [target.file(f"-{k:02d}.png") for k in range(self.frames or FRAMES)]
+        frames = [target.file(f"-{k:02d}.png") for k in range(self.frames or USUAL_FRAMES)]
         return [*frames, target.file("-sheet.png"), target.folder / "transforms.json"]
 
     def plan(self) -> list[str]:
@@ -163,10 +158,6 @@ class ImageToViews(OrbitCommand):
         from ..pipelines.image_to_views import ImageToViews as Pipeline
 
         return Pipeline.from_pretrained(self.prior, self.orbit, **self.placement())
-
-    def asked(self) -> dict[str, Any]:
-        """See OrbitCommand.asked."""
-        return {**super().asked(), "num_frames": self.frames}
 
     def run(self, record: RunRecord, target: Target) -> Shown:
         """Draws and writes the views."""

@@ -15,8 +15,8 @@ from unproject.core.priors.temporal import TemporalConfig
 from unproject.generate.fuse import FuseConfig
 from unproject.geometry.camera_files import load_nerfstudio
 from unproject.geometry.cameras import Camera
-from unproject.geometry.metrics import compare_meshes
 from unproject.geometry.meshes import Mesh
+from unproject.geometry.metrics import compare_meshes
 from unproject.geometry.raycast import RayMesh
 from unproject.pipelines import image_to_views
 from unproject.pipelines.cutout import Cutout, attended, cut_out, plain_background
@@ -48,7 +48,7 @@ def test_ways_to_tell_an_object(tmp_path):
     assert plain.how == "a plain background" and plain.alpha.sum() == 15 * 20
     with pytest.raises(InputError, match=r"no transparency.*--mask.*--plain.*--subject"):
         cut_out(opaque)
-    with pytest.raises(InputError, match="marks nothing: .* is the object"):
+    with pytest.raises(InputError, match=r"marks nothing: .* is the object"):
         cut_out(opaque, Image.fromarray(np.zeros((40, 60), np.uint8)))
     with pytest.raises(InputError, match="2 pictures"):
         cut_out([opaque, opaque])

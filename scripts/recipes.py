@@ -40,6 +40,7 @@ from .drawn import Drawn, ObjectPhrases, drawn
 from .head_recipes import metric_job, one_step_job, preimage_job, refine_job
 from .job import Job
 from .material_recipes import few_step_job, material_job
+from .orbit_recipe import orbit_job
 from .sensor_recipes import sensor_job
 from .texture_recipe import texture_job
 from .turbo_recipe import turbo_job
@@ -351,4 +352,5 @@ RECIPES: dict[str, Callable[[dict[str, Any]], Job]] = {
     "materials-few-steps": few_step_job,
     "triplane-turbo": turbo_job,
     "direct25-texture": texture_job,
+    "orbits": orbit_job,
 }

@@ -29,6 +29,7 @@ from unproject.scripts import (
     sensor_recipes,
     train,
 )
+from unproject.scripts.orbit_recipe import OrbitRecipe
 from unproject.scripts.texture_recipe import TextureRecipe
 from unproject.scripts.turbo_recipe import PromptSource, TurboRecipe
 from unproject.toybox.captions import vocabulary
@@ -55,6 +56,7 @@ KINDS = {
     "materials-few-steps": material_recipes.FewStepRecipe,
     "triplane-turbo": TurboRecipe,
     "direct25-texture": TextureRecipe,
+    "orbits": OrbitRecipe,
 }
 
 

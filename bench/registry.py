@@ -224,6 +224,12 @@ EXPERIMENTS: dict[str, Experiment] = {
         weights=(JUDGE, "toybox-mv"),
         method=("generate", "core/priors/planes.py", "core/distillation", "geometry/fields", "geometry/shapes"),
     ),
+    "orbits": Experiment(
+        "Orbits from one picture: the image prior against random weights, joint against single views, curation",
+        "orbits",
+        ("setting", "from scratch"),
+        method=("core/priors", "core/training", "toybox"),
+    ),
     "solids": Experiment(
         "Meshes of fresh prompts and real ones as solids, by every measure",
         "solids",

@@ -37,9 +37,10 @@ from ..utils.configs import load_config
 from ..utils.errors import InputError
 from .beginnings import begin_with, begin_with_pipeline, begin_with_run, begin_with_words, load_vae, tokenizer_of
 from .drawn import Drawn, ObjectPhrases, drawn
-from .head_recipes import preimage_job, refine_job
+from .head_recipes import metric_job, one_step_job, preimage_job, refine_job
 from .job import Job
 from .material_recipes import few_step_job, material_job
+from .orbit_recipe import orbit_job
 from .sensor_recipes import sensor_job
 from .texture_recipe import texture_job
 from .turbo_recipe import turbo_job
@@ -343,10 +344,13 @@ RECIPES: dict[str, Callable[[dict[str, Any]], Job]] = {
     "geometry-head": geometry_job,
     "pixels": pixel_job,
     "primedepth": preimage_job,
+    "metric-depth": metric_job,
+    "one-step": one_step_job,
     "normals-refine": refine_job,
     "sim2real": sensor_job,
     "materials": material_job,
     "materials-few-steps": few_step_job,
     "triplane-turbo": turbo_job,
     "direct25-texture": texture_job,
+    "orbits": orbit_job,
 }

@@ -16,7 +16,7 @@ in the order of the published checkpoint (`layers.N`).
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -97,13 +97,13 @@ class AttentionAdapter(nn.Module):
         rows = x.unflatten(1, (COUNT, -1)).unbind(1)
         return torch.cat([one(row) for one, row in zip(maps, rows, strict=True)], dim=1)
 
-    def attach(self, attention: Attention) -> None:
-        """Hangs the maps on the projections."""
+    def attach(self, attention: Attention, when: Callable[[], bool] = lambda: True) -> None:
+        """Hangs the maps on the projections; they are silent while `when` says no."""
         for part, linear in projections(attention).items():
             after = self.planes and part == "out"  # on the output of the frozen projection
 
             def hook(module: nn.Module, args: Any, out: Tensor, part: str = part, after: bool = after) -> Tensor:
-                return out + self.added(part, out if after else args[0])
+                return out + self.added(part, out if after else args[0]) if when() else out
 
             linear.register_forward_hook(hook)
 

@@ -165,12 +165,17 @@ class TextToMesh(ShapeCommand):
 
     faces: int | None = None
     """Triangles of the mesh at most (default: the recipe's)."""
-    method: Literal["optimise", "turbo"] = "optimise"
-    """optimise: score distillation of every prompt; turbo: planes in a few network calls, by trained weights."""
+    quality: Literal["fast", "balanced", "best"] = "balanced"
+    """How much --method optimise spends: looks by the prior, and denoising steps of a look; balanced is the recipe."""
+    method: Literal["optimise", "turbo", "amortised"] = "optimise"
+    """optimise: score distillation of every prompt; turbo: planes in a few network calls, by trained weights;
+    amortised: a field in one pass of a small network, by trained weights."""
     turbo: Path | None = None
     """Weights of --method turbo: export/ of `unproject train triplane-turbo`, or the published checkpoint (.pth)."""
+    amortised: Path | None = None
+    """Weights of --method amortised: export/ of `unproject train amortised`."""
     refine: int = 0
-    """Steps of score distillation that go on from the planes of --method turbo."""
+    """Steps of score distillation that go on from the shape of --method turbo or amortised."""
 
     def check(self) -> None:
         """Ranges, and what only one of the methods knows."""
@@ -179,11 +184,14 @@ class TextToMesh(ShapeCommand):
         optimised |= {"--diagnostics": self.diagnostics, "--ip-adapter": self.ip_adapter or None}
         given = [name for name, value in optimised.items() if value is not None]
         given += ["--recipe"] if self.recipe != "default" else []
-        if self.method == "turbo" and given:
+        given += ["--quality"] if self.quality != "balanced" else []
+        if self.method != "optimise" and given:
             raise InputError(f"{given[0]} belongs to --method optimise; leave it out, or use --refine N")
-        if self.method != "turbo" and (self.turbo is not None or self.refine):
-            name = "--refine" if self.turbo is None else "--turbo"
-            raise InputError(f"{name} belongs to --method turbo; add that")
+        for method, option, path in (("turbo", "--turbo", self.turbo), ("amortised", "--amortised", self.amortised)):
+            if self.method != method and path is not None:
+                raise InputError(f"{option} belongs to --method {method}; add that")
+        if self.method == "optimise" and self.refine:
+            raise InputError("--refine belongs to --method turbo or amortised; add one of them")
         if self.faces is not None:
             check_range("--faces", self.faces, 4, 10_000_000)
         if self.out is not None:
@@ -195,7 +203,8 @@ class TextToMesh(ShapeCommand):
         """See ShapeCommand.how."""
         if self.method == "optimise":
             return super().how
-        return "planes" + (f" and {self.refine} steps of score distillation" if self.refine else "")
+        drawn = "planes" if self.method == "turbo" else "one pass of a network"
+        return drawn + (f" and {self.refine} steps of score distillation" if self.refine else "")
 
     def endings(self, target: Target) -> tuple[str, ...]:
         """See ShapeCommand.endings."""
@@ -203,12 +212,14 @@ class TextToMesh(ShapeCommand):
 
     def settings(self, prior: str) -> dict[str, Any]:
         """See ShapeCommand.settings."""
-        own = {"refine": self.refine} if self.method == "turbo" else super().settings(prior)
+        own = super().settings(prior) if self.method == "optimise" else {"refine": self.refine}
         return {**own, "faces": self.faces}
 
     def estimate(self) -> Estimate | None:
         """See Command.estimate."""
-        if self.method == "turbo" or not self.known_cost or self.recipe != "default" or self.rule is not None:
+        if self.method != "optimise" or not self.known_cost or self.recipe != "default" or self.rule is not None:
+            return None
+        if self.quality != "balanced":
             return None
         share = 1.0 if self.steps is None else self.steps / USUAL_MESH_STEPS
         return of_meshes(len(chosen_prompts(self.prompt, self.prompts)), share, self.frames, self.view_size)
@@ -219,9 +230,14 @@ class TextToMesh(ShapeCommand):
             from ..pipelines.turbo_mesh import TurboTextToMesh
 
             return TurboTextToMesh.from_pretrained(self.prior, self.turbo, **self.placement())
+        if self.method == "amortised":
+            from ..pipelines.amortised_mesh import AmortisedTextToMesh
+
+            return AmortisedTextToMesh.from_pretrained(self.prior, self.amortised, **self.placement())
         from ..pipelines.text_to_mesh import TextToMesh as Pipeline
 
-        return Pipeline.from_pretrained(self.prior, self.recipe, rule=self.rule, **self.placement())
+        own: dict[str, Any] = {"rule": self.rule, "quality": self.quality, **self.placement()}
+        return Pipeline.from_pretrained(self.prior, self.recipe, **own)
 
     def write(self, made: Any, job: Job, record: RunRecord) -> None:
         """See ShapeCommand.write."""

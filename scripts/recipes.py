@@ -35,6 +35,7 @@ from ..toybox.judge_train import JudgeConfig, JudgeObjective, labelled
 from ..toybox.maps import MapPictures
 from ..utils.configs import load_config
 from ..utils.errors import InputError
+from .amortised_recipe import amortised_job
 from .beginnings import OUTER, begin_with, begin_with_pipeline, begin_with_run, begin_with_words, load_vae, tokenizer_of
 from .head_recipes import preimage_job, refine_job
 from .job import Job
@@ -374,4 +375,5 @@ RECIPES: dict[str, Callable[[dict[str, Any]], Job]] = {
     "materials": material_job,
     "materials-few-steps": few_step_job,
     "triplane-turbo": turbo_job,
+    "amortised": amortised_job,
 }

@@ -29,6 +29,7 @@ from unproject.scripts import (
     sensor_recipes,
     train,
 )
+from unproject.scripts.amortised_recipe import AmortisedRecipe
 from unproject.scripts.turbo_recipe import PromptSource, TurboRecipe
 from unproject.toybox.captions import vocabulary
 from unproject.toybox.programs import ObjectProgram
@@ -51,6 +52,7 @@ KINDS = {
     "materials": material_recipes.MaterialRecipe,
     "materials-few-steps": material_recipes.FewStepRecipe,
     "triplane-turbo": TurboRecipe,
+    "amortised": AmortisedRecipe,
 }
 
 

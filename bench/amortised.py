@@ -23,12 +23,10 @@ from torch import Tensor
 from ..core.distillation.rules import RuleConfig
 from ..core.distillation.rules.asd import ASD
 from ..core.priors import Prior, load_prior
-from ..core.training.trainer import Trainer
 from ..generate.amortised import AmortisedConfig
-from ..generate.amortised_train import SHAPE, LibraryObjective
+from ..generate.amortised_train import SHAPE, LibraryObjective, amortise
 from ..generate.field_networks import NetworkConfig
 from ..generate.health import coverage
-from ..generate.lessons import Prompts
 from ..generate.render_teacher import TeacherConfig
 from ..generate.views import turntable_cameras
 from ..geometry.fields import TriplaneConfig
@@ -141,14 +139,10 @@ def trained(
     objective = LibraryObjective(replace(recipe.model, schedule=steps), priors[base], teachers, seed=seed)
     folder = Path(config.work) / f"{''.join(c if c.isalnum() else '-' for c in rule)}-{seed}"
     began, failed = time.process_time(), ""
-    trainer = Trainer(trainer_config, objective, Prompts(prompts), folder, "cpu")
     try:
-        trainer.run(resume=True)
+        amortise(prompts, objective, trainer_config, folder, "cpu")
     except UnprojectError as error:  # numbers that are none are a result
         failed = str(error)
-    with trainer.averaged():
-        weights = {name: value.clone() for name, value in objective.amortised.state().items()}
-    objective.amortised.take(weights, rule)
     cost = {"updates": steps, "rows": rows * steps, "train_seconds": round(time.process_time() - began, 1)}
     return objective, {**cost, "failed": failed, "norms": gradient_norms(folder)}
 

@@ -169,7 +169,7 @@ def waits_for(name: str, prior: str, config: Text3dBench) -> str:
     try:
         _loaded(name, prior, config)
     except InputError as error:
-        return str(error).splitlines()[0]
+        return " ".join(str(error).split()).split(" and give ")[0]
     return ""
 
 

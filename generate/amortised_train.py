@@ -25,13 +25,14 @@ from ..core.training.config import TrainerConfig, optimizer_of
 from ..core.training.loss import LossOut
 from ..core.training.objectives.base import BatchLoss, Objective
 from ..core.training.players import Player
+from ..core.training.trainer import Trainer
 from ..geometry.shapes.volume import Volume
 from ..utils.errors import InputError
 from ..utils.ramps import Moment
 from ..utils.seeds import generator
 from .amortised import Amortised, AmortisedConfig
 from .health import HealthConfig, coverage
-from .lessons import Lessons, Logs, add_gradients, as_loss, check_taught, frozen_parts, write_strips
+from .lessons import Lessons, Logs, Prompts, add_gradients, as_loss, check_taught, frozen_parts, write_strips
 from .regularisers import LossWeights
 from .render_teacher import TeacherConfig, known_teachers
 from .step_memory import BUDGET_GB
@@ -192,3 +193,25 @@ class LibraryObjective(Objective):
     def save(self, folder: Path) -> Path:
         """Writes the network and what is shared, with what they were taught by."""
         return self.amortised.save(folder, method="amortised", teachers=dict(self.config.teachers))
+
+
+def amortise(
+    prompts: Sequence[str],
+    objective: LibraryObjective,
+    settings: TrainerConfig,
+    out: str | Path,
+    device: str = "auto",
+    resume: bool = True,
+) -> Amortised:
+    """Trains a generator on a library of prompts, with checkpoints in `out`, and gives it its averaged weights.
+
+    Raises UnprojectError for a run that diverged; the generator then holds what it learnt so far.
+    """
+    trainer = Trainer(settings, objective, Prompts(prompts), out, device)
+    try:
+        trainer.run(resume)
+    finally:
+        with trainer.averaged():
+            weights = {name: value.clone() for name, value in objective.amortised.state().items()}
+        objective.amortised.take(weights, "the averaged weights")
+    return objective.amortised

@@ -18,7 +18,7 @@ from unproject.core.training.config import TrainerConfig
 from unproject.core.training.objectives.base import Playing, fixed_init
 from unproject.core.training.trainer import Trainer
 from unproject.generate.amortised import Amortised, AmortisedConfig
-from unproject.generate.amortised_train import LibraryConfig, LibraryObjective
+from unproject.generate.amortised_train import LibraryConfig, LibraryObjective, amortise
 from unproject.generate.field_networks import NetworkConfig, make_network
 from unproject.generate.health import coverage
 from unproject.generate.lessons import Prompts
@@ -196,6 +196,21 @@ def test_an_interrupted_training_is_a_whole_one_with_a_twin_and_accumulation(pri
     parts = run(tmp_path / "parts", 2, resume=True)
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
     assert any(not torch.equal(whole[f"twin.{name}"], value) for name, value in first.items())
+
+
+def test_a_library_is_learnt_with_averaged_weights_and_goes_on(prior, analytic, tmp_path):
+    config = replace(LIBRARY, single=TeacherConfig("exact", score=PULL), seen_px=8)
+    settings = TrainerConfig(steps=2, batch=1, lr=1e-2, schedule="constant", ema=0.5, save_every=1)
+    made = objective(prior, config, analytic)
+    first = {name: value.clone() for name, value in made.amortised.state().items()}
+    learnt = amortise(["cup", "ball"], made, settings, tmp_path, "cpu")
+    weights = Trainer(settings, again := objective(prior, config, analytic), Prompts(["cup", "ball"]), tmp_path, "cpu")
+    weights.run(resume=True)
+    last, average = again.amortised.state(), dict(weights.loop.players["shape"].average)
+    assert learnt is made.amortised and any(not torch.equal(value, first[n]) for n, value in learnt.state().items())
+    for name, value in learnt.state().items():
+        torch.testing.assert_close(value, average[name], atol=0, rtol=0)
+    assert any(not torch.equal(learnt.state()[name], value) for name, value in last.items())
 
 
 def test_a_twin_learns_renders_of_every_prompt_with_their_cameras(prior):

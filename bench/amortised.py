@@ -5,6 +5,8 @@ VSD, the twin's answers and lessons have cost so many rows of a U-Net; runs are 
 interrupted one goes on. Nouns are crossed with all colours; some pairs are held out. A shape has collapsed where the
 mean opacity of the ball that is rendered is below 1 % or above 99 %. Beside them what ASD rests on: the error of the
 prior's noise estimate over time.
+
+All of it takes about 20 minutes of one core: renders of 32 px, 190 to 375 updates of two prompts for each rule.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 Every setting makes the same prompts with the same seeds as the packaged recipe, whose meshes are the reference; the
 same recipe with another seed says how far apart two meshes of a prompt are anyway. What counts is geometry: overlap of
-silhouettes from eight sides, distance of the surfaces, and how many pieces and handles came or went.
+silhouettes from eight sides, distance of the surfaces, and how many pieces and handles came or went. It takes about 17
+minutes of one core.
 """
 
 from __future__ import annotations

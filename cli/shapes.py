@@ -177,21 +177,29 @@ class TextToMesh(ShapeCommand):
     refine: int = 0
     """Steps of score distillation that go on from the shape of --method turbo or amortised."""
 
+    @property
+    def of_methods(self) -> dict[str, tuple[bool, tuple[str, ...]]]:
+        """Whether options that only some methods know were given, and which do."""
+        return {
+            "--steps": (self.steps is not None, ("optimise",)),
+            "--guidance": (self.guidance is not None, ("optimise",)),
+            "--rule": (self.rule is not None, ("optimise",)),
+            "--diagnostics": (self.diagnostics is not None, ("optimise",)),
+            "--ip-adapter": (bool(self.ip_adapter), ("optimise",)),
+            "--recipe": (self.recipe != "default", ("optimise",)),
+            "--quality": (self.quality != "balanced", ("optimise",)),
+            "--turbo": (self.turbo is not None, ("turbo",)),
+            "--amortised": (self.amortised is not None, ("amortised",)),
+            "--refine": (bool(self.refine), ("turbo", "amortised")),
+        }
+
     def check(self) -> None:
-        """Ranges, and what only one of the methods knows."""
+        """Ranges, and what only some of the methods know."""
         check_range("--refine", self.refine, 0, 100_000)
-        optimised: dict[str, object] = {"--steps": self.steps, "--guidance": self.guidance, "--rule": self.rule}
-        optimised |= {"--diagnostics": self.diagnostics, "--ip-adapter": self.ip_adapter or None}
-        given = [name for name, value in optimised.items() if value is not None]
-        given += ["--recipe"] if self.recipe != "default" else []
-        given += ["--quality"] if self.quality != "balanced" else []
-        if self.method != "optimise" and given:
-            raise InputError(f"{given[0]} belongs to --method optimise; leave it out, or use --refine N")
-        for method, option, path in (("turbo", "--turbo", self.turbo), ("amortised", "--amortised", self.amortised)):
-            if self.method != method and path is not None:
-                raise InputError(f"{option} belongs to --method {method}; add that")
-        if self.method == "optimise" and self.refine:
-            raise InputError("--refine belongs to --method turbo or amortised; add one of them")
+        for option, (given, methods) in self.of_methods.items():
+            if given and self.method not in methods:
+                told = " or ".join(methods)
+                raise InputError(f"{option} belongs to --method {told}; add that, or leave {option} out")
         if self.faces is not None:
             check_range("--faces", self.faces, 4, 10_000_000)
         if self.out is not None:

@@ -7,6 +7,7 @@ interrupted run goes on.
 
 texture_psnr compares the pictures of the mesh, which no light is added to, with the nearest toybox instance lit anew by
 several lights, where both are seen, and takes the light that agrees best: textures hold whatever light was painted.
+All ways together take about 25 minutes of one core, nine of them score distillation.
 """
 
 from __future__ import annotations
@@ -25,8 +26,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..generate.amortised import Amortised
-from ..generate.turbo import TriplaneTurbo
 from ..geometry.meshes import Mesh
 from ..geometry.raycast import RayMesh
 from ..toybox.judge import Judge
@@ -118,12 +117,38 @@ def one_pass(prior: str) -> Any:
     return AmortisedTextToMesh.from_pretrained(prior)
 
 
+def maps(prior: str) -> Any:
+    """Direct2.5."""
+    from ..pipelines.direct25_mesh import Direct25TextToMesh
+
+    return Direct25TextToMesh.from_pretrained(prior)
+
+
+def pictured(config: MeshBench) -> Callable[[str], Make]:
+    """Meshes of the front of toybox instances, as pictures with their masks, those of the row of instances."""
+
+    def load(prior: str) -> Make:
+        from ..pipelines.image_to_mesh import ImageToMesh
+
+        pipe = ImageToMesh.from_pretrained(prior)
+
+        def make(wanted: Wanted, seed: int) -> Drawn:
+            program = ObjectProgram(wanted.noun, wanted.colour, seed=TRUE_SEED + seed)
+            rgb, alpha = true_looks(program, TRUE_SEED + seed, cameras(config)[0])
+            picture, mask = ((255 * one).round().byte().numpy() for one in (rgb[0], alpha[0, ..., 0]))
+            out = pipe(picture, mask, seed=seed, elevation_deg=config.elevation_deg)
+            return Drawn(out.mesh, sum(out.nfe.values()))
+
+        return make
+
+    return load
+
+
 def generators(prior: str) -> str:
     """Changes with the weights of what draws shapes, so that old meshes are never taken for new ones."""
     found = hashlib.sha256()
-    for stem in (TriplaneTurbo.stem, Amortised.stem):
-        path = weights_root() / f"{prior}-{stem}" / f"{stem}.safetensors"
-        found.update(path.read_bytes() if path.is_file() else b"")
+    for path in sorted(weights_root().glob(f"{prior}-*/**/*.safetensors")):
+        found.update(path.read_bytes())
     return found.hexdigest()[:8]
 
 
@@ -144,9 +169,11 @@ def ways(config: Text3dBench) -> dict[str, Way]:
     listed = (
         Way(REAL, instances(config.meshes)),
         Way(OPTIMISED, of_pipeline(optimiser, num_inference_steps=steps)),
+        Way("direct25", of_pipeline(maps)),
         Way("turbo", of_pipeline(planes)),
         Way("turbo, refined", of_pipeline(planes, refine=config.refine)),
         Way("amortised", of_pipeline(one_pass)),
+        Way("image-to-mesh from a render", pictured(config.meshes)),
     )
     return {way.name: way for way in listed}
 

@@ -14,12 +14,13 @@ from .showing import Shown
 if TYPE_CHECKING:
     from ..geometry.straight_files import BentSet
 
+COLMAP_TEXT = ("cameras.txt", "images.txt", "points3D.txt")
 WHOLE = 0.999  # share of a picture's pixels that a lens has to see, or the rest is told
 
 
 def camera_files(destination: Path, bent: BentSet | None) -> list[Path]:
     """The files that a set becomes; `bent` is one whose pictures are straightened."""
-    files = [destination] if destination.suffix else [destination / name for name in ("cameras.txt", "images.txt")]
+    files = [destination] if destination.suffix else [destination / name for name in COLMAP_TEXT]
     return files if bent is None else [*files, *(picture_folder(destination) / name for name in bent.names)]
 
 

@@ -37,12 +37,15 @@ from .shapes import TextToMesh, TextToSplats
 from .sim2real import Sim2real
 from .text import TextToImage
 from .train import Train
+from .views import ImageToMesh, ImageToViews
 from .world import Toybox
 
 COMMANDS: tuple[type[Command], ...] = (
     TextToMesh,
     TextToSplats,
     TextToImage,
+    ImageToMesh,
+    ImageToViews,
     *MAP_COMMANDS.values(),
     Materials,
     Sim2real,
@@ -77,6 +80,7 @@ HELP = (
 )
 FLAGS = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
 EMPTY_NAME = "an empty name of a file or folder; give one, or . for the working folder"
+MAY_BE_EMPTY = ("--", "--negative", "--prompt", "--source", "--target", "--format")  # or say themselves what they need
 VALUES = tyro.constructors.ConstructorRegistry()
 
 
@@ -124,10 +128,18 @@ def parse(words: Sequence[str]) -> Command:
 
 
 def _check_names(words: Sequence[str]) -> None:
-    """Raises InputError for an empty word where a command takes files: in a list of them the parser cannot say why."""
+    """Raises InputError for an empty word where a command takes files: in a list of them the parser cannot say why; and
+    behind an option, where it would silently be the working folder or no option at all."""
     takes_files = {
-        c.name for c in COMMANDS for f in fields(c) if "Positional[" in str(f.type) and "Path" in str(f.type)
+        c.name
+        for c in COMMANDS
+        for f in fields(c)
+        if "Positional[" in str(f.type) and ("Path" in str(f.type) or f.name == "source")
     }
+    for at, word in enumerate(words):
+        option = word[:-1] if word.endswith("=") else words[at - 1] if at and not word else ""
+        if option.startswith("--") and option not in MAY_BE_EMPTY:
+            raise InputError(f"the word behind {option} is empty; give it a value or leave it out")
     alone = [before for before, word in pairwise(words) if not word and not before.startswith("-")]
     if alone and words[0] in takes_files:
         raise InputError(EMPTY_NAME)

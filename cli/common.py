@@ -19,7 +19,7 @@ from ..utils.runs import RunRecord, earlier, held, plain
 from ..utils.shares import Share, share
 from ..utils.threads import pin
 from .estimates import Estimate
-from .outputs import Target, check_new, check_places
+from .outputs import Target, check_new, check_places, made_beside
 from .showing import Shown, plain_warnings, show
 from .streams import STREAM, given_by_pipe, to_stdout
 
@@ -56,6 +56,16 @@ class Command:
     def looks_at_out(self) -> bool:
         """True where --out names what is looked at, so that what is told is not written there."""
         return False
+
+    @property
+    def textured(self) -> bool:
+        """Whether an OBJ that it writes is a mesh, with a library and pictures beside it, and not points."""
+        return True
+
+    @property
+    def choice(self) -> str:
+        """What names its output."""
+        return "--out"
 
     @property
     def several(self) -> str:
@@ -124,7 +134,7 @@ class Writer(Command):
     def check_places(self, target: Target) -> None:
         """See Command.check_places; and that nothing is overwritten unasked but what this command left unfinished."""
         if not self.overwrite and not self._unfinished(target):
-            check_new(self.written(target))
+            check_new(self.written(target), self.textured, self.choice)
         super().check_places(target)
 
     def _unfinished(self, target: Target) -> bool:
@@ -185,6 +195,7 @@ def _execute(command: Command) -> int:
     if estimate is not None:
         estimate.tell(command.name)
     record = RunRecord(command.name, to_dict(command), getattr(command, "seed", None))
+    folders = [one for one in (target.folder, *target.folder.parents) if not os.path.lexists(one)]
     begun = isinstance(command, Writer) and command.leaves_files and len(command.written(target)) > 1
     if begun:  # killed between its files, it is known again
         record.begin(target.record)
@@ -194,9 +205,14 @@ def _execute(command: Command) -> int:
             if threads is not None:
                 pin(threads)
             shown = command.run(record, target)
+            for path in made_beside(map(Path, tuple(record.outputs))) if command.textured else ():
+                record.output(path)
     except BaseException:
         if begun and record.place is not None and not any(map(os.path.exists, command.written(target))):
             record.place.unlink(missing_ok=True)  # it left nothing to go on with
+            with contextlib.suppress(OSError):  # what somebody put there meanwhile stays
+                for folder in folders:
+                    folder.rmdir()
         elif command.leaves_files and (record.outputs or record.place):
             with contextlib.suppress(UnprojectError):  # the first failure is the one to tell
                 record.write(record.place or mine.beside(target.record))

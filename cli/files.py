@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from codecs import BOM_UTF8
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +88,16 @@ class Convert(Writer):
     def _splats(self) -> bool:
         return holds_splats(self.source)
 
+    @property
+    def textured(self) -> bool:
+        """See Command.textured."""
+        return not self._cameras and (self.to == "mesh" if self._splats else not is_point_cloud(self.source))
+
+    @property
+    def choice(self) -> str:
+        """See Command.choice."""
+        return "destination"
+
     def written(self, target: Target) -> list[Path]:
         """See Command.written; a folder of cameras holds files of fixed names."""
         if self._splats:
@@ -170,7 +181,7 @@ class Inspect(Writer):
         """See Command.check_places; and the solid does not overwrite another file unasked."""
         if self.repair is not None:
             if not self.overwrite:
-                check_new([self.repair])
+                check_new([self.repair], name="--repair")
             check_places([self.repair])
         super().check_places(target)
 
@@ -199,7 +210,7 @@ def only_points(path: Path) -> bool:
         with contextlib.suppress(InputError, AttributeError, TypeError):
             return has_only_points(split_chunks(path.read_bytes())[0])
         return False
-    keys = {line.split(None, 1)[0] for line in path.read_bytes().splitlines() if line.strip()}
+    keys = {line.split(None, 1)[0] for line in path.read_bytes().removeprefix(BOM_UTF8).splitlines() if line.strip()}
     return b"v" in keys and not keys & {b"f", b"fo", b"curv", b"curv2", b"surf", b"l"}
 
 

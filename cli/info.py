@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from ..utils.files import read_json
 from ..utils.runs import RunRecord, versions
 from .common import Writer
 from .needs import needs_shown
@@ -123,16 +124,31 @@ def prior_rows() -> list[dict[str, str]]:
             state = "ready" if here else f"missing: no weights in {weights_root() / name}"
         else:
             entry = registry()[name]
-            cached = [repo for repo in entry.repos if _in_hub_cache(repo, entry.file or "model_index.json")]
-            state = "ready" if cached else "downloaded on first use"
+            cached = {_cache_state(repo, entry.file or "model_index.json") for repo in entry.repos} - {""}
+            state = "ready" if "ready" in cached else next(iter(cached), "downloaded on first use")
         rows.append({"name": name, "state": state, "about": about})
     return rows
 
 
-def _in_hub_cache(repo: str, file: str) -> bool:
-    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
-    hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
-    return any((hub / f"models--{repo.replace('/', '--')}").glob(f"snapshots/*/{file}"))
+def hub_cache() -> Path:
+    """Where the hub's client keeps what it fetched, by the variables that it looks at, without importing it."""
+    given = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    return Path(os.path.expandvars(given or Path(home) / "hub")).expanduser()
+
+
+def _cache_state(repo: str, file: str) -> str:
+    """What the hub's cache holds of a repository whose main file is `file`; "" for nothing."""
+    from ..core.priors.build import OPTIONAL_PARTS
+    from ..core.priors.variants import incomplete_parts
+
+    found = list((hub_cache() / f"models--{repo.replace('/', '--')}").glob(f"snapshots/*/{file}"))
+    if not found:
+        return ""
+    if file != "model_index.json":
+        return "ready"
+    whole = any(not incomplete_parts(path.parent, read_json(path), OPTIONAL_PARTS) for path in found)
+    return "ready" if whole else "partly downloaded, the rest on first use"
 
 
 def _check(group: str, name: str, ok: bool, detail: str, required: bool = False) -> dict[str, Any]:

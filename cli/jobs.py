@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..utils.errors import InputError, NotWrittenError, Stopped, out_of_memory
 from ..utils.runs import RunRecord, earlier, plain
 from ..utils.shares import Share, rank_records, share
-from .outputs import Target
+from .outputs import Target, check_new
 
 if TYPE_CHECKING:
     from .common import Command
@@ -62,10 +62,12 @@ def sort_out(command: Command, jobs: Sequence[Job], target: Target, overwrite: b
     for job in share().own(jobs):
         there = [path for path in job.files if os.path.exists(path)]
         name = _name(job, target)
+        made_from = found.sources.get(name)
         if overwrite or not there:
+            if not overwrite and made_from != job.source:
+                check_new(job.files, command.textured)
             found.left.append(job)
             continue
-        made_from = found.sources.get(name)
         if made_from is not None and made_from != job.source:
             raise InputError(f"{there[0]} was made from {made_from}; choose another --out, or --overwrite it")
         if made_from is not None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..utils.errors import InputError
-from ..utils.files import check_writable, in_words
+from ..utils.files import check_writable, in_words, is_there
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,47 @@ def check_apart(out: Path, written: Iterable[Path], given: Iterable[Path]) -> No
             )
 
 
-def check_new(written: Iterable[Path]) -> None:
-    """Raises InputError when a file to be written is already there."""
-    there = [str(path) for path in written if os.path.isfile(path)]
+def check_new(written: Iterable[Path], textured: bool = True, name: str = "--out") -> None:
+    """Raises InputError when a file to be written is already there.
+
+    Args:
+        textured: whether an OBJ or USD among them is a mesh, with pictures beside it (`taken_beside`).
+        name: what the user can choose instead.
+    """
+    listed = list(written)
+    there = [path for path in listed if os.path.isfile(path)] or (taken_beside(listed) if textured else [])
     if there:
         more = f" and {len(there) - 1} more" if len(there) > 1 else ""
-        raise InputError(f"{there[0]}{more} is already there; choose another --out, or --overwrite it")
+        raise InputError(f"{there[0]}{more} is already there; choose another {name}, or --overwrite it")
+
+
+def taken_beside(written: Iterable[Path]) -> list[Path]:
+    """Files of others that a mesh in OBJ or USD would overwrite with its library or pictures, whose names follow from
+    its own; those of an OBJ are what a stopped run left where the library is ours and the OBJ missing
+    (`geometry.files`)."""
+    found: list[Path] = []
+    for path, beside in _beside(written):
+        from ..geometry.files import OBJ_MATERIAL
+
+        library = beside[0].suffix == ".mtl" and beside[0].read_bytes()
+        if not library or not library.startswith(OBJ_MATERIAL.encode()) or is_there(path):
+            found += beside
+    return found
+
+
+def made_beside(written: Iterable[Path]) -> list[Path]:
+    """The libraries and pictures that lie beside meshes in OBJ and USD that were just written."""
+    return [one for _, beside in _beside(written) for one in beside]
+
+
+def _beside(written: Iterable[Path]) -> Iterator[tuple[Path, list[Path]]]:
+    """(a mesh in OBJ or USD, what is there under the names of its library and pictures), where anything is."""
+    for path in (one for one in written if one.suffix.lower() in (".obj", ".usd", ".usda", ".usdc")):
+        from ..geometry.files import written_beside
+
+        beside = [one for one in written_beside(path) if is_there(one)]
+        if beside:
+            yield path, beside
 
 
 def check_places(written: Iterable[Path], needs_bytes: int = 0) -> None:

@@ -105,6 +105,11 @@ class Pointcloud(ImageCommand, LensOptions):
             raise InputError(f"--near {self.near:g} and --far {self.far:g}: need 0 < near < far")
         super().check()
 
+    @property
+    def textured(self) -> bool:
+        """See Command.textured."""
+        return self.mesh
+
     def _check_formats(self) -> None:
         known, what = (MESH_KINDS, "a mesh") if self.mesh else (POINT_KINDS, "a point cloud")
         odd = [suffix for suffix in self.suffixes if suffix not in known]

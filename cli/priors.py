@@ -7,7 +7,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+import tyro
 
 from ..utils.errors import InputError
 from ..utils.files import split_scale
@@ -120,6 +122,36 @@ class PriorCommand(Threaded):
 
 
 @dataclass(frozen=True, kw_only=True)
+class HeadCommand(PriorCommand):
+    """Options of commands that load a head of a prior: what is asked of priors that draw pictures is not offered."""
+
+    takes_file: ClassVar[bool] = False
+
+    base: Annotated[str | None, tyro.conf.Suppress] = None
+    lora: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
+    offload: Annotated[Literal["auto", "none", "text", "model", "sequential"], tyro.conf.Suppress] = "auto"
+    weights: Annotated[Literal["full", "float8", "int8", "int4", "bnb-int8", "bnb-nf4"], tyro.conf.Suppress] = "full"
+    vae: Annotated[Literal["whole", "slices", "tiles"], tyro.conf.Suppress] = "whole"
+    compile: Annotated[bool, tyro.conf.Suppress] = False
+    graphs: Annotated[bool, tyro.conf.Suppress] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnWeightsCommand(HeadCommand):
+    """Options of commands whose weights are of a kind of their own, in a folder."""
+
+    names: ClassVar[tuple[str, ...]] = ("toybox",)
+    """that --prior knows"""
+
+    variant: Annotated[str | None, tyro.conf.Suppress] = None
+    revision: Annotated[str | None, tyro.conf.Suppress] = None
+
+    def known(self) -> list[str]:
+        """Names --prior accepts."""
+        return list(self.names)
+
+
+@dataclass(frozen=True, kw_only=True)
 class QualityCommand(PriorCommand):
     """Options of commands that draw pictures."""
 
@@ -133,6 +165,8 @@ class QualityCommand(PriorCommand):
 
 def _check_known(option: str, name: str, known: Sequence[str]) -> None:
     """Raises InputError for what is neither a known name, a folder nor a hub id."""
+    if not name.strip():
+        raise InputError(f"{option} is empty; have {', '.join(known)}, a folder, or owner/name")
     if name in known or Path(name).is_dir():
         return
     state = "is unknown"

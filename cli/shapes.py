@@ -43,9 +43,10 @@ class ShapeCommand(TextCommand, ImagePromptCommand):
     """Rule of score distillation: sds, sjc, vsd, csd, csd-late, nfsd, ism, sdi, asd, hifa, perp-neg, recon, or a YAML
     file (default: the recipe's)."""
     steps: int | None = None
-    """Optimisation steps; all schedules keep their shares of the run (default: the recipe's)."""
+    """Optimisation steps; all schedules keep their shares of the run (default: the recipe's). With --method direct25
+    those of each drawing (default: the prior's own)."""
     guidance: float | None = None
-    """Classifier-free guidance (default: that of the rule or recipe)."""
+    """Classifier-free guidance (default: that of the rule or recipe; with --method direct25 the prior's own)."""
     work: Path | None = None
     """Folder for checkpoints and preview.png, which stays (default: .NAME.work beside the result, removed at the end).
     The same command typed again goes on where an interrupted one was."""
@@ -167,22 +168,29 @@ class TextToMesh(ShapeCommand):
     """Triangles of the mesh at most (default: the recipe's)."""
     quality: Literal["fast", "balanced", "best"] = "balanced"
     """How much --method optimise spends: looks by the prior, and denoising steps of a look; balanced is the recipe."""
-    method: Literal["optimise", "turbo", "amortised"] = "optimise"
+    method: Literal["optimise", "turbo", "amortised", "direct25"] = "optimise"
     """optimise: score distillation of every prompt; turbo: planes in a few network calls, by trained weights;
-    amortised: a field in one pass of a small network, by trained weights."""
+    amortised: a field in one pass of a small network, by trained weights; direct25: normal maps from all around, fused
+    and painted, by priors that draw such maps."""
     turbo: Path | None = None
     """Weights of --method turbo: export/ of `unproject train triplane-turbo`, or the published checkpoint (.pth)."""
     amortised: Path | None = None
     """Weights of --method amortised: export/ of `unproject train amortised`."""
     refine: int = 0
     """Steps of score distillation that go on from the shape of --method turbo or amortised."""
+    direct25: Path | None = None
+    """What paints with --method direct25: export/ of `unproject train direct25-texture`, or a folder with the published
+    networks (default: what comes with the prior, else renders of the bare mesh are redrawn)."""
+    second_ring: float | None = None
+    """Degrees above the object of a second ring of views of --method direct25, which paints what the first does not
+    show."""
 
     @property
     def of_methods(self) -> dict[str, tuple[bool, tuple[str, ...]]]:
         """Whether options that only some methods know were given, and which do."""
         return {
-            "--steps": (self.steps is not None, ("optimise",)),
-            "--guidance": (self.guidance is not None, ("optimise",)),
+            "--steps": (self.steps is not None, ("optimise", "direct25")),
+            "--guidance": (self.guidance is not None, ("optimise", "direct25")),
             "--rule": (self.rule is not None, ("optimise",)),
             "--diagnostics": (self.diagnostics is not None, ("optimise",)),
             "--ip-adapter": (bool(self.ip_adapter), ("optimise",)),
@@ -191,6 +199,8 @@ class TextToMesh(ShapeCommand):
             "--turbo": (self.turbo is not None, ("turbo",)),
             "--amortised": (self.amortised is not None, ("amortised",)),
             "--refine": (bool(self.refine), ("turbo", "amortised")),
+            "--direct25": (self.direct25 is not None, ("direct25",)),
+            "--second-ring": (self.second_ring is not None, ("direct25",)),
         }
 
     def check(self) -> None:
@@ -200,6 +210,8 @@ class TextToMesh(ShapeCommand):
             if given and self.method not in methods:
                 told = " or ".join(methods)
                 raise InputError(f"{option} belongs to --method {told}; add that, or leave {option} out")
+        if self.second_ring is not None:
+            check_range("--second-ring", self.second_ring, -89, 89)
         if self.faces is not None:
             check_range("--faces", self.faces, 4, 10_000_000)
         if self.out is not None:
@@ -211,6 +223,8 @@ class TextToMesh(ShapeCommand):
         """See ShapeCommand.how."""
         if self.method == "optimise":
             return super().how
+        if self.method == "direct25":
+            return "normal maps, fused and painted"
         drawn = "planes" if self.method == "turbo" else "one pass of a network"
         return drawn + (f" and {self.refine} steps of score distillation" if self.refine else "")
 
@@ -220,8 +234,12 @@ class TextToMesh(ShapeCommand):
 
     def settings(self, prior: str) -> dict[str, Any]:
         """See ShapeCommand.settings."""
-        own = super().settings(prior) if self.method == "optimise" else {"refine": self.refine}
-        return {**own, "faces": self.faces}
+        if self.method == "optimise":
+            return {**super().settings(prior), "faces": self.faces}
+        if self.method != "direct25":
+            return {"refine": self.refine, "faces": self.faces}
+        drawn = {"num_inference_steps": self.steps, "guidance_scale": self.guidance}
+        return {**drawn, "second_ring": self.second_ring, "faces": self.faces}
 
     def estimate(self) -> Estimate | None:
         """See Command.estimate."""
@@ -242,6 +260,10 @@ class TextToMesh(ShapeCommand):
             from ..pipelines.amortised_mesh import AmortisedTextToMesh
 
             return AmortisedTextToMesh.from_pretrained(self.prior, self.amortised, **self.placement())
+        if self.method == "direct25":
+            from ..pipelines.direct25_mesh import Direct25TextToMesh
+
+            return Direct25TextToMesh.from_pretrained(self.prior, self.direct25, **self.placement())
         from ..pipelines.text_to_mesh import TextToMesh as Pipeline
 
         own: dict[str, Any] = {"rule": self.rule, "quality": self.quality, **self.placement()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -49,11 +50,20 @@ def to_stdout(command: Command, execute: Callable[[Command], int]) -> int:
     if not command.dry_run and sys.stdout.isatty():
         raise InputError("--out -: standard output is a terminal; send it to a file or another program")
     with tempfile.TemporaryDirectory(prefix="unproject-") as folder:
-        path = Path(folder, f"stdout{command.streamed}")
-        with contextlib.redirect_stdout(sys.stderr):
-            code = execute(replace(command, out=path))
+        path, said = Path(folder, f"stdout{command.streamed}"), io.StringIO()
+        try:
+            with contextlib.redirect_stdout(said):
+                code = execute(replace(command, out=path))
+        finally:
+            print(_without(folder, path, said.getvalue()), end="", file=sys.stderr)
         if path.is_file():
             sys.stdout.flush()
             sys.stdout.buffer.write(path.read_bytes())
             sys.stdout.buffer.flush()
         return code
+
+
+def _without(folder: str, path: Path, said: str) -> str:
+    """What was said of files in a folder that goes away: the one that is copied by what it is, others not at all."""
+    lines = [line.replace(str(path), "standard output") for line in said.splitlines(keepends=True)]
+    return "".join(line for line in lines if folder not in line)

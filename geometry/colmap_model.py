@@ -163,7 +163,7 @@ def _bytes(path: Path) -> bytes:
 def _lines(path: Path, keep_blank: bool = False) -> list[str]:
     """Lines without comments. Raises InputError for a missing or binary file."""
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         inner = next((p.parent for p in path.parent.glob("sparse/**/cameras.*")), None) or next(
             (p.parent for p in path.parent.glob("*/cameras.*")), None

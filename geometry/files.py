@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..utils.errors import InputError, UnprojectError
 from ..utils.files import atomic_path, write_text
-from .formats.border import file_bytes, floats, levels, parsing, positions_of
+from .formats.border import file_bytes, floats, levels, parsing, picture_name, positions_of
 from .formats.gltf import read_gltf
 from .formats.join import joined
 from .formats.obj import read_obj
@@ -34,6 +34,7 @@ from .stored import NO_ORIGIN, TEXTURES, StoredMesh
 
 WRITABLE = (".glb", ".obj", ".stl", ".ply")  # and USD, which is not read
 READABLE = (*WRITABLE, ".gltf", ".off")
+OBJ_MATERIAL = "newmtl surface\nKa 0 0 0\nKd 1 1 1\nKs 0 0 0\nd 1\nillum 1\n"  # how our libraries begin
 MAP_KEYS = {"base_color": "map_Kd", "roughness": "map_Pr", "metallic": "map_Pm", "normal": "norm"}
 M = TypeVar("M", bound=StoredMesh)
 
@@ -181,22 +182,32 @@ def _verify(mesh: StoredMesh, back: StoredMesh, path: Path) -> None:
         raise UnprojectError(f"{path} read back differently from what was written; nothing was kept")
 
 
+def written_beside(path: Path) -> list[Path]:
+    """What a mesh in this file may be written with: the library (first) and pictures of OBJ, the pictures of USD."""
+    suffix = path.suffix.lower()
+    if suffix == ".obj":
+        return [path.with_suffix(".mtl"), *(path.with_name(picture_name(path, name)) for name in MAP_KEYS)]
+    layers = set(USD_SUFFIXES) - {".usdz"}
+    return [path.with_name(picture_name(path, name)) for name in TEXTURES] if suffix in layers else []
+
+
 def _write_obj_materials(mesh: StoredMesh, path: Path) -> dict[str, str]:
-    """Writes NAME.mtl and its pictures beside the OBJ; returns {texture: file name}, empty without uv textures."""
+    """Writes NAME.mtl and its pictures beside the OBJ; returns {texture: file name}, empty without uv textures.
+
+    The library is written first: where it is ours and the OBJ is missing, all of them are what a stopped run left.
+    """
     if mesh.uv is None or not mesh.textures:
         return {}
     images = {name: mesh.textures[name] for name in TEXTURES if name in mesh.textures}
     packed = images.pop("metallic_roughness", None)
     if packed is not None:  # glTF packs roughness in green, metallic in blue; OBJ wants two pictures
         images |= {"roughness": packed[..., 1], "metallic": packed[..., 2]}
-    names = {}
+    names = {name: picture_name(path, name) for name in images}
+    maps = "".join(f"{MAP_KEYS[name]} {file}\n" for name, file in names.items())
+    write_text(path.with_suffix(".mtl"), OBJ_MATERIAL + maps)
     for name, pixels in images.items():
-        names[name] = f"{path.stem}_{name}.png"
         with atomic_path(path.with_name(names[name])) as temporary:
             Image.fromarray(pixels).save(temporary)
-    lines = ["newmtl surface", "Ka 0 0 0", "Kd 1 1 1", "Ks 0 0 0", "d 1", "illum 1"]
-    lines += [f"{MAP_KEYS[name]} {file}" for name, file in names.items()]
-    write_text(path.with_suffix(".mtl"), "\n".join(lines) + "\n")
     return names
 
 

@@ -99,7 +99,9 @@ def check_tensors(names: Sequence[str]) -> None:
 
 
 def step_callback(pipe: Any, callback: StepEnd) -> StepCallback:
-    """A callback of a pipeline as one of `Sampler`."""
+    """A callback of a pipeline as one of `Sampler`. Raises InputError for what cannot be called."""
+    if not callable(callback):
+        raise InputError(f"callback_on_step_end={callback!r} cannot be called; give a function")
 
     def after(call: int, level: Level, x: Tensor) -> Tensor | None:
         return (callback(pipe, call, float(level.model_time), {"latents": x}) or {}).get("latents")

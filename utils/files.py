@@ -170,7 +170,7 @@ def is_there(path: Path) -> bool:
 def read_json(path: str | Path) -> Any:
     """Reads JSON. Raises InputError for a missing, unreadable or malformed file."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist") from error
     except OSError as error:
@@ -187,6 +187,8 @@ def weights_root() -> Path:
 def student_folder(name: str | Path) -> Path:
     """The folder of a student: one on disk, or an embedded one by name. Raises InputError where there is none."""
     inside = weights_root() / "students"
+    if not str(name).strip():
+        raise InputError(f"student {str(name)!r} is empty; name a folder made by `unproject distill`")
     for place in (Path(name), inside / str(name)):
         if (place / STUDENT).is_file():
             return place
@@ -209,6 +211,8 @@ def split_scale(text: str | Path, argument: str, folder: bool = False) -> tuple[
     is no finite number.
     """
     name, colon, scale = str(text).rpartition(":")
+    if not str(text).strip() or (colon and not name):
+        raise InputError(f"{argument} {str(text)!r} names no file; write {'FOLDER' if folder else 'FILE'}")
     if not colon or Path(text).exists():
         name, scale = str(text), "1"
     try:

@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import inspect
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from ...utils.errors import InputError, UnprojectError, out_of_memory
 from ...utils.files import read_json
-from .diffusers import FAMILIES, DiffusersPrior
+from .diffusers import FAMILIES as WITH_TEXT
+from .diffusers import DiffusersPrior
 from .embedded import EmbeddedFlowPrior, EmbeddedPrior, read_vocabulary
 from .hub import first_line
-from .variants import pick_variant, weight_files
+from .variants import incomplete_parts, pick_variant, weight_files
+from .video import StableVideoPrior
+
+FAMILIES: dict[str, type[DiffusersPrior]] = {**WITH_TEXT, "StableVideoDiffusionPipeline": StableVideoPrior}
 
 WITH_VOCABULARY: dict[str, type[EmbeddedPrior] | type[EmbeddedFlowPrior]] = {
     "StableDiffusionPipeline": EmbeddedPrior,
     "StableDiffusion3Pipeline": EmbeddedFlowPrior,
 }
 UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder")
+PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+LOADING = {  # what diffusers' from_pretrained knows beside the parts of a pipeline; it passes over all else
+    *("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "variant", "use_safetensors"),
+    *("device_map", "max_memory", "offload_folder", "offload_state_dict", "low_cpu_mem_usage", "quantization_config"),
+    *("disable_mmap", "mirror"),
+}
 OPTIONAL_PARTS = ("text_encoder_3", "tokenizer_3", *UNUSED_PARTS)
 
 
@@ -50,6 +61,13 @@ def build(
     index = read_json(folder / "model_index.json")
     family = family_of(index, str(folder))
     missing = missing_parts(family, index)
+    check_options(options, inspect.signature(pipeline_class(family).__init__).parameters)
+    lacking = incomplete_parts(folder, index, {*missing, *options})
+    if lacking:
+        raise InputError(
+            f"the prior in {folder} is not whole: it has no safetensors of {', '.join(lacking)}, as after an "
+            "interrupted download or copy; fetch it again online, or convert weights of another kind to safetensors"
+        )
     given = options.get("variant")
     variant = pick_variant(weight_files(folder), given, preferred, missing)
     with told(f"the prior in {folder}", device), quiet():
@@ -61,6 +79,23 @@ def build(
         )
         pipe.to(device)
     return as_prior(pipe, family, name, read_vocabulary(folder))
+
+
+def check_options(options: Iterable[str], parts: Collection[str] = ()) -> None:
+    """Raises InputError for options that are neither of diffusers' loading nor `parts` of the pipeline."""
+    for name in options:
+        if name not in LOADING and name not in parts:
+            near = difflib.get_close_matches(name, [*LOADING, *parts], n=1)
+            hint = f"; did you mean {near[0]}=?" if near else "; leave it out"
+            raise InputError(f"{name}= is no option of loading this prior{hint}")
+
+
+def precision(dtype: Any) -> torch.dtype:
+    """A dtype of weights, also by its name. Raises InputError for others: diffusers would take float32 instead."""
+    found = PRECISIONS.get(dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
+    if found not in PRECISIONS.values():
+        raise InputError(f"dtype={dtype!r} must be torch.float32, float16 or bfloat16")
+    return cast(torch.dtype, found)
 
 
 def as_prior(pipe: Any, family: str, name: str, vocabulary: tuple[str, ...] = ()) -> DiffusersPrior:
@@ -105,7 +140,8 @@ def pipeline_class(family: str) -> Any:
 def missing_parts(family: str, index: dict[str, Any]) -> dict[str, None]:
     """Parts that we never use, and parts the model comes without, as arguments of the loading."""
     accepted = inspect.signature(pipeline_class(family).__init__).parameters
-    absent = {part for part in OPTIONAL_PARTS if part in UNUSED_PARTS or not any(index.get(part) or [None])}
+    unused = [part for part in UNUSED_PARTS if part not in FAMILIES[family].uses]
+    absent = {part for part in OPTIONAL_PARTS if part in unused or not any(index.get(part) or [None])}
     return {part: None for part in OPTIONAL_PARTS if part in accepted and part in absent}
 
 

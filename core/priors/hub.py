@@ -14,6 +14,7 @@ from typing import Any
 from ...utils.errors import InputError
 
 PAGE = "https://huggingface.co"
+LONGEST_LINE = 400  # characters; torch names a layer and two shapes
 PROBE_S = 5.0  # patience for the hub's first answer; the clients' own retries take half a minute
 WHERE = ("revision", "cache_dir", "local_files_only", "token")  # options of loading that say where files come from
 
@@ -55,12 +56,17 @@ def fetch_file(repo: str, filename: str, options: Mapping[str, Any], known: Sequ
 
 def fetch_settings(repo: str, options: Mapping[str, Any], weights: bool = False) -> Path:
     """The folder of a pipeline's settings and tokenizers, with `weights` its safetensors too. Raises Unfetched."""
+    patterns = ["*.json", "*.txt", "*.model", *(["*.safetensors"] if weights else [])]
+    return fetch_folder(repo, patterns, options)
+
+
+def fetch_folder(repo: str, patterns: Sequence[str], options: Mapping[str, Any]) -> Path:
+    """The folder of a repository's files of these patterns. Raises Unfetched."""
     from huggingface_hub import snapshot_download
 
     where = {key: options[key] for key in WHERE if key in options}
-    patterns = ["*.json", "*.txt", "*.model", *(["*.safetensors"] if weights else [])]
     try:
-        return Path(snapshot_download(repo, allow_patterns=patterns, **where))
+        return Path(snapshot_download(repo, allow_patterns=list(patterns), **where))
     except Exception as error:
         raise Unfetched(reason(error, repo, "model_index.json")) from error
 
@@ -106,6 +112,6 @@ def unfetched(name: str, failures: Iterable[str]) -> InputError:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its kind."""
-    text = str(error).strip().splitlines()
-    return (text[0] if text else type(error).__name__)[:200]
+    """The first line of an error's message, with the next where it ends in a colon, or its kind."""
+    text = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
+    return " ".join(text[: 2 if text[0].endswith(":") else 1])[:LONGEST_LINE]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from ...utils.errors import InputError
+from ...utils.files import read_json
 
 _WEIGHTS = re.compile(
     r"([^/]+)/(?:model|diffusion_pytorch_model)(?:\.([^/]+?))?(?:-\d{5}-of-\d{5})?\.safetensors"
@@ -16,6 +18,36 @@ _WEIGHTS = re.compile(
 def weight_files(folder: Path) -> list[str]:
     """The paths of the safetensors in a folder's components, relative to it, with slashes."""
     return [path.relative_to(folder).as_posix() for path in sorted(folder.glob("*/*.safetensors"))]
+
+
+def incomplete_parts(folder: Path, index: Mapping[str, Any], unused: Collection[str] = ()) -> list[str]:
+    """Networks of a model_index.json of which the folder holds no whole set of safetensors, and parts of which it holds
+    nothing: so an interrupted download leaves it."""
+    lacking = []
+    for part, named in index.items():
+        is_part = isinstance(named, (list, tuple)) and len(named) == 2 and all(isinstance(n, str) for n in named)
+        place = folder / part
+        if is_part and not part.startswith("_") and part not in unused:
+            is_network = (place / "config.json").is_file()
+            if not place.is_dir() or (is_network and not _has_weights(place)):
+                lacking.append(part)
+    return lacking
+
+
+def _has_weights(place: Path) -> bool:
+    """Whether a component holds safetensors in one file, or all shards that an index names."""
+    if any("-of-" not in path.name for path in place.glob("*.safetensors")):
+        return True
+    indices = place.glob("*.safetensors.index*.json")
+    return any(all((place / name).is_file() for name in _shards(path)) for path in indices)
+
+
+def _shards(path: Path) -> set[str]:
+    """The files that an index of shards names; one that is nowhere where the index cannot be read."""
+    try:
+        return set(map(str, read_json(path)["weight_map"].values()))
+    except (InputError, KeyError, TypeError, AttributeError):
+        return {f"{path.name}.unreadable"}
 
 
 def pick_variant(

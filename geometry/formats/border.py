@@ -48,6 +48,16 @@ def file_bytes(path: Path, suffixes: tuple[str, ...], what: str) -> bytes:
     return data
 
 
+def picture_name(path: Path, texture: str) -> str:
+    """The name of a texture's picture beside the file of a mesh."""
+    return f"{path.stem}_{texture}.png"
+
+
+def text_of(data: bytes) -> str:
+    """Bytes as text: UTF-8 without the mark that some editors put first, other bytes as replacement characters."""
+    return data.decode("utf-8-sig", errors="replace")
+
+
 def floats(values: Tensor | None) -> NDArray[np.float32] | None:
     """As float32."""
     return None if values is None else values.detach().cpu().float().numpy()

@@ -56,6 +56,9 @@ def parse_document(text: bytes) -> dict[str, Any]:
     version = str(about.get("version", "2.0"))
     if not version.startswith("2."):
         raise InputError(f"this is glTF {version}; export it as glTF 2.0")
+    least = str(about.get("minVersion", "2.0"))
+    if least != "2.0":
+        raise InputError(f"this needs a reader of glTF {least[:20]}; export it as glTF 2.0")
     return document
 
 

@@ -11,6 +11,7 @@ from ...utils.decoding import decode_layers
 from ...utils.errors import InputError
 from ...utils.files import is_there
 from ..stored import Image8
+from .border import text_of
 from .piece import Floats, Notes, linear, tinted
 
 OPTIONS = {  # arguments of the options that stand before a texture's name; those of s, o and t are one to three numbers
@@ -47,7 +48,7 @@ def read_mtl(path: Path, notes: Notes) -> dict[str, Material]:
     materials: dict[str, Material] = {}
     found: dict[str, dict[str, Image8]] = {}
     current = ""
-    for line in path.read_text(encoding="utf-8", errors="replace").replace("\\\n", " ").splitlines():
+    for line in text_of(path.read_bytes()).replace("\\\r\n", " ").replace("\\\n", " ").splitlines():
         words = (
             line.split("#", 1)[0].split() if not line.lower().lstrip().startswith(("map_", "norm")) else line.split()
         )
@@ -102,19 +103,25 @@ def texture_words(line: str) -> tuple[dict[str, list[str]], str]:
     rest = line.strip().split(None, 1)[1] if len(line.split()) > 1 else ""
     options: dict[str, list[str]] = {}
     while rest.startswith("-"):
-        option, _, rest = rest.partition(" ")
+        option, rest = _first_word(rest)
         low, count = option.lower(), OPTIONS.get(option.lower())
         if count is None and low not in VECTORS:
             return options, f"{option} {rest}".strip()
         values: list[str] = []
         while rest and len(values) < (3 if count is None else count):
-            word, _, tail = rest.lstrip().partition(" ")
+            word, tail = _first_word(rest)
             if count is None and _number(word) is None:
                 break
             values.append(word)
             rest = tail
         options[low], rest = values, rest.lstrip()
     return options, rest.strip().strip('"')
+
+
+def _first_word(text: str) -> tuple[str, str]:
+    """A word and what follows it, spaces and tabs between them left out."""
+    word, *rest = text.split(None, 1)
+    return word, rest[0] if rest else ""
 
 
 def find_texture(folder: Path, name: str) -> Path | None:

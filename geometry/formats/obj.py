@@ -10,8 +10,10 @@ import numpy as np
 
 from ...utils.errors import InputError
 from ...utils.files import is_there
+from .border import text_of
 from .mtl import Material, read_mtl
 from .piece import Floats, Ints, Notes, Piece
+from .polygons import fan_starts
 
 PASSED = {"o", "g", "s", "vp", "mg", "lod", "bevel", "c_interp", "d_interp", "shadow_obj", "trace_obj"}
 CURVES = {"curv", "curv2", "surf", "cstype", "deg", "bmat", "step", "parm", "trim", "hole", "scrv", "sp", "end", "con"}
@@ -31,17 +33,19 @@ class _Text:
 
 def read_obj(data: bytes, path: Path, notes: Notes) -> list[Piece]:
     """The triangles of a file, grouped by material. Raises InputError for numbers and indices that make no sense."""
-    text = _parse(data.decode("utf-8", errors="replace").replace("\\\r\n", " ").replace("\\\n", " "), notes)
-    positions, colors = _positions(text.positions)
+    text = _parse(text_of(data).replace("\\\r\n", " ").replace("\\\n", " "), notes)
+    positions, colors = _positions(text.positions, notes)
     uv = _table(text.uv, 2, "vt") if text.uv else None
     normals = _table(text.normals, 3, "vn") if text.normals else None
     materials = _materials(text, path, notes)
     pieces = []
     for name, polygons in text.polygons.items():
         material = materials.get(name)
-        if material is None and name and materials:
+        if material is None and name:
             notes.add(f"material {name!r}, which no library holds")
-        corners = np.array([[p[0], p[i], p[i + 1]] for p in polygons for i in range(1, len(p) - 1)], dtype=np.int64)
+        starts = fan_starts([[corner[0] for corner in p] for p in polygons], positions, notes).tolist()
+        turned = [p[start:] + p[:start] for p, start in zip(polygons, starts, strict=True)]
+        corners = np.array([[p[0], p[i], p[i + 1]] for p in turned for i in range(1, len(p) - 1)], dtype=np.int64)
         if len(corners):
             pieces.append(_piece(corners, positions, colors, uv, normals, material, notes))
     return pieces
@@ -98,14 +102,17 @@ def _corner(word: str, counts: tuple[int, int, int]) -> Corner:
     return made[0], made[1], made[2]
 
 
-def _positions(rows: list[list[str]]) -> tuple[Floats, Floats | None]:
-    """x y z [w | r g b [a]]; colours of 0 to 255 are recognised by their size."""
+def _positions(rows: list[list[str]], notes: Notes) -> tuple[Floats, Floats | None]:
+    """x y z [w | r g b [a]]; colours of 0 to 255 are recognised by their size, those of some vertices alone named."""
     if not rows:
         return np.zeros((0, 3)), None
     widths = Counter(map(len, rows))
     width = min(widths)
     if width < 3:
         raise InputError(f"a vertex has {width} coordinates; three are needed")
+    coloured = sum(count for wide, count in widths.items() if wide >= 6)
+    if width < 6 and coloured:
+        notes.add(f"the colours of {coloured} of {len(rows)} vertices, of which the others have none")
     table = _table(rows, min(width, 6), "v")
     if width in (4, 5):
         if not np.all(table[:, 3] == 1):

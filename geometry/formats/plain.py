@@ -4,29 +4,39 @@ from __future__ import annotations
 
 import io
 import re
+from codecs import BOM_UTF8
 
 import numpy as np
 import trimesh
 
 from ...utils.errors import InputError
+from .border import text_of
 from .piece import Floats, Notes, Piece
 
 STL_RECORD = np.dtype([("normal", "<f4", (3,)), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
 
 
 def read_stl(data: bytes, notes: Notes) -> list[Piece]:
-    """Triangles of binary or text STL. Colours in the attribute bytes are named."""
-    records = (len(data) - 84) // STL_RECORD.itemsize
-    if len(data) >= 84 and int.from_bytes(data[80:84], "little") == records > 0:
-        table = np.frombuffer(data, STL_RECORD, records, 84)
-        if table["attribute"].any() or b"COLOR=" in data[:80]:
-            notes.add("colours in attribute bytes (they have no common meaning)")
-    return _pieces(data, "stl")
+    """Triangles of binary or text STL. Colours in the attribute bytes are named. Raises InputError for cut files."""
+    if b"\0" not in data[:84]:
+        if b"endsolid" not in data.lower():
+            raise InputError("it ends before its endsolid; the file is incomplete")
+        return _pieces(data.removeprefix(BOM_UTF8), "stl")
+    count, whole = int.from_bytes(data[80:84], "little"), max(len(data) - 84, 0) // STL_RECORD.itemsize
+    if whole < count:
+        raise InputError(f"it ends after {whole} of its {count} triangles; the file is incomplete")
+    table = np.frombuffer(data, STL_RECORD, count, 84)
+    if table["attribute"].any() or b"COLOR=" in data[:80]:
+        notes.add("colours in attribute bytes (they have no common meaning)")
+    end = 84 + count * STL_RECORD.itemsize
+    if len(data) > end:
+        notes.add(f"{len(data) - end} bytes behind the triangles")
+    return _pieces(data[:end], "stl") if count else []
 
 
 def read_off(data: bytes, notes: Notes) -> list[Piece]:
     """Triangles of OFF. Raises InputError for its binary and other-dimensional kinds."""
-    lines = [line.split("#", 1)[0].strip() for line in data.decode("utf-8", errors="replace").splitlines()]
+    lines = [line.split("#", 1)[0].strip() for line in text_of(data).splitlines()]
     lines = [line for line in lines if line]
     head = re.match(r"(ST)?(C)?(N)?(4)?(n)?OFF\b(\s+BINARY)?", lines[0]) if lines else None
     if head is None:
@@ -39,14 +49,14 @@ def read_off(data: bytes, notes: Notes) -> list[Piece]:
     rows = [line.split() for line in lines[-3:]]
     if any(row[0].isdigit() and len(row) > 1 + int(row[0]) > 3 for row in rows):
         notes.add("the colours of faces")
-    return _pieces(data, "off")
+    return _pieces(data.removeprefix(BOM_UTF8), "off")
 
 
 def read_xyz(data: bytes) -> tuple[Floats, Floats | None, Floats | None]:
     """Positions, colours and normals of a text with a point on each line: 3 numbers; 6, colours from 0 to 255 or unit
     normals; or 9, both in this order. Raises InputError for other tables."""
     try:
-        table = np.loadtxt(io.BytesIO(data), ndmin=2, comments=("#", "//"))
+        table = np.loadtxt(io.StringIO(text_of(data)), ndmin=2, comments=("#", "//"))
     except ValueError as error:
         raise InputError(f"it is no table of numbers: {error}") from error
     if not len(table) or table.shape[1] not in (3, 6, 9):

@@ -12,6 +12,7 @@ from ...utils.errors import InputError
 from .mtl import find_texture
 from .piece import Floats, Ints, Notes, Piece
 from .ply_data import Element, Header, read_elements
+from .polygons import fan_starts
 
 COLORS = (("red", "green", "blue"), ("diffuse_red", "diffuse_green", "diffuse_blue"), ("r", "g", "b"))
 ALPHAS = ("alpha", "diffuse_alpha", "a")
@@ -43,10 +44,11 @@ def read_mesh_ply(data: bytes, path: Path, notes: Notes) -> list[Piece]:
     """The triangles of the file as one piece; none when it has no faces."""
     header, elements = read_elements(data)
     vertex, used = _vertex(elements), set[str]()
-    faces, owner = _faces(elements, notes)
+    positions = _xyz(vertex, used)
+    faces, owner = _faces(elements, positions, notes)
     if not len(faces):
         return []
-    piece = Piece(_xyz(vertex, used), faces, _normals(vertex, used), colors=_colors(vertex, used, notes))
+    piece = Piece(positions, faces, _normals(vertex, used), colors=_colors(vertex, used, notes))
     _add_texture(piece, header, elements, owner, path, (used, notes))
     face = elements.get("face")
     taken: set[str] = set()
@@ -124,7 +126,7 @@ def _normals(vertex: Element, used: set[str]) -> Floats | None:
     return np.stack([np.asarray(vertex.columns[name], np.float64) for name in names], axis=1)
 
 
-def _faces(elements: dict[str, Element], notes: Notes) -> tuple[Ints, Ints]:
+def _faces(elements: dict[str, Element], positions: Floats, notes: Notes) -> tuple[Ints, Ints]:
     """Triangles (F, 3), polygons as fans, and the row of the element that each comes from."""
     face, strips = elements.get("face"), elements.get("tristrips")
     rows: list[Any] = []
@@ -136,7 +138,9 @@ def _faces(elements: dict[str, Element], notes: Notes) -> tuple[Ints, Ints]:
         if isinstance(rows, np.ndarray) and rows.shape[1] == 3:
             return rows.astype(np.int64), np.arange(len(rows))
     owners = [i for i, row in enumerate(rows) for _ in range(len(row) - 2)]
-    triangles = [(int(row[0]), int(row[k]), int(row[k + 1])) for row in rows for k in range(1, len(row) - 1)]
+    rows = [[int(value) for value in row] for row in rows]
+    rows = [row[start:] + row[:start] for row, start in zip(rows, fan_starts(rows, positions, notes), strict=True)]
+    triangles = [(row[0], row[k], row[k + 1]) for row in rows for k in range(1, len(row) - 1)]
     if strips is not None and strips.length and not triangles:
         triangles = [t for column in strips.columns.values() for row in column for t in _strip(row)]
         owners = [0] * len(triangles)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...utils.errors import InputError
+from .border import text_of
 from .gltf import FROM_GLTF, SPLATS, check_required, placed_meshes
 from .gltf_data import Accessors
 from .piece import Floats, Notes, srgb
@@ -43,7 +44,7 @@ def has_only_points(document: dict[str, Any]) -> bool:
 def read_obj_points(data: bytes, notes: Notes) -> Cloud:
     """The vertices of an OBJ without faces, with colours behind the positions and as many `vn`."""
     rows: dict[str, list[list[str]]] = {"v": [], "vn": []}
-    for line in data.decode("utf-8", errors="replace").splitlines():
+    for line in text_of(data).splitlines():
         words = line.split()
         if not words or words[0].startswith("#"):
             continue

@@ -22,6 +22,7 @@ from ...utils.files import atomic_path
 from ..cameras import to_gltf_points
 from ..colors import linear_from_srgb
 from ..stored import NO_ORIGIN, TEXTURES, Origin, StoredMesh, StoredPoints
+from .border import picture_name
 
 USD_SUFFIXES = (".usd", ".usda", ".usdc", ".usdz")
 ROOT, SHAPE, MATERIAL = "/Object", "/Object/Shape", "/Object/Surface"
@@ -84,7 +85,7 @@ def write_usd_mesh(mesh: StoredMesh, path: Path, named: Path) -> None:
         st.SetIndices(_whole(pxr, mesh.uv_faces))
     elif mesh.vertex_colors is not None:
         _colors(pxr, shape, mesh.vertex_colors)
-    names = {name: f"{named.stem}_{name}.png" for name in TEXTURES if name in textures}
+    names = {name: picture_name(named, name) for name in TEXTURES if name in textures}
     _material(pxr, stage, shape, names)
     _save(pxr, stage, path, named, {names[name]: textures[name] for name in names})
 

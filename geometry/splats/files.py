@@ -17,9 +17,9 @@ from ..formats.ply_data import read_header
 from .cloud import GaussianCloud
 from .gltf import declares_splats, gltf_axes, read_glb, write_glb
 from .harmonics import C0
-from .packing import PACKED
+from .packing import PACKED, STEP
 from .ply import names_of, read_ply, write_packed_ply, write_ply
-from .spz import read_spz, write_spz
+from .spz import COLOR, read_spz, write_spz
 
 SUFFIXES = (".ply", ".compressed.ply", ".splat", ".spz", ".glb")
 SPLAT = np.dtype([("xyz", "<f4", 3), ("scale", "<f4", 3), ("rgba", "u1", 4), ("turn", "u1", 4)])
@@ -104,11 +104,29 @@ def losses(cloud: GaussianCloud, kind: str) -> list[str]:
         lost.append(
             "positions and sizes are rounded to 10 or 11 bits of their ranges, all else to bytes; another order"
         )
+    for what, values, low, high in _ranges(cloud, kind):
+        beyond = int(((values < low) | (values > high)).sum())
+        if beyond:
+            lost.append(f"{beyond} {what} beyond {low:.3g} to {high:.3g} are cut")
     if cloud.mode != "default" and kind in (".splat", ".spz", ".glb"):
         lost.append(f"the render mode {cloud.mode} is not said")
     if cloud.mode == "2dgs" and kind in (".splat", ".spz", ".glb"):
         lost.append("flat splats become thin ones")
     return lost
+
+
+def _ranges(cloud: GaussianCloud, kind: str) -> list[tuple[str, torch.Tensor, float, float]]:
+    """(what, its values, least, most) of what a format holds in a fixed range, half a step included."""
+    rest = cloud.sh[:, 1:]
+    if kind == ".splat":
+        return [("colours", cloud.colors, -0.5 / 255, 1 + 0.5 / 255)]
+    if kind == ".spz":
+        grey = 128 / (COLOR * 255)
+        sizes = ("logarithms of sizes", cloud.log_scales, -10 - 1 / 32, 255.5 / 16 - 10)
+        return [("colours", cloud.sh[:, 0], -grey, grey), sizes, ("harmonics", rest, -1 - 1 / 256, 127.5 / 128)]
+    if kind == ".compressed.ply":
+        return [("logarithms of sizes", cloud.log_scales, -20, 20), ("harmonics", rest, -128 * STEP, 128 * STEP)]
+    return []
 
 
 def suffix_of(path: Path) -> str:

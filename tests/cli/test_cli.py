@@ -226,6 +226,24 @@ def test_priors_say_their_state(run: Run, monkeypatch: pytest.MonkeyPatch, in_tm
     assert {"toybox", "toybox-mv", "sd15", "sdxl"} <= set(rows)
 
 
+def test_priors_look_where_the_hubs_client_keeps_them(run: Run, monkeypatch: pytest.MonkeyPatch, in_tmp: Path) -> None:
+    def state() -> str:
+        return {r["name"]: r["state"] for r in json.loads(run("priors", "--json")[1])["priors"]}["sd15"]
+
+    for variable in ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(in_tmp / "xdg"))
+    assert state() == "downloaded on first use"
+    repo = "models--stable-diffusion-v1-5--stable-diffusion-v1-5"
+    folder = in_tmp / "xdg" / "huggingface" / "hub" / repo / "snapshots" / "a"
+    (folder / "unet").mkdir(parents=True)
+    (folder / "unet" / "config.json").write_text("{}")
+    (folder / "model_index.json").write_text(json.dumps({"unet": ["diffusers", "UNet2DConditionModel"]}))
+    assert state() == "partly downloaded, the rest on first use"
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").write_text("")
+    assert state() == "ready"
+
+
 def test_told_things_are_written_when_asked(run: Run) -> None:
     assert run("methods", "-o", "m.json")[0] == 0
     assert "mvdream" in json.loads(Path("m.json").read_text())["methods"]

@@ -192,3 +192,73 @@ def test_a_report_is_written_beside_what_is_converted(in_tmp: Path, tetrahedron:
     facts = json.loads(Path("b.report.json").read_text())
     assert facts["file"] == "b.stl" and facts["solid"] is True and facts["bounds"]["unit"] == "metre"
     assert json.loads(Path("b.run.json").read_text())["outputs"] == ["b.stl", "b.report.json"]
+
+
+@pytest.fixture
+def painted(tetrahedron: Mesh, in_tmp: Path) -> Path:
+    """A GLB with a texture."""
+    return bake(unwrap(tetrahedron, 32), lambda points, normals: points.abs(), size=32).save("painted.glb")
+
+
+@pytest.mark.parametrize("other", ["b.mtl", "b_base_color.png"])
+@pytest.mark.parametrize(
+    "words", [("convert", "painted.glb", "b.obj"), ("inspect", "painted.glb", "--repair", "b.obj")]
+)
+def test_the_library_of_another_obj_is_not_overwritten(
+    painted: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], other: str
+) -> None:
+    Path(other).write_text("precious")
+    assert main([*words]) == 2
+    choice = "destination" if words[0] == "convert" else "--repair"
+    assert f"{other} is already there; choose another {choice}, or --overwrite it" in capsys.readouterr().err
+    assert Path(other).read_text() == "precious" and not Path("b.obj").exists()
+    assert main([*words, "--overwrite"]) == 0
+    assert Path("b.mtl").read_text().startswith("newmtl surface")
+
+
+def test_the_pictures_of_another_usd_are_not_overwritten(painted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("pxr")
+    Path("b_base_color.png").write_text("precious")
+    assert main(["convert", "painted.glb", "b.usda"]) == 2
+    assert "b_base_color.png is already there" in capsys.readouterr().err
+    assert Path("b_base_color.png").read_text() == "precious"
+    assert main(["convert", "painted.glb", "b.usdz"]) == 0  # a package holds its pictures
+
+
+def test_what_a_stopped_run_left_beside_an_obj_is_replaced(painted: Path) -> None:
+    assert main(["convert", "painted.glb", "b.obj"]) == 0
+    Path("b.obj").unlink()
+    Path("b.report.json").unlink()
+    Path("b_base_color.png").write_bytes(b"cut")
+    assert main(["convert", "painted.glb", "b.obj"]) == 0
+    assert "base_color" in Mesh.load("b.obj").textures
+    told = json.loads(Path("b.run.json").read_text())["outputs"]
+    assert told == ["b.obj", "b.report.json", "b.mtl", "b_base_color.png"]
+
+
+def test_points_have_no_library(in_tmp: Path) -> None:
+    PointCloud(torch.rand(4, 3)).save("a.ply")
+    Path("b.mtl").write_text("precious")
+    assert main(["convert", "a.ply", "b.obj"]) == 0 and Path("b.mtl").read_text() == "precious"
+
+
+@pytest.mark.parametrize("made", ["", "deep"])
+def test_a_refused_conversion_leaves_no_folder(in_tmp: Path, made: str) -> None:
+    frame = {"file_path": "a.png", "transform_matrix": np.eye(4).tolist()}
+    facts = {"camera_model": "EQUIRECTANGULAR", "w": 4, "h": 2, "fl_x": 1.0, "frames": [frame]}
+    Path("a.json").write_text(json.dumps(facts))
+    if made:
+        Path(made).mkdir()
+    assert main(["convert", "a.json", "deep/er/set"]) == 2
+    assert [path.name for path in Path().iterdir()] == ["a.json", *([made] if made else [])] or made
+    assert not Path("deep/er").exists() and Path("deep").exists() == bool(made)
+
+
+def test_points_of_a_colmap_model_are_not_overwritten(in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frame = {"file_path": "a.png", "transform_matrix": np.eye(4).tolist()}
+    Path("a.json").write_text(json.dumps({"w": 4, "h": 2, "fl_x": 3.0, "frames": [frame]}))
+    Path("sparse").mkdir()
+    Path("sparse/points3D.txt").write_text("1 0 0 0 9 9 9 0\n")
+    assert main(["convert", "a.json", "sparse"]) == 2
+    assert "sparse/points3D.txt is already there" in capsys.readouterr().err
+    assert Path("sparse/points3D.txt").read_text() == "1 0 0 0 9 9 9 0\n"

@@ -226,10 +226,21 @@ def test_prompts_come_from_a_file(run: Run, fake_images: list[dict[str, object]]
         assert (code, message in err) == (2, True)
 
 
-@pytest.mark.parametrize("words", [("depth", ""), ("depth", "a.png", "-o", ""), ("depth",), ("inspect", "")])
+@pytest.mark.parametrize(
+    "words", [("depth", ""), ("fit", ""), ("relight", ""), ("depth", "a.png", "-o", ""), ("depth",), ("inspect", "")]
+)
 def test_an_empty_name_is_not_the_working_folder(run: Run, drawn: list[str], words: tuple[str, ...]) -> None:
     photos("a.png")
     code, out, err = run(*words)
     assert (code, drawn) == (2, [])
     told = " ".join((out + err).replace("│", " ").split())
     assert "an empty name of a file" in told or "needs a picture" in told
+
+
+@pytest.mark.parametrize("words", [("--prior", ""), ("--prior=",), ("--encoder", ""), ("--work", "")])
+def test_an_empty_word_behind_an_option_is_no_folder(run: Run, drawn: list[str], words: tuple[str, ...]) -> None:
+    photos("a.png")
+    verb = ("match", "a.png", "a.png") if "--encoder" in words else ("text-to-image", "a red cup", "--negative", "")
+    code, _, err = run(*verb, *words)
+    assert (code, drawn) == (2, [])
+    assert f"the word behind {words[0].rstrip('=')} is empty; give it a value" in " ".join(err.split())

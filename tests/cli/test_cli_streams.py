@@ -36,7 +36,10 @@ class Pipe(io.TextIOWrapper):
 
 
 def test_one_file_goes_to_standard_output(
-    in_tmp: Path, fake_images: list[dict[str, object]], monkeypatch: pytest.MonkeyPatch
+    in_tmp: Path,
+    fake_images: list[dict[str, object]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = Pipe()
     monkeypatch.setattr(sys, "stdout", out)
@@ -44,6 +47,8 @@ def test_one_file_goes_to_standard_output(
     with Image.open(io.BytesIO(out.content())) as image:
         assert (image.format, image.size) == ("PNG", (8, 8))
     assert list(in_tmp.iterdir()) == []
+    told = capsys.readouterr().err
+    assert "standard output " in told and "stdout" not in told  # the folder that it was made in is gone
 
 
 @pytest.mark.parametrize(

@@ -154,3 +154,15 @@ def test_skew_is_refused_on_writing(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         save_nerfstudio(tmp_path / "t.json", camera, ["a.png"])
+
+
+def test_a_mark_before_the_text_of_cameras_is_passed_over(tmp_path: Path) -> None:
+    path = transforms(tmp_path, **LENS)
+    plain, _ = load_nerfstudio(path)
+    save_colmap(tmp_path / "set", plain, ["a.png", "b.png"])
+    for one in (path, *(tmp_path / "set").iterdir()):
+        one.write_bytes(b"\xef\xbb\xbf" + one.read_bytes().replace(b"\n", b"\r\n"))
+    assert torch.equal(load_nerfstudio(path)[0].c2w, plain.c2w)
+    camera, names = load_colmap(tmp_path / "set")
+    assert names == ["a.png", "b.png"]
+    torch.testing.assert_close(camera.c2w, plain.c2w)

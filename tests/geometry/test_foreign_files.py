@@ -56,6 +56,7 @@ def looks(mesh: Mesh) -> list[list[int]]:
         ("map_Kd -clamp on -mm 0 1 -o .5 2x.png", {"-clamp": ["on"], "-mm": ["0", "1"], "-o": [".5"]}, "2x.png"),
         ('map_Kd -blendu off "my tex.png"', {"-blendu": ["off"]}, "my tex.png"),
         ("map_Kd -strange.png", {}, "-strange.png"),
+        ("map_Kd\t-s\t2 1\ta b.png ", {"-s": ["2", "1"]}, "a b.png"),
     ],
 )
 def test_options_stand_before_the_name_of_a_texture(statement: str, options: dict[str, list[str]], name: str) -> None:
@@ -87,6 +88,7 @@ def test_textures_of_a_library(tmp_path: Path, place: str, statement: str, expec
         ("newmtl a\nd 0.5", "", r"the transparency of material 'a' \(d 0\.5\)"),
         ("newmtl a\nKe 1 0 0", "", r"the glow \(Ke\) of material 'a'"),
         ("newmtl a\nmap_Bump b.png", "", "map_Bump of material 'a'"),
+        ("newmtl a", "v 5 5 5 1 0 0\n", "the colours of 1 of 5 vertices, of which the others have none"),
         ("newmtl a", "l 1 2\n", "lines"),
         ("newmtl a", "mtllib none.mtl\n", r"the material library none\.mtl, which is not there"),
         ("newmtl a", "cstype bezier\n", "free-form surfaces"),
@@ -97,6 +99,56 @@ def test_what_an_obj_loses_is_named(tmp_path: Path, library: str, lines: str, me
     path = written(tmp_path, "a.obj", f"mtllib a.mtl\n{SQUARE}{TURNED}{lines}usemtl a\n{FACE}")
     with pytest.warns(UserWarning, match=f"a.obj: not kept: .*{message}"):
         assert len(Mesh.load(path).faces) == 2
+
+
+def test_a_material_without_any_library_is_named(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="material 'a', which no library holds"):
+        Mesh.load(written(tmp_path, "a.obj", f"{SQUARE}usemtl a\nf 1 2 3\n"))
+
+
+MARK = b"\xef\xbb\xbf"  # what Windows editors put before a text in UTF-8
+
+
+def test_a_mark_before_the_text_hides_no_line(tmp_path: Path) -> None:
+    for name, text in (
+        ("a.obj", f"v 9 9 9\n{SQUARE}mtllib a.mtl\nusemtl a\nf 2 3 4 5\n"),
+        ("a.mtl", "newmtl a\nKd 1 0 0\n"),
+        ("a.off", "OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 2\n"),
+        ("a.xyz", "1 2 3\n4 5 6\n"),
+        ("points.obj", "v 1 2 3\nv 4 5 6\n"),
+    ):
+        (tmp_path / name).write_bytes(MARK + text.replace("\n", "\r\n").encode())
+    mesh = quietly(tmp_path / "a.obj")
+    assert looks(mesh) == [[255, 0, 0]] * 4 and float(mesh.vertices.max()) == 1
+    assert len(quietly(tmp_path / "a.off").faces) == 1
+    for name in ("a.xyz", "points.obj"):
+        assert PointCloud.load(tmp_path / name).points.tolist() == [[1, 2, 3], [4, 5, 6]]
+
+
+ARROW = [(0, 0), (2, 0), (2, 2), (1, 0.25), (0, 2)]  # area 2.25; only its fourth corner sees all of it
+
+
+@pytest.mark.parametrize("turn", range(5))
+@pytest.mark.parametrize("kind", ["obj", "ply"])
+def test_polygons_are_filled_and_not_overlapped(tmp_path: Path, kind: str, turn: int) -> None:
+    places = [f"{x} {y} 0" for x, y in ARROW[turn:] + ARROW[:turn]]
+    if kind == "obj":
+        text = "".join(f"v {place}\n" for place in places) + "f 1 2 3 4 5\nf 1 2 3\n"
+    else:
+        text = "ply\nformat ascii 1.0\nelement vertex 5\n" + "".join(f"property float {c}\n" for c in "xyz")
+        text += "element face 2\nproperty list uchar int vertex_indices\nend_header\n"
+        text += "\n".join([*places, "5 0 1 2 3 4", "3 0 1 2"]) + "\n"
+    corners = (mesh := quietly(written(tmp_path, f"a.{kind}", text))).vertices[mesh.faces]
+    areas = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])[:3, 2] / 2
+    assert float(areas.abs().sum()) == pytest.approx(2.25) and float(areas.sum()) == pytest.approx(2.25)
+
+
+def test_a_polygon_that_no_fan_fills_is_named(tmp_path: Path) -> None:
+    angles = torch.arange(10) * torch.pi / 5
+    radii = torch.tensor([1.0, 0.2]).repeat(5)
+    star = "".join(f"v {r * a.cos():.6f} {r * a.sin():.6f} 0\n" for r, a in zip(radii, angles, strict=True))
+    with pytest.warns(UserWarning, match="the outline of 1 polygons, which no fan of triangles fills"):
+        Mesh.load(written(tmp_path, "a.obj", f"{star}f 1 2 3 4 5 6 7 8 9 10\n"))
 
 
 def test_relative_indices_count_from_their_line_and_lines_may_go_on(tmp_path: Path) -> None:
@@ -255,6 +307,24 @@ def test_colours_that_stl_and_off_hold_are_named(tmp_path: Path) -> None:
         Mesh.load(written(tmp_path, "b.off", triangle.replace("3 0 1 2", "3 0 1 2 255 0 0")))
     with pytest.raises(InputError, match="'4OFF' is a kind of OFF that is not read"):
         Mesh.load(written(tmp_path, "c.off", "4" + triangle))
+
+
+def test_stl_that_is_cut_is_told_and_what_lies_behind_it_named(tmp_path: Path) -> None:
+    record = struct.pack("<12fH", 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0)
+    whole = b"solid made by hand".ljust(80) + struct.pack("<I", 2) + record * 2
+    (tmp_path / "a.stl").write_bytes(whole)
+    assert len(quietly(tmp_path / "a.stl").faces) == 2
+    (tmp_path / "b.stl").write_bytes(whole + b"tail")
+    with pytest.warns(UserWarning, match="4 bytes behind the triangles"):
+        assert len(Mesh.load(tmp_path / "b.stl").faces) == 2
+    for left, count in ((whole[:-50], 1), (whole[:-7], 1), (whole[:90], 0)):
+        (tmp_path / "c.stl").write_bytes(left)
+        with pytest.raises(InputError, match=f"c.stl: it ends after {count} of its 2 triangles"):
+            Mesh.load(tmp_path / "c.stl")
+    facet = "facet normal 0 0 1\nouter loop\nvertex 0 0 0\nvertex 1 0 0\nvertex 0 1 0\nendloop\nendfacet\n"
+    assert len(quietly(written(tmp_path, "d.stl", f"solid a\n{facet * 2}endsolid a\n")).faces) == 2
+    with pytest.raises(InputError, match="it ends before its endsolid"):
+        Mesh.load(written(tmp_path, "d.stl", f"solid a\n{facet * 2}{facet[:60]}"))
 
 
 def test_formats_say_what_they_cannot_hold(tmp_path: Path) -> None:

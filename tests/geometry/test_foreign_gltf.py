@@ -345,3 +345,8 @@ def test_circles_of_nodes_and_old_versions_are_refused(tmp_path: Path) -> None:
     (tmp_path / "b.glb").write_bytes(struct.pack("<4sIIII", b"glTF", 1, 20, 0, 0))
     with pytest.raises(InputError, match=r"glTF 1\.0"):
         Mesh.load(tmp_path / "b.glb")
+    made = Maker()
+    made.square(None)
+    made.document["asset"] = {"version": "2.0", "minVersion": "2.1"}
+    with pytest.raises(InputError, match=r"needs a reader of glTF 2\.1"):
+        Mesh.load(made.save(tmp_path / "c.glb"))

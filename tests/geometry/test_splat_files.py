@@ -17,7 +17,7 @@ from unproject.geometry.formats.gltf_data import split_chunks
 from unproject.geometry.formats.ply_data import read_elements
 from unproject.geometry.splats import GaussianCloud, load_splats, rasterization, save_splats
 from unproject.geometry.splats.cloud import rotation_matrices
-from unproject.geometry.splats.files import SUFFIXES
+from unproject.geometry.splats.files import SUFFIXES, losses
 from unproject.geometry.splats.gltf import gltf_axes
 from unproject.geometry.splats.harmonics import basis, rotated
 from unproject.geometry.splats.packing import z_order
@@ -136,6 +136,26 @@ def test_spz_is_as_near_as_its_bits(tmp_path: Path) -> None:
     turned = gltf_axes(back).sh[:, 1:] - gltf_axes(made).sh[:, 1:]  # the file's own axes
     assert float(turned.abs().max()) <= 0.51 / 128
     assert float(angles(back.quaternions, made.quaternions).max()) < 0.005
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "edge", "told"),
+    [
+        (".spz", "sh", 0.99, "1 harmonics beyond -1 to 0.996 are cut"),
+        (".compressed.ply", "sh", 3.99, "1 harmonics beyond -4 to 4 are cut"),
+        (".spz", "log_scales", -10.0, "1 logarithms of sizes beyond -10 to 5.97 are cut"),
+        (".spz", "base", 3.3, "1 colours beyond -3.35 to 3.35 are cut"),
+        (".splat", "base", 1.77, "1 colours beyond -0.00196 to 1 are cut"),
+    ],
+)
+def test_what_lies_beyond_the_range_of_a_format_is_told(kind: str, value: str, edge: float, told: str) -> None:
+    c = cloud(20, 1)
+    c.sh.clamp_(-0.9, 0.9)
+    where = {"sh": c.sh[:, 1:], "base": c.sh[:, :1], "log_scales": c.log_scales[:, None]}[value]
+    where[3, 0, 1] = edge
+    assert not any("are cut" in text for text in losses(c, kind))
+    where[3, 0, 1] = edge * 1.1
+    assert told in losses(c, kind)
 
 
 def test_glb_keeps_everything_and_says_what_it_is(tmp_path: Path) -> None:

@@ -120,6 +120,7 @@ def test_a_prior_of_several_sizes_draws_them_all(monkeypatch: pytest.MonkeyPatch
         ({"prompt": ["a", 3]}, "must be text or a non-empty list of texts"),
         ({"generator": [1, 2], "seed": None}, "generator=[1, 2] must be a torch.Generator"),
         ({"callback_on_step_end_tensor_inputs": ["latents", "prompt_embeds"]}, "callbacks are handed latents alone"),
+        ({"callback_on_step_end": 3}, "callback_on_step_end=3 cannot be called; give a function"),
         ({"prompt_embeds": torch.zeros(1, 1, 2)}, "give prompt or prompt_embeds, not both"),
         ({"negative_prompt_embeds": torch.zeros(1, 1, 2)}, "go with prompt_embeds"),
     ],

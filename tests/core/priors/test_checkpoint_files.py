@@ -237,6 +237,15 @@ def test_layers_of_another_network_are_told(tiny_folders, tmp_path):
         load_prior(tiny_folders["sd"], lora=tmp_path / "more.safetensors")
 
 
+def test_a_layer_of_another_size_is_named(tiny_folders, tmp_path):
+    adapter(tiny_folders["sd"], tmp_path / "a.safetensors", 0)
+    layers = load_file(tmp_path / "a.safetensors")
+    wider = {name: v.repeat(1, 2) if "lora_A" in name or "down" in name else v for name, v in layers.items()}
+    save_file(wider, tmp_path / "wide.safetensors")
+    with pytest.raises(InputError, match=r"wide\.safetensors .*size mismatch for .*to_[qv].*shape torch\.Size"):
+        load_prior(tiny_folders["sd"], lora=tmp_path / "wide.safetensors")
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [

@@ -15,8 +15,9 @@ from safetensors.torch import save_file
 
 from unproject.core.priors import hub, inflate, load_prior
 from unproject.core.priors.registry import entry_of, half_of, registry
-from unproject.core.priors.variants import pick_variant, weight_files
+from unproject.core.priors.variants import incomplete_parts, pick_variant, weight_files
 from unproject.core.sampling import NoiseSchedule
+from unproject.tasks.heads import load_head
 from unproject.utils.errors import InputError, UnprojectError
 
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -103,6 +104,62 @@ def test_an_id_loads_from_a_cache_without_half_precision_files(tiny_folders, tmp
     cached(tiny_folders["sd"], tmp_path, SD15)
     prior = load_prior("sd15", dtype=dtype, cache_dir=tmp_path)
     assert prior.dtype == dtype and prior.name == "sd15"
+
+
+@pytest.mark.parametrize("lost", ["one file", "a shard", "a part"])
+def test_an_interrupted_download_is_told_as_such(tiny_folders, tmp_path, offline, lost):
+    folder = tmp_path / "sd"
+    shutil.copytree(tiny_folders["sd"], folder)
+    cached(folder, tmp_path, SD15)
+    load_prior("sd15", cache_dir=tmp_path)
+    part = folder / "text_encoder"
+    if lost == "a part":
+        shutil.rmtree(part)
+    else:
+        (part / "model.safetensors").rename(part / "model-00001-of-00002.safetensors")
+        names = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+        (part / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+        if lost == "one file":
+            (part / "model-00001-of-00002.safetensors").unlink()
+    with pytest.raises(InputError, match="not whole: it has no safetensors of text_encoder, as after an interrupted"):
+        load_prior("sd15", cache_dir=tmp_path)
+
+
+def test_an_index_with_all_its_shards_is_whole(tmp_path):
+    (tmp_path / "unet").mkdir()
+    for name in ("config.json", *(f"model-0000{i}-of-00002.safetensors" for i in (1, 2))):
+        (tmp_path / "unet" / name).write_text("{}")
+    index = {"_class_name": ["pipeline", "Odd"], "unet": ["diffusers", "UNet"], "extra": ["a", "B"], "none": [None] * 2}
+    assert incomplete_parts(tmp_path, index, ["extra"]) == ["unet"]  # nobody says which shards there are
+    names = {str(i): f"model-0000{i}-of-00002.safetensors" for i in (1, 2)}
+    (tmp_path / "unet" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    assert incomplete_parts(tmp_path, index, ["extra"]) == []
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_empty_name_is_no_folder(name, tiny_folders, monkeypatch):
+    monkeypatch.chdir(tiny_folders["sd"])
+    with pytest.raises(InputError, match="the prior's name is empty"):
+        load_prior(name)
+
+
+@pytest.mark.parametrize("load", [load_prior, load_head])
+def test_options_and_precisions_that_do_not_exist_are_refused(tiny_folders, load):
+    name = tiny_folders["sd"] if load is load_prior else "toybox"
+    with pytest.raises(InputError, match=r"varient= is no option of loading this prior; did you mean variant=\?"):
+        load(name, varient="fp16")
+    with pytest.raises(InputError, match="bogus= is no option of loading this prior; leave it out"):
+        load(name, bogus=1)
+    for odd in ("float", torch.int8, torch.float64, None):
+        with pytest.raises(InputError, match=f"dtype={odd!r} must be torch.float32, float16 or bfloat16"):
+            load(name, dtype=odd)
+    if load is load_prior:
+        assert load(name, dtype="bfloat16", low_cpu_mem_usage=True).dtype == torch.bfloat16
+
+
+def test_an_empty_name_is_no_head():
+    with pytest.raises(InputError, match="the head's name is empty"):
+        load_head("")
 
 
 def test_facts_of_an_entry_are_found_by_id_folder_and_cache(tiny_folders, tmp_path):

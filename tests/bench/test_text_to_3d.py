@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ import trimesh
 from unproject.bench import amortised, mesh_quality, text_to_3d, text_to_mesh
 from unproject.bench.text_to_mesh import Drawn, MeshBench, Wanted, cameras, true_looks
 from unproject.geometry.meshes import Mesh, join_meshes
+from unproject.geometry.raycast import RayMesh
+from unproject.pipelines.image_to_mesh import ImageToMesh
 from unproject.pipelines.mesh_quality import Spent, spending
 from unproject.pipelines.text_to_shape import MeshRecipe
 from unproject.toybox.materials import COLOURS_SRGB
@@ -83,6 +86,25 @@ def test_ways_without_weights_wait_and_say_for_what(tmp_path, monkeypatch):
     assert reasons["turbo"].endswith("unproject train triplane-turbo --out runs/triplane-turbo")
     assert reasons["amortised"].startswith("no weights of amortised come with the prior 'toybox' yet")
     assert list(text_to_3d.ways(CONFIG))[:2] == [text_to_3d.REAL, text_to_3d.OPTIMISED]
+
+
+def test_a_picture_of_the_instance_itself_is_what_image_to_mesh_is_given(monkeypatch):
+    given = []
+
+    class Stub:
+        def __call__(self, picture, mask, seed, elevation_deg):
+            given.append((picture, mask, seed, elevation_deg))
+            return SimpleNamespace(mesh=ball(), nfe={"orbit": 3, "normals": 4})
+
+    monkeypatch.setattr(ImageToMesh, "from_pretrained", lambda prior: Stub())
+    drawn = text_to_3d.pictured(CONFIG.meshes)("toybox")(CHAIR, 5)
+    real = text_to_3d.instances(CONFIG.meshes)("toybox")(CHAIR, 5)
+    ((picture, mask, seed, elevation),) = given
+    assert drawn.calls == 7 and seed == 5 and elevation == CONFIG.meshes.elevation_deg and real.views is not None
+    front = (255 * real.views[0].movedim(0, -1)).round().byte().numpy()
+    assert (picture == front).all() and mask.shape == front.shape[:2]
+    seen = RayMesh(real.mesh).render(cameras(CONFIG.meshes)[0], ("alpha",)).alpha[0, ..., 0].numpy() > 0.5
+    assert ((mask > 127) != seen).mean() < 0.05
 
 
 def test_some_prompts_are_made_with_several_seeds():

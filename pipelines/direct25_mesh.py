@@ -17,7 +17,7 @@ from torch import Tensor
 from ..core.distillation.score import DivergedError
 from ..core.priors import Prior, StableDiffusionPrior, load_prior, multi_view_sibling
 from ..core.priors.direct25 import DISTANCE, find_networks, load_direct25
-from ..core.priors.registry import weights_root
+from ..core.priors.registry import EMBEDDED, weights_root
 from ..generate.fuse import FuseConfig, fuse_normals
 from ..generate.view_normals import NormalCode, NormalsDraw, Ring, agreement, check_draws_normals, draw_normals
 from ..generate.view_paint import PaintConfig, Painted, Painter
@@ -35,7 +35,7 @@ from .sampling_parts import whole_number
 from .text_to_mesh import MadeMesh
 from .text_to_shape import REAL_BACKBONES, chosen_seed
 
-FUSE = FuseConfig(hull=48, faces=8000)  # of views of 64 px
+FUSE = FuseConfig(hull=48, steps=80, faces=8000)  # of views of 64 px
 PUBLISHED_RING = Ring(60.0, DISTANCE)
 NEGATIVE = (
     "ugly, dark, bad anatomy, blurry, cartoon, pixelated obscure, unnatural colors, poor lighting, dull, unclear, "
@@ -260,10 +260,11 @@ class _Clock:
 
 
 def find_weights(name: str | Path, weights: str | Path | None) -> Path | None:
-    """The folder of weights that paint, for a prior; None where none come with it. Raises InputError for a folder that
-    holds no such."""
+    """The folder of weights that paint, for a prior: what is given, or NAME-direct25 beside the prior; None without.
+    Raises InputError for a folder that holds no such."""
     if weights is None:
-        path = weights_root() / f"{Path(name).name.removesuffix('-mv')}-direct25"
+        home = weights_root() / str(name) if str(name) in EMBEDDED else Path(name)
+        path = home.with_name(f"{home.name.removesuffix('-mv')}-direct25") if home.name else home
         return path if (path / ABOUT).is_file() else None
     path = Path(weights)
     if not path.is_dir():

@@ -16,7 +16,6 @@ from ..generate.fuse import FuseConfig, fuse_normals
 from ..geometry.bake import bake_views
 from ..geometry.cameras import Camera
 from ..geometry.meshes import Mesh
-from ..geometry.outputs import world_normals
 from ..geometry.report import MeshReport
 from ..geometry.unwrap import unwrap
 from ..utils.errors import InputError
@@ -132,14 +131,14 @@ class ImageToMesh:
             empty = [k for k, mask in enumerate(masks) if not bool((mask >= 0.5).any())]
             raise InputError(f"view {empty[0]} of the orbit shows no object; try another --seed or --subject")
         with under_way("normals"):
-            made: Any = self.normals(
+            made = self.normals(
                 views.views,
                 ensemble_size=self.config.members,
                 processing_resolution=max(self.config.normals_px, views.settings.size),
                 valid=views.alpha[..., 0] >= 0.5,
                 seed=seed,
             )
-        return world_normals(torch.from_numpy(np.asarray(made.prediction)), views.cameras), masks
+        return made.in_world(views.cameras), masks
 
     def to(self, *where: Any, **named: Any) -> ImageToMesh:
         """Moves and casts both priors."""

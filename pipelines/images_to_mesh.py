@@ -6,23 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
-from ..generate.fuse import FuseConfig, fuse_normals
 from ..generate.view_normals import agreement
-from ..geometry.bake import bake_views
 from ..geometry.cameras import Camera
 from ..geometry.meshes import Mesh
-from ..geometry.outputs import world_normals
 from ..geometry.posed import PosedImages
 from ..geometry.posed_files import load_posed
-from ..geometry.unwrap import unwrap
 from ..tasks.codecs import NormalsOutput
 from ..utils.errors import InputError
 from ..utils.progress import under_way
 from .image_to_geometry import ImageToNormals
+from .image_to_mesh import MeshOfViews, mesh_of_views
 
 BEHIND = 1.0  # grey that an object without background stands before, where a head looks at it
 
@@ -52,12 +48,14 @@ class ImagesToMesh:
     >>> made.mesh.save("outputs/capture.glb")
     """
 
-    def __init__(self, normals: SeesNormals, config: FuseConfig | None = None, texture: int = 1024) -> None:
-        """`normals`: sees camera-space normals in pictures; `texture`: texels along an edge."""
-        self.normals, self.config, self.texture = normals, config or FuseConfig(), texture
+    def __init__(self, normals: SeesNormals, config: MeshOfViews | None = None) -> None:
+        """`normals`: sees camera-space normals in pictures, at a size of its own; `config`: of the mesh."""
+        self.normals, self.config = normals, config or MeshOfViews()
 
     @classmethod
-    def from_pretrained(cls, name: str | Path = "toybox", config: FuseConfig | None = None, **how: Any) -> ImagesToMesh:
+    def from_pretrained(
+        cls, name: str | Path = "toybox", config: MeshOfViews | None = None, **how: Any
+    ) -> ImagesToMesh:
         """With a head that sees normals (`ImageToNormals.from_pretrained`)."""
         return cls(ImageToNormals.from_pretrained(name, **how), config)
 
@@ -88,11 +86,8 @@ class ImagesToMesh:
         cover = masks if masks is not None else pictures.alpha[..., 0].float() / 255  # type: ignore[index]
         with under_way("normals"):
             shown = pictures.picture(range(len(pictures)), BEHIND).permute(0, 3, 1, 2)
-            seen = self.normals(list(shown), output_type="pt", **how)
-        local = torch.as_tensor(seen.prediction).permute(0, 2, 3, 1).float().cpu()
-        normals = world_normals(local, pictures.cameras, opengl=seen.frame == "viewer")
-        with under_way("fusion"):
-            fused = fuse_normals(normals, cover, pictures.cameras, self.config)
-        mesh = bake_views(unwrap(fused, self.texture), pictures.images.float() / 255, pictures.cameras, self.texture)
+            seen = self.normals(list(shown), **{"ensemble_size": self.config.members, **how})
+        normals = seen.in_world(pictures.cameras)
+        mesh = mesh_of_views(pictures.images.float() / 255, normals, cover, pictures.cameras, self.config)
         told = agreement(mesh, normals, cover, pictures.cameras)
         return ImagesToMeshOutput(mesh, normals, cover, pictures.cameras, told, seen.nfe)

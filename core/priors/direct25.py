@@ -111,7 +111,10 @@ def read_network(folder: Path) -> MultiViewUNet:
     kind = config.pop("_class_name", None)
     settings = {key: value for key, value in config.items() if key not in FOREIGN and not key.startswith("_")}
     weights = _tensors(folder)
-    unet = UNet2DConditionModel.from_config(settings)
+    try:
+        unet = UNet2DConditionModel.from_config(settings)
+    except Exception as error:  # of diffusers and torch, many kinds
+        raise InputError(f"{folder / 'config.json'} describes no U-Net: {damage(error)}") from error
     camera = {key.removeprefix(CAMERA): weights.pop(key) for key in list(weights) if key.startswith(CAMERA)}
     embedding = None
     if kind == NORMALS:

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...geometry.cameras import Camera
+from ...geometry.outputs import world_normals
 from ...utils.errors import InputError
 from ...utils.pictures import Picture, normals_to_rgb
 from ..ensemble import Alignment, Ensembled, ensemble_directions
@@ -145,6 +147,11 @@ class NormalsOutput(TaskOutput):
     def normals(self) -> np.ndarray:
         """float32 (N, H, W, 3)."""
         return self.maps()
+
+    def in_world(self, cameras: Camera) -> Tensor:
+        """Unit world normals (N, H, W, 3) float32 of the pictures of N cameras, whatever the frame."""
+        local = convert_normals(torch.from_numpy(self.normals).permute(0, 3, 1, 2), self.frame, "opencv")
+        return world_normals(local.permute(0, 2, 3, 1), cameras)
 
     @property
     def codec(self) -> NormalCodec:

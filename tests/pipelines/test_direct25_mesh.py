@@ -95,6 +95,9 @@ def tiny() -> MultiViewPrior:
 def test_weights_are_found_and_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = NormalTexture(tiny(), TextureConfig(2)).save(tmp_path / "export")
     assert find_weights("tiny", None) is None and find_weights("tiny", folder) == folder
+    beside = folder.rename(tmp_path / "tiny-direct25")
+    assert find_weights(tmp_path / "tiny-mv", None) == beside and find_weights(tmp_path / "other", None) is None
+    folder = beside.rename(folder)
     with pytest.raises(InputError, match="do not exist"):
         find_weights("tiny", tmp_path / "none")
     with pytest.raises(InputError, match="holds neither"):

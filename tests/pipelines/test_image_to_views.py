@@ -17,12 +17,14 @@ from unproject.geometry.camera_files import load_nerfstudio
 from unproject.geometry.cameras import Camera
 from unproject.geometry.meshes import Mesh
 from unproject.geometry.metrics import compare_meshes
+from unproject.geometry.outputs import camera_normals
 from unproject.geometry.raycast import RayMesh
 from unproject.pipelines import image_to_views
 from unproject.pipelines.cutout import Cutout, attended, cut_out, plain_background
 from unproject.pipelines.image_to_mesh import ImageToMesh, MeshOfViews, mesh_of_views
 from unproject.pipelines.image_to_views import ImageToViews, find_weights, frame_guidance
 from unproject.scripts.random_backbones import tiny_sd, tiny_svd, write_folder
+from unproject.tasks.codecs import NormalsOutput
 from unproject.toybox.dataset import RenderJob, render_group
 from unproject.utils.errors import InputError
 
@@ -194,8 +196,7 @@ def test_a_mesh_of_a_picture_whose_orbit_is_known(orbit, monkeypatch):
 
         def __call__(self, pictures, **options):
             asked.update(options)
-            local = torch.einsum("bji,bhwj->bhwi", camera.c2w[:, :3, :3], seen.normal)
-            return type("Made", (), {"prediction": local.numpy()})()
+            return NormalsOutput(camera_normals(seen.normal, camera, opengl=True).numpy())  # a head's: y up, z near
 
     made = ImageToMesh(views, Normals(), SMALL)(photo(), elevation_deg=0, num_frames=4, faces=400)
     assert made.report.watertight and len(made.mesh.faces) <= 400 and "base_color" in made.mesh.textures

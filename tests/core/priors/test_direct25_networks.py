@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,14 @@ def test_folders_that_lack_something_say_what(published: tuple[Path, dict[str, A
     assert len(find_networks(folder)) == 2 and find_networks(tmp_path) == {}
     with pytest.raises(InputError, match="lacks the U-Net of mvnormal and mvrgb"):
         load_direct25(tmp_path, base())
+    damaged = shutil.copytree(folder, tmp_path / "damaged")
+    config = damaged / "mvnormal_finetune_sd21b" / "unet" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "down_block_types": ["None", "None"]}))
+    with pytest.raises(InputError, match=r"config\.json describes no U-Net"):
+        load_direct25(damaged, base())
+    (config.parent / "diffusion_pytorch_model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(InputError, match=r"safetensors cannot be read"):
+        load_direct25(damaged, base())
     wide = StableDiffusionPrior(tiny_sd(cross_attention_dim=48), "other")
     with pytest.raises(InputError, match="reads text of 32 numbers, other writes 48; give --prior sd21-base"):
         load_direct25(folder, wide)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +12,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..core.priors import load_prior
+from ..core.priors.diffusers import StableDiffusionPrior
+from ..core.priors.orbits import OrbitPrior
+from ..core.priors.temporal import TemporalConfig
 from ..geometry.camera_files import save_nerfstudio
 from ..geometry.cameras import Camera
 from ..geometry.environment import write_hdr
 from ..geometry.meshes import Mesh
 from ..geometry.points import PointCloud
-from ..utils.files import write_bytes, write_text
+from ..tasks.materials import MaterialGenerator, MaterialPrior
+from ..tasks.sim2real import SensorConfig, SensorSimulator, SensorStage
+from ..utils.files import atomic_path, write_bytes, write_text
 from ..utils.pictures import save_image
 
 SIDE = 32
@@ -50,6 +58,10 @@ val: [set]
 model: {widths: [4, 8], norm_groups: 4, image_size: 8, validation_images: 2}
 trainer: {steps: 6, batch: 2, save_every: 2, log_every: 2}
 """
+DISTILL = (
+    *("--set", "pairs.count=2", "pairs.steps=2", "stages.adapter.trainer.steps=4"),
+    *("stages.adapter.trainer.batch=2", "stages.adapter.trainer.warmup=0", "stages.adapter.trainer.save_every=2"),
+)
 VERBS: dict[str, Verb] = {
     "depth": _verb("depth photos -o out --steps 1", *(f"out/p{i}-depth.npz" for i in range(2))),
     "normals": _verb("normals photos/p0.png -o out --steps 1", "out/p0-normals.npz"),
@@ -117,14 +129,28 @@ VERBS: dict[str, Verb] = {
         "out/o-light.hdr",
         stages=6,
     ),
+    "sim2real": _verb(
+        "sim2real rooms --prior sensor --steps 1 -o out",
+        *(f"out/r{i}-sim2real{end}" for i in range(2) for end in (".npz", "-16bit.png")),
+    ),
+    "materials": _verb(
+        "materials red~bricks --prior surfaces --steps 1 --size 32 --format png,npz,glb -o out",
+        *(f"out/red-bricks-seed0{end}" for end in ("-albedo.png", "-sheet.png", ".npz", ".glb")),
+    ),
+    "distill": Verb(
+        (*["distill", "lora-distillation", "--pairs", "pairs", "--out", "out"], *DISTILL),
+        ("out/export/distill.json", "out/export/pytorch_lora_weights.safetensors"),
+        stages=2,
+        rewrites=True,
+    ),
     "inspect": _verb("inspect mesh.glb -o out/m.json", "out/m.json"),
     "inspect --repair": _verb("inspect mesh.glb --repair out/m.ply", "out/m.ply"),
 }
 
 
 def inputs(folder: Path) -> None:
-    """Two pictures and one without background, key points, two prompts, a mesh, a light, points, cameras, a small
-    rendered set, and weights of orbits that have learnt nothing."""
+    """Two pictures and one without background, key points, two prompts, a mesh, a light, points, cameras, depth maps, a
+    small rendered set, and weights as they are before they learn anything."""
     rng = np.random.default_rng(0)
     for i in range(2):
         save_image(folder / "photos" / f"p{i}.png", rng.random((SIDE, SIDE + 8, 3)).astype(np.float32))
@@ -138,11 +164,15 @@ def inputs(folder: Path) -> None:
     PointCloud(corners, corners / 3).save(folder / "points.ply")
     cameras = Camera.orbit([0.0, 90.0], 10.0, 2.0, 40.0, 16, 12)
     save_nerfstudio(folder / "cameras.json", cameras, ["a.png", "b.png"])
+    for i in range(2):
+        depth_m = 1 + i + rng.random((16, 24)).astype(np.float32)
+        with atomic_path(folder / "rooms" / f"r{i}.npz") as path:
+            np.savez(path, depth_m=depth_m)
+    for name in ("sensor", "surfaces", "orbit"):
+        (folder / name).symlink_to(_untrained() / name)
     write_text(folder / "vae.yaml", RECIPE)
     for name, data in _rendered().items():
         write_bytes(folder / "set" / name, data)
-    for name, data in _orbit().items():
-        write_bytes(folder / "orbit" / name, data)
 
 
 @functools.cache
@@ -156,15 +186,14 @@ def _rendered() -> dict[str, bytes]:
 
 
 @functools.cache
-def _orbit() -> dict[str, bytes]:
-    """The files of an adapter of the embedded prior as it begins."""
-    from ..core.priors.embedded import EmbeddedPrior
-    from ..core.priors.orbits import OrbitPrior
-    from ..core.priors.registry import load_prior
-    from ..core.priors.temporal import TemporalConfig
-
-    base = load_prior("toybox")
-    assert isinstance(base, EmbeddedPrior)
-    with tempfile.TemporaryDirectory() as folder:
-        OrbitPrior(base, TemporalConfig(share=0.1, rank=0)).save_adapter(folder, "toybox")
-        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+def _untrained() -> Path:
+    """A sensor, a prior of surfaces and one of orbits that have learnt nothing, in a folder that goes with this
+    process."""
+    folder = Path(tempfile.mkdtemp(prefix="unproject-untrained-"))
+    atexit.register(shutil.rmtree, folder)
+    prior = load_prior("toybox")
+    assert isinstance(prior, StableDiffusionPrior)
+    SensorSimulator([SensorStage(prior, SensorConfig())], "toybox").save(folder / "sensor")
+    MaterialGenerator(MaterialPrior.from_prior(prior)).save(folder / "surfaces", "toybox")
+    OrbitPrior(prior, TemporalConfig(share=0.1, rank=0)).save_adapter(folder / "orbit", "toybox")
+    return folder

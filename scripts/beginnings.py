@@ -16,8 +16,6 @@ from ..toybox.captions import vocabulary
 from ..utils.errors import InputError
 from ..utils.files import read_json
 
-OUTER = ("conv_in.weight", "conv_out.weight", "conv_out.bias")  # where a U-Net meets the latents
-
 
 def begin_with(network: nn.Module, given: nn.Module, folder: str, free: tuple[str, ...] = ()) -> None:
     """Copies weights; those whose names end in one of `free` stay fresh where their shapes differ.

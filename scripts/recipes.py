@@ -21,6 +21,7 @@ from ..core.training.objectives.flow import FlowConfig, FlowObjective
 from ..core.training.objectives.multiview import MultiViewConfig, MultiViewObjective
 from ..core.training.objectives.pixels import PixelBatches, PixelConfig, PixelObjective
 from ..core.training.objectives.tokenizer import MAX_LENGTH, build_tokenizer
+from ..core.training.objectives.unet_weights import begin_with_cameras, begin_with_unet
 from ..core.training.objectives.vae import VAEConfig, VAEObjective
 from ..core.training.objectives.vae_weights import begin_with_codec, reset_posterior, save_vae
 from ..tasks.data import CameraColumns, GeometryData
@@ -35,7 +36,7 @@ from ..toybox.judge_train import JudgeConfig, JudgeObjective, labelled
 from ..toybox.maps import MapPictures
 from ..utils.configs import load_config
 from ..utils.errors import InputError
-from .beginnings import OUTER, begin_with, begin_with_pipeline, begin_with_run, begin_with_words, load_vae, tokenizer_of
+from .beginnings import begin_with, begin_with_pipeline, begin_with_run, begin_with_words, load_vae, tokenizer_of
 from .head_recipes import preimage_job, refine_job
 from .job import Job
 from .material_recipes import few_step_job, material_job
@@ -247,7 +248,7 @@ def diffusion_job(values: dict[str, Any]) -> Job:
     objective = DiffusionObjective(recipe.model, tokenizer, vae, val, recipe.trainer.seed)
     if recipe.start_from:
         base = StableDiffusionPipeline.from_pretrained(recipe.start_from)
-        begin_with(objective.unet, base.unet, recipe.start_from, OUTER)
+        begin_with_unet(objective.unet, base.unet, recipe.start_from)
         begin_with_words(objective.text_encoder, tokenizer, base.text_encoder, base.tokenizer, recipe.start_from)
     return Job(recipe.trainer, objective, train, lambda out: with_vocabulary(objective.save_pipeline(out)))
 
@@ -298,7 +299,7 @@ def multiview_job(values: dict[str, Any]) -> Job:
         begin_with(objective.unet, MultiViewUNet.load(recipe.start_from), recipe.start_from)
     if recipe.cameras:
         given = MultiViewUNet.load(recipe.cameras)
-        begin_with(objective.unet.camera_embedding, given.camera_embedding, recipe.cameras)
+        begin_with_cameras(objective.unet.camera_embedding, given.camera_embedding, recipe.cameras)
 
     def export(out: Path) -> Path:
         if not recipe.model.train_text:

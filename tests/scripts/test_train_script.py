@@ -15,7 +15,7 @@ from transformers import CLIPTokenizer
 from unproject.cli import main as cli_main
 from unproject.core.training.checkpoints import read_tensors
 from unproject.core.training.objectives.base import fixed_init
-from unproject.core.training.objectives.diffusion import DiffusionConfig, build_text_encoder, build_unet, token_ids
+from unproject.core.training.objectives.diffusion import DiffusionConfig, build_text_encoder, token_ids
 from unproject.core.training.objectives.flow import FlowConfig, FlowObjective
 from unproject.core.training.objectives.flow_networks import FlowNetworks
 from unproject.core.training.objectives.tokenizer import build_tokenizer, save_tokenizer
@@ -212,22 +212,6 @@ def test_a_text_encoder_goes_on_with_the_words_it_knew():
     assert torch.equal(mine.state_dict()["embeddings.position_embedding.weight"][8:], last)
     with pytest.raises(InputError, match="start_from=there holds a network of another shape"):
         beginnings.begin_with_words(build_text_encoder(replace(config, text_layers=2), new), new, given, old, "there")
-
-
-def test_a_network_begins_with_all_but_what_meets_other_latents():
-    shape = DiffusionConfig((8, 8, 16), transformer_layers=1, heads=(1, 1, 2), norm_groups=4, text_width=8)
-    given, mine = build_unet(shape), build_unet(replace(shape, latent_channels=6))
-    fresh = mine.conv_in.weight.clone()
-    with pytest.raises(InputError, match="another shape"):
-        beginnings.begin_with(mine, given, "there")
-    beginnings.begin_with(mine, given, "there", beginnings.OUTER)
-    differing = {k for k, v in mine.state_dict().items() if not torch.equal(v, given.state_dict()[k])}
-    assert differing == set(beginnings.OUTER) and torch.equal(mine.conv_in.weight, fresh)
-    with pytest.raises(InputError, match="another shape"):
-        beginnings.begin_with(build_unet(replace(shape, widths=(8, 16, 16))), given, "there", beginnings.OUTER)
-    same = build_unet(shape)
-    beginnings.begin_with(same, given, "there", beginnings.OUTER)
-    assert torch.equal(same.conv_in.weight, given.conv_in.weight)
 
 
 @pytest.mark.parametrize("command", ["script", "unproject"])

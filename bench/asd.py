@@ -59,6 +59,15 @@ def noise_error(prior: Prior, latents: Tensor, condition: Condition, index: floa
     return torch.cat(found)
 
 
+def premise(prior: Prior, given: Renders, levels: int, seed: int) -> tuple[list[dict[str, Any]], float]:
+    """(e at so many times, Spearman's correlation of its mean with time)."""
+    latents, condition = encoded(prior, given.images), prior.encode_text(given.prompts)
+    times = [0.02 + 0.96 * i / (levels - 1) for i in range(levels)]
+    errors = [bootstrapped(noise_error(prior, latents, condition, t * 999, seed).numpy()) for t in times]
+    curve = [{"t": round(t, 3), "error": error} for t, error in zip(times, errors, strict=True)]
+    return curve, float(stats.spearmanr(times, [error["mean"] for error in errors]).statistic)
+
+
 def variance(prior: Prior, given: Renders, name: str, time: float, config: AsdBench) -> list[float]:
     """Variance of the pull at each render over draws of noise, in shares of the squared mean."""
     rule, guidance = RULES[name]
@@ -81,11 +90,7 @@ def run(context: Context) -> dict[str, Any]:
     config = AsdBench(16, 5, 4, 3, (0.5,)) if context.quick else AsdBench()
     prior = load_prior(context.prior)
     given = renders("test", (config.renders + 3) // 4)
-    latents, condition = encoded(prior, given.images), prior.encode_text(given.prompts)
-    times = [0.02 + 0.96 * i / (config.levels - 1) for i in range(config.levels)]
-    errors = [bootstrapped(noise_error(prior, latents, condition, t * 999, context.seed).numpy()) for t in times]
-    curve = [{"t": round(t, 3), "error": error} for t, error in zip(times, errors, strict=True)]
-    rank = float(stats.spearmanr(times, [error["mean"] for error in errors]).statistic)
+    curve, rank = premise(prior, given, config.levels, context.seed)
     rows = [
         {"quantity": name, "t": time, "variance": bootstrapped(variance(prior, given, name, time, config))}
         for time in config.times

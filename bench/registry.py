@@ -224,6 +224,27 @@ EXPERIMENTS: dict[str, Experiment] = {
         weights=(JUDGE, "toybox-mv"),
         method=("generate", "core/priors/planes.py", "core/distillation", "geometry/fields", "geometry/shapes"),
     ),
+    "amortised": Experiment(
+        "One network for a library of prompts: rules of score distillation at equal network rows",
+        "amortised",
+        ("rule", "sds"),
+        weights=(JUDGE, "toybox-mv"),
+        method=("generate", "core/distillation", "core/distillation/rules", "geometry/fields", "geometry/shapes"),
+    ),
+    "text-to-3d": Experiment(
+        "Every way from words to a mesh, with real instances as the ceiling",
+        "text_to_3d",
+        ("generator", "real instances"),
+        weights=(JUDGE, "toybox-mv"),
+        method=("generate", "core/distillation", "core/priors/planes.py", "geometry/fields", "geometry/shapes"),
+    ),
+    "mesh-quality": Experiment(
+        "What may be saved in score distillation of a mesh without losing its shape",
+        "mesh_quality",
+        ("setting", "the recipe"),
+        weights=(JUDGE, "toybox-mv"),
+        method=("generate", "core/distillation", CACHES),
+    ),
     "orbits": Experiment(
         "Orbits from one picture: the image prior against random weights, joint against single views, curation",
         "orbits",

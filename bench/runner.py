@@ -98,13 +98,13 @@ def usual_seconds(path: Path, quick: bool) -> float | None:
 def by_guidance(make: Callable[[float], T], guidances: Sequence[float], workers: int) -> list[T]:
     """What `make` returns for each guidance, from processes of their own with one thread each."""
     pool = ProcessPoolExecutor(
-        min(workers, len(guidances)), mp_context=get_context("spawn"), initializer=_helper, initargs=(os.getpid(),)
+        min(workers, len(guidances)), mp_context=get_context("spawn"), initializer=helper, initargs=(os.getpid(),)
     )
     with pool:
         return list(pool.map(make, guidances))
 
 
-def _helper(parent: int) -> None:
+def helper(parent: int) -> None:
     """One thread, and no life after the process that asked for it."""
     pin(1)
     follow(parent)

@@ -101,7 +101,7 @@ def row_of(
         "f_score": spread([s["f_score"] for s in surfaces]),
         "saturation_error": spread([r["saturation_error"] for r in records]),
         "variance": {"value": pull_variance(recipe, prior, true[0, list(SIDES)], config.draws)},
-        "diversity": {"value": _diversity(judge, [s.views for s in shapes[: config.seeds]], true)},
+        "diversity": {"value": diversity(judge, [s.views for s in shapes[: config.seeds]], true)},
         "failed": sum(bool(r["failed"]) for r in records),
         "seconds": spread([r["seconds"] for r in records]),
         "nfe": spread([r["nfe"] for r in records]),
@@ -109,7 +109,7 @@ def row_of(
     return row, [shapes[i] for i in firsts]
 
 
-def _diversity(judge: Judge, views: list[Tensor], true: Tensor) -> float:
+def diversity(judge: Judge, views: list[Tensor], true: Tensor) -> float:
     """Mean distance of two runs of a prompt in the judge's features, in shares of that of two toybox instances."""
     return _apart(judge, torch.stack(views)) / max(_apart(judge, true), 1e-9)
 

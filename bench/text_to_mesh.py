@@ -10,6 +10,7 @@ import hashlib
 import json
 import resource
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from ..geometry.cameras import Camera, orbit_distance
 from ..geometry.meshes import Mesh
 from ..geometry.metrics import compare_meshes
 from ..geometry.raycast import RayMesh
+from ..geometry.solid import faults
 from ..geometry.validate import validate_glb
 from ..toybox.captions import Meaning, Phrase, say
 from ..toybox.judge import Judge
@@ -93,29 +95,50 @@ def fingerprint(prior: str, config: MeshBench) -> str:
     return hashlib.sha256(described.encode()).hexdigest()[:12]
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """What a way of making meshes gave for one prompt."""
+
+    mesh: Mesh
+    calls: int  # network rows
+    views: torch.Tensor | None = None  # (8, 3, H, W), where the mesh does not wear its own colours
+
+
+Make = Callable[[Wanted, int], Drawn]  # of a prompt and a seed
+
+
 def make_one(wanted: Wanted, prior: str, seed: int, config: MeshBench, folder: str) -> dict[str, Any]:
     """Makes, measures and keeps one mesh and its views; returns its record (an earlier one when it is there)."""
-    from ..pipelines.text_to_mesh import TextToMesh
 
-    place = Path(folder) / f"{wanted.index:03d}"
+    def optimised(wanted: Wanted, seed: int) -> Drawn:
+        from ..pipelines.text_to_mesh import TextToMesh
+
+        out = TextToMesh.from_pretrained(prior)(wanted.prompt, seed=seed, num_inference_steps=config.steps)
+        return Drawn(out.mesh, out.nfe)
+
+    pin(1)
+    return kept_one(optimised, wanted, seed, config, Path(folder) / f"{wanted.index:03d}")
+
+
+def kept_one(make: Make, wanted: Wanted, seed: int, config: MeshBench, place: Path) -> dict[str, Any]:
+    """What a way makes of a prompt, measured and kept in a folder of its own; an earlier record when it is there."""
     if (place / "result.json").exists():
         return dict(read_json(place / "result.json"))
-    pin(1)
     record: dict[str, Any] = {**asdict(wanted), "prompt": wanted.prompt, "seed": seed}
     began = time.perf_counter()
     try:
-        out = TextToMesh.from_pretrained(prior)(wanted.prompt, seed=seed, num_inference_steps=config.steps)
+        out = make(wanted, seed)
     except UnprojectError as error:  # a collapse is a result
         record |= {"failed": str(error), "seconds": time.perf_counter() - began}
         write_json(place / "result.json", record)
         return record
-    record |= {"seconds": time.perf_counter() - began, "forwards": out.nfe, "report": out.report.to_dict()}
+    record |= {"seconds": time.perf_counter() - began, "forwards": out.calls, "report": out.mesh.check().to_dict()}
     out.mesh.save(place / "mesh.glb")
     checked = validate_glb(place / "mesh.glb")
     record["validator"] = None if checked is None else {k: checked[k] for k in ("errors", "warnings")}
-    views = judged_views(out.mesh, config)
+    views = judged_views(out.mesh, config) if out.views is None else out.views
     save_image(place / "views.png", grid([v.permute(1, 2, 0).numpy() for v in views], columns=len(AZIMUTHS), pad=0))
-    record |= nearest_reference(out.mesh, wanted, config.references)
+    record |= {"solid": not faults(out.mesh), **nearest_reference(out.mesh, wanted, config.references)}
     record["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     write_json(place / "result.json", record)
     return record
@@ -142,14 +165,17 @@ def kept_views(place: Path) -> torch.Tensor:
 
 def true_views(wanted: Wanted, config: MeshBench, seed: int) -> torch.Tensor:
     """The same eight sides (8, 3, H, W) of a toybox instance: what the judge makes of the real thing."""
-    program = ObjectProgram(wanted.noun, wanted.colour, seed=seed)
-    renderer = Renderer(object_scene(program, np.random.default_rng(seed)))
-    orbit = cameras(config)
-    sides = [
-        renderer.render(c2w.astype(float), K.astype(float), config.view_size).rgb
-        for c2w, K in zip(orbit.c2w.numpy(), orbit.K.numpy(), strict=True)
-    ]
-    return torch.from_numpy(np.stack(sides)).float().permute(0, 3, 1, 2)
+    return true_looks(ObjectProgram(wanted.noun, wanted.colour, seed=seed), seed, cameras(config))[0].movedim(-1, 1)
+
+
+def true_looks(program: ObjectProgram, light: int, orbit: Camera) -> tuple[torch.Tensor, torch.Tensor]:
+    """(sRGB (B, H, W, 3), coverage (B, H, W, 1)) of a toybox instance in the light and before the background of a
+    seed."""
+    renderer = Renderer(object_scene(program, np.random.default_rng(light)))
+    poses = zip(orbit.c2w.numpy().astype(float), orbit.K.numpy().astype(float), strict=True)
+    drawn = [renderer.render(c2w, K, orbit.width) for c2w, K in poses]
+    rgb, alpha = (torch.from_numpy(np.stack([getattr(d, name) for d in drawn])).float() for name in ("rgb", "alpha"))
+    return rgb, alpha.reshape(*rgb.shape[:3], 1)
 
 
 def judge_views(judge: Judge, views: torch.Tensor, wanted: Wanted) -> dict[str, Any]:
@@ -174,14 +200,15 @@ def judge_views(judge: Judge, views: torch.Tensor, wanted: Wanted) -> dict[str, 
 
 
 def nearest_reference(mesh: Mesh, wanted: Wanted, count: int, scout: int = 10_000) -> dict[str, float]:
-    """Chamfer distance and F-score to that of `count` toybox instances which `scout` points find to be the nearest."""
+    """Chamfer distance and F-score to that of `count` toybox instances which `scout` points find to be the nearest,
+    and its number."""
     references = []
     for seed in range(count):
         toy = build(ObjectProgram(wanted.noun, wanted.colour, seed=seed))
         references.append(Mesh(torch.from_numpy(toy.vertices), torch.from_numpy(toy.faces)))
     rough = [compare_meshes(mesh, one, scout, torch.Generator().manual_seed(0))["chamfer"] for one in references]
-    nearest = references[int(np.argmin(rough))]
-    return compare_meshes(mesh, nearest, generator=torch.Generator().manual_seed(0))
+    nearest = int(np.argmin(rough))
+    return {**compare_meshes(mesh, references[nearest], generator=torch.Generator().manual_seed(0)), "nearest": nearest}
 
 
 def verdicts(name: str, records: list[dict[str, Any]]) -> dict[str, Any]:

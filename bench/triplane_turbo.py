@@ -20,24 +20,23 @@ from torch import Tensor
 from ..core.priors import Prior, load_prior
 from ..core.training.trainer import Trainer
 from ..generate.finish import surface_of
+from ..generate.lessons import Prompts
 from ..generate.render_teacher import TeacherConfig
-from ..generate.turbo_train import PRDConfig, PRDObjective, Prompts
+from ..generate.turbo_train import PRDConfig, PRDObjective
 from ..geometry.cameras import Camera, orbit_distance
 from ..geometry.meshes import Mesh
 from ..geometry.raycast import RayMesh
-from ..pipelines.turbo_mesh import FINISH
+from ..pipelines.drawn_mesh import FINISH
 from ..scripts.turbo_recipe import TurboRecipe
 from ..toybox.judge import Judge
 from ..toybox.programs import ObjectProgram
-from ..toybox.render import Renderer
-from ..toybox.scenes import object_scene
 from ..utils.configs import CONFIGS, load_config, read_yaml
 from ..utils.errors import UnprojectError
 from ..utils.pictures import grid, save_image
 from .embedded_prior import heldout_pairs, plain_prompt
 from .intervals import share, spread
 from .runner import Context
-from .text_to_mesh import AZIMUTHS, TRUE_SEED, Wanted, judge_views
+from .text_to_mesh import AZIMUTHS, TRUE_SEED, Wanted, judge_views, true_looks
 
 FULL_K, ONE, OWN, LONELY = "K = 4", "K = 1", "K = 4, the network's own noise", "K = 4, no multi-view teacher"
 FOV_DEG, ELEVATION_DEG = 40.0, 15.0
@@ -129,7 +128,7 @@ def measured(
 ) -> tuple[dict[str, Any], Tensor]:
     """(how near a shape is to the real thing, its front) for one noun and colour."""
     began, turbo = time.process_time(), objective.turbo
-    shape = turbo.filled(turbo.draw([plain_prompt(*pair)], [seed])[0])
+    shape = turbo.made(plain_prompt(*pair), seed)
     blank = torch.ones(config.size, config.size, 3)
     try:
         mesh = surface_of(shape, FINISH)
@@ -150,11 +149,7 @@ def measured(
 def real(pair: tuple[str, str], number: int, config: TurboBench) -> tuple[Tensor, Tensor]:
     """(sRGB (8, H, W, 3), coverage (8, H, W, 1)) of an instance."""
     program = ObjectProgram(*pair, seed=TRUE_SEED + number)
-    renderer, camera = Renderer(object_scene(program, np.random.default_rng(program.seed))), orbit(config)
-    poses = zip(camera.c2w.double().numpy(), camera.K.double().numpy(), strict=True)
-    drawn = [renderer.render(c2w, K, config.size) for c2w, K in poses]
-    rgb, alpha = (torch.from_numpy(np.stack([getattr(d, name) for d in drawn])).float() for name in ("rgb", "alpha"))
-    return rgb, alpha.reshape(*rgb.shape[:3], 1)
+    return true_looks(program, program.seed, orbit(config))
 
 
 def likeness(rgb: Tensor, alpha: Tensor, true_rgb: Tensor, true_alpha: Tensor) -> tuple[float, float]:

@@ -166,13 +166,18 @@ class TextToMesh(ShapeCommand):
 
     faces: int | None = None
     """Triangles of the mesh at most (default: the recipe's)."""
-    method: Literal["optimise", "turbo", "direct25"] = "optimise"
-    """optimise: score distillation of every prompt; turbo: planes in a few network calls, by trained weights; direct25:
-    normal maps from all around, fused and painted, by priors that draw such maps."""
+    quality: Literal["fast", "balanced", "best"] = "balanced"
+    """How much --method optimise spends: looks by the prior, and denoising steps of a look; balanced is the recipe."""
+    method: Literal["optimise", "turbo", "amortised", "direct25"] = "optimise"
+    """optimise: score distillation of every prompt; turbo: planes in a few network calls, by trained weights;
+    amortised: a field in one pass of a small network, by trained weights; direct25: normal maps from all around, fused
+    and painted, by priors that draw such maps."""
     turbo: Path | None = None
     """Weights of --method turbo: export/ of `unproject train triplane-turbo`, or the published checkpoint (.pth)."""
+    amortised: Path | None = None
+    """Weights of --method amortised: export/ of `unproject train amortised`."""
     refine: int = 0
-    """Steps of score distillation that go on from the planes of --method turbo."""
+    """Steps of score distillation that go on from the shape of --method turbo or amortised."""
     direct25: Path | None = None
     """What paints with --method direct25: export/ of `unproject train direct25-texture`, or a folder with the published
     networks (default: what comes with the prior, else renders of the bare mesh are redrawn)."""
@@ -190,8 +195,10 @@ class TextToMesh(ShapeCommand):
             "--diagnostics": (self.diagnostics is not None, ("optimise",)),
             "--ip-adapter": (bool(self.ip_adapter), ("optimise",)),
             "--recipe": (self.recipe != "default", ("optimise",)),
+            "--quality": (self.quality != "balanced", ("optimise",)),
             "--turbo": (self.turbo is not None, ("turbo",)),
-            "--refine": (bool(self.refine), ("turbo",)),
+            "--amortised": (self.amortised is not None, ("amortised",)),
+            "--refine": (bool(self.refine), ("turbo", "amortised")),
             "--direct25": (self.direct25 is not None, ("direct25",)),
             "--second-ring": (self.second_ring is not None, ("direct25",)),
         }
@@ -218,7 +225,8 @@ class TextToMesh(ShapeCommand):
             return super().how
         if self.method == "direct25":
             return "normal maps, fused and painted"
-        return "planes" + (f" and {self.refine} steps of score distillation" if self.refine else "")
+        drawn = "planes" if self.method == "turbo" else "one pass of a network"
+        return drawn + (f" and {self.refine} steps of score distillation" if self.refine else "")
 
     def endings(self, target: Target) -> tuple[str, ...]:
         """See ShapeCommand.endings."""
@@ -228,7 +236,7 @@ class TextToMesh(ShapeCommand):
         """See ShapeCommand.settings."""
         if self.method == "optimise":
             return {**super().settings(prior), "faces": self.faces}
-        if self.method == "turbo":
+        if self.method != "direct25":
             return {"refine": self.refine, "faces": self.faces}
         drawn = {"num_inference_steps": self.steps, "guidance_scale": self.guidance}
         return {**drawn, "second_ring": self.second_ring, "faces": self.faces}
@@ -236,6 +244,8 @@ class TextToMesh(ShapeCommand):
     def estimate(self) -> Estimate | None:
         """See Command.estimate."""
         if self.method != "optimise" or not self.known_cost or self.recipe != "default" or self.rule is not None:
+            return None
+        if self.quality != "balanced":
             return None
         share = 1.0 if self.steps is None else self.steps / USUAL_MESH_STEPS
         return of_meshes(len(chosen_prompts(self.prompt, self.prompts)), share, self.frames, self.view_size)
@@ -246,13 +256,18 @@ class TextToMesh(ShapeCommand):
             from ..pipelines.turbo_mesh import TurboTextToMesh
 
             return TurboTextToMesh.from_pretrained(self.prior, self.turbo, **self.placement())
+        if self.method == "amortised":
+            from ..pipelines.amortised_mesh import AmortisedTextToMesh
+
+            return AmortisedTextToMesh.from_pretrained(self.prior, self.amortised, **self.placement())
         if self.method == "direct25":
             from ..pipelines.direct25_mesh import Direct25TextToMesh
 
             return Direct25TextToMesh.from_pretrained(self.prior, self.direct25, **self.placement())
         from ..pipelines.text_to_mesh import TextToMesh as Pipeline
 
-        return Pipeline.from_pretrained(self.prior, self.recipe, rule=self.rule, **self.placement())
+        own: dict[str, Any] = {"rule": self.rule, "quality": self.quality, **self.placement()}
+        return Pipeline.from_pretrained(self.prior, self.recipe, **own)
 
     def write(self, made: Any, job: Job, record: RunRecord) -> None:
         """See ShapeCommand.write."""

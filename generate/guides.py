@@ -76,8 +76,48 @@ class MultiViewGuide(ScoreGuide):
         return self.score(images, share, generator, condition=seen, told=seen)
 
 
+class ViewWords:
+    """A prompt with "front view", "side view", "back view" or "top view" added, for each of some cameras."""
+
+    def __init__(
+        self,
+        config: ScoreConfig,
+        prior: Prior,
+        prompt: str,
+        negative: str | None = None,
+        shows: str = "",
+        picture: Tensor | None = None,
+    ) -> None:
+        """See ViewTextGuide."""
+        if config.perp_neg and prior.guidance_embedded:
+            raise InputError(f"score.perp_neg needs branches of guidance, which {prior.name} takes as an input instead")
+        self.rows, self.config = list(VIEW_TEXT), config
+        texts = [f"{prompt}, {VIEW_TEXT[name]}{_ending(shows)}" for name in self.rows]
+        told = encoded(config, prior, texts, negative)
+        self.conditions = told if picture is None else with_picture(prior, told, picture)
+
+    def told(self, camera: Camera) -> tuple[Condition, PerpNeg | None]:
+        """What each view is told, and a guidance where `config.perp_neg` has one of its own."""
+        if self.config.perp_neg:
+            return self._perpendicular(camera)
+        return self.conditions.index([self.rows.index(name) for name in view_classes(camera)]), None
+
+    def _perpendicular(self, camera: Camera) -> tuple[Condition, PerpNeg]:
+        """Words mixed between neighbouring views, and the views that each camera is to be kept from."""
+        mixes, against, weights = perp_neg_views(camera, self.rows)
+        first, second, share = mixes
+        condition = self.conditions.index(first)
+        near = self.conditions.index(second)["cond"]["text"]
+        part = share.to(near)[:, None, None]
+        text = condition["cond"].with_tensors(text=torch.lerp(near, condition["cond"]["text"], part))
+        condition = condition.branch("cond", text)
+        for number, rows in enumerate(against):
+            condition = condition.branch(negative_branch(number), self.conditions.index(rows)["cond"])
+        return condition, PerpNeg(self.config.guidance, weights)
+
+
 class ViewTextGuide(ScoreGuide):
-    """For single-image priors: the prompt with "front view", "side view", "back view" or "top view" added."""
+    """For single-image priors: words for views instead of cameras."""
 
     def __init__(
         self,
@@ -91,40 +131,22 @@ class ViewTextGuide(ScoreGuide):
         """`shows`: words for another kind of picture, at the end. With `config.perp_neg` the words of neighbouring
         views are mixed and those of others push away. `picture` (1, 3, H, W) in [0, 1] is what the prior's IP-Adapter
         reads, from every side the same."""
-        if config.perp_neg and prior.guidance_embedded:
-            raise InputError(f"score.perp_neg needs branches of guidance, which {prior.name} takes as an input instead")
-        self.rows = list(VIEW_TEXT)
-        texts = [f"{prompt}, {VIEW_TEXT[name]}{_ending(shows)}" for name in self.rows]
-        plain, self.conditions = (
-            encoded(config, prior, words, negative) for words in ([prompt + _ending(shows)], texts)
-        )
-        if picture is not None:
-            self.conditions, plain = (with_picture(prior, one, picture) for one in (self.conditions, plain))
-        self.score = ScoreDistillation(config, prior, plain)
+        self.words = ViewWords(config, prior, prompt, negative, shows, picture)
+        plain = encoded(config, prior, [prompt + _ending(shows)], negative)
+        self.score = ScoreDistillation(config, prior, plain if picture is None else with_picture(prior, plain, picture))
 
     def __call__(self, images: Tensor, camera: Camera, share: float, generator: torch.Generator) -> GuidanceOut:
         """See Guide."""
-        told = self.score.repeated(camera.batch)
-        if self.twin is not None and self.twin.cameras:
-            told = told.with_rows(cameras=to_mvdream(camera.c2w).to(images))
-        if not self.score.config.perp_neg:
-            rows = [self.rows.index(name) for name in view_classes(camera)]
-            return self.score(images, share, generator, condition=self.conditions.index(rows), told=told)
-        condition, guidance = self._perpendicular(camera)
+        told = with_cameras(self.score.repeated(camera.batch), self.twin, camera, images)
+        condition, guidance = self.words.told(camera)
         return self.score(images, share, generator, condition=condition, guidance=guidance, told=told)
 
-    def _perpendicular(self, camera: Camera) -> tuple[Condition, PerpNeg]:
-        """Words mixed between neighbouring views, and the views that each camera is to be kept from."""
-        mixes, against, weights = perp_neg_views(camera, self.rows)
-        first, second, share = mixes
-        condition = self.conditions.index(first)
-        near = self.conditions.index(second)["cond"]["text"]
-        part = share.to(near)[:, None, None]
-        text = condition["cond"].with_tensors(text=torch.lerp(near, condition["cond"]["text"], part))
-        condition = condition.branch("cond", text)
-        for number, rows in enumerate(against):
-            condition = condition.branch(negative_branch(number), self.conditions.index(rows)["cond"])
-        return condition, PerpNeg(self.score.config.guidance, weights)
+
+def with_cameras(told: Condition, twin: Twin | None, camera: Camera, like: Tensor) -> Condition:
+    """What a twin is told of views: beside the text their cameras, where it reads any and the text has none yet."""
+    if twin is None or not twin.cameras or told["cond"].get("cameras") is not None:
+        return told
+    return told.with_rows(cameras=to_mvdream(camera.c2w).to(like))
 
 
 def encoded(config: ScoreConfig, prior: Prior, texts: list[str], negative: str | None) -> Condition:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..core.distillation.score import DivergedError
 from ..geometry.cameras import Camera
 from ..geometry.outputs import RenderOutput
+from ..geometry.representation import Representation
 from ..utils.errors import InputError
 
 
@@ -83,3 +84,11 @@ def sees_the_ball(camera: Camera, radius: float) -> Tensor:
     origins, directions = camera.rays()
     along = directions / directions.norm(dim=-1, keepdim=True)
     return torch.linalg.cross(origins, along).norm(dim=-1) < radius
+
+
+@torch.no_grad()
+def coverage(shape: Representation, size: int = 32, turns: int = 8) -> float:
+    """Mean opacity in [0, 1] of a shape where the ball that it is rendered in is seen, from all around."""
+    camera = Camera.orbit([360 * turn / turns for turn in range(turns)], 15.0, 3.5, 40.0, size).to(shape.device)
+    seen = shape.render(camera, ("alpha",))
+    return float(Health(HealthConfig(), shape.bounds).cover(seen, camera))

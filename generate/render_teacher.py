@@ -11,12 +11,15 @@ import torch
 from torch import Tensor
 
 from ..core.distillation.score import GuidanceOut, ScoreConfig, ScoreDistillation
+from ..core.distillation.twin import Twin
 from ..core.priors import Condition, Prior
-from ..core.sampling.guidance import as_guidance
+from ..core.sampling.guidance import Guidance, as_guidance
+from ..core.training.loss import LossOut
 from ..geometry.cameras import Camera, to_mvdream
 from ..geometry.outputs import RenderOutput
 from ..utils.errors import InputError
 from ..utils.ramps import Ramp
+from .guides import ViewWords, encoded, with_cameras
 from .normal_guide import NormalsConfig
 
 
@@ -31,13 +34,15 @@ class TeacherConfig:
     normals: NormalsConfig = field(default_factory=NormalsConfig)  # its words, axes and background
     optional: bool = False  # left out, with a warning, where the prior has never seen the words of what it is shown
     views: Literal["all", "one"] = "all"  # of the rendered ones; priors of several views see all of them
+    view_words: bool = False  # priors of single images are told from where they look (and see score.perp_neg)
     negative: str = ""
     score: ScoreConfig = field(default_factory=ScoreConfig)
 
     def __post_init__(self) -> None:
-        if self.score.rule.made.twin:
+        if self.score.perp_neg and (not self.view_words or self.guidance):
             raise InputError(
-                f"teacher: the rule {self.score.rule.kind!r} learns the renders of one prompt; use another"
+                "teacher: score.perp_neg mixes words for views at the scale of score.guidance; set view_words: true and"
+                " leave guidance out"
             )
         Ramp.of(self.weight)
 
@@ -70,8 +75,15 @@ class RenderTeacher:
             raise InputError(
                 f"teacher: the prior {prior.name!r} has never seen {unknown[0][0]!r}; leave it out (optional)"
             )
+        if prior.multiview and config.view_words:
+            raise InputError(f"teacher: {prior.name} is told cameras; leave view_words and score.perp_neg out")
         self.ending = f", {words}" if words else ""
         self.score = ScoreDistillation(config.score, prior, self._told(""))
+
+    @property
+    def twin(self) -> Twin | None:
+        """A second network that learns the renders of all prompts, for rules that have one."""
+        return self.score.twin
 
     def weight(self, share: float) -> float:
         """Of its loss at a share of the schedule."""
@@ -85,22 +97,45 @@ class RenderTeacher:
         self, seen: RenderOutput, camera: Camera, prompt: str, side: int, share: float, generator: torch.Generator
     ) -> GuidanceOut:
         """Its loss of the views of one object, shown to it at `side` px (0: as rendered)."""
-        images = (self.config.normals.picture(seen, camera) if self.config.shows == "normals" else seen.rgb).movedim(
-            -1, 1
-        )
+        images, camera = self._shown(seen, camera, generator)
+        told = self._plain(prompt, images, camera)
+        condition: Condition = told
+        guidance: Guidance | None = None
+        if self.config.view_words:
+            words = ViewWords(self.config.score, self.prior, prompt, self.config.negative or None, self.config.words)
+            condition, guidance = words.told(camera)
+        if self.config.guidance:
+            guidance = as_guidance(Ramp.of(self.config.guidance).at(share))
+        told = with_cameras(told, self.twin, camera, images)
+        return self.score(_sized(images, side), share, generator, condition=condition, guidance=guidance, told=told)
+
+    def lesson(self, seen: RenderOutput, camera: Camera, prompt: str, side: int, generator: torch.Generator) -> LossOut:
+        """What its twin has to learn of the views of one object, which carry no gradients."""
+        assert self.twin is not None
+        images, camera = self._shown(seen, camera, generator)
+        told = with_cameras(self._plain(prompt, images, camera), self.twin, camera, images)
+        with torch.no_grad():
+            self.twin.told(self.prior.encode(_sized(images, side)), told)
+        return self.twin.loss(generator)
+
+    def _shown(self, seen: RenderOutput, camera: Camera, generator: torch.Generator) -> tuple[Tensor, Camera]:
+        """Pictures (B, 3, H, W) that it is shown, and their cameras."""
+        shown = self.config.normals.picture(seen, camera) if self.config.shows == "normals" else seen.rgb
+        images = shown.movedim(-1, 1)
+        if self.prior.multiview or self.config.views == "all":
+            return images, camera
+        chosen = int(torch.randint(len(images), (), generator=generator))
+        return images[chosen : chosen + 1], camera[chosen : chosen + 1]
+
+    def _plain(self, prompt: str, images: Tensor, camera: Camera) -> Condition:
+        """The prompt for each of the views, or for all of them with their cameras."""
         told = self._told(prompt)
         if self.prior.multiview:
-            told = told.with_views(to_mvdream(camera.c2w).to(images), camera.batch)
-        elif self.config.views == "one":
-            chosen = int(torch.randint(len(images), (), generator=generator))
-            images = images[chosen : chosen + 1]
-        else:
-            told = told.repeat(len(images))
-        guidance = as_guidance(Ramp.of(self.config.guidance).at(share)) if self.config.guidance else None
-        return self.score(_sized(images, side), share, generator, condition=told, guidance=guidance)
+            return told.with_views(to_mvdream(camera.c2w).to(images), camera.batch)
+        return told.repeat(len(images))
 
     def _told(self, prompt: str) -> Condition:
-        return self.prior.encode_text([prompt + self.ending], self.config.negative or None)
+        return encoded(self.config.score, self.prior, [prompt + self.ending], self.config.negative or None)
 
 
 def _sized(images: Tensor, side: int) -> Tensor:

@@ -8,31 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..core.distillation.teacher import prior_hash, rollout
+from ..core.distillation.teacher import rollout
 from ..core.priors import Prior, StableDiffusionPrior
 from ..core.priors.planes import COUNT, plane_networks, told_planes
 from ..core.priors.rows import Condition
 from ..core.sampling.denoiser import Denoiser
 from ..core.sampling.levels import Level, NoiseSchedule
-from ..core.training.export import folder_path
 from ..core.training.objectives.base import fixed_init
 from ..geometry.fields import DualConfig, FieldConfig, HeadConfig
 from ..geometry.shapes.dual import DualVolume
 from ..geometry.shapes.volume import VolumeShapeConfig
-from ..utils.configs import load_config, to_dict
 from ..utils.errors import InputError
-from ..utils.files import read_json, write_json
 from ..utils.recompute import in_parts
 from ..utils.seeds import sample_noise
-
-ABOUT, WEIGHTS = "turbo.json", "turbo.safetensors"
+from .shape_generator import ShapeGenerator
 
 
 @dataclass(frozen=True)
@@ -53,14 +47,19 @@ class TurboConfig:
             raise InputError(f"turbo: steps={self.steps} must be at least 1")
 
 
-class TriplaneTurbo:
+class TriplaneTurbo(ShapeGenerator):
     """A prior with adapters and heads, which are all its weights."""
+
+    stem: ClassVar[str] = "turbo"
+    training: ClassVar[str] = "triplane-turbo"
+    settings: ClassVar[type[Any]] = TurboConfig
+    prior: StableDiffusionPrior
+    config: TurboConfig
+    shape: DualVolume
 
     def __init__(self, prior: Prior, config: TurboConfig = TurboConfig(), seed: int = 0) -> None:
         """`seed`: of the first weights. Raises InputError for priors whose network cannot draw planes."""
-        self.prior, self.config = prior, config
-        if not isinstance(prior, StableDiffusionPrior):
-            raise InputError(f"planes are drawn by a 2-D Stable Diffusion U-Net, which {prior.name} has not")
+        super().__init__(prior, config)
         with fixed_init(seed):
             features = config.field.dual.features
             made = plane_networks(prior, config.rank, features, config.checkpointing)
@@ -69,11 +68,9 @@ class TriplaneTurbo:
         self.schedule = NoiseSchedule.from_config(prior.scheduler_config)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> TriplaneTurbo:
-        """Moves everything, and casts the frozen networks alone: what learns stays in float32."""
-        self.prior.to(device, dtype)
+        """See ShapeGenerator."""
+        super().to(device, dtype)
         self.asked.dtype = self.prior.dtype
-        for module in (self.adapters, self.shape):
-            module.to(self.prior.device)
         return self
 
     @property
@@ -121,56 +118,16 @@ class TriplaneTurbo:
         states = rollout(self.told(prompts), noise, [*self.levels, self.schedule.clean])
         return self.decode(states[-1]).unflatten(0, (-1, COUNT))
 
-    @torch.no_grad()
-    def filled(self, planes: Tensor) -> DualVolume:
-        """A shape of its own with planes (6, C, S, S), to be meshed, saved or optimised."""
-        shape = DualVolume(self.shape_config).to(planes.device)
-        shape.load_state_dict({**self.shape.state_dict(), "field.planes": planes})
+    def made(self, prompt: str, seed: int) -> DualVolume:
+        """See ShapeGenerator."""
+        shape = self.filled({"planes": self.draw([prompt], [seed])[0]})
+        assert isinstance(shape, DualVolume)
         return shape
 
-    def state(self) -> dict[str, Tensor]:
-        """Its weights by name."""
-        return {f"{part}.{name}": v for part, m in self.modules.items() for name, v in m.state_dict().items()}
-
-    def take(self, weights: dict[str, Tensor], where: str) -> None:
-        """Takes weights over. Raises InputError naming `where` unless they are exactly those it has."""
-        own = self.state()
-        if odd := sorted(own.keys() ^ weights.keys()):
-            raise InputError(f"{where} holds other adapters: {len(odd)} names differ, first {odd[0]!r}")
-        for name, value in weights.items():
-            if own[name].shape != value.shape:
-                raise InputError(f"{where}: {name} is {tuple(value.shape)}, expected {tuple(own[name].shape)}")
-            with torch.no_grad():
-                own[name].copy_(value)
-
-    def save(self, folder: str | Path, **about: Any) -> Path:
-        """Writes turbo.safetensors (half precision) and turbo.json, with what else there is `about` it."""
-        halves = {name: value.detach().cpu().half().contiguous() for name, value in self.state().items()}
-        with folder_path(folder) as temporary:
-            save_file(halves, temporary / WEIGHTS)
-            base = {"base": self.prior.name, "base_hash": prior_hash(self.prior)}
-            write_json(temporary / ABOUT, {**base, "config": to_dict(self.config), **about})
-        return Path(folder)
-
-    @classmethod
-    def load(cls, folder: str | Path, prior: Prior) -> TriplaneTurbo:
-        """What `save` wrote, on its prior. Raises InputError for files that are missing, or made for another prior."""
-        folder = Path(folder)
-        if not (folder / ABOUT).is_file():
-            raise InputError(f"{folder} holds no {ABOUT}; give the export/ of a triplane-turbo training")
-        about = read_json(folder / ABOUT)
-        if about.get("base_hash") != prior_hash(prior):
-            raise InputError(
-                f"{folder} belongs to the prior {about.get('base')} of other weights than {prior.name} has; train anew "
-                "(unproject train triplane-turbo)"
-            )
-        made = cls(prior, load_config(TurboConfig, about["config"]))
-        try:
-            weights = load_file(folder / WEIGHTS)
-        except Exception as error:
-            raise InputError(f"{folder / WEIGHTS} is missing or damaged ({error})") from error
-        made.take({name: value.float() for name, value in weights.items()}, str(folder / WEIGHTS))
-        return made
+    @property
+    def nfe(self) -> int:
+        """See ShapeGenerator."""
+        return self.asked.nfe
 
 
 def plane_times(steps: int, train_steps: int) -> list[int]:

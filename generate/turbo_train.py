@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,22 +24,19 @@ from ..core.priors import Prior
 from ..core.priors.planes import COUNT
 from ..core.training.loss import LossOut
 from ..core.training.objectives.base import Objective
-from ..geometry.cameras import Camera
 from ..geometry.extract import EmptySurfaceError
-from ..geometry.outputs import RenderOutput
 from ..geometry.representation import CHANNELS
 from ..geometry.shapes.dual import DualVolume, surface_lattice
 from ..geometry.silhouettes import draw_mesh
-from ..utils.digests import digest
 from ..utils.errors import InputError
-from ..utils.pictures import grid, save_image
 from ..utils.ramps import Moment, Ramp
-from .optimise import channels
-from .regularisers import LossWeights, Scene, active_terms, check_terms, regularisation
+from ..utils.seeds import generator
+from .lessons import Lessons, Logs, add_gradients, as_loss, check_taught, frozen_parts, write_strips
+from .regularisers import LossWeights
 from .render_teacher import TeacherConfig, known_teachers
-from .step_memory import BUDGET_GB, StepMemory
+from .step_memory import BUDGET_GB
 from .turbo import TriplaneTurbo, TurboConfig
-from .views import ViewConfig, draw_backgrounds, draw_cameras, turntable_cameras
+from .views import ViewConfig
 
 
 @dataclass(frozen=True)
@@ -68,8 +64,9 @@ class PRDConfig:
     memory_gb: float = BUDGET_GB  # of the activations of a render or a teacher
 
     def __post_init__(self) -> None:
-        if not any(one.prior for one in self.teachers.values()):
-            raise InputError("triplane-turbo: nobody teaches; name the prior of single, joint or normals")
+        check_taught(self.teachers, "triplane-turbo")
+        if twins := [one.score.rule.kind for one in self.teachers.values() if one.score.rule.made.twin]:
+            raise InputError(f"triplane-turbo: the rule {twins[0]!r} learns renders in turns of its own; use another")
         if self.schedule < 1 or min(self.volume_px, self.mesh_px) < 4 or self.mesh_resolution < 5:
             raise InputError("triplane-turbo: schedule >= 1, volume_px and mesh_px >= 4, mesh_resolution >= 5 needed")
 
@@ -88,22 +85,6 @@ class Defined:
     teachers: Mapping[str, str]  # hashes
 
 
-class Prompts:
-    """Texts as the data of a training."""
-
-    def __init__(self, texts: Sequence[str]) -> None:
-        self.texts = list(texts)
-        joined = np.frombuffer("\n".join(self.texts).encode(), dtype=np.uint8).copy()
-        self.identity = {"prompts": digest({"texts": torch.from_numpy(joined)})}
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def batch(self, indices: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
-        """See BatchedData."""
-        return {"captions": [self.texts[int(i)] for i in indices]}
-
-
 class PRDObjective(Objective):
     """A generator of planes that learns from teachers."""
 
@@ -119,19 +100,13 @@ class PRDObjective(Objective):
         previews. `seed`: of the first weights."""
         self.method, self.shown = config, list(shown)
         self.turbo = TriplaneTurbo(prior, config.turbo, seed)
-        check_terms(config.losses, self.turbo.shape)
         self.teachers = known_teachers(config.teachers, teachers)
-        shape = self.turbo.shape
-        self.memory = [StepMemory(shape, [one.score], config.memory_gb) for one in self.teachers.values()]
+        settings = (config.views, config.losses, config.seen_px, config.memory_gb)
+        self.lessons = Lessons(self.turbo.shape, self.teachers, *settings)
         hashes = {name: prior_hash(one.prior) for name, one in self.teachers.items()}
         self.config = Defined(config, prior_hash(prior), hashes)
         self.modules = self.turbo.modules
-        priors = {id(one): one for one in (prior, *(teacher.prior for teacher in self.teachers.values()))}
-        self.frozen = {
-            f"{number}.{name}": module
-            for number, one in enumerate(priors.values())
-            for name, module in one.modules().items()
-        }
+        self.frozen = frozen_parts((prior, *(one.prior for one in self.teachers.values())))
 
     def loss(self, batch: dict[str, Any], rng: torch.Generator, step: int) -> LossOut:
         """See Objective: the mean over prompts and steps."""
@@ -176,62 +151,28 @@ class PRDObjective(Objective):
                 if not strength:
                     continue
                 loss, told = self._volume(prompt, now, rng) if branch == "volume" else self._mesh(prompt, now, rng)
-                found = torch.autograd.grad(strength * loss / count, [field.planes, *heads], allow_unused=True)
-                for sum_, grad in zip((pulls[rows], *of_heads), found, strict=True):
-                    if grad is not None:
-                        sum_ += grad
+                add_gradients((pulls[rows], *of_heads), strength * loss / count, [field.planes, *heads])
                 value += strength * float(loss.detach()) / count
                 for name, one in told.items():
                     logs[f"{branch}_{name}"] = logs.get(f"{branch}_{name}", 0.0) + float(one) / count
         return pulls, of_heads, value, logs
 
-    def _volume(self, prompt: str, now: Moment, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor | float]]:
+    def _volume(self, prompt: str, now: Moment, rng: torch.Generator) -> tuple[Tensor, Logs]:
         """Teachers and regularisers on the present shape as a volume."""
-        config, shape = self.method, self.turbo.shape
-        terms = active_terms(config.losses, now.share)
-        wanted = tuple(dict.fromkeys((*channels(terms), *self._channels())))
-        self._fit(config.volume_px, wanted)
-        shape.planes.pull = (1.0, Ramp.of(config.volume_color).at(now.share))
-        camera, background = self._drawn(config.volume_px, rng)
-        here = camera.to(shape.device)
-        seen = shape.render(here, wanted, background.to(here.c2w), rng)
-        loss, logs = self._taught(seen, camera, prompt, now.share, rng)
-        extra, more = regularisation(terms, shape, Scene(seen, here.rays()[1]), rng)
-        return loss + extra, {**logs, **more, "alpha": seen.alpha.detach().mean()}
+        self.turbo.shape.planes.pull = (1.0, Ramp.of(self.method.volume_color).at(now.share))
+        return self.lessons.volume(prompt, self.method.volume_px, now, rng)
 
-    def _mesh(self, prompt: str, now: Moment, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor | float]]:
+    def _mesh(self, prompt: str, now: Moment, rng: torch.Generator) -> tuple[Tensor, Logs]:
         """Teachers on the present shape as a mesh."""
         config, shape = self.method, self.turbo.shape
-        self._fit(config.mesh_px, CHANNELS)
+        self.lessons.fit(config.mesh_px, CHANNELS)
         shape.planes.pull = (config.mesh_geometry, 1.0)
-        camera, background = self._drawn(config.mesh_px, rng)
+        camera, background = self.lessons.drawn(config.mesh_px, rng)
         here = camera.to(shape.device)
         mesh = shape.mesh(config.mesh_resolution, forced=True)
         seen = draw_mesh(mesh, here, CHANNELS, background.to(here.c2w))
-        loss, logs = self._taught(seen, camera, prompt, now.share, rng)
+        loss, logs = self.lessons.taught(seen, camera, prompt, now.share, rng)
         return loss, {**logs, "alpha": seen.alpha.detach().mean()}
-
-    def _taught(
-        self, seen: RenderOutput, camera: Camera, prompt: str, share: float, rng: torch.Generator
-    ) -> tuple[Tensor, dict[str, Tensor | float]]:
-        loss, logs = seen.rgb.new_zeros(()), dict[str, Tensor | float]()
-        for name, teacher in self.teachers.items():
-            if weight := teacher.weight(share):
-                out = teacher(seen, camera, prompt, self.method.seen_px, share, rng)
-                loss, logs[f"{name}_grad"] = loss + weight * out.loss, out.grad_norm
-        return loss, logs
-
-    def _fit(self, size: int, wanted: Sequence[str]) -> None:
-        """Chooses the parts in which a render and its teachers are computed."""
-        for memory in self.memory:
-            memory.fit(self.method.views.views * self.method.views.groups, size, self.method.seen_px or size, wanted)
-
-    def _drawn(self, size: int, rng: torch.Generator) -> tuple[Camera, Tensor]:
-        """Cameras and the colours behind the object, on the CPU."""
-        return draw_cameras(self.method.views, size, rng), draw_backgrounds(self.method.views, rng)
-
-    def _channels(self) -> tuple[str, ...]:
-        return tuple(name for one in self.teachers.values() for name in one.channels())
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -250,36 +191,16 @@ class PRDObjective(Objective):
             inside += float((shape.planes.distance(points * shape.planes.half_side) < 0).float().mean())
         return {"solid": solid / len(self.shown), "inside": inside / len(self.shown)}
 
-    @torch.no_grad()
     def preview(self, step: int, out: Path) -> list[Path]:
         """Four sides of the shown prompts, as volumes."""
-        size, rows = self.method.volume_px, []
-        for shape in self._shapes():
-            camera = turntable_cameras(4, size).to(shape.device)
-            rows += list(shape.render(camera, ("rgb", "alpha", "depth"), 1.0).rgb.cpu().numpy())
-        if not rows:
-            return []
-        out.mkdir(parents=True, exist_ok=True)
-        return [save_image(out / f"step-{step:06d}.png", grid(rows, columns=4))]
+        return write_strips(self._shapes(), self.method.volume_px, out / f"step-{step:06d}.png")
 
     def _shapes(self) -> list[DualVolume]:
-        if not self.shown:
-            return []
-        planes = self.turbo.draw(self.shown, range(len(self.shown)))
-        found = []
-        for one in planes:
-            shape = self.turbo.filled(one)
-            shape.on_step(Moment(1, 1), torch.Generator().manual_seed(0))
-            found.append(shape)
+        found = [self.turbo.made(prompt, seed) for seed, prompt in enumerate(self.shown)]
+        for shape in found:
+            shape.on_step(Moment(1, 1), generator(0))
         return found
 
     def save(self, folder: Path) -> Path:
         """Writes adapters and heads with what they were taught by."""
         return self.turbo.save(folder, method="triplane-turbo", teachers=dict(self.config.teachers))
-
-
-def as_loss(value: float, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
-    """A scalar of this value whose gradients in the parameters are these."""
-    pairs = zip(parameters, gradients, strict=True)
-    surrogate = torch.stack([(p * g.detach().to(p)).sum() for p, g in pairs]).sum()
-    return surrogate - surrogate.detach() + value

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,11 +19,10 @@ from ..geometry.pinhole_fit import Known, PinholeFit, fit_pinhole
 from ..tasks.codecs.gravity import common_direction
 from ..tasks.confidence import ErrorModel
 from ..tasks.ensemble import CONSENSUS
-from ..tasks.heads import load_head
 from ..tasks.map_head import MapHead
 from ..utils.errors import InputError
-from .base import placed
 from .camera_output import CameraOutput, SeenCamera
+from .head_pipeline import HeadPipeline
 from .image_to_geometry import Generators, ImageToGeometry
 from .picture_inputs import PictureLike, pictures
 from .sampling_parts import StepEnd, randomness
@@ -53,43 +51,18 @@ class Looked:
     nfe: int
 
 
-class ImageToCamera:
+class ImageToCamera(HeadPipeline):
     """The camera of a picture.
 
     >>> made = ImageToCamera.from_pretrained("runs/camera-head/export")("room.jpg")
     >>> made.K, made.fov_deg
     """
 
+    needs = (RAYS,)
+
     def __init__(self, head: MapHead) -> None:
+        super().__init__(head)
         self.look = ImageToGeometry(head)
-        if RAYS not in head.config.targets:
-            raise InputError(f"this head predicts {', '.join(head.config.targets)}, not {RAYS}")
-
-    @property
-    def head(self) -> MapHead:
-        """The network."""
-        return self.look.head
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        name: str | Path = "toybox",
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-        torch_dtype: torch.dtype | None = None,
-        **options: Any,
-    ) -> ImageToCamera:
-        """Loads a head that predicts a camera; see `ImageToGeometry.from_pretrained`."""
-        return cls(load_head(name, (RAYS,), device, torch_dtype or dtype, **options))
-
-    def save_pretrained(self, folder: str | Path, base: str | None = None) -> Path:
-        """Writes a folder `from_pretrained` reads."""
-        return self.head.save(folder, base)
-
-    def to(self, *where: torch.device | str | int | torch.dtype | None, **named: Any) -> ImageToCamera:
-        """Moves and casts the head and its prior (`base.placed`)."""
-        self.head.to(*placed(*where, **named))
-        return self
 
     @torch.no_grad()
     def __call__(

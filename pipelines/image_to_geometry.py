@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
 import torch
@@ -15,7 +14,6 @@ from ..core.sampling.grids import Spacing
 from ..core.sampling.sampler import StepCallback
 from ..tasks.codecs import DepthOutput, NormalsOutput
 from ..tasks.ensemble import ALIGNMENTS, Alignment
-from ..tasks.heads import load_head
 from ..tasks.map_head import MapHead
 from ..tasks.outputs import GeometryOutput, TaskOutput
 from ..tasks.tiling import tile_boxes
@@ -23,15 +21,14 @@ from ..tasks.walk import Walk
 from ..utils.errors import InputError
 from ..utils.seeds import generator as seeded
 from ..utils.seeds import sample_noise
-from .base import placed
 from .geometry_maps import Made, at_size, merged
+from .head_pipeline import HeadPipeline
 from .picture_inputs import PictureLike, fitted, pictures, resized, squared
 from .sampling_parts import TENSORS, StepEnd, check_tensors, randomness, step_callback, whole_number
 from .sureness import add_confidence
 from .validity import at_map_size, seen_pixels
 
 Out = TypeVar("Out")
-P = TypeVar("P", bound="_FromImage[Any]")
 Generators = torch.Generator | Sequence[torch.Generator] | None
 TILE_OVERLAP = 0.25  # of a tile's side
 VARIANTS = (  # (mirrored, scale): the embedded head gains from larger copies and loses with smaller ones
@@ -59,40 +56,8 @@ class Settings:
     callback: StepCallback | None = None  # after every network call
 
 
-class _FromImage(ABC, Generic[Out]):
-    """Loading and prediction, shared by the pipelines below."""
-
-    needs: tuple[str, ...] = ()
-
-    def __init__(self, head: MapHead) -> None:
-        missing = [name for name in self.needs if name not in head.config.targets]
-        if missing:
-            raise InputError(f"this head predicts {', '.join(head.config.targets)}, not {', '.join(missing)}")
-        self.head = head
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        name: str | Path = "toybox",
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-        torch_dtype: torch.dtype | None = None,
-        **options: Any,
-    ) -> Any:
-        """Loads a head: "toybox", a folder with head.json, a Marigold folder, a known id or a hub repository.
-
-        `torch_dtype` is diffusers' name of `dtype`.
-        """
-        return cls(load_head(name, cls.needs, device, torch_dtype or dtype, **options))
-
-    def save_pretrained(self, folder: str | Path, base: str | None = None) -> Path:
-        """Writes a folder `from_pretrained` reads; `base` names the prior of a head that was not loaded from files."""
-        return self.head.save(folder, base)
-
-    def to(self: P, *where: torch.device | str | int | torch.dtype | None, **named: Any) -> P:
-        """Moves and casts the head and its prior, as diffusers' pipelines take it (`base.placed`)."""
-        self.head.to(*placed(*where, **named))
-        return self
+class _FromImage(HeadPipeline, ABC, Generic[Out]):
+    """Prediction, shared by the pipelines below."""
 
     @torch.no_grad()
     def __call__(

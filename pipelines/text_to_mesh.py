@@ -20,6 +20,7 @@ from ..geometry.report import MeshReport
 from ..geometry.representation import Representation
 from ..utils.progress import under_way
 from ..utils.runs import RunRecord
+from .mesh_quality import MeshQuality, at_quality
 from .picture_inputs import PictureLike
 from .text_to_shape import MeshRecipe, StepEnd, TextToShape, chosen_seed, load_recipe
 
@@ -90,6 +91,13 @@ class TextToMesh(TextToShape):
     """
 
     recipes: ClassVar[str] = "text-to-mesh"
+
+    @classmethod
+    def from_pretrained(cls, *given: Any, quality: MeshQuality = "balanced", **named: Any) -> TextToMesh:
+        """See TextToShape; `quality` changes what the recipe spends (`mesh_quality`)."""
+        made = super().from_pretrained(*given, **named)
+        made.recipe = at_quality(made.recipe, quality)
+        return made
 
     def __call__(
         self,

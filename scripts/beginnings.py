@@ -9,12 +9,21 @@ from diffusers import AutoencoderKL, StableDiffusion3Pipeline
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from ..core.priors import StableDiffusionPrior, load_prior
 from ..core.training.checkpoints import copy_into, latest_checkpoint, read_tensors
 from ..core.training.objectives.flow import FlowObjective
 from ..core.training.objectives.tokenizer import MAX_LENGTH, build_tokenizer
 from ..toybox.captions import vocabulary
 from ..utils.errors import InputError
 from ..utils.files import read_json
+
+
+def stable_diffusion(base: str) -> StableDiffusionPrior:
+    """The prior of a recipe's `base`. Raises InputError for one of another kind."""
+    prior = load_prior(base)
+    if not isinstance(prior, StableDiffusionPrior):
+        raise InputError(f"base={base} is not a Stable Diffusion prior")
+    return prior
 
 
 def begin_with(network: nn.Module, given: nn.Module, folder: str, free: tuple[str, ...] = ()) -> None:

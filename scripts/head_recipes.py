@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..core.priors import StableDiffusionPrior, load_prior
 from ..core.training.config import TrainerConfig
 from ..core.training.objectives.base import Objective
 from ..tasks.alternatives import load_first
@@ -23,6 +22,7 @@ from ..tasks.train import LossConfig
 from ..toybox.dataset import RenderedSet
 from ..utils.configs import load_config
 from ..utils.errors import InputError
+from .beginnings import stable_diffusion
 from .job import Job
 
 
@@ -95,7 +95,7 @@ class MetricRecipe:
 def metric_job(values: dict[str, Any]) -> Job:
     """Trains a head of metres."""
     recipe = load_config(MetricRecipe, values)
-    head = MetricHead(_prior(recipe.base), recipe.head)
+    head = MetricHead(stable_diffusion(recipe.base), recipe.head)
     columns = [CameraCodec.column, recipe.head.codec.column]
     return _job(recipe, head, columns, lambda held_out: MetricObjective(recipe.model, head, held_out))
 
@@ -103,7 +103,7 @@ def metric_job(values: dict[str, Any]) -> Job:
 def preimage_job(values: dict[str, Any]) -> Job:
     """Trains the refiner and branch of a head that reads a preimage."""
     recipe = load_config(PreimageRecipe, values)
-    head = PreimageHead(_prior(recipe.base), recipe.head, seed=recipe.trainer.seed)
+    head = PreimageHead(stable_diffusion(recipe.base), recipe.head, seed=recipe.trainer.seed)
     return _job(recipe, head, head.codec.columns(), lambda held_out: PreimageObjective(recipe.model, head, held_out))
 
 
@@ -113,7 +113,7 @@ def one_step_job(values: dict[str, Any]) -> Job:
     _latents_only(recipe.model)
     if not 0 <= recipe.shrink <= 1:
         raise InputError(f"shrink={recipe.shrink} must lie in [0, 1]")
-    head = OneStepHead(_prior(recipe.base), recipe.head, seed=recipe.trainer.seed)
+    head = OneStepHead(stable_diffusion(recipe.base), recipe.head, seed=recipe.trainer.seed)
     return _job(
         recipe,
         head,
@@ -147,13 +147,6 @@ def _job(
         return head.save(out, recipe.base_name, validation=objective.validate())
 
     return Job(recipe.trainer, objective, train, export)
-
-
-def _prior(base: str) -> StableDiffusionPrior:
-    prior = load_prior(base)
-    if not isinstance(prior, StableDiffusionPrior):
-        raise InputError(f"base={base} is not a Stable Diffusion prior")
-    return prior
 
 
 def _latents_only(model: LossConfig) -> None:

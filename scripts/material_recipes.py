@@ -10,13 +10,13 @@ from ..core.distillation.consistency import Consistent
 from ..core.distillation.kinds import Told
 from ..core.distillation.student import Student
 from ..core.distillation.teacher import Teacher
-from ..core.priors import StableDiffusionPrior, load_prior
 from ..core.training.config import TrainerConfig
 from ..tasks.material_train import MaterialConsistency, MaterialLoss, MaterialObjective
 from ..tasks.materials import MaterialConfig, MaterialGenerator, MaterialPrior, load_materials
 from ..toybox.pbr_set import PbrSet
 from ..utils.configs import load_config
 from ..utils.errors import InputError
+from .beginnings import stable_diffusion
 from .job import Job
 
 
@@ -61,9 +61,7 @@ class FewStepRecipe:
 def material_job(values: dict[str, Any]) -> Job:
     """Trains a material prior, exports unet/ and materials.json."""
     recipe = load_config(MaterialRecipe, values)
-    base = load_prior(recipe.base)
-    if not isinstance(base, StableDiffusionPrior):
-        raise InputError(f"base={recipe.base} is not a Stable Diffusion prior")
+    base = stable_diffusion(recipe.base)
     prior, (train, val) = MaterialPrior.from_prior(base), _sets(recipe.surfaces)
     objective = MaterialObjective(prior, recipe.model, val)
 

@@ -6,14 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..core.priors import StableDiffusionPrior, load_prior
 from ..core.priors.orbits import OrbitPrior
 from ..core.training.config import TrainerConfig
 from ..core.training.objectives.orbits import OrbitConfig, OrbitObjective
 from ..core.training.orbit_clips import OrbitClips, encoded_orbits
 from ..toybox.dataset import RenderedSet
 from ..utils.configs import load_config
-from ..utils.errors import InputError
+from .beginnings import stable_diffusion
 from .job import Job
 
 
@@ -39,9 +38,7 @@ class OrbitRecipe:
 def orbit_job(values: dict[str, Any]) -> Job:
     """Trains temporal blocks and what reads the picture, exports orbit.safetensors and orbit.json."""
     recipe = load_config(OrbitRecipe, values)
-    base = load_prior(recipe.base)
-    if not isinstance(base, StableDiffusionPrior):
-        raise InputError(f"base={recipe.base} is not a Stable Diffusion prior")
+    base = stable_diffusion(recipe.base)
     prior = OrbitPrior(base, recipe.model.temporal, recipe.model.frames, seed=recipe.trainer.seed, frozen=False)
     if recipe.start_from:
         prior.take(recipe.start_from)

@@ -9,7 +9,6 @@ from typing import Any
 
 from diffusers import StableDiffusionPipeline
 
-from ..core.priors import StableDiffusionPrior, load_prior
 from ..core.priors.embedded import write_vocabulary
 from ..core.priors.multiview import MultiViewUNet
 from ..core.training.config import TrainerConfig
@@ -35,7 +34,16 @@ from ..toybox.judge_train import JudgeConfig, JudgeObjective, labelled
 from ..toybox.maps import MapPictures
 from ..utils.configs import load_config
 from ..utils.errors import InputError
-from .beginnings import begin_with, begin_with_pipeline, begin_with_run, begin_with_words, load_vae, tokenizer_of
+from .amortised_recipe import amortised_job
+from .beginnings import (
+    begin_with,
+    begin_with_pipeline,
+    begin_with_run,
+    begin_with_words,
+    load_vae,
+    stable_diffusion,
+    tokenizer_of,
+)
 from .drawn import Drawn, ObjectPhrases, drawn
 from .head_recipes import metric_job, one_step_job, preimage_job, refine_job
 from .job import Job
@@ -229,9 +237,7 @@ def diffusion_job(values: dict[str, Any]) -> Job:
 def pixel_job(values: dict[str, Any]) -> Job:
     """Trains a U-Net on pixels, exports a folder that `load_prior` reads."""
     recipe = load_config(PixelRecipe, values)
-    base = load_prior(recipe.base)
-    if not isinstance(base, StableDiffusionPrior):
-        raise InputError(f"base={recipe.base} is not a Stable Diffusion prior")
+    base = stable_diffusion(recipe.base)
     size = recipe.model.factor * recipe.model.network.latent_size
     train, val = (
         PixelBatches(MapPictures([(RenderedSet(folder), ("picture",)) for folder in folders], size, strange))
@@ -306,9 +312,7 @@ def pairs_job(values: dict[str, Any]) -> Job:
 def geometry_job(values: dict[str, Any]) -> Job:
     """Trains a head, exports unet/ and head.json (which hold the validation numbers)."""
     recipe = load_config(GeometryRecipe, values)
-    prior = load_prior(recipe.base)
-    if not isinstance(prior, StableDiffusionPrior):
-        raise InputError(f"base={recipe.base} is not a Stable Diffusion prior")
+    prior = stable_diffusion(recipe.base)
     head = GeometryHead.from_prior(prior, recipe.head)
     if recipe.start_from == "random":
         head = GeometryHead(prior, random_unet_like(head.unet, recipe.trainer.seed), recipe.head)
@@ -351,6 +355,7 @@ RECIPES: dict[str, Callable[[dict[str, Any]], Job]] = {
     "materials": material_job,
     "materials-few-steps": few_step_job,
     "triplane-turbo": turbo_job,
+    "amortised": amortised_job,
     "direct25-texture": texture_job,
     "orbits": orbit_job,
 }

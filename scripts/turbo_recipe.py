@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..core.priors import Prior, load_prior
 from ..core.training.config import TrainerConfig
-from ..generate.turbo_train import PRDConfig, PRDObjective, Prompts
+from ..generate.lessons import Prompts
+from ..generate.render_teacher import TeacherConfig
+from ..generate.turbo_train import PRDConfig, PRDObjective
 from ..toybox.samples import object_prompts
 from ..utils.configs import load_config
 from ..utils.errors import InputError
@@ -54,9 +57,12 @@ class TurboRecipe:
 def turbo_job(values: dict[str, Any]) -> Job:
     """Trains adapters and heads, exports turbo.safetensors and turbo.json."""
     recipe = load_config(TurboRecipe, values)
-    loaded: dict[str, Prior] = {}
-    for name in (recipe.base, *(one.prior for one in recipe.model.teachers.values() if one.prior)):
-        loaded.setdefault(name, load_prior(name))
-    teachers = {name: loaded[one.prior] for name, one in recipe.model.teachers.items() if one.prior}
-    objective = PRDObjective(recipe.model, loaded[recipe.base], teachers, recipe.shown, recipe.trainer.seed)
+    base, teachers = base_and_teachers(recipe.base, recipe.model.teachers)
+    objective = PRDObjective(recipe.model, base, teachers, recipe.shown, recipe.trainer.seed)
     return Job(recipe.trainer, objective, Prompts(recipe.prompts.read()), objective.save)
+
+
+def base_and_teachers(base: str, configs: Mapping[str, TeacherConfig]) -> tuple[Prior, dict[str, Prior]]:
+    """(the prior of a name, those that teachers name by the teachers' names), each loaded once."""
+    loaded = {name: load_prior(name) for name in {base, *(one.prior for one in configs.values() if one.prior)}}
+    return loaded[base], {name: loaded[one.prior] for name, one in configs.items() if one.prior}

@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..utils.errors import InputError
-from .dataset import RenderedSet
 from .judge import ORDERED_RELATIONS, Judge, in_order, labels_of
 from .judge_augment import Augment
 from .judge_pairs import PairLogits, PairReader, PairShape, overlap, save_pairs
-from .judge_train import JudgeLoss, to_images
+from .judge_train import JudgeLoss, LabelledViews, to_images
 from .programs import SceneProgram
 
 LEFT = ORDERED_RELATIONS.index("left of")
@@ -42,36 +41,23 @@ class PairConfig:
             raise InputError(f"augment.move={self.augment.move} would move objects out of their boxes; set it to 0")
 
 
-class PairViews:
+class PairViews(LabelledViews):
     """Pictures of pairs with, in the order of their relation, "noun" and "colour" (B, 2), "boxes" (B, 2, 4), and
     "relation" (B,)."""
 
-    def __init__(self, pictures: RenderedSet) -> None:
-        self.pictures = pictures
-        rows = [_labels(pictures, i) for i in range(len(pictures))]
-        self.labels = {name: np.array([row[name] for row in rows]) for name in rows[0]}
-        self.identity = {"folders": [folder.name for folder in pictures.folders]}
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def batch(self, indices: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
-        """images uint8 (B, S, S, 3) and the labels; `rng` is unused: the loss augments."""
-        return {"images": self.pictures.images(indices), **{k: v[indices] for k, v in self.labels.items()}}
-
-
-def _labels(pictures: RenderedSet, index: int) -> dict[str, Any]:
-    program, record = pictures.program(index), pictures.records[index]
-    if not isinstance(program, SceneProgram) or not program.relation or "boxes" not in record:
-        raise InputError("the reader of pairs learns from renders of kind pair alone")
-    said = labels_of(program)
-    boxes = in_order(record["boxes"][0], program.relation, record["boxes"][1])
-    return {
-        "noun": [said["noun"], said["second_noun"]],
-        "colour": [said["colour"], said["second_colour"]],
-        "boxes": [boxes[0], boxes[2]],
-        "relation": said["relation"],
-    }
+    def row(self, index: int) -> dict[str, Any]:
+        """See LabelledViews.row. Raises InputError for what is no pair."""
+        program, record = self.pictures.program(index), self.pictures.records[index]
+        if not isinstance(program, SceneProgram) or not program.relation or "boxes" not in record:
+            raise InputError("the reader of pairs learns from renders of kind pair alone")
+        said = labels_of(program)
+        boxes = in_order(record["boxes"][0], program.relation, record["boxes"][1])
+        return {
+            "noun": [said["noun"], said["second_noun"]],
+            "colour": [said["colour"], said["second_colour"]],
+            "boxes": [boxes[0], boxes[2]],
+            "relation": said["relation"],
+        }
 
 
 def mirrored(images: Tensor, labels: dict[str, Tensor], rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:

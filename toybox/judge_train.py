@@ -63,7 +63,7 @@ class LabelledViews:
 
     def __init__(self, pictures: RenderedSet) -> None:
         self.pictures = pictures
-        rows = [_labels(pictures, i) for i in range(len(pictures))]
+        rows = [self.row(i) for i in range(len(pictures))]
         self.labels = {name: np.array([row[name] for row in rows]) for name in rows[0]}
         self.identity = {"folders": [folder.name for folder in pictures.folders]}
 
@@ -74,12 +74,12 @@ class LabelledViews:
         """images uint8 (B, S, S, 3) and the labels (B,); `rng` is unused: the loss augments."""
         return {"images": self.pictures.images(indices), **{k: v[indices] for k, v in self.labels.items()}}
 
-
-def _labels(pictures: RenderedSet, index: int) -> dict[str, float]:
-    program, record = pictures.program(index), pictures.records[index]
-    if isinstance(program, ObjectProgram):
-        return object_labels(program, float(record["azimuth_deg"]))
-    return {**labels_of(program), "front": float("nan"), "azimuth_deg": float("nan")}
+    def row(self, index: int) -> dict[str, Any]:
+        """The labels of a picture."""
+        program, record = self.pictures.program(index), self.pictures.records[index]
+        if isinstance(program, ObjectProgram):
+            return object_labels(program, float(record["azimuth_deg"]))
+        return {**labels_of(program), "front": float("nan"), "azimuth_deg": float("nan")}
 
 
 def to_images(pictures: np.ndarray, device: torch.device | str = "cpu") -> Tensor:

@@ -17,6 +17,7 @@ from ..priors.multiview import MultiViewUNet
 from ..priors.rows import Condition
 from ..sampling.denoiser import Denoiser
 from ..training.loss import LossOut
+from ..training.objectives.base import fixed_init
 from ..training.players import Moves, Player
 from .kinds import Lora
 from .rules.vsd import VSD
@@ -89,7 +90,8 @@ def _copied(prior: DiffusersPrior, lora: Lora, seed: int) -> tuple[DiffusersPrio
     student = Student(StableDiffusionPrior(prior.pipe, prior.name), lora, seed)
     known = copy.deepcopy(prior.views.camera_embedding) if isinstance(prior, MultiViewPrior) else None
     assert isinstance(student.network, UNet2DConditionModel)
-    views = MultiViewUNet(student.network, known)
+    with fixed_init(seed):  # of the embedding, where the prior has none
+        views = MultiViewUNet(student.network, known)
     trained = [p for p in views.unet.parameters() if p.requires_grad]
     other = MultiViewPrior(copy.copy(prior.pipe), views, prior.name, frames=prior.frames)  # freezes everything
     for parameter in [*trained, *([] if known else views.camera_embedding.parameters())]:

@@ -28,7 +28,7 @@ WITH_VOCABULARY: dict[str, type[EmbeddedPrior] | type[EmbeddedFlowPrior]] = {
     "StableDiffusion3Pipeline": EmbeddedFlowPrior,
 }
 UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder")
-PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+PRECISIONS = {str(t).removeprefix("torch."): t for t in (torch.float32, torch.float16, torch.bfloat16, torch.float64)}
 LOADING = {  # what diffusers' from_pretrained knows beside the parts of a pipeline; it passes over all else
     *("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "variant", "use_safetensors"),
     *("device_map", "max_memory", "offload_folder", "offload_state_dict", "low_cpu_mem_usage", "quantization_config"),
@@ -94,7 +94,7 @@ def precision(dtype: Any) -> torch.dtype:
     """A dtype of weights, also by its name. Raises InputError for others: diffusers would take float32 instead."""
     found = PRECISIONS.get(dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
     if found not in PRECISIONS.values():
-        raise InputError(f"dtype={dtype!r} must be torch.float32, float16 or bfloat16")
+        raise InputError(f"dtype={dtype!r} must be torch.float32, float16, bfloat16 or float64")
     return cast(torch.dtype, found)
 
 

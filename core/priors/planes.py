@@ -25,6 +25,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from ...utils.errors import InputError
+from .base import Prior
 from .diffusers import StableDiffusionPrior
 from .multiview import JointAttention
 from .rows import COND, Condition, Rows
@@ -170,7 +171,7 @@ class PlaneDecoder(nn.Module):
 
 
 def plane_networks(
-    prior: StableDiffusionPrior, rank: int, channels: int, checkpointing: bool = False
+    prior: Prior, rank: int, channels: int, checkpointing: bool = False
 ) -> tuple[PlaneAdapters, StableDiffusionPrior, PlaneDecoder]:
     """(what learns, the prior asked for planes, the decoder to planes), on the memory of a prior, which stays itself.
 

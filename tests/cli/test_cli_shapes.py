@@ -97,7 +97,12 @@ def test_several_prompts_cannot_share_a_folder_of_one(run: Run, asked: list[dict
     [
         (("--method", "turbo", "--steps", "3"), "--steps belongs to --method optimise"),
         (("--method", "turbo", "--recipe", "toybox"), "--recipe belongs to --method optimise"),
-        (("--refine", "3"), "--refine belongs to --method turbo"),
+        (("--refine", "3"), "--refine belongs to --method turbo or amortised"),
+        (("--amortised", "w"), "--amortised belongs to --method amortised"),
+        (("--method", "turbo", "--quality", "fast"), "--quality belongs to --method optimise"),
+        (("--method", "amortised", "--turbo", "w"), "--turbo belongs to --method turbo"),
+        (("--method", "amortised", "--rule", "asd"), "--rule belongs to --method optimise"),
+        (("--method", "amortised", "--amortised", "none"), "do not exist"),
         (("--turbo", "weights"), "--turbo belongs to --method turbo"),
         (("--method", "turbo", "--turbo", "none"), "do not exist"),
         (("--direct25", "weights"), "--direct25 belongs to --method direct25"),
@@ -115,5 +120,7 @@ def test_options_of_the_other_method_are_refused(run: Run, words: tuple[str, ...
 def test_a_dry_run_says_that_planes_make_the_mesh(run: Run) -> None:
     code, out, err = run("text-to-mesh", "a red chair", "--method", "turbo", "--refine", "4", "--dry-run")
     assert code == 0 and "planes and 4 steps of score distillation" in out + err
+    code, out, err = run("text-to-mesh", "a red chair", "--method", "amortised", "--dry-run")
+    assert code == 0 and "with one pass of a network" in out + err
     code, out, err = run("text-to-mesh", "a red chair", "--method", "direct25", "--steps", "9", "--dry-run")
     assert code == 0 and "a mesh of 'a red chair' with normal maps, fused and painted" in out + err

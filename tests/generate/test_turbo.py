@@ -17,9 +17,10 @@ from unproject.core.distillation.score import ScoreConfig
 from unproject.core.priors import StableDiffusionPrior
 from unproject.core.training.config import TrainerConfig
 from unproject.core.training.trainer import Trainer
+from unproject.generate.lessons import Prompts, as_loss
 from unproject.generate.render_teacher import RenderTeacher, TeacherConfig, known_teachers
 from unproject.generate.turbo import TriplaneTurbo, TurboConfig, plane_times
-from unproject.generate.turbo_train import PRDConfig, PRDObjective, Prompts, as_loss
+from unproject.generate.turbo_train import PRDConfig, PRDObjective
 from unproject.generate.views import ViewConfig
 from unproject.geometry.fields import DualConfig, FieldConfig, HeadConfig
 from unproject.geometry.representation import MeshConfig
@@ -207,7 +208,7 @@ def test_a_halved_prior_keeps_whole_adapters():
 def test_a_filled_shape_is_closed_and_on_its_own(prior):
     turbo = moved(TriplaneTurbo(prior, TURBO))
     planes = turbo.draw(["a cup"], [1])[0]
-    shape = turbo.filled(planes)
+    shape = turbo.filled({"planes": planes})
     assert torch.equal(shape.planes.planes.detach(), planes)
     assert shape.to_mesh(MeshConfig(resolution=17)).check().watertight
     with torch.no_grad():
@@ -225,8 +226,8 @@ def test_validation_and_pictures_of_shown_prompts(prior, tmp_path):
 def test_teachers_that_nobody_can_ask(prior):
     with pytest.raises(InputError, match="nobody teaches"):
         PRDConfig(TURBO)
-    with pytest.raises(InputError, match="learns the renders"):
-        TeacherConfig("tiny", score=ScoreConfig(RuleConfig("vsd"), rescale=0.0))
+    with pytest.raises(InputError, match="learns renders"):
+        PRDConfig(TURBO, single=TeacherConfig("tiny", score=ScoreConfig(RuleConfig("vsd"), rescale=0.0)))
     closed = StableDiffusionPrior(tiny_sd(), "closed")
     closed.unknown_words = lambda text: [("normal", [])] if "normal" in text else []  # type: ignore[method-assign]
     normals = TeacherConfig("closed", shows="normals", score=PULL)

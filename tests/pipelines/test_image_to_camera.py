@@ -67,6 +67,7 @@ class Reader:
 def pipeline(start: str = "zeros") -> ImageToCamera:
     pipe = ImageToCamera.__new__(ImageToCamera)
     pipe.look = Reader(start)  # type: ignore[assignment]
+    pipe.head = pipe.look.head
     return pipe
 
 

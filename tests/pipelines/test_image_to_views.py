@@ -85,7 +85,7 @@ def test_the_priors_attention_finds_a_word():
     group = render_group(RenderJob("object", "val", 1, 64, maps=True), 0, 1)  # a yellow duck
     images = torch.from_numpy(group["rgb"]).permute(0, 3, 1, 2).float() / 255
     found, true = attended(images, "yellow duck", load_prior("toybox")), group["alpha"][0] > 127
-    assert (found & true).sum() / (found | true).sum() > 0.75
+    assert (found & true).sum() / (found | true).sum() > 0.6
 
 
 @pytest.fixture(scope="module")

@@ -11,15 +11,15 @@ from unproject.core.priors import GaussianMixturePrior, StableDiffusionPrior
 from unproject.generate.turbo import TriplaneTurbo, TurboConfig
 from unproject.geometry.fields import DualConfig, FieldConfig, HeadConfig
 from unproject.geometry.meshes import Mesh
-from unproject.pipelines import turbo_mesh
+from unproject.pipelines import drawn_mesh
 from unproject.pipelines.text_to_mesh import MeshRecipe
-from unproject.pipelines.turbo_mesh import TurboTextToMesh, find_weights
+from unproject.pipelines.turbo_mesh import TurboTextToMesh
 from unproject.scripts.random_backbones import tiny_sd
 from unproject.utils.configs import load_config
 from unproject.utils.errors import InputError
 
 FIELD = FieldConfig("dual", head=HeadConfig("neus", inverse_std=(20.0,)), dual=DualConfig(features=4, width=8))
-SMALL = replace(turbo_mesh.FINISH, resolution=17, faces=200, texture=32)
+SMALL = replace(drawn_mesh.FINISH, resolution=17, faces=200, texture=32)
 SIDE = 8
 REFINED = {
     "score": {"guidance": 1.0},
@@ -41,7 +41,7 @@ def test_a_prompt_becomes_a_closed_textured_mesh(turbo, tmp_path):
     pipe = TurboTextToMesh(turbo, SMALL)
     made = pipe("a red chair", seed=3)
     assert made.report.watertight and 4 <= len(made.mesh.faces) <= 200 and "base_color" in made.mesh.textures
-    assert made.nfe == 2 * 6 and made.history == [] and made.seconds.keys() == {"planes", "mesh"}
+    assert made.nfe == 2 * 6 and made.history == [] and made.seconds.keys() == {"draw", "mesh"}
     assert len(Mesh.load(made.mesh.save(tmp_path / "chair.glb")).faces) == len(made.mesh.faces)
     other = pipe("a red chair", seed=4, faces=60)
     assert len(other.mesh.faces) <= 60
@@ -51,7 +51,7 @@ def test_a_prompt_becomes_a_closed_textured_mesh(turbo, tmp_path):
 
 def test_refining_goes_on_from_the_planes(turbo, monkeypatch):
     guide = GaussianMixturePrior(torch.full((1, 3, SIDE, SIDE), 0.2), torch.tensor([0.5]))
-    monkeypatch.setattr(turbo_mesh, "load_recipe", lambda *given: load_config(MeshRecipe, REFINED))
+    monkeypatch.setattr(drawn_mesh, "load_recipe", lambda *given: load_config(MeshRecipe, REFINED))
     pipe = TurboTextToMesh(turbo, SMALL, guide)
     first = []
 
@@ -63,15 +63,15 @@ def test_refining_goes_on_from_the_planes(turbo, monkeypatch):
     rate = 2 * 0.02 * 1.01  # of two steps of Adam
     assert len(first) == 2 and 0 < float((first[-1] - drawn).abs().max()) <= rate
     assert made.nfe > 12 and made.config.refined is not None and made.config.refined.optimise.steps == 2
-    assert made.shape.kind == "dual" and made.seconds.keys() == {"optimise", "mesh", "planes"}
+    assert made.shape.kind == "dual" and made.seconds.keys() == {"optimise", "mesh", "draw"}
 
 
 def test_missing_weights_say_how_to_make_some(tmp_path, turbo):
     with pytest.raises(InputError, match="unproject train triplane-turbo"):
-        find_weights("other", None)
+        TurboTextToMesh.find_weights("other", None)
     with pytest.raises(InputError, match="do not exist"):
-        find_weights("toybox", tmp_path / "none")
-    assert find_weights("toybox", turbo.save(tmp_path / "made")) == tmp_path / "made"
+        TurboTextToMesh.find_weights("toybox", tmp_path / "none")
+    assert TurboTextToMesh.find_weights("toybox", turbo.save(tmp_path / "made")) == tmp_path / "made"
 
 
 def test_what_cannot_be_is_refused(turbo):

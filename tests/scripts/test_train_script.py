@@ -29,6 +29,7 @@ from unproject.scripts import (
     sensor_recipes,
     train,
 )
+from unproject.scripts.amortised_recipe import AmortisedRecipe
 from unproject.scripts.orbit_recipe import OrbitRecipe
 from unproject.scripts.texture_recipe import TextureRecipe
 from unproject.scripts.turbo_recipe import PromptSource, TurboRecipe
@@ -55,6 +56,7 @@ KINDS = {
     "materials": material_recipes.MaterialRecipe,
     "materials-few-steps": material_recipes.FewStepRecipe,
     "triplane-turbo": TurboRecipe,
+    "amortised": AmortisedRecipe,
     "direct25-texture": TextureRecipe,
     "orbits": OrbitRecipe,
 }

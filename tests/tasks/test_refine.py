@@ -198,7 +198,7 @@ def test_absent_weights_say_how_to_train_them(monkeypatch, tmp_path):
         load_alternative("refiner", "normals")
     with pytest.raises(InputError, match="unproject train primedepth"):
         load_alternative("primedepth", "depth")
-    with pytest.raises(InputError, match="neither a folder nor one of primedepth for depth"):
+    with pytest.raises(InputError, match="neither a folder nor one of primedepth, primedepth-sd21 for depth"):
         load_alternative("magic", "depth")
     with pytest.raises(InputError, match="holds no head of these kinds"):
         load_alternative(tmp_path, "depth")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from unproject.core.distillation.rules import RuleConfig, Seen
 from unproject.core.distillation.score import (
     DivergedError,
     ScoreConfig,
@@ -64,6 +65,20 @@ def test_recon_without_rescale_is_sds_with_sigma_over_alpha(kind, t):
         assert float((gradient(other, x, noise, index) - wanted).norm() / wanted.norm()) < 1e-6
         same = ScoreDistillation(replace(PLAIN, weight=weight), model, model.encode_text("any"))
         assert float((gradient(same, x, noise, index) - wanted).norm() / wanted.norm()) < 1e-6
+
+
+def test_asd_against_the_injected_noise_is_sds_bit_for_bit(monkeypatch):
+    plain = Seen.ask
+
+    def injected(self, *names, x=None, index=None):
+        return plain(self, *names) if x is None else dict.fromkeys(names, self.render())
+
+    monkeypatch.setattr(Seen, "ask", injected)
+    model, index = prior(components=2), torch.tensor([150, 520, 940])
+    x, noise = draw(3, 2, 4, 4) + 1.0, draw(3, 2, 4, 4, seed=1)
+    configs = (replace(SDS, guidance=7.5, rule=RuleConfig(kind)) for kind in ("sds", "asd"))
+    sds, asd = (gradient(ScoreDistillation(c, model, model.encode_text("red")), x, noise, index) for c in configs)
+    assert torch.equal(asd, sds) and float(sds.abs().max()) > 0
 
 
 def test_flow_gradient_is_the_velocity_difference():

@@ -205,7 +205,7 @@ def test_every_view_of_a_mesh_is_shown_the_picture(tiny_folders: dict[str, Path]
     prior = load_prior(tiny_folders["sd"], ip_adapter=path)
     seen = read_picture(prior, picture(2)[0])
     guide: Any = make_guide(ScoreConfig(guidance=5.0), prior, "a chair", picture=seen)
-    shown, nothing = (guide.conditions[name]["image_prompt"] for name in ("cond", "null"))
+    shown, nothing = (guide.words.conditions[name]["image_prompt"] for name in ("cond", "null"))
     assert shown.shape == nothing.shape == (4, 16) and not nothing.any()
     assert shown[0].any() and torch.equal(shown, shown[:1].expand(4, -1))
     camera, images = Camera.orbit([0.0, 90.0, 180.0, 270.0], 15.0, 3.0, 34.0, 32), picture(6, 4)

@@ -96,9 +96,9 @@ def test_a_guide_tells_each_camera_its_own_views(tiny_folders):
     score = ScoreConfig(form="score", guidance=7.5, rescale=0.0, weight="sigma2", perp_neg=True)
     guide = make_guide(score, load_prior(tiny_folders["sd"]), "a red dog")
     camera = Camera.orbit([0.0, 50, 120, 200], [0.0, 10, 80, 0], 3.0, 40.0, 32)
-    condition, perp = guide._perpendicular(camera)
+    condition, perp = guide.words.told(camera)
     for row in range(4):
-        alone, one = guide._perpendicular(camera[torch.tensor([row])])
+        alone, one = guide.words.told(camera[torch.tensor([row])])
         torch.testing.assert_close(one.weights[:, 0], perp.weights[:, row])
         for name in ("cond", "null", negative_branch(0), negative_branch(1)):
             torch.testing.assert_close(alone[name]["text"][0], condition[name]["text"][row])

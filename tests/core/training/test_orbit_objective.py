@@ -24,7 +24,7 @@ from unproject.scripts.random_backbones import tiny_sd
 from unproject.toybox.dataset import RenderedSet, RenderJob, render_set
 from unproject.utils.errors import InputError
 
-CONFIG = OrbitConfig(frames=4, temporal=TemporalConfig(share=0.25, rank=2), validation_orbits=2, preview_steps=1)
+CONFIG = OrbitConfig(frames=4, temporal=TemporalConfig(share=0.25, rank=2), validation_orbits=1, preview_steps=1)
 
 
 class Turns:
@@ -50,7 +50,7 @@ class Turns:
 
 
 def prior(**options):
-    base = from_pipeline(tiny_sd("v_prediction", block_out_channels=(32, 64)))
+    base = from_pipeline(tiny_sd("v_prediction", block_out_channels=(32, 32)))
     return OrbitPrior(base, CONFIG.temporal, 4, frozen=False, **options)
 
 

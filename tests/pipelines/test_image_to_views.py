@@ -202,6 +202,7 @@ def test_a_mesh_of_a_picture_whose_orbit_is_known(orbit, monkeypatch):
     assert made.report.watertight and len(made.mesh.faces) <= 400 and "base_color" in made.mesh.textures
     assert asked["valid"].shape == (4, 32, 32) and asked["processing_resolution"] == 128
     assert made.nfe == {"orbit": 7, "normals": 0} and set(made.seconds) == {"views", "normals", "mesh"}
+    torch.testing.assert_close(torch.from_numpy(made.normals), seen.normal, rtol=0, atol=1e-5)
     low, high = made.mesh.bounds
     torch.testing.assert_close(high - low, torch.tensor([1.4, 1.0, 0.7]), rtol=0.12, atol=0.06)
     monkeypatch.setattr(views, "_drawn", lambda *_: (torch.full((4, 3, 32, 32), 0.5), 7))

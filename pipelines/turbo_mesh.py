@@ -18,6 +18,7 @@ from ..generate.turbo_published import load_published
 from ..geometry.representation import MeshConfig
 from ..geometry.shapes import ShapeConfig
 from ..utils.errors import InputError
+from ..utils.files import check_named
 from .base import PriorPipeline, placed
 from .prompts import warn_about
 from .sampling_parts import whole_number
@@ -159,6 +160,7 @@ class TurboTextToMesh(PriorPipeline):
 def find_weights(name: str | Path, weights: str | Path | None) -> Path:
     """The folder or file of weights for a prior. Raises InputError, with the command that makes some, without any."""
     if weights is not None:
+        check_named(weights, "the name of the turbo weights", "give the export/ of a triplane-turbo training")
         path = Path(weights)
         if not path.exists():
             raise InputError(f"turbo weights {path} do not exist; give the export/ of a triplane-turbo training")

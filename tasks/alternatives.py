@@ -12,7 +12,7 @@ import torch
 
 from ..core.priors import weights_root
 from ..utils.errors import InputError
-from ..utils.files import read_json
+from ..utils.files import check_named, read_json
 from . import preimage_head, refine
 from .geometry_head import MANIFEST
 from .heads import load_head
@@ -52,6 +52,7 @@ def load_alternative(
 
     Raises InputError for unknown names, absent weights and heads of something else.
     """
+    check_named(name, "the head's name", "give one of an alternative or a folder")
     folder = _folder_of(str(name), target)
     kind = kind_of(folder)
     if kind == preimage_head.KIND:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from .pipelines.edit_image import EditImage
     from .pipelines.image_to_camera import ImageToCamera
     from .pipelines.image_to_geometry import ImageToDepth, ImageToGeometry, ImageToNormals
+    from .pipelines.image_to_mesh import ImageToMesh
+    from .pipelines.image_to_views import ImageToViews
     from .pipelines.images_to_splats import ImagesToSplats
     from .pipelines.match_images import MatchImages
     from .pipelines.restore_image import RestoreImage
@@ -40,7 +42,9 @@ __all__ = [
     "ImageToCamera",
     "ImageToDepth",
     "ImageToGeometry",
+    "ImageToMesh",
     "ImageToNormals",
+    "ImageToViews",
     "ImagesToSplats",
     "InputError",
     "MatchImages",
@@ -67,7 +71,9 @@ _HOMES = {
     "ImageToCamera": ".pipelines.image_to_camera",
     "ImageToDepth": ".pipelines.image_to_geometry",
     "ImageToGeometry": ".pipelines.image_to_geometry",
+    "ImageToMesh": ".pipelines.image_to_mesh",
     "ImageToNormals": ".pipelines.image_to_geometry",
+    "ImageToViews": ".pipelines.image_to_views",
     "ImagesToSplats": ".pipelines.images_to_splats",
     "InputError": ".utils.errors",
     "MatchImages": ".pipelines.match_images",

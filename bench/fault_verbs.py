@@ -13,7 +13,9 @@ import numpy as np
 import torch
 
 from ..core.priors import load_prior
-from ..core.priors.diffusers import StableDiffusionPrior
+from ..core.priors.embedded import EmbeddedPrior
+from ..core.priors.orbits import OrbitPrior
+from ..core.priors.temporal import TemporalConfig
 from ..geometry.camera_files import save_nerfstudio
 from ..geometry.cameras import Camera
 from ..geometry.environment import write_hdr
@@ -79,6 +81,19 @@ VERBS: dict[str, Verb] = {
         "text-to-image --prompts prompts.txt --steps 2 -o out", "out/a-red-chair-seed0.png", "out/a-blue-dog-seed0.png"
     ),
     "text-to-mesh": _verb(MESH, "out/chair.glb", "out/chair.report.json", "out/chair-sheet.png", stages=2),
+    "image-to-views": _verb(
+        "image-to-views cut.png --orbit orbit --frames 2 --steps 2 -o out",
+        "out/cut-views-00.png",
+        "out/transforms.json",
+    ),
+    "image-to-mesh": _verb(
+        "image-to-mesh cut.png --orbit orbit --frames 2 --steps 2 --fuse-steps 2 --faces 300 --texture 16 "
+        "--view-size 16 --turntable 0 -o out/cut.glb",
+        "out/cut.glb",
+        "out/cut.report.json",
+        "out/cut-views.png",
+        stages=4,
+    ),
     "edit": _verb("edit photos/p0.png --source a~chair --target a~dog --steps 2 -o out/e.png", "out/e.png"),
     "restore": _verb("restore photos/p0.png --task deblur:1 --steps 2 -o out/r.png", "out/r.png"),
     "calibrate-solver": _verb(
@@ -134,11 +149,13 @@ VERBS: dict[str, Verb] = {
 
 
 def inputs(folder: Path) -> None:
-    """Two pictures, key points, two prompts, a mesh, a light, points, cameras, depth maps, a small rendered set, and
-    weights as they are before they learn anything."""
+    """Two pictures and one without background, key points, two prompts, a mesh, a light, points, cameras, depth maps, a
+    small rendered set, and weights as they are before they learn anything."""
     rng = np.random.default_rng(0)
     for i in range(2):
         save_image(folder / "photos" / f"p{i}.png", rng.random((SIDE, SIDE + 8, 3)).astype(np.float32))
+    disc = np.hypot(*np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]) < 0.7
+    save_image(folder / "cut.png", np.dstack([rng.random((SIDE, SIDE, 3)), disc]).astype(np.float32))
     write_text(folder / "points.json", '{"left": [3.5, 4.5], "right": [30, 20]}')
     write_text(folder / "prompts.txt", "a red chair\na blue dog\n")
     corners = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 2, 0], [0, 0, 3]])
@@ -151,7 +168,7 @@ def inputs(folder: Path) -> None:
         depth_m = 1 + i + rng.random((16, 24)).astype(np.float32)
         with atomic_path(folder / "rooms" / f"r{i}.npz") as path:
             np.savez(path, depth_m=depth_m)
-    for name in ("sensor", "surfaces"):
+    for name in ("sensor", "surfaces", "orbit"):
         (folder / name).symlink_to(_untrained() / name)
     write_text(folder / "vae.yaml", RECIPE)
     for name, data in _rendered().items():
@@ -170,11 +187,13 @@ def _rendered() -> dict[str, bytes]:
 
 @functools.cache
 def _untrained() -> Path:
-    """A sensor and a prior of surfaces that have learnt nothing, in a folder that goes with this process."""
+    """A sensor, a prior of surfaces and one of orbits that have learnt nothing, in a folder that goes with this
+    process."""
     folder = Path(tempfile.mkdtemp(prefix="unproject-untrained-"))
     atexit.register(shutil.rmtree, folder)
     prior = load_prior("toybox")
-    assert isinstance(prior, StableDiffusionPrior)
+    assert isinstance(prior, EmbeddedPrior)
     SensorSimulator([SensorStage(prior, SensorConfig())], "toybox").save(folder / "sensor")
     MaterialGenerator(MaterialPrior.from_prior(prior)).save(folder / "surfaces", "toybox")
+    OrbitPrior(prior, TemporalConfig(share=0.1, rank=0)).save_adapter(folder / "orbit", "toybox")
     return folder

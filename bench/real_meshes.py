@@ -24,7 +24,7 @@ from ..geometry.inspection import inspect_mesh
 from ..geometry.meshes import Mesh
 from ..geometry.metrics import hausdorff
 from ..geometry.posed import PosedImages, around, bytes_of
-from ..geometry.raycast import RayMesh
+from ..geometry.raycast import STUDIO, Light, RayMesh
 from ..geometry.similarity import psnr
 from ..geometry.solid import faults, make_solid
 from ..geometry.unwrap import unwrap
@@ -39,6 +39,7 @@ from .solids import real_meshes
 
 FORMATS = (".glb", ".obj", ".ply", ".stl")
 FOV_DEG = 34.0
+FEWEST = 12  # faces of what is decimated
 SHOWN = 1  # held-out view of the picture
 
 
@@ -100,7 +101,7 @@ def row_of(name: str, mesh: Mesh, config: RealMeshBench, seed: int) -> tuple[dic
     one = held[[SHOWN % len(held)]]
     with torch.no_grad():
         drawn = fitted.shape.render(fitted.planes(one.cameras), ("rgb",), 1.0).rgb[0]
-    shown = [one.picture([0], 1.0)[0], pictured_by(small or mesh, one)[0], pictured_by(painted, one)[0], drawn]
+    shown = [one.picture([0], 1.0)[0], pictured_by(small or mesh, one, STUDIO)[0], pictured_by(painted, one)[0], drawn]
     return row, [picture.numpy() for picture in shown]
 
 
@@ -122,9 +123,12 @@ def repaired(mesh: Mesh, config: RealMeshBench, seed: int) -> dict[str, Any]:
 
 
 def quarter(mesh: Mesh) -> Mesh | None:
-    """The mesh with a quarter of its faces; None for open surfaces whose borders hold more than that."""
+    """The mesh with a quarter of its faces; None where that is less than a box has, and for open surfaces whose borders
+    hold more than that."""
+    if len(mesh.faces) // 4 < FEWEST:
+        return None
     try:
-        return decimate(mesh, max(4, len(mesh.faces) // 4))
+        return decimate(mesh, len(mesh.faces) // 4)
     except InputError:
         return None
 
@@ -181,6 +185,6 @@ def baked(painted: Mesh, held: PosedImages) -> dict[str, Any]:
     }
 
 
-def pictured_by(mesh: Mesh, pictures: PosedImages) -> torch.Tensor:
+def pictured_by(mesh: Mesh, pictures: PosedImages, light: Light | None = None) -> torch.Tensor:
     """What the cameras of pictures see of it, over white."""
-    return RayMesh(mesh).render(pictures.cameras, ("rgb",), 1.0, supersample=2).rgb.clamp(0, 1)
+    return RayMesh(mesh).render(pictures.cameras, ("rgb",), 1.0, light, supersample=2).rgb.clamp(0, 1)

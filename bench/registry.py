@@ -210,12 +210,25 @@ EXPERIMENTS: dict[str, Experiment] = {
         weights=None,
         method=("generate/fuse.py", "toybox"),
     ),
+    "direct25-text": Experiment(
+        "Meshes from text by normal maps beside score distillation: shapes, diversity, cost",
+        "direct25_text",
+        ("way", "score distillation"),
+        weights=(JUDGE, "toybox-mv"),
+        method=("generate", "core/priors/view_adapter.py", "core/distillation", "geometry/fields", "geometry/shapes"),
+    ),
     "triplane-turbo": Experiment(
         "Meshes in four calls: progressive rendering distillation against one step and against the network's own noise",
         "triplane_turbo",
         ("setting", "K = 4"),
         weights=(JUDGE, "toybox-mv"),
         method=("generate", "core/priors/planes.py", "core/distillation", "geometry/fields", "geometry/shapes"),
+    ),
+    "orbits": Experiment(
+        "Orbits from one picture: the image prior against random weights, joint against single views, curation",
+        "orbits",
+        ("setting", "from scratch"),
+        method=("core/priors", "core/training", "toybox"),
     ),
     "solids": Experiment(
         "Meshes of fresh prompts and real ones as solids, by every measure",

@@ -32,20 +32,26 @@ class HeadChoice(OneKind):
     """For tasks with `heads`."""
 
     head: str | None = None
-    """A head of another kind: primedepth (reads a frozen prior in one call), or the folder of one."""
+    """A head of another kind, by its name or folder: primedepth (reads a frozen prior in one call) for depth, one-step
+    (told the picture beside the network) for normals; or one as published, primedepth-sd21 and yoso-normal."""
 
     @property
     def other_kind(self) -> str:
         """See OneKind.other_kind."""
-        return "" if self.head is None else f"--head {self.head}"
+        return super().other_kind if self.head is None else f"--head {self.head}"
 
     def check_other(self, prior: str) -> None:
         """See OneKind.check_other."""
+        super().check_other(prior)
+        if self.head is not None and super().other_kind:
+            raise InputError(f"--head {self.head} and {super().other_kind} are two heads; give one of them")
         if self.head is not None and prior != USUAL:
             raise InputError(f"--head {self.head} names its own prior; leave --prior {prior} out")
 
     def load_other(self, codec: str, prior: str, options: dict[str, Any]) -> Any:
         """See OneKind.load_other."""
+        if self.head is None:
+            return super().load_other(codec, prior, options)
         return loaded(str(self.head), codec, **options)
 
 

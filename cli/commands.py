@@ -37,12 +37,15 @@ from .shapes import TextToMesh, TextToSplats
 from .sim2real import Sim2real
 from .text import TextToImage
 from .train import Train
+from .views import ImageToMesh, ImageToViews
 from .world import Toybox
 
 COMMANDS: tuple[type[Command], ...] = (
     TextToMesh,
     TextToSplats,
     TextToImage,
+    ImageToMesh,
+    ImageToViews,
     *MAP_COMMANDS.values(),
     Materials,
     Sim2real,

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import tyro
 
@@ -21,7 +21,7 @@ from .estimates import Estimate, of_pictures
 from .folders import LIFTED, distinct_stems, find, pixels_of
 from .jobs import SOME_FAILED, Job, run_jobs, sort_out
 from .outputs import Target, check_apart, check_new, check_places
-from .priors import PriorCommand, head_names
+from .priors import HeadCommand, head_names
 from .showing import Shown
 
 if TYPE_CHECKING:
@@ -33,20 +33,12 @@ MAPS = tuple(name for name, task in task_table().items() if task.map)  # whose f
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageCommand(PriorCommand, Seeded):
+class ImageCommand(HeadCommand, Seeded):
     """Options of the commands that read pictures."""
 
-    takes_file: ClassVar[bool] = False
     splits: ClassVar[bool] = True
     prior: str = "toybox"
     """toybox, a geometry head's name (marigold-depth, ...) or folder, or a hub id owner/name."""
-    base: Annotated[str | None, tyro.conf.Suppress] = None
-    lora: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
-    offload: Annotated[Literal["auto", "none", "text", "model", "sequential"], tyro.conf.Suppress] = "auto"
-    weights: Annotated[Literal["full", "float8", "int8", "int4", "bnb-int8", "bnb-nf4"], tyro.conf.Suppress] = "full"
-    vae: Annotated[Literal["whole", "slices", "tiles"], tyro.conf.Suppress] = "whole"
-    compile: Annotated[bool, tyro.conf.Suppress] = False
-    graphs: Annotated[bool, tyro.conf.Suppress] = False
     image: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Pictures, folders of pictures, or - for standard input."""
     recursive: bool = False

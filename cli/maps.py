@@ -12,7 +12,7 @@ from ..utils.runs import RunRecord
 from .choices import HeadChoice, SecondLook
 from .image import MapCommand
 from .lens import LensOptions
-from .metric import load_metric, seen_in_metres
+from .metric import load_metres, load_metric, says_metres, seen_in_metres, told_in_metres
 from .outputs import Target
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class MetricMapCommand(ColouredMapCommand, LensOptions):
     def check(self) -> None:
         """Options of the camera belong to metres."""
         self.check_lens(self.many)
-        if self.metric and self.other_kind:
+        if self.metric and self.other_kind and not self.told_metres:
             raise InputError(f"--metric needs the normals too, which {self.other_kind} does not predict; leave one out")
         given = [n for n in ("fov", "K", "known_distance", "camera_height") if getattr(self, n) is not None]
         if given and not self.metric:
@@ -65,8 +65,15 @@ class MetricMapCommand(ColouredMapCommand, LensOptions):
         """See ImageCommand.check_seen."""
         LensOptions.check_seen(self, path)
 
+    @property
+    def told_metres(self) -> bool:
+        """Whether --head is one of metres."""
+        return says_metres(getattr(self, "head", None))
+
     def load(self) -> Any:
-        """See MapCommand.load; metres need all that the head predicts."""
+        """See MapCommand.load; metres need all that the head predicts, or a head of metres."""
+        if self.metric and self.told_metres:
+            return load_metres(self, getattr(self, "head"))  # noqa: B009 (a mixin's)
         return load_metric(self) if self.metric else super().load()
 
     def one(self, pipe: Any, path: Path, picture: np.ndarray, record: RunRecord, target: Target) -> None:
@@ -76,8 +83,12 @@ class MetricMapCommand(ColouredMapCommand, LensOptions):
             return
         from ..pipelines.metric_depth import metres_map
 
-        made, _, metric = seen_in_metres(self, pipe, path, picture, record, **self.settings())
-        one, how = metres_map(made, metric), self.saving()
+        how = self.saving()
+        if self.told_metres:
+            one = told_in_metres(self, pipe, path, picture, record)
+        else:
+            made, _, metric = seen_in_metres(self, pipe, path, picture, record, **self.settings())
+            one = metres_map(made, metric)
         with record.stage("write"):
             record.keep(lambda base: one.save(base, how), target.file(""))
             if self.preview:

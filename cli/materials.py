@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 import tyro
 
@@ -13,7 +13,7 @@ from ..utils.errors import InputError
 from ..utils.runs import RunRecord
 from .common import Seeded, Writer, check_range
 from .outputs import Target, check_apart, distinct_slug, need_format
-from .priors import PriorCommand
+from .priors import OwnWeightsCommand
 from .prompts import check_prompt
 from .showing import Shown
 
@@ -21,23 +21,14 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Materials(PriorCommand, Seeded, Writer):
+class Materials(OwnWeightsCommand, Seeded, Writer):
     """Make a tileable material, albedo to height, from words or from a photograph of a surface."""
 
     name: ClassVar[str] = "materials"
     kinds: ClassVar[tuple[str, ...]] = (".glb", ".mtlx", ".npz", ".usda", ".usdz", ".png")
-    takes_file: ClassVar[bool] = False
 
     prior: str = "toybox"
     """toybox, or the folder of a trained material prior."""
-    base: Annotated[str | None, tyro.conf.Suppress] = None
-    variant: Annotated[str | None, tyro.conf.Suppress] = None
-    revision: Annotated[str | None, tyro.conf.Suppress] = None
-    lora: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
-    offload: Annotated[Literal["auto", "none", "text", "model", "sequential"], tyro.conf.Suppress] = "auto"
-    weights: Annotated[Literal["full", "float8", "int8", "int4"], tyro.conf.Suppress] = "full"
-    vae: Annotated[Literal["whole", "slices", "tiles"], tyro.conf.Suppress] = "whole"
-    compile: Annotated[bool, tyro.conf.Suppress] = False
     wanted: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="TEXT|PICTURE")] = ""
     """What the surface is made of, for example "red bricks", or a photograph of it."""
     prompt: str = ""
@@ -78,10 +69,6 @@ class Materials(PriorCommand, Seeded, Writer):
     def streamed(self) -> str:
         """See Command.streamed."""
         return f".{self.formats[0]}"
-
-    def known(self) -> list[str]:
-        """Names --prior accepts."""
-        return ["toybox"]
 
     def slug(self) -> str:
         """The base name of the outputs."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..utils.files import read_json
 from ..utils.runs import RunRecord
 
 if TYPE_CHECKING:
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 
     from ..geometry.metric import Metric
     from ..pipelines.picture_camera import PictureCamera
+    from ..tasks.map_files import OneMap
     from ..tasks.outputs import GeometryOutput
     from .lens import LensOptions
 
@@ -33,10 +35,48 @@ def seen_in_metres(
     record.count("denoiser", made.nfe)
     seen = command.camera_of(picture, path, valid, undistorted)
     metric = metric_of(made, seen.camera, command.anchors(), seen.gravity)
+    _note(record, path, metric, seen)
+    return made, seen, metric
+
+
+def told_in_metres(command: LensOptions, pipe: Any, path: Path, picture: np.ndarray, record: RunRecord) -> OneMap:
+    """What a head of metres says of a picture; the record says where camera and scale come from.
+
+    pipe: an ImageToMetres.
+    """
+    from ..pipelines.validity import file_valid
+    from ..tasks.codecs.metres import MetresFiles
+    from ..tasks.map_files import OneMap
+
+    valid = file_valid(path, picture)
+    seen = command.camera_of(picture, path, valid)
+    metres, metric = pipe(picture, seen.camera, command.anchors(), seen.gravity)
+    record.count("denoiser", 1)
+    _note(record, path, metric, seen)
+    files = MetresFiles(metric, metric.near_m, max(metric.far_m, metric.near_m + 1e-6))
+    return OneMap(files, metres[..., None], None, valid)
+
+
+def _note(record: RunRecord, path: Path, metric: Metric, seen: PictureCamera) -> None:
     told = {"scale": metric.scale, "shape": metric.shape, "near_m": metric.near_m, "far_m": metric.far_m}
     focal = {"focal_px": float(seen.camera.K[0, 0, 0]), "focal_from": seen.source}
     record.notes.setdefault("metric", {})[str(path)] = {**told, **focal}
-    return made, seen, metric
+
+
+def says_metres(head: str | None) -> bool:
+    """Whether a --head is one of metres, by its name or the files in its folder."""
+    if head is None or head == "dm-calib":
+        return head is not None
+    about = Path(head) / "head.json"
+    told = read_json(about) if about.is_file() else {}
+    return (Path(head) / "calib" / "unet").is_dir() or (isinstance(told, dict) and told.get("kind") == "metric")
+
+
+def load_metres(command: LensOptions, head: str) -> Any:
+    """The pipeline of a head of metres."""
+    from ..pipelines.metric_depth import ImageToMetres
+
+    return ImageToMetres.from_pretrained(head, **command.placement())
 
 
 def load_metric(command: LensOptions) -> Any:

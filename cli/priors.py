@@ -7,7 +7,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+import tyro
 
 from ..utils.errors import InputError
 from ..utils.files import split_scale
@@ -117,6 +119,36 @@ class PriorCommand(Threaded):
 
             return torch.bfloat16 if half_of(self.prior) == "bfloat16" else torch.float16
         return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[self.dtype]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadCommand(PriorCommand):
+    """Options of commands that load a head of a prior: what is asked of priors that draw pictures is not offered."""
+
+    takes_file: ClassVar[bool] = False
+
+    base: Annotated[str | None, tyro.conf.Suppress] = None
+    lora: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
+    offload: Annotated[Literal["auto", "none", "text", "model", "sequential"], tyro.conf.Suppress] = "auto"
+    weights: Annotated[Literal["full", "float8", "int8", "int4", "bnb-int8", "bnb-nf4"], tyro.conf.Suppress] = "full"
+    vae: Annotated[Literal["whole", "slices", "tiles"], tyro.conf.Suppress] = "whole"
+    compile: Annotated[bool, tyro.conf.Suppress] = False
+    graphs: Annotated[bool, tyro.conf.Suppress] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnWeightsCommand(HeadCommand):
+    """Options of commands whose weights are of a kind of their own, in a folder."""
+
+    names: ClassVar[tuple[str, ...]] = ("toybox",)
+    """that --prior knows"""
+
+    variant: Annotated[str | None, tyro.conf.Suppress] = None
+    revision: Annotated[str | None, tyro.conf.Suppress] = None
+
+    def known(self) -> list[str]:
+        """Names --prior accepts."""
+        return list(self.names)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import tyro
 
@@ -14,7 +14,7 @@ from .common import Seeded, Threaded, Writer, check_range
 from .files import MESHES
 from .fit import TOYBOX, Fit
 from .outputs import Target, distinct_slug, slugify
-from .priors import PriorCommand
+from .priors import OwnWeightsCommand
 from .showing import Shown
 
 if TYPE_CHECKING:
@@ -25,25 +25,17 @@ SHAPE_RATE = 0.0005  # diagonals a step
 
 
 @dataclass(frozen=True, kw_only=True)
-class InverseRender(PriorCommand, Seeded, Writer):
+class InverseRender(OwnWeightsCommand, Seeded, Writer):
     """Find shape, materials and light behind pictures with known cameras: a textured mesh and an HDR environment."""
 
     name: ClassVar[str] = "inverse-render"
     kinds: ClassVar[tuple[str, ...]] = (".glb", ".obj", ".usda", ".usdz")
-    takes_file: ClassVar[bool] = False
+    names: ClassVar[tuple[str, ...]] = ("toybox", "none", "stable-material")
 
     source: tyro.conf.Positional[str]
     """transforms.json, a folder with one or with a COLMAP model, a mesh to photograph, or "toybox:a red chair"."""
     prior: str = "toybox"
-    """The material prior that pulls: toybox, the folder of a trained one, or none."""
-    base: Annotated[str | None, tyro.conf.Suppress] = None
-    variant: Annotated[str | None, tyro.conf.Suppress] = None
-    revision: Annotated[str | None, tyro.conf.Suppress] = None
-    lora: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
-    offload: Annotated[Literal["auto", "none", "text", "model", "sequential"], tyro.conf.Suppress] = "auto"
-    weights: Annotated[Literal["full", "float8", "int8", "int4"], tyro.conf.Suppress] = "full"
-    vae: Annotated[Literal["whole", "slices", "tiles"], tyro.conf.Suppress] = "whole"
-    compile: Annotated[bool, tyro.conf.Suppress] = False
+    """The material prior that pulls: toybox, the folder of a trained one, stable-material as published, or none."""
     mesh: Path | None = None
     """The shape (default: the visual hull of the pictures' transparency)."""
     shape: Literal["auto", "stays", "moves"] = "auto"
@@ -67,10 +59,6 @@ class InverseRender(PriorCommand, Seeded, Writer):
     def several(self) -> str:
         """See Command.several."""
         return super().several or "it writes the light beside the mesh"
-
-    def known(self) -> list[str]:
-        """Names --prior accepts."""
-        return ["toybox", "none"]
 
     def slug(self) -> str:
         """After the source."""

@@ -43,9 +43,10 @@ class ShapeCommand(TextCommand, ImagePromptCommand):
     """Rule of score distillation: sds, sjc, vsd, csd, csd-late, nfsd, ism, sdi, asd, hifa, perp-neg, recon, or a YAML
     file (default: the recipe's)."""
     steps: int | None = None
-    """Optimisation steps; all schedules keep their shares of the run (default: the recipe's)."""
+    """Optimisation steps; all schedules keep their shares of the run (default: the recipe's). With --method direct25
+    those of each drawing (default: the prior's own)."""
     guidance: float | None = None
-    """Classifier-free guidance (default: that of the rule or recipe)."""
+    """Classifier-free guidance (default: that of the rule or recipe; with --method direct25 the prior's own)."""
     work: Path | None = None
     """Folder for checkpoints and preview.png, which stays (default: .NAME.work beside the result, removed at the end).
     The same command typed again goes on where an interrupted one was."""
@@ -166,25 +167,45 @@ class TextToMesh(ShapeCommand):
 
     faces: int | None = None
     """Triangles of the mesh at most (default: the recipe's)."""
-    method: Literal["optimise", "turbo"] = "optimise"
-    """optimise: score distillation of every prompt; turbo: planes in a few network calls, by trained weights."""
+    method: Literal["optimise", "turbo", "direct25"] = "optimise"
+    """optimise: score distillation of every prompt; turbo: planes in a few network calls, by trained weights; direct25:
+    normal maps from all around, fused and painted, by priors that draw such maps."""
     turbo: Path | None = None
     """Weights of --method turbo: export/ of `unproject train triplane-turbo`, or the published checkpoint (.pth)."""
     refine: int = 0
     """Steps of score distillation that go on from the planes of --method turbo."""
+    direct25: Path | None = None
+    """What paints with --method direct25: export/ of `unproject train direct25-texture`, or a folder with the published
+    networks (default: what comes with the prior, else renders of the bare mesh are redrawn)."""
+    second_ring: float | None = None
+    """Degrees above the object of a second ring of views of --method direct25, which paints what the first does not
+    show."""
+
+    @property
+    def of_methods(self) -> dict[str, tuple[bool, tuple[str, ...]]]:
+        """Whether options that only some methods know were given, and which do."""
+        return {
+            "--steps": (self.steps is not None, ("optimise", "direct25")),
+            "--guidance": (self.guidance is not None, ("optimise", "direct25")),
+            "--rule": (self.rule is not None, ("optimise",)),
+            "--diagnostics": (self.diagnostics is not None, ("optimise",)),
+            "--ip-adapter": (bool(self.ip_adapter), ("optimise",)),
+            "--recipe": (self.recipe != "default", ("optimise",)),
+            "--turbo": (self.turbo is not None, ("turbo",)),
+            "--refine": (bool(self.refine), ("turbo",)),
+            "--direct25": (self.direct25 is not None, ("direct25",)),
+            "--second-ring": (self.second_ring is not None, ("direct25",)),
+        }
 
     def check(self) -> None:
-        """Ranges, and what only one of the methods knows."""
+        """Ranges, and what only some of the methods know."""
         check_range("--refine", self.refine, 0, 100_000)
-        optimised: dict[str, object] = {"--steps": self.steps, "--guidance": self.guidance, "--rule": self.rule}
-        optimised |= {"--diagnostics": self.diagnostics, "--ip-adapter": self.ip_adapter or None}
-        given = [name for name, value in optimised.items() if value is not None]
-        given += ["--recipe"] if self.recipe != "default" else []
-        if self.method == "turbo" and given:
-            raise InputError(f"{given[0]} belongs to --method optimise; leave it out, or use --refine N")
-        if self.method != "turbo" and (self.turbo is not None or self.refine):
-            name = "--refine" if self.turbo is None else "--turbo"
-            raise InputError(f"{name} belongs to --method turbo; add that")
+        for option, (given, methods) in self.of_methods.items():
+            if given and self.method not in methods:
+                told = " or ".join(methods)
+                raise InputError(f"{option} belongs to --method {told}; add that, or leave {option} out")
+        if self.second_ring is not None:
+            check_range("--second-ring", self.second_ring, -89, 89)
         if self.faces is not None:
             check_range("--faces", self.faces, 4, 10_000_000)
         if self.out is not None:
@@ -196,6 +217,8 @@ class TextToMesh(ShapeCommand):
         """See ShapeCommand.how."""
         if self.method == "optimise":
             return super().how
+        if self.method == "direct25":
+            return "normal maps, fused and painted"
         return "planes" + (f" and {self.refine} steps of score distillation" if self.refine else "")
 
     def ending(self, target: Target) -> str:
@@ -204,12 +227,16 @@ class TextToMesh(ShapeCommand):
 
     def settings(self, prior: str) -> dict[str, Any]:
         """See ShapeCommand.settings."""
-        own = {"refine": self.refine} if self.method == "turbo" else super().settings(prior)
-        return {**own, "faces": self.faces}
+        if self.method == "optimise":
+            return {**super().settings(prior), "faces": self.faces}
+        if self.method == "turbo":
+            return {"refine": self.refine, "faces": self.faces}
+        drawn = {"num_inference_steps": self.steps, "guidance_scale": self.guidance}
+        return {**drawn, "second_ring": self.second_ring, "faces": self.faces}
 
     def estimate(self) -> Estimate | None:
         """See Command.estimate."""
-        if self.method == "turbo" or not self.known_cost or self.recipe != "default" or self.rule is not None:
+        if self.method != "optimise" or not self.known_cost or self.recipe != "default" or self.rule is not None:
             return None
         share = 1.0 if self.steps is None else self.steps / USUAL_MESH_STEPS
         return of_meshes(len(chosen_prompts(self.prompt, self.prompts)), share, self.frames, self.view_size)
@@ -220,6 +247,10 @@ class TextToMesh(ShapeCommand):
             from ..pipelines.turbo_mesh import TurboTextToMesh
 
             return TurboTextToMesh.from_pretrained(self.prior, self.turbo, **self.placement())
+        if self.method == "direct25":
+            from ..pipelines.direct25_mesh import Direct25TextToMesh
+
+            return Direct25TextToMesh.from_pretrained(self.prior, self.direct25, **self.placement())
         from ..pipelines.text_to_mesh import TextToMesh as Pipeline
 
         return Pipeline.from_pretrained(self.prior, self.recipe, rule=self.rule, **self.placement())

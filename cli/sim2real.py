@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import tyro
 
@@ -18,28 +18,19 @@ from .common import Seeded, check_range
 from .folders import distinct_stems
 from .jobs import SOME_FAILED, Job, run_jobs, sort_out
 from .outputs import Target, check_apart, check_new, check_places
-from .priors import PriorCommand
+from .priors import OwnWeightsCommand
 from .showing import Shown
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sim2real(PriorCommand, Seeded):
+class Sim2real(OwnWeightsCommand, Seeded):
     """Measure clean depth as a real sensor would: noise, flying edges and holes, from maps or folders of maps."""
 
     name: ClassVar[str] = "sim2real"
     kinds: ClassVar[tuple[str, ...]] = (".png", ".npz", ".npy", ".exr", ".tiff")
-    takes_file: ClassVar[bool] = False
 
     prior: str = "toybox"
     """toybox, or the folder of a trained sensor."""
-    base: Annotated[str | None, tyro.conf.Suppress] = None
-    variant: Annotated[str | None, tyro.conf.Suppress] = None
-    revision: Annotated[str | None, tyro.conf.Suppress] = None
-    lora: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
-    offload: Annotated[Literal["auto", "none", "text", "model", "sequential"], tyro.conf.Suppress] = "auto"
-    weights: Annotated[Literal["full", "float8", "int8", "int4"], tyro.conf.Suppress] = "full"
-    vae: Annotated[Literal["whole", "slices", "tiles"], tyro.conf.Suppress] = "whole"
-    compile: Annotated[bool, tyro.conf.Suppress] = False
     depth: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Clean z-depth in metres: NPZ (depth_m or depth, K), NPY, 16-bit PNG in millimetres, or folders of them."""
     recursive: bool = False
@@ -79,10 +70,6 @@ class Sim2real(PriorCommand, Seeded):
     def formats(self) -> tuple[str, ...]:
         """The formats in force."""
         return map_formats(self.format.split(","), "--format")
-
-    def known(self) -> list[str]:
-        """Names --prior accepts."""
-        return ["toybox"]
 
     def slug(self) -> str:
         """room.npz becomes room-sim2real."""

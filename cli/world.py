@@ -20,9 +20,9 @@ class Toybox(Threaded, Writer):
     name: ClassVar[str] = "toybox"
     kinds: ClassVar[tuple[str, ...]] = (".png",)
 
-    kind: Literal["object", "scene", "pair", "room", "street", "table", "interior"] = "object"
-    """One object, two or three objects, two objects in a relation, a furnished room, a street, things close by, or a
-    lived-in room."""
+    kind: Literal["object", "scene", "pair", "room", "street", "table", "interior", "orbit"] = "object"
+    """One object, two or three objects, two objects in a relation, a furnished room, a street, things close by, a
+    lived-in room, or one object from eight sides."""
     split: Literal["train", "val", "test", "heldout"] = "train"
     """Which part of the world; heldout holds combinations the other parts never contain."""
     index: int = 0
@@ -38,7 +38,7 @@ class Toybox(Threaded, Writer):
     render: bool = False
     """Render shards of a data set into --out instead of a sheet; an interrupted run goes on where it was."""
     groups: int = 1024
-    """With --render: number of groups (two views of a scene or pair, four of anything else)."""
+    """With --render: number of groups (two views of a scene or pair, eight of an orbit, four of anything else)."""
     geometry: bool = False
     """With --render: depth and normals too."""
     maps: bool = False

@@ -10,12 +10,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..core.priors import Prior
+from ..core.priors.pickled import tensors_of
 from ..geometry.fields import DualConfig, FieldConfig, HeadConfig
 from ..utils.errors import InputError
 from .turbo import TriplaneTurbo, TurboConfig
@@ -29,25 +28,12 @@ def load_published(path: str | Path, prior: Prior) -> TriplaneTurbo:
 
     Only tensors are read. Raises InputError for files of another layout and for any key that has no place here.
     """
-    path = Path(path)
-    try:
-        document = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist") from error
-    except Exception as error:  # the reader raises many kinds for what is no checkpoint or holds more than tensors
-        raise InputError(f"{path} holds no weights that can be read without running code ({error})") from error
-    state = document.get("state_dict") if isinstance(document, Mapping) else None
-    if not isinstance(state, Mapping):
-        raise InputError(f"{path} has no state_dict; expected triplane_turbo_sd_v1.pth")
-    return from_published(state, prior, str(path))
+    return from_published(tensors_of(path), prior, str(path))
 
 
-def from_published(state: Mapping[str, Any], prior: Prior, where: str) -> TriplaneTurbo:
+def from_published(state: Mapping[str, Tensor], prior: Prior, where: str) -> TriplaneTurbo:
     """The same of a state dict."""
     weights = {renamed(key, where): value for key, value in state.items() if key not in UNUSED}
-    odd = [key for key, value in weights.items() if not isinstance(value, Tensor)]
-    if odd:
-        raise InputError(f"{where}: {odd[0]} is no tensor")
     rank = _shape(weights, "adapters.layers.0.to_q_xy_lora_geo.down.weight", where)[0]
     width, features = _shape(weights, "heads.sdf_network.layers.0.weight", where)
     field = FieldConfig("dual", head=HeadConfig("neus"), dual=DualConfig(features=features, width=width))
@@ -65,7 +51,7 @@ def renamed(key: str, where: str) -> str:
     raise InputError(f"{where}: the key {key!r} has no place in a generator of planes")
 
 
-def _shape(weights: Mapping[str, Any], name: str, where: str) -> tuple[int, ...]:
+def _shape(weights: Mapping[str, Tensor], name: str, where: str) -> tuple[int, ...]:
     if name not in weights:
         raise InputError(f"{where} lacks the key of {name}: it holds no generator of planes")
     return tuple(weights[name].shape)

@@ -66,7 +66,7 @@ class Metric:
     shape: str
     """where the ratio comes from"""
     angle_deg: float | None = None
-    """between predicted normals and those of the depth, the mean of angles that count at most 60 degrees"""
+    """between predicted normals and those of the depth, the mean of angles that count at most 60 degrees, by slant"""
 
     @property
     def measured(self) -> bool:
@@ -147,12 +147,19 @@ def thinned(camera: Camera, *maps: Tensor) -> tuple[Camera, list[Tensor]]:
 
 
 def _solved_ratio(unit: Unit, normals: Tensor, camera: Camera) -> tuple[float, float]:
-    """(ratio of near to far whose surface agrees best with the normals, the mean angle there)."""
+    """(ratio of near to far whose surface agrees best with the normals, the mean angle there).
+
+    Pixels count by the squared sine of the angle between normal and line of sight. What is seen face on has its normal
+    at every ratio, and at one near 1 everything is seen face on: by such pixels, a sky above all, that ratio would win.
+    """
     small, (wanted,) = thinned(camera, normals)
+    slanted = _slants(wanted, small)
 
     def angle(ratio: float) -> float:
         _, (depth,) = thinned(camera, unit(ratio, 1.0))
-        return float(angles_between(camera_normals(depth, small), wanted).clamp(max=WORST_DEG).nanmean())
+        found = angles_between(camera_normals(depth, small), wanted).clamp(max=WORST_DEG)
+        known = torch.isfinite(found)
+        return float((found * slanted)[known].sum() / slanted[known].sum().clamp(min=1e-6))
 
     low, high = (math.log(value) for value in RATIOS)
     best, least = 0.0, math.inf
@@ -164,6 +171,13 @@ def _solved_ratio(unit: Unit, normals: Tensor, camera: Camera) -> tuple[float, f
         step = (high - low) / (TRIES - 1)
         low, high = max(best - step, math.log(RATIOS[0])), min(best + step, math.log(RATIOS[1]))
     return math.exp(best), least
+
+
+def _slants(normals: Tensor, camera: Camera) -> Tensor:
+    """(H, W) squared sine of the angle between unit normals (3, H, W) and the lines of sight."""
+    sight = camera.pixel_directions()[0].to(normals)
+    cosine = (normals.permute(1, 2, 0) * sight / sight.norm(dim=-1, keepdim=True)).sum(-1)
+    return 1 - cosine.square().clamp(max=1)
 
 
 def angles_between(normals: Tensor, predicted: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from .edit_image import EditImage
     from .image_to_camera import ImageToCamera
     from .image_to_geometry import ImageToDepth, ImageToGeometry, ImageToNormals
+    from .image_to_mesh import ImageToMesh
+    from .image_to_views import ImageToViews
     from .images_to_splats import ImagesToSplats
     from .match_images import MatchImages
     from .restore_image import RestoreImage
@@ -23,7 +25,9 @@ __all__ = [
     "ImageToCamera",
     "ImageToDepth",
     "ImageToGeometry",
+    "ImageToMesh",
     "ImageToNormals",
+    "ImageToViews",
     "ImagesToSplats",
     "MatchImages",
     "RestoreImage",
@@ -40,7 +44,9 @@ _HOMES = {
     "ImageToCamera": ".image_to_camera",
     "ImageToDepth": ".image_to_geometry",
     "ImageToGeometry": ".image_to_geometry",
+    "ImageToMesh": ".image_to_mesh",
     "ImageToNormals": ".image_to_geometry",
+    "ImageToViews": ".image_to_views",
     "ImagesToSplats": ".images_to_splats",
     "MatchImages": ".match_images",
     "RestoreImage": ".restore_image",

@@ -19,12 +19,13 @@ from ..tasks.heads import load_head
 from ..tasks.map_head import MapHead
 from ..tasks.outputs import GeometryOutput, TaskOutput
 from ..tasks.tiling import tile_boxes
+from ..tasks.walk import Walk
 from ..utils.errors import InputError
 from ..utils.seeds import generator as seeded
 from ..utils.seeds import sample_noise
 from .base import placed
 from .geometry_maps import Made, at_size, merged
-from .picture_inputs import PictureLike, fitted, pictures, resized
+from .picture_inputs import PictureLike, fitted, pictures, resized, squared
 from .sampling_parts import TENSORS, StepEnd, check_tensors, randomness, step_callback, whole_number
 from .sureness import add_confidence
 from .validity import at_map_size, seen_pixels
@@ -222,6 +223,7 @@ class _FromImage(ABC, Generic[Out]):
             return self._varied(images, settings)
         members = settings.members
         padded, inner = fitted(images, settings.resolution, self.head.prior.vae_factor)
+        padded, top, left = squared(padded) if self.head.config.square else (padded, 0, 0)
         condition = _in_chunks(self.head.encode_image, padded, settings.batch).repeat_interleave(members, 0)
         start = self._start(condition, source, latents, members)
         later = self._later(source, len(condition))
@@ -231,16 +233,19 @@ class _FromImage(ABC, Generic[Out]):
                 self.head.predict(
                     condition[i : i + settings.batch],
                     start[i : i + settings.batch],
-                    settings.steps,
-                    settings.spacing,
-                    settings.callback,
-                    later[i : i + settings.batch] if isinstance(later, list) else later,
+                    Walk(
+                        settings.steps,
+                        settings.spacing,
+                        settings.callback,
+                        later[i : i + settings.batch] if isinstance(later, list) else later,
+                    ),
                 )
                 for i in rows
             ]
         )
         decoded = [self.head.decode(final[i : i + settings.batch]) for i in rows]
-        maps = {name: torch.cat([part[name] for part in decoded])[..., : inner[0], : inner[1]] for name in decoded[0]}
+        inside = (..., slice(top, top + inner[0]), slice(left, left + inner[1]))
+        maps = {name: torch.cat([part[name] for part in decoded])[inside] for name in decoded[0]}
         if members == 1:
             return Made(maps, {}, final)
         return self._reduced({name: value.split(members) for name, value in maps.items()}, settings, final)

@@ -20,7 +20,7 @@ from ..geometry.lit import lit_views
 from ..geometry.meshes import Mesh
 from ..geometry.posed import PosedImages
 from ..tasks.geometry_head import GeometryHead
-from ..tasks.heads import load_head
+from ..tasks.heads import load_head, published_place
 from ..tasks.material_score import TARGETS, MaterialScore, ScoreConfig
 from ..utils.errors import InputError
 from ..utils.files import check_named
@@ -88,10 +88,11 @@ def load_material_head(name: str | Path, device: torch.device | str = "cpu", dty
 
     check_named(name, "the material head's name", "give toybox or a folder")
     folder = weights_root() / EMBEDDED if str(name) == "toybox" else Path(name)
-    if not (folder / "head.json").is_file():
+    published = published_place(name, options) is not None
+    if not published and not (folder / "head.json").is_file():
         where = "the package holds no material prior" if str(name) == "toybox" else f"{folder} holds no head.json"
         raise InputError(f"--prior {name}: {where}; {HOW_TO_TRAIN}")
-    return load_head(folder, TARGETS, device, dtype, **options)
+    return load_head(name if published else folder, TARGETS, device, dtype, **options)
 
 
 def hull_of(pictures: PosedImages, resolution: int) -> Mesh:

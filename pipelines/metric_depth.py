@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +15,11 @@ from ..geometry.metric import NO_ANCHORS, Anchors, Metric, solve_metric
 from ..tasks.codecs import convert_normals
 from ..tasks.codecs.metres import MetresFiles
 from ..tasks.map_files import OneMap
+from ..tasks.metric_head import MetricHead
 from ..tasks.outputs import GeometryOutput
+from ..tasks.published import load_metric
 from ..utils.errors import InputError
+from .picture_inputs import PictureLike, fitted, pictures
 
 PURE_SCALE = 1e-6  # near over far, where 0 stands for 0 m
 
@@ -36,6 +41,39 @@ def metric_of(
 
     fixed = PURE_SCALE if depth.invariance == "scale" and depth.space == "linear" else None
     return solve_metric(unit, opencv_normals(made, index), camera, anchors, gravity, fixed)
+
+
+class ImageToMetres:
+    """z-depth of a picture by a head of metres, through a camera.
+
+    >>> metres, metric = ImageToMetres.from_pretrained("runs/metric-depth/export")(picture, camera)
+    """
+
+    def __init__(self, head: MetricHead) -> None:
+        self.head = head
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", **options: Any
+    ) -> ImageToMetres:
+        """A folder of a trained head, or DM-Calib's, as published."""
+        return cls(load_metric(name, device, dtype, **options))
+
+    def __call__(
+        self, image: PictureLike, camera: Camera, anchors: Anchors = NO_ANCHORS, gravity: np.ndarray | None = None
+    ) -> tuple[np.ndarray, Metric]:
+        """(float32 (H, W) in metres, where they come from); what is known of the scale corrects the head's own."""
+        images = pictures(image).to(self.head.unet.device)
+        padded, (height, width) = fitted(images, self.head.settings.processing_resolution, self.head.prior.vae_factor)
+        found = self.head.metres(padded, camera.resized(width, height).K.to(padded))[..., :height, :width]
+        size = (images.shape[2], images.shape[3])
+        metres = torch.nn.functional.interpolate(found, size, mode="bilinear")[0, 0].cpu().clamp(min=1e-3)
+        low, high = float(metres.min()), float(metres.max())
+        own = Metric(low, high, "the head's own", "the head's own")
+        if anchors == NO_ANCHORS:
+            return metres.numpy(), own
+        told = solve_metric(lambda near, far: metres * (far / high), None, camera, anchors, gravity, low / high)
+        return (metres * (told.far_m / high)).numpy(), replace(told, shape=own.shape)
 
 
 def opencv_normals(made: GeometryOutput, index: int = 0) -> Tensor | None:

@@ -79,15 +79,15 @@ def _checked(images: Tensor) -> Tensor:
     return images.clamp(0, 1)
 
 
-def hidden_pixels(mask: PictureLike, given: Tensor) -> Tensor:
-    """(N, 1, H, W) in {0, 1} of what a mask marks, for pictures (N, 3, H, W) of the same size.
+def hidden_pixels(mask: PictureLike, given: Tensor, means: str = "what is filled in") -> Tensor:
+    """(N, 1, H, W) in {0, 1} of what a mask marks, for pictures (N, 3, H, W) of the same size; `means`: in messages.
 
     One rule: a mask with transparency marks what is drawn on it (alpha of at least a half), unless most of it is
     covered by the picture itself: then parts were erased, and those are marked. Any other mask marks what is at least
     half as bright as its brightest pixel: white on black, 0 and 1, red on black. Raises InputError when nothing or
     everything is marked.
     """
-    layers = _layers(mask)
+    layers = layers_given(mask)
     if layers is None:
         marked = _bright(pictures(mask).mean(1, keepdim=True))
     elif layers.alpha is None or bool((layers.alpha >= 1).all()):
@@ -100,14 +100,14 @@ def hidden_pixels(mask: PictureLike, given: Tensor) -> Tensor:
         sides = [f"{part.shape[3]} x {part.shape[2]}" for part in (marked, given)]
         raise InputError(f"the mask has {sides[0]} px, the picture {sides[1]}; they must agree")
     if not bool(marked.any()):
-        raise InputError("the mask marks nothing: white, or drawn on transparency, is what is filled in")
+        raise InputError(f"the mask marks nothing: white, or drawn on transparency, is {means}")
     if bool(marked.all()):
-        raise InputError("the mask covers the whole picture: nothing is known; white is what is filled in")
+        raise InputError(f"the mask covers the whole picture: white is {means}")
     return marked
 
 
-def _layers(mask: PictureLike) -> Layers | None:
-    """Colours and transparency of a mask that may have some."""
+def layers_given(mask: PictureLike) -> Layers | None:
+    """Colours and transparency of a picture or mask that may have some."""
     if isinstance(mask, (str, Path)):
         return read_layers(mask)
     if isinstance(mask, Image.Image):
@@ -150,6 +150,14 @@ def fitted(images: Tensor, longest: int, multiple: int) -> tuple[Tensor, tuple[i
     small = resized(images, longest)
     height, width = small.shape[2:]
     return F.pad(small, (0, -width % multiple, 0, -height % multiple), mode="replicate"), (height, width)
+
+
+def squared(images: Tensor) -> tuple[Tensor, int, int]:
+    """Images in the middle of black squares, and the row and column at which they begin."""
+    height, width = images.shape[2:]
+    side = max(height, width)
+    top, left = (side - height) // 2, (side - width) // 2
+    return F.pad(images, (left, side - width - left, top, side - height - top)), top, left
 
 
 def photo_camera(

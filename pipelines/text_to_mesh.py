@@ -23,15 +23,14 @@ from ..utils.runs import RunRecord
 from .picture_inputs import PictureLike
 from .text_to_shape import MeshRecipe, StepEnd, TextToShape, chosen_seed, load_recipe
 
-__all__ = ["MeshRecipe", "TextToMesh", "TextToMeshOutput", "chosen_seed", "load_recipe"]
+__all__ = ["MadeMesh", "MeshRecipe", "TextToMesh", "TextToMeshOutput", "chosen_seed", "load_recipe"]
 
 
 @dataclass
-class TextToMeshOutput(BaseOutput):
-    """A mesh, and what made it."""
+class MadeMesh(BaseOutput):
+    """A mesh of a prompt, and what every method tells of its making."""
 
     mesh: Mesh  # closed, UV-mapped, base_color texture in sRGB with the shading the prior paints
-    shape: Representation  # what was optimised
     report: MeshReport
     prompt: str
     negative_prompt: str | None
@@ -39,14 +38,19 @@ class TextToMeshOutput(BaseOutput):
     seed: int
     nfe: int  # network rows spent, before and after a resumption
     started: datetime
-    seconds: dict[str, float]  # "optimise" (before and after a resumption), "mesh"
+    seconds: dict[str, float]  # by stage; "optimise" counts what came before and after a resumption
     history: list[dict[str, float]]  # the log of each step
     config: Any  # MeshRecipe, or what another method was told
 
     @property
+    def radius(self) -> float:
+        """Metres from the origin within which it was made."""
+        raise TypeError(f"{type(self).__name__} defines no radius")
+
+    @property
     def scale_from(self) -> str:
         """Where the size of the mesh comes from."""
-        return f"prompts name no size; the shape was made in a ball of radius {self.shape.bounds:g} m"
+        return f"prompts name no size; the shape was made in a ball of radius {self.radius:g} m"
 
     def save(self, folder: str | Path, name: str = "mesh.glb", frames: int = 36, size: int = 256) -> list[Path]:
         """Writes the mesh, its .report.json, turntable.gif and .mp4, sheet.png and run.json; returns their paths."""
@@ -64,6 +68,18 @@ class TextToMeshOutput(BaseOutput):
         for path in paths:
             record.output(path)
         return [*paths, record.write(folder / "run.json")]
+
+
+@dataclass
+class TextToMeshOutput(MadeMesh):
+    """A mesh of a representation."""
+
+    shape: Representation  # what was optimised
+
+    @property
+    def radius(self) -> float:
+        """See MadeMesh.radius."""
+        return self.shape.bounds
 
 
 class TextToMesh(TextToShape):

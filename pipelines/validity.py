@@ -24,8 +24,8 @@ LEAST_BAR = 0.01  # of a side; thinner dark edges belong to the picture
 def seen_pixels(image: PictureLike | Sequence[PictureLike], images: Tensor, valid: Any = None) -> Tensor:
     """(N, 1, H, W) bool for a pipeline's input and its pictures (N, 3, H, W) in [0, 1].
 
-    valid: (H, W) or (N, H, W) to use instead. Warns of a picture that is black everywhere. Raises InputError for another
-    shape and for a picture that shows nothing.
+    valid: (H, W) or (N, H, W) to use instead. Warns of a picture that is black everywhere. Raises InputError for other
+    shapes and for a picture that shows nothing.
     """
     if valid is None:
         seen = covered(image, images) & ~black_bars(images)

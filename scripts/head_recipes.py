@@ -1,18 +1,24 @@
-"""Recipes of the heads that read a frozen prior or look a second time."""
+"""Recipes of the heads that read a frozen prior, see the picture beside the network, or look a second time."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..core.priors import StableDiffusionPrior, load_prior
 from ..core.training.config import TrainerConfig
-from ..tasks.data import GeometryData
-from ..tasks.heads import load_head
+from ..core.training.objectives.base import Objective
+from ..tasks.alternatives import load_first
+from ..tasks.codecs import CameraCodec, Column
+from ..tasks.data import CameraColumns, GeometryData
+from ..tasks.metric_head import MetricConfig, MetricHead, MetricObjective
+from ..tasks.one_map import OneMapHead
+from ..tasks.one_step import OneStepConfig, OneStepHead
 from ..tasks.preimage_head import PreimageConfig, PreimageHead
 from ..tasks.refine import RefineConfig, RefinedHead
-from ..tasks.refine_train import PreimageObjective, RefineObjective
+from ..tasks.refine_train import OneStepObjective, PreimageObjective, RefineObjective
 from ..tasks.train import LossConfig
 from ..toybox.dataset import RenderedSet
 from ..utils.configs import load_config
@@ -37,6 +43,24 @@ class PreimageRecipe:
 
 
 @dataclass(frozen=True)
+class OneStepRecipe:
+    """Text-to-image prior and renders with geometry to a head that is asked once and told the picture beside it."""
+
+    train: tuple[str, ...]
+    """folders rendered with geometry"""
+    val: tuple[str, ...]
+    base: str = "toybox"
+    """name or pipeline folder of the prior"""
+    base_name: str = "toybox"
+    """name under which the exported head finds it: its sibling"""
+    shrink: float = 0.5
+    """share of inputs whose noise is replaced by zeros, where the head starts from noise"""
+    head: OneStepConfig = field(default_factory=OneStepConfig)
+    model: LossConfig = field(default_factory=lambda: LossConfig(loss="regression"))
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+
+@dataclass(frozen=True)
 class RefineRecipe:
     """One-step head and renders with geometry to a refiner of one of its targets."""
 
@@ -52,30 +76,72 @@ class RefineRecipe:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
 
+@dataclass(frozen=True)
+class MetricRecipe:
+    """Text-to-image prior and renders with geometry to a head of metres that is told the camera."""
+
+    train: tuple[str, ...]
+    """folders rendered with geometry"""
+    val: tuple[str, ...]
+    base: str = "toybox"
+    """name or pipeline folder of the prior"""
+    base_name: str = "toybox"
+    """name under which the exported head finds it: its sibling"""
+    head: MetricConfig = field(default_factory=MetricConfig)
+    model: LossConfig = field(default_factory=LossConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+
+def metric_job(values: dict[str, Any]) -> Job:
+    """Trains a head of metres."""
+    recipe = load_config(MetricRecipe, values)
+    head = MetricHead(_prior(recipe.base), recipe.head)
+    columns = [CameraCodec.column, recipe.head.codec.column]
+    return _job(recipe, head, columns, lambda held_out: MetricObjective(recipe.model, head, held_out))
+
+
 def preimage_job(values: dict[str, Any]) -> Job:
-    """Trains the refiner and branch, exports them with head.json (which holds the validation numbers)."""
+    """Trains the refiner and branch of a head that reads a preimage."""
     recipe = load_config(PreimageRecipe, values)
-    prior = load_prior(recipe.base)
-    if not isinstance(prior, StableDiffusionPrior):
-        raise InputError(f"base={recipe.base} is not a Stable Diffusion prior")
-    head = PreimageHead(prior, recipe.head, seed=recipe.trainer.seed)
-    train, held_out = _sets(recipe, head)
-    objective = PreimageObjective(recipe.model, head, held_out)
+    head = PreimageHead(_prior(recipe.base), recipe.head, seed=recipe.trainer.seed)
+    return _job(recipe, head, head.codec.columns(), lambda held_out: PreimageObjective(recipe.model, head, held_out))
 
-    def export(out: Path) -> Path:
-        return head.save(out, recipe.base_name, validation=objective.validate())
 
-    return Job(recipe.trainer, objective, train, export)
+def one_step_job(values: dict[str, Any]) -> Job:
+    """Trains a one-step head that is told the picture beside it."""
+    recipe = load_config(OneStepRecipe, values)
+    _latents_only(recipe.model)
+    if not 0 <= recipe.shrink <= 1:
+        raise InputError(f"shrink={recipe.shrink} must lie in [0, 1]")
+    head = OneStepHead(_prior(recipe.base), recipe.head, seed=recipe.trainer.seed)
+    return _job(
+        recipe,
+        head,
+        head.codec.columns(),
+        lambda held_out: OneStepObjective(recipe.model, head, held_out, recipe.shrink),
+    )
 
 
 def refine_job(values: dict[str, Any]) -> Job:
-    """Trains a refiner, exports it with head.json (which holds the validation numbers)."""
+    """Trains a refiner of a one-step head."""
     recipe = load_config(RefineRecipe, values)
-    if recipe.model.loss != "regression":
-        raise InputError(f"loss={recipe.model.loss!r}: a refiner learns latents; use regression")
-    head = RefinedHead(load_head(recipe.base, (recipe.head.target,)), recipe.head, recipe.trainer.seed)
-    train, held_out = _sets(recipe, head)
-    objective = RefineObjective(recipe.model, head, held_out)
+    _latents_only(recipe.model)
+    head = RefinedHead(load_first(recipe.base, recipe.head.target), recipe.head, recipe.trainer.seed)
+    return _job(recipe, head, head.codec.columns(), lambda held_out: RefineObjective(recipe.model, head, held_out))
+
+
+def _job(
+    recipe: PreimageRecipe | OneStepRecipe | RefineRecipe | MetricRecipe,
+    head: OneMapHead | MetricHead,
+    columns: Sequence[Column],
+    objective_of: Callable[[GeometryData], Objective],
+) -> Job:
+    """The training of a head, which exports it with head.json (and the validation numbers in that)."""
+    train, held_out = (
+        GeometryData([CameraColumns(RenderedSet(folder)) for folder in folders], recipe.model.augment, columns)
+        for folders in (recipe.train, recipe.val)
+    )
+    objective = objective_of(held_out)
 
     def export(out: Path) -> Path:
         return head.save(out, recipe.base_name, validation=objective.validate())
@@ -83,10 +149,13 @@ def refine_job(values: dict[str, Any]) -> Job:
     return Job(recipe.trainer, objective, train, export)
 
 
-def _sets(recipe: PreimageRecipe | RefineRecipe, head: PreimageHead | RefinedHead) -> tuple[GeometryData, GeometryData]:
-    """(training, validation) with the columns of the head's target."""
-    train, held_out = (
-        GeometryData([RenderedSet(folder) for folder in folders], recipe.model.augment, head.codec.columns())
-        for folders in (recipe.train, recipe.val)
-    )
-    return train, held_out
+def _prior(base: str) -> StableDiffusionPrior:
+    prior = load_prior(base)
+    if not isinstance(prior, StableDiffusionPrior):
+        raise InputError(f"base={base} is not a Stable Diffusion prior")
+    return prior
+
+
+def _latents_only(model: LossConfig) -> None:
+    if model.loss != "regression":
+        raise InputError(f"loss={model.loss!r}: this head learns latents; use regression")

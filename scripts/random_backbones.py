@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLTemporalDecoder,
     ControlNetModel,
     DDIMScheduler,
     EulerDiscreteScheduler,
@@ -32,14 +33,19 @@ from diffusers import (
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
+    StableVideoDiffusionPipeline,
     UNet2DConditionModel,
+    UNetSpatioTemporalConditionModel,
 )
 from torch import nn
 from transformers import (
+    CLIPImageProcessor,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
@@ -212,6 +218,50 @@ def tiny_flux() -> FluxPipeline:
     )
 
 
+def tiny_svd(told: int = 3, frames: int = 4) -> StableVideoDiffusionPipeline:
+    """A Stable Video Diffusion pipeline whose network is told 3 numbers, or 1 as that of SV3D-u; factor 2."""
+    eyes = CLIPVisionConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        projection_dim=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        image_size=224,
+        patch_size=56,
+    )
+    return seeded(
+        lambda: StableVideoDiffusionPipeline(
+            vae=AutoencoderKLTemporalDecoder(
+                block_out_channels=(32, 32), down_block_types=("DownEncoderBlock2D",) * 2, latent_channels=4
+            ).eval(),
+            image_encoder=CLIPVisionModelWithProjection(eyes).eval(),
+            unet=UNetSpatioTemporalConditionModel(
+                sample_size=16,
+                block_out_channels=(32, 64),
+                down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+                up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
+                layers_per_block=1,
+                cross_attention_dim=32,
+                num_attention_heads=(2, 4),
+                addition_time_embed_dim=32,
+                projection_class_embeddings_input_dim=32 * told,
+                num_frames=frames,
+            ).eval(),
+            scheduler=EulerDiscreteScheduler(
+                **SD_BETAS,
+                prediction_type="v_prediction",
+                sigma_min=0.002,
+                sigma_max=700.0,
+                steps_offset=1,
+                timestep_spacing="leading",
+                timestep_type="continuous",
+                use_karras_sigmas=True,
+            ),
+            feature_extractor=CLIPImageProcessor(size=224, crop_size=224),
+        )
+    )
+
+
 def _full_vae(side: int, scaling: float, **options: Any) -> AutoencoderKL:
     return AutoencoderKL(
         block_out_channels=(128, 256, 512, 512),
@@ -278,6 +328,7 @@ TINY: dict[str, Callable[[], Any]] = {
     "sd3": tiny_sd3,
     "flux": tiny_flux,
 }
+FRAMES: dict[str, Callable[[], Any]] = {"svd": tiny_svd, "sv3d": lambda: tiny_svd(1, 5)}  # told a picture, not words
 FULL: dict[str, Callable[[], Any]] = {"sd15": full_sd15, "sdxl": full_sdxl}
 
 
@@ -316,12 +367,12 @@ def write_folder(pipe: Any, folder: Path, vocabulary: bool = False) -> Path:
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line."""
     parser = argparse.ArgumentParser(prog="random_backbones", description=__doc__.splitlines()[0])
-    parser.add_argument("family", choices=tuple(TINY))
+    parser.add_argument("family", choices=(*TINY, *FRAMES))
     parser.add_argument("--full", action="store_true", help="in the published size (sd15, sdxl)")
     parser.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"))
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(arguments)
-    known = FULL if options.full else TINY
+    known = FULL if options.full else {**TINY, **FRAMES}
     if options.family not in known:
         parser.error(f"{options.family} has no published size here; have {', '.join(known)}")
     pipe = known[options.family]().to(getattr(torch, options.dtype))

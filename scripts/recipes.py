@@ -7,14 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from diffusers import StableDiffusionPipeline
 
 from ..core.priors import StableDiffusionPrior, load_prior
 from ..core.priors.embedded import write_vocabulary
 from ..core.priors.multiview import MultiViewUNet
 from ..core.training.config import TrainerConfig
-from ..core.training.latents import LatentSet, ViewGroups
+from ..core.training.latents import ViewGroups
 from ..core.training.mixed_sizes import MixedSizes
 from ..core.training.objectives.diffusion import DiffusionConfig, DiffusionObjective
 from ..core.training.objectives.flow import FlowConfig, FlowObjective
@@ -37,22 +36,14 @@ from ..toybox.maps import MapPictures
 from ..utils.configs import load_config
 from ..utils.errors import InputError
 from .beginnings import begin_with, begin_with_pipeline, begin_with_run, begin_with_words, load_vae, tokenizer_of
-from .head_recipes import preimage_job, refine_job
+from .drawn import Drawn, ObjectPhrases, drawn
+from .head_recipes import metric_job, one_step_job, preimage_job, refine_job
 from .job import Job
 from .material_recipes import few_step_job, material_job
+from .orbit_recipe import orbit_job
 from .sensor_recipes import sensor_job
+from .texture_recipe import texture_job
 from .turbo_recipe import turbo_job
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """Rendered pictures and their latents, which scripts.encode_latents wrote for the same folders and kinds."""
-
-    data: tuple[str, ...]
-    """rendered folders of one size"""
-    latents: str
-    kinds: tuple[str, ...] = ("picture",)
-    """what of each view was encoded (toybox.maps.MAPS)"""
 
 
 @dataclass(frozen=True)
@@ -204,23 +195,6 @@ class PixelRecipe:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
 
-class ObjectPhrases:
-    """Captions of what is there and what kind of map shows it, whatever the view."""
-
-    def __init__(self, pictures: MapPictures) -> None:
-        self.pictures = pictures
-
-    def captions(self, indices: np.ndarray, rng: np.random.Generator | None = None) -> list[str]:
-        """One caption for each picture, without its view word."""
-        return self.pictures.captions(indices, rng, views=False)
-
-
-def drawn(parts: tuple[Drawn, ...], strange: float = 0.0) -> tuple[LatentSet, MapPictures]:
-    """The latents of all parts, one after the other, and what they are latents of; no pictures are read."""
-    pictures = MapPictures([(RenderedSet(part.data, columns=()), part.kinds) for part in parts], strange=strange)
-    return LatentSet([part.latents for part in parts], pictures), pictures
-
-
 def vae_job(values: dict[str, Any]) -> Job:
     """Trains on split train, measures PSNR on split val, exports a diffusers AutoencoderKL folder."""
     recipe = load_config(VAERecipe, values)
@@ -370,9 +344,13 @@ RECIPES: dict[str, Callable[[dict[str, Any]], Job]] = {
     "geometry-head": geometry_job,
     "pixels": pixel_job,
     "primedepth": preimage_job,
+    "metric-depth": metric_job,
+    "one-step": one_step_job,
     "normals-refine": refine_job,
     "sim2real": sensor_job,
     "materials": material_job,
     "materials-few-steps": few_step_job,
     "triplane-turbo": turbo_job,
+    "direct25-texture": texture_job,
+    "orbits": orbit_job,
 }

@@ -94,7 +94,8 @@ def _pack_codec(values: dict[str, Any], out: Path, megabytes: float) -> dict[str
 
 
 def _pack_prior(values: dict[str, Any], out: Path, megabytes: float) -> dict[str, Any]:
-    from .recipes import MultiViewRecipe, ObjectPhrases, drawn
+    from .drawn import ObjectPhrases, drawn
+    from .recipes import MultiViewRecipe
 
     recipe = load_config(MultiViewRecipe, values)
     if not (Path(recipe.base) / "model_index.json").is_file():

@@ -13,15 +13,16 @@ import torch
 from ..core.priors import weights_root
 from ..utils.errors import InputError
 from ..utils.files import check_named, read_json
-from . import preimage_head, refine
-from .geometry_head import MANIFEST
-from .heads import load_head
+from .geometry_head import MANIFEST, GeometryHead
+from .heads import head_table, load_head, published_place
 from .map_head import MapHead
+from .one_step import OneStepHead
 from .preimage_head import PreimageHead
+from .published import Loading, load_published
 from .refine import RefinedHead
 from .table import Alternative, task_table
 
-KINDS = (preimage_head.KIND, refine.KIND)
+KINDS = (PreimageHead.kind, RefinedHead.kind, OneStepHead.kind)
 
 
 def kind_of(folder: str | Path) -> str:
@@ -53,20 +54,43 @@ def load_alternative(
     Raises InputError for unknown names, absent weights and heads of something else.
     """
     check_named(name, "the head's name", "give one of an alternative or a folder")
+    place = published_place(name, options)
+    if place is not None:
+        published: MapHead = load_published(place, Loading(device, dtype, options.get("base")))
+        return _of_target(published, target, str(name))
     folder = _folder_of(str(name), target)
     kind = kind_of(folder)
-    if kind == preimage_head.KIND:
+    if kind == PreimageHead.kind:
         head: MapHead = PreimageHead.load(folder, device, dtype)
-    elif kind == refine.KIND:
+    elif kind == OneStepHead.kind:
+        head = OneStepHead.load(folder, device, dtype)
+    elif kind == RefinedHead.kind:
         base = str(read_json(folder / MANIFEST)["base"])
         beside = folder.resolve().parent / base
-        begun = load_head(first or (beside if beside.is_dir() else base), (target,), device, dtype, **options)
+        begun = load_first(first or (beside if beside.is_dir() else base), target, device, dtype, **options)
         head = RefinedHead.load(folder, begun)
     else:
         raise InputError(f"{folder} holds no head of these kinds: {', '.join(KINDS)}; plain heads are given as --prior")
+    return _of_target(head, target, str(folder))
+
+
+def _of_target(head: MapHead, target: str, where: str) -> MapHead:
     if target not in head.config.targets:
-        raise InputError(f"{folder} predicts {', '.join(head.config.targets)}, not {target}")
+        raise InputError(f"{where} predicts {', '.join(head.config.targets)}, not {target}")
     return head
+
+
+def load_first(
+    name: str | Path,
+    target: str,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    **options: Any,
+) -> GeometryHead | OneStepHead:
+    """The one-step head that a refiner goes on from: a plain one, or one that is told the picture beside it."""
+    if kind_of(name) == OneStepHead.kind:
+        return OneStepHead.load(name, device, dtype)
+    return load_head(name, (target,), device, dtype, **options)
 
 
 def _folder_of(name: str, target: str) -> Path:
@@ -81,7 +105,9 @@ def _folder_of(name: str, target: str) -> Path:
         return folder
     if Path(name).is_dir():
         return Path(name)
-    raise InputError(f"head {name!r} is neither a folder nor one of {', '.join(known) or 'none'} for {target}")
+    ids = [label for label, entry in head_table().items() if entry.layout and entry.target == target]
+    have = ", ".join([*known, *ids]) or "none"
+    raise InputError(f"head {name!r} is neither a folder nor one of {have} for {target}")
 
 
 def named(task: Any) -> dict[str, Alternative]:

@@ -1,10 +1,11 @@
 """How sure a prediction is, in probabilities that hold: an error model fitted and calibrated on held-out scenes.
 
-The size of the error is predicted from what can be seen without the truth, sigma = exp(w . features), by least squares
-on log errors over one half of the scenes. On the other half the scaled errors e / sigma have quantiles: with those, a
-bound q sigma holds for the wanted share of the pixels of scenes like these (split conformal prediction with scaled
-residuals; Papadopoulos et al. 2002, Lei et al. 2018), and the share of pixels whose error is below a tolerance is a
-probability.
+The size of the error is predicted from what can be seen without the truth, sigma = exp(w . features), by least
+squares on log errors over every other scene, of differences within scenes: what tells easy scenes from hard ones, the
+light or what is shown, does not tell the good pixels of one from the bad. On the scenes between, the scaled errors e
+/ sigma have quantiles: with those, a bound q sigma holds for the wanted share of the pixels of scenes like these
+(split conformal prediction with scaled residuals; Papadopoulos et al. 2002, Lei et al. 2018), and the share of pixels
+whose error is below a tolerance is a probability.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from ..utils.configs import load_config
 from ..utils.errors import InputError
 
 SHARES = 100  # quantiles kept
-RIDGE = 1e-3
+RIDGE = 0.05  # on weights, of the mean square of a feature
 SMALLEST = 1e-6  # error, before its logarithm
 
 
@@ -69,20 +70,30 @@ class ErrorModel:
 def fit_error_model(features: list[np.ndarray], errors: list[np.ndarray], unit: str, tolerance: float) -> ErrorModel:
     """The model for features (n_i, F) and errors (n_i,) of scenes i, which count alike whatever their size.
 
-    The first half of the scenes gives the weights, the second the quantiles. Raises InputError for fewer than 4.
+    Every other scene gives the weights, those between them the quantiles, so that sets one after the other are in both.
+    Scenes of one row, cameras, are compared with each other instead of within. Raises InputError for fewer than 4.
     """
     if len(features) < 4 or len(features) != len(errors):
         raise InputError(f"{len(features)} scenes: an error model needs 4 at least, half of them to calibrate on")
-    half = len(features) // 2
-    rows = np.concatenate([_with_one(part) / np.sqrt(len(part)) for part in features[:half]])
-    wanted = np.concatenate([np.log(np.maximum(e, SMALLEST)) / np.sqrt(len(e)) for e in errors[:half]])
-    gram = rows.T @ rows + RIDGE * half * np.diag([*np.ones(rows.shape[1] - 1), 0.0])
-    weights = np.linalg.solve(gram, rows.T @ wanted)
+    weights = _weights(features[::2], [np.log(np.maximum(e, SMALLEST)) for e in errors[::2]])
     model = ErrorModel(unit, tolerance, tuple(weights.tolist()), tuple(np.ones(SHARES - 1).tolist()))
-    scaled = [e / model.sigma(f) for f, e in zip(features[half:], errors[half:], strict=True)]
+    scaled = [e / model.sigma(f) for f, e in zip(features[1::2], errors[1::2], strict=True)]
     weight = np.concatenate([np.full(len(part), 1 / len(part)) for part in scaled])
     quantiles = _quantiles(np.concatenate(scaled), weight, len(scaled))
     return ErrorModel(unit, tolerance, model.weights, tuple(quantiles.tolist()), len(features))
+
+
+def _weights(features: list[np.ndarray], wanted: list[np.ndarray]) -> np.ndarray:
+    """(F + 1,) of features and the constant by ridge regression on `wanted`, scenes alike whatever their size."""
+    whole = max(len(part) for part in features) == 1
+    middles = [np.mean(features, 0)[0]] * len(features) if whole else [part.mean(0) for part in features]
+    means = [np.mean([part.mean() for part in wanted])] * len(wanted) if whole else [part.mean() for part in wanted]
+    rows = np.concatenate([(f - m) / np.sqrt(len(f)) for f, m in zip(features, middles, strict=True)])
+    aims = np.concatenate([(w - m) / np.sqrt(len(w)) for w, m in zip(wanted, means, strict=True)])
+    gram = rows.T @ rows + RIDGE * len(features) * np.eye(rows.shape[1])
+    slopes = np.linalg.solve(gram, rows.T @ aims)
+    constant = np.mean([mean - middle @ slopes for mean, middle in zip(means, middles, strict=True)])
+    return np.append(slopes, constant)
 
 
 def pixel_features(maps: Tensor, spread: Tensor | None, images: Tensor) -> np.ndarray:
@@ -113,10 +124,6 @@ def _edges(maps: Tensor, reach: int) -> Tensor:
 
 def _log(values: Tensor) -> Tensor:
     return values.clamp(min=1e-4).log()
-
-
-def _with_one(features: np.ndarray) -> np.ndarray:
-    return np.concatenate([features, np.ones((len(features), 1))], 1)
 
 
 def _shares() -> np.ndarray:

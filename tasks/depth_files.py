@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import tokenize
 import zipfile
 import zlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 
-from ..utils.errors import InputError
+from ..utils.errors import InputError, out_of_memory
 
 DEPTH_SUFFIXES = (".npz", ".npy", ".png")
 KEYS = ("depth_m", "depth", "clean")
 MAX_VALUES = 100_000_000
 BROKEN = (  # what numpy and PIL raise for damaged files
-    *(ValueError, EOFError, SyntaxError, TypeError, KeyError, OverflowError, RuntimeError, MemoryError),
+    *(ValueError, EOFError, SyntaxError, TypeError, KeyError, OverflowError, RuntimeError),
     *(zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError),
 )
 
@@ -45,6 +46,8 @@ def read_depth(path: str | Path, unit_m: float | None = None) -> MetricDepth:
         if suffix == ".png":
             values, K = _png(path), None
         elif suffix == ".npy":
+            with path.open("rb") as stream:
+                _check_array(path, stream, path.stat().st_size)
             values, K = np.load(path, allow_pickle=False), None
         else:
             values, K = _npz(path)
@@ -53,6 +56,8 @@ def read_depth(path: str | Path, unit_m: float | None = None) -> MetricDepth:
     except OSError as error:
         raise InputError(f"{path} cannot be read as depth: {error}") from error
     except BROKEN as error:  # whose words may quote what the file holds
+        if out_of_memory(error):  # the machine's fault, not the file's
+            raise
         raise InputError(f"{path} cannot be read as depth: it is damaged; write it again") from error
     if values.ndim == 3 and 1 in (values.shape[0], values.shape[-1]):
         values = values.reshape([side for side in values.shape if side != 1] if values.size > 1 else (1, 1))
@@ -98,7 +103,27 @@ def _png(path: Path) -> np.ndarray:
         return np.asarray(image).astype(np.int64)
 
 
+def _check_array(where: Path | str, stream: IO[bytes], size: int) -> None:
+    """Reads the header of an NPY of `size` bytes, so that no memory is asked for values that are not there.
+
+    Raises InputError for more values than MAX_VALUES, ValueError where the file holds fewer than it says.
+    """
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(stream)
+    count = math.prod(shape)
+    if count > MAX_VALUES:
+        raise InputError(f"{where} holds {count} values, more than {MAX_VALUES}")
+    if count * dtype.itemsize > size:
+        raise ValueError(f"{where} says that it holds {count} values and has {size} bytes")
+
+
 def _npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    with zipfile.ZipFile(path) as parts:
+        for part in parts.infolist():
+            if part.filename.endswith(".npy"):
+                with parts.open(part) as stream:
+                    _check_array(f"{path}, {part.filename},", stream, part.file_size)
     with np.load(path, allow_pickle=False) as arrays:
         names = [name for name in KEYS if name in arrays.files]
         if not names:

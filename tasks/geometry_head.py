@@ -7,7 +7,7 @@ E2E-FT (Garcia et al. 2025): the same network asked once at t = T - 1 with z_tar
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,19 +17,20 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..core.priors import Condition, Rows, StableDiffusionPrior, load_prior, weights_root
+from ..core.priors import Condition, Rows, StableDiffusionPrior, weights_root
 from ..core.sampling import DDIM, Denoiser, Kind, Level, NoiseSchedule, Sampler
 from ..core.sampling.grids import Spacing
-from ..core.sampling.sampler import StepCallback
 from ..core.sampling.solvers import Consistency, Solver
 from ..core.training.export import folder_path
 from ..utils.configs import load_config, to_dict
 from ..utils.errors import InputError
 from ..utils.files import read_json, write_json
 from ..utils.runs import versions
+from .bases import base_prior
 from .codecs import CODECS, StackCodec
 from .confidence import ErrorModel
 from .ensemble import Solver as Alignment
+from .walk import USUAL, Walk
 
 MANIFEST = "head.json"
 PROMPT = "prompt.safetensors"
@@ -62,6 +63,8 @@ class HeadConfig:
     """zero: the result is the predicted x0; index0: the state at the least-noise train step"""
     processing_resolution: int = 96
     """px of the longest edge; 0 = the input's own"""
+    square: bool = False
+    """pictures are seen in the middle of black squares"""
     prompt_padding: Literal["max_length", "do_not_pad"] = "max_length"
     """of the empty prompt"""
     alignment: Alignment = "consensus"
@@ -158,15 +161,13 @@ class GeometryHead:
             raise InputError(f"{folder / MANIFEST} must name the base prior and hold the head's config")
         config = HeadConfig.read(manifest["config"])
         base = str(manifest["base"])
-        beside = folder.resolve().parent / base
-        prior = load_prior(beside if beside.is_dir() else base, device, dtype)
-        if not isinstance(prior, StableDiffusionPrior):
-            raise InputError(f"the base {manifest['base']!r} of {folder} is not a Stable Diffusion prior")
+        prior = base_prior(folder, base, device, dtype)
         try:
             unet = UNet2DConditionModel.from_pretrained(folder / "unet", use_safetensors=True, torch_dtype=dtype)
             empty = load_file(folder / PROMPT)["empty"]
         except OSError as error:
             raise InputError(f"{folder} is not a whole head: {str(error).splitlines()[0]}") from error
+        beside = folder.resolve().parent / base
         found = str(beside) if beside.is_dir() and beside.parent != weights_root().resolve() else base
         head = cls(prior, unet.to(device).eval().requires_grad_(False), config, found)
         head._empty = empty.to(device, dtype)
@@ -264,21 +265,10 @@ class GeometryHead:
         return (self.latent_channels * self.groups, *image_latents.shape[2:])
 
     @torch.no_grad()
-    def predict(
-        self,
-        image_latents: Tensor,
-        start: Tensor,
-        steps: int | None = None,
-        spacing: Spacing | None = None,
-        callback: StepCallback | None = None,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
-    ) -> Tensor:
-        """Target latents (B, n C, h, w) from a start state: noise, or zeros for a regressor.
-
-        `callback`: see `Sampler.run`. `generator`, one or one a row, is for a solver that draws noise (`stochastic`).
-        """
-        levels = self.levels(steps or self.config.steps, spacing)
-        return Sampler(self.solver).run(self.denoiser(image_latents), start, levels, generator, callback)
+    def predict(self, image_latents: Tensor, start: Tensor, walk: Walk = USUAL) -> Tensor:
+        """Target latents (B, n C, h, w) from a start state: noise, or zeros for a regressor."""
+        levels = self.levels(walk.steps or self.config.steps, walk.spacing)
+        return Sampler(self.solver).run(self.denoiser(image_latents), start, levels, walk.generator, walk.callback)
 
     @property
     def solver(self) -> Solver:

@@ -7,7 +7,7 @@ are safetensors and no code is downloaded.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -21,6 +21,7 @@ from ..utils.errors import InputError
 from ..utils.files import check_named, read_json
 from .codecs import CODECS
 from .geometry_head import MANIFEST, GeometryHead, HeadConfig
+from .published import Loading, fetch_published, layout_of, load_published
 from .table import TaskConfig, published_pipelines, published_task, task_table
 
 EMBEDDED = "toybox"
@@ -40,9 +41,11 @@ class HeadEntry:
     start: Start = "noise"
     steps: int = 0
     """0 = the repository's default"""
+    layout: str = ""
+    """of `published.LAYOUTS`; empty: Marigold's"""
 
     def __post_init__(self) -> None:
-        if self.target not in task_table():
+        if self.target not in task_table() and not self.layout:
             raise InputError(f"target={self.target!r} of {self.repo} is no task; have {', '.join(task_table())}")
 
 
@@ -70,12 +73,13 @@ def load_head(
 
     Args:
         name: "toybox", a folder that `GeometryHead.save` or a Marigold pipeline wrote, an id of the table, or a hub
-            repository "owner/name".
+            repository "owner/name"; or DM-Calib's camera head or Stable Material, as published.
         targets: what it has to predict; empty: anything.
         device: where the networks live.
         dtype: their dtype.
-        options: passed to diffusers' loading (e.g. revision, variant, cache_dir, local_files_only), and `start`
-            ("zeros" or "noise") for repositories that the table does not know.
+        options: passed to diffusers' loading (e.g. revision, variant, cache_dir, local_files_only), `start` ("zeros"
+            or "noise") for repositories that the table does not know, and `base`, the prior that a published head
+            lacks.
 
     Raises InputError when it is unknown, unreachable or does not predict the targets.
     """
@@ -86,6 +90,8 @@ def load_head(
     own = {task.weights: task for task in task_table().values()}
     if text == EMBEDDED or text in own:
         head = _embedded(own[text] if text in own else _task_of(targets), device, dtype)
+    elif (place := published_place(name, options)) is not None:
+        head = _plain(load_published(place, Loading(device, dtype, options.pop("base", None))), text)
     elif isinstance(name, str) and (entry := _entry_of(text)) is not None:  # a folder of that name is "./NAME"
         head = _from_entry(entry, device, dtype, options)
     elif Path(text).is_dir():
@@ -101,6 +107,21 @@ def load_head(
     if missing:
         raise InputError(f"head {text!r} predicts {', '.join(head.config.targets)}, not {', '.join(missing)}")
     return head
+
+
+def published_place(name: str | Path, options: Mapping[str, Any]) -> Path | None:
+    """Where a head of another layout than Marigold's lies, fetched where it is named by its id; None: it is none."""
+    entry = _entry_of(name) if isinstance(name, str) else None
+    if entry is not None:
+        return fetch_published(entry.repo, entry.layout, options) if entry.layout else None
+    path = Path(name)
+    return path if path.exists() and not (path / MANIFEST).is_file() and layout_of(path) else None
+
+
+def _plain(head: Any, name: str) -> GeometryHead:
+    if isinstance(head, GeometryHead):
+        return head
+    raise InputError(f"{name} is a head of another kind ({head.kind}); give it as --head {name}")
 
 
 def _task_of(targets: Sequence[str]) -> TaskConfig:

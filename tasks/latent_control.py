@@ -8,15 +8,20 @@ the decoder learn. A hint of other channels than the network's goes through a 3 
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
+from ..core.training.checkpoints import copy_into
 from ..core.training.objectives.base import fixed_init
 
+ADAPTER = "lean"
+ENCODER = ("down_blocks", "mid_block")
 DECODER = ("up_blocks", "conv_norm_out", "conv_out")
+SKIPPED = ("controlnet_cond_embedding.", "controlnet_down_blocks.", "controlnet_mid_block.")  # of published weights
 
 
 class LatentControl(nn.Module):
@@ -60,6 +65,17 @@ class LatentControl(nn.Module):
         return [conditioning_scale * skip for skip in skips], conditioning_scale * x
 
 
+def take_controlnet(control: LatentControl, state: Mapping[str, Tensor], where: str) -> None:
+    """Weights of a published ControlNet (diffusers' names) into the copy of the encoder that reads latents.
+
+    StableNormal's ("ControlNetVAE") has an embedding of pictures and zero convolutions that are never asked: the clean
+    latents go through conv_in, the blocks' own outputs are added. Raises InputError for other names that have no place
+    here, or are missing.
+    """
+    given = {name: value for name, value in state.items() if not name.startswith(SKIPPED)}
+    copy_into(control.body.state_dict(), given, where)
+
+
 def grown_unet(unet: UNet2DConditionModel, channels: int, seed: int = 0) -> UNet2DConditionModel:
     """A copy for states of `channels`: as many as the prior has get its kernels, further ones new kernels."""
     own = unet.config.in_channels
@@ -84,3 +100,21 @@ def learning_decoder(unet: UNet2DConditionModel, first: bool) -> None:
         part = getattr(unet, name)
         if part is not None:
             part.requires_grad_(True)
+
+
+def adapted(network: UNet2DConditionModel, parts: Sequence[str], rank: int, seed: int = 0) -> None:
+    """Low-rank adapters (Hu et al. 2021), W + B A with B = 0 at first, on every convolution and linear map of some
+    parts of a network, which are frozen otherwise; the answers are at first what they were."""
+    from peft import LoraConfig  # heavy
+
+    inside = tuple(f"{part}." for part in parts)
+    learning = [p for name, p in network.named_parameters() if p.requires_grad and not name.startswith(inside)]
+    named = [
+        name
+        for name, layer in network.named_modules()
+        if name.startswith(inside) and isinstance(layer, (nn.Conv2d, nn.Linear))
+    ]
+    with fixed_init(seed):
+        network.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=named), ADAPTER)
+    for parameter in learning:  # which adding an adapter froze
+        parameter.requires_grad_(True)

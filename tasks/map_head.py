@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,15 +9,14 @@ import torch
 from torch import Tensor
 
 from ..core.priors import StableDiffusionPrior
-from ..core.sampling.grids import Spacing
-from ..core.sampling.sampler import StepCallback
 from .codecs import StackCodec
 from .confidence import ErrorModel
 from .geometry_head import HeadConfig
+from .walk import USUAL, Walk
 
 
 class MapHead(Protocol):
-    """`GeometryHead` (one U-Net), `RefinedHead` (a second look), `PreimageHead` (a frozen prior that is read)."""
+    """`GeometryHead` (one U-Net), or one of the kinds on `OneMapHead`."""
 
     prior: StableDiffusionPrior
     config: HeadConfig
@@ -44,16 +42,8 @@ class MapHead(Protocol):
     def shape(self, image_latents: Tensor) -> tuple[int, int, int]:
         """Of a starting state and of what `predict` says."""
 
-    def predict(
-        self,
-        image_latents: Tensor,
-        start: Tensor,
-        steps: int | None = None,
-        spacing: Spacing | None = None,
-        callback: StepCallback | None = None,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
-    ) -> Tensor:
-        """What `decode` reads, (B, *shape), from a starting state; `generator` is for those that are `stochastic`."""
+    def predict(self, image_latents: Tensor, start: Tensor, walk: Walk = USUAL) -> Tensor:
+        """What `decode` reads, (B, *shape), from a starting state; the wishes of `walk` hold for this call."""
 
     def decode(self, latents: Tensor) -> dict[str, Tensor]:
         """Maps (B, C, H, W) by name."""

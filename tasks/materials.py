@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 
-from ..core.priors import Condition, Rows, StableDiffusionPrior, load_prior, weights_root
+from ..core.priors import Condition, Rows, StableDiffusionPrior, weights_root
 from ..core.priors.base import PredictionType
 from ..core.priors.rows import COND, NULL
 from ..core.sampling import DDIM, Denoiser, NoiseSchedule, Sampler
@@ -35,6 +35,7 @@ from ..utils.errors import InputError
 from ..utils.files import check_named, read_json, write_json
 from ..utils.runs import versions
 from ..utils.seeds import generator, sample_noise
+from .bases import base_prior
 from .codecs.pbr import GROUPS, MaterialMaps, from_pictures, to_pictures
 from .native_materials import NativeMaterialPrior, is_native, load_native
 
@@ -301,10 +302,7 @@ def load_materials(
     told = read_json(folder / MANIFEST)
     if not isinstance(told, dict) or not {"base", "kind", "config"} <= told.keys():
         raise InputError(f"{folder / MANIFEST} must name the base prior, the kind of its output and its config")
-    beside = folder.resolve().parent / str(told["base"])
-    base = load_prior(beside if beside.is_dir() else str(told["base"]), device, dtype)
-    if not isinstance(base, StableDiffusionPrior):
-        raise InputError(f"the base {told['base']!r} of {folder} is not a Stable Diffusion prior")
+    base = base_prior(folder, str(told["base"]), device, dtype)
     try:
         unet = UNet2DConditionModel.from_pretrained(folder / "unet", use_safetensors=True, torch_dtype=dtype)
     except OSError as error:

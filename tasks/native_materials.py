@@ -59,13 +59,7 @@ class NativeMaterialPrior(StableDiffusionPrior):
     @torch.no_grad()
     def _seen(self, photos: Tensor) -> Tensor:
         """Tokens (B, 1, D) of pictures (B, 3, H, W) in [0, 1]: the middle square, as CLIP wants it."""
-        side, short = self.vision.config.image_size, min(photos.shape[2:])
-        top, left = ((length - short) // 2 for length in photos.shape[2:])
-        square = photos[..., top : top + short, left : left + short]
-        small = F.interpolate(square.float(), (side, side), mode="bicubic", antialias=True).clamp(0, 1)
-        mean, std = (small.new_tensor(values).reshape(1, 3, 1, 1) for values in (MEAN, STD))
-        parameter = next(self.vision.parameters())
-        return self.vision(((small - mean) / std).to(parameter)).image_embeds[:, None]
+        return self.vision(clip_pixels(photos, self.vision)).image_embeds[:, None]
 
     def described(self, texts: Sequence[str], photos: Tensor | None = None) -> Condition:
         """Condition of texts, or of photographs (B, 3, H, W) in [0, 1] in their place: there is one token."""
@@ -84,6 +78,16 @@ class NativeMaterialPrior(StableDiffusionPrior):
         """Maps of latents (B, 18, h, w)."""
         images = decode_tileable(self, latents, False) if tileable else self.decode(latents, clamp=False)
         return from_native(2 * images - 1)
+
+
+def clip_pixels(photos: Tensor, vision: Any) -> Tensor:
+    """Pictures (B, 3, H, W) in [0, 1] as a picture encoder of CLIP wants them: their middle square, normalised."""
+    side, short = vision.config.image_size, min(photos.shape[2:])
+    top, left = ((length - short) // 2 for length in photos.shape[2:])
+    square = photos[..., top : top + short, left : left + short]
+    small = F.interpolate(square.float(), (side, side), mode="bicubic", antialias=True).clamp(0, 1)
+    mean, std = (small.new_tensor(values).reshape(1, 3, 1, 1) for values in (MEAN, STD))
+    return ((small - mean) / std).to(next(vision.parameters()))
 
 
 def is_native(folder: Path) -> bool:

@@ -6,7 +6,6 @@ predicted as disparity, up to scale and shift.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,19 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.priors import StableDiffusionPrior, load_prior
-from ..core.sampling.grids import Spacing
+from ..core.priors import StableDiffusionPrior
 from ..core.sampling.preimage import INDEX, Preimage, decoder_positions, preimage
-from ..core.sampling.sampler import StepCallback
 from ..utils.configs import load_config
 from ..utils.errors import InputError
 from ..utils.files import read_json
-from .confidence import ErrorModel
+from .bases import base_prior
 from .geometry_head import MANIFEST, HeadConfig
-from .head_files import read_weights, write_head
+from .head_files import read_weights
+from .one_map import OneMapHead
 from .refiner import PictureBranch, Refiner, RefinerConfig
-
-KIND = "preimage"  # in head.json
+from .walk import USUAL, Walk
 
 
 @dataclass(frozen=True)
@@ -44,6 +41,9 @@ class PreimageConfig:
     sees: Literal["preimage", "latents"] = "preimage"
     """latents: the picture's own at every position, without the prior; to compare with"""
 
+    free_range: bool = False
+    """the branch's numbers have a range of their own: each map is stretched to the codec's"""
+
     def __post_init__(self) -> None:
         if self.head.start != "zeros":
             raise InputError(f"start={self.head.start!r}: a head of a preimage is a one-step regressor; use zeros")
@@ -51,16 +51,18 @@ class PreimageConfig:
             raise InputError(f"targets={self.head.targets}: a head of a preimage predicts one map")
 
 
-class PreimageHead:
+class PreimageHead(OneMapHead):
     """A frozen prior, the refiner and the branch that makes a picture of what it says."""
+
+    kind = "preimage"
+    stands_on = 'the prior that this head looks through, for example base="toybox"'
 
     def __init__(
         self, prior: StableDiffusionPrior, settings: PreimageConfig, base: str | None = None, seed: int = 0
     ) -> None:
         """An untrained head. `base`: the name or folder the prior was loaded by."""
-        self.prior, self.settings, self.config, self.base = prior, settings, settings.head, base
-        self.codec = settings.head.codec()
-        self.confidence: dict[str, ErrorModel] = {}
+        super().__init__(prior, settings, settings.head)
+        self.base = base
         self.text = prior.encode_text([""])
         channels, side = prior.latent_shape[0], prior.latent_shape[1]
         like = self.seen(torch.zeros(1, channels, side, side, device=prior.device))
@@ -69,32 +71,13 @@ class PreimageHead:
         self._asked = prior.nfe
 
     @property
-    def stochastic(self) -> bool:
-        """See MapHead."""
-        return False
-
-    @property
-    def groups(self) -> int:
-        """Number of maps."""
-        return 1
-
-    @property
     def nfe(self) -> int:
         """Network rows asked so far."""
         return self.prior.nfe - self._asked
 
-    @property
-    def device(self) -> torch.device:
-        """Where the networks live."""
-        return torch.device(self.prior.device)
-
     def modules(self) -> dict[str, nn.Module]:
         """What learns."""
         return {"refiner": self.refiner, "branch": self.branch}
-
-    def encode_image(self, images: Tensor) -> Tensor:
-        """Latents (B, C, h, w) of images (B, 3, H, W) in [0, 1]."""
-        return self.prior.encode(images)
 
     def seen(self, latents: Tensor) -> Preimage:
         """What the refiner reads of latents (B, C, h, w)."""
@@ -115,7 +98,12 @@ class PreimageHead:
 
     def decode(self, latents: Tensor) -> dict[str, Tensor]:
         """Maps (B, C, H, W) by name."""
-        return self.codec.decode(self.decode_pictures(latents))
+        pictures = self.decode_pictures(latents)
+        if self.settings.free_range:
+            grey = pictures.mean(2, keepdim=True)
+            low, high = (pick(grey, (2, 3, 4), keepdim=True) for pick in (torch.amin, torch.amax))
+            pictures = (2 * (grey - low) / (high - low).clamp(min=1e-6) - 1).expand_as(pictures)
+        return self.codec.decode(pictures)
 
     def shape(self, image_latents: Tensor) -> tuple[int, int, int]:
         """(out_channels, h, w) of what `predict` says."""
@@ -133,15 +121,7 @@ class PreimageHead:
         return said
 
     @torch.no_grad()
-    def predict(
-        self,
-        image_latents: Tensor,
-        start: Tensor,
-        steps: int | None = None,
-        spacing: Spacing | None = None,
-        callback: StepCallback | None = None,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
-    ) -> Tensor:
+    def predict(self, image_latents: Tensor, start: Tensor, walk: Walk = USUAL) -> Tensor:
         """`refined`; there is nothing to start from, no step and no level that a callback could be told of."""
         return self.refined(image_latents)
 
@@ -153,16 +133,6 @@ class PreimageHead:
         self.text = self.text.to(device)
         return self
 
-    def save(self, folder: str | Path, base: str | None = None, **facts: Any) -> Path:
-        """Writes the refiner and branch (fp16 safetensors) and head.json; the prior is named, not written.
-
-        Raises InputError without a base and for a folder that holds something else.
-        """
-        base = base or self.base
-        if base is None:
-            raise InputError('base=None: name the prior that this head looks through, for example base="toybox"')
-        return write_head(folder, self.modules(), KIND, base, self.settings, facts)
-
     @classmethod
     def load(
         cls, folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
@@ -171,10 +141,7 @@ class PreimageHead:
         folder = Path(folder)
         manifest = read_json(folder / MANIFEST)
         base = str(manifest["base"])
-        beside = folder.resolve().parent / base
-        prior = load_prior(beside if beside.is_dir() else base, device, dtype)
-        if not isinstance(prior, StableDiffusionPrior):
-            raise InputError(f"the base {base!r} of {folder} is not a Stable Diffusion prior")
+        prior = base_prior(folder, base, device, dtype)
         head = cls(prior, load_config(PreimageConfig, manifest["config"]), base)
         read_weights(folder, head.modules(), device)
         return head

@@ -23,20 +23,18 @@ from ..core.priors import Condition, Rows
 from ..core.priors.control import CONTROL, PictureControl
 from ..core.sampling import Denoiser, Kind, Level, NoiseSchedule, Sampler
 from ..core.sampling.features import Look, picture_features
-from ..core.sampling.grids import Spacing
-from ..core.sampling.sampler import StepCallback
 from ..core.sampling.solvers.held import HeldGrid, HeldThenDDIM
 from ..utils.configs import load_config
 from ..utils.errors import InputError
 from ..utils.files import read_json
 from ..utils.seeds import generator
-from .confidence import ErrorModel
 from .geometry_head import MANIFEST, GeometryHead, HeadConfig
-from .head_files import read_weights, write_head
+from .head_files import read_weights
 from .latent_control import LatentControl
 from .meaning import MEANING, AddedMeaning, MeaningEncoder
-
-KIND = "refined"  # in head.json
+from .one_map import OneMapHead
+from .one_step import OneStepHead
+from .walk import USUAL, Walk
 
 
 @dataclass(frozen=True)
@@ -63,17 +61,20 @@ class RefineConfig:
             raise InputError(f"steps={self.steps} must be at least 1")
 
 
-class RefinedHead:
+class RefinedHead(OneMapHead):
     """A one-step head and the refiner of one of its targets."""
 
-    def __init__(self, first: GeometryHead, settings: RefineConfig, seed: int = 0) -> None:
+    kind = "refined"
+    stands_on = 'the one-step head that this refines, for example base="toybox-geometry"'
+
+    def __init__(self, first: GeometryHead | OneStepHead, settings: RefineConfig, seed: int = 0) -> None:
         """An untrained refiner: the prior's own U-Net, told nothing new yet by the meaning."""
         if settings.target not in first.config.targets:
             raise InputError(f"target={settings.target!r}: the head predicts {', '.join(first.config.targets)}")
-        self.first, self.settings, self.prior = first, settings, first.prior
+        self.first, prior = first, first.prior
         codecs = {name: first.config.codecs[name] for name in first.config.codecs if name == settings.target}
-        kind: Kind = self.prior.prediction_type if settings.kind == "prior" else "sample"
-        self.config = HeadConfig(
+        kind: Kind = prior.prediction_type if settings.kind == "prior" else "sample"
+        config = HeadConfig(
             targets=(settings.target,),
             kind=kind,
             start="noise",
@@ -83,8 +84,8 @@ class RefinedHead:
             alignment=first.config.alignment,
             codecs=codecs,
         )
-        self.confidence: dict[str, ErrorModel] = {}
-        self.codec, self.schedule = self.config.codec(), NoiseSchedule.from_config(self.prior.scheduler_config)
+        super().__init__(prior, settings, config)
+        self.schedule = NoiseSchedule.from_config(prior.scheduler_config)
         self.unet: UNet2DConditionModel = copy.deepcopy(self.prior.network)
         self.hint = LatentControl(self.unet, self.prior.latent_shape[0], seed)
         controls: list[PictureControl] = [PictureControl(self.hint, row=CONTROL)]
@@ -95,16 +96,6 @@ class RefinedHead:
         self.asked = self.prior.with_network(self.unet, kind).controlled(controls)
         self.text = self.prior.encode_text([settings.prompt])["cond"]["text"]
         self._before = self.prior.nfe
-
-    @property
-    def stochastic(self) -> bool:
-        """See MapHead; the noise of a row is seeded by its starting state."""
-        return False
-
-    @property
-    def groups(self) -> int:
-        """Number of maps."""
-        return 1
 
     @property
     def nfe(self) -> int:
@@ -129,27 +120,6 @@ class RefinedHead:
 
     def _features(self, latents: Tensor) -> list[Tensor]:
         return picture_features(self.prior, latents.to(self.prior.device), self.settings.look)
-
-    def encode_image(self, images: Tensor) -> Tensor:
-        """See GeometryHead.encode_image."""
-        return self.first.encode_image(images)
-
-    def encode_targets(self, targets: dict[str, Tensor], valid: Tensor) -> tuple[Tensor, dict[str, Any]]:
-        """(latents (B, C, h, w), codec states) of the target."""
-        pictures, states = self.codec.encode(targets, valid)  # (B, 1, 3, H, W)
-        return self.prior.encode(pictures[:, 0] / 2 + 0.5), states
-
-    def decode_pictures(self, latents: Tensor) -> Tensor:
-        """Pictures (B, 1, 3, H, W), about [-1, 1]."""
-        return 2 * self.prior.decode(latents, clamp=False)[:, None] - 1
-
-    def decode(self, latents: Tensor) -> dict[str, Tensor]:
-        """Maps (B, C, H, W) by name."""
-        return self.codec.decode(self.decode_pictures(latents))
-
-    def shape(self, image_latents: Tensor) -> tuple[int, int, int]:
-        """(C, h, w) of the target's latents."""
-        return (image_latents.shape[1], *image_latents.shape[2:])
 
     def guess(self, image_latents: Tensor, start: Tensor) -> Tensor:
         """The first head's latents (B, C, h, w) of the target; `start` is its noise where it takes some."""
@@ -180,20 +150,12 @@ class RefinedHead:
         return list({level.index: level for level in asked}.values())
 
     @torch.no_grad()
-    def predict(
-        self,
-        image_latents: Tensor,
-        start: Tensor,
-        steps: int | None = None,
-        spacing: Spacing | None = None,
-        callback: StepCallback | None = None,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
-    ) -> Tensor:
+    def predict(self, image_latents: Tensor, start: Tensor, walk: Walk = USUAL) -> Tensor:
         """Refined latents (B, C, h, w) of images (B, C, h, w); `start`, noise of that shape, seeds what is drawn."""
-        grid = self.grid(steps)
+        grid = self.grid(walk.steps)
         denoiser = Denoiser(self.asked, self.condition(image_latents))
         guess = self.guess(image_latents, start)
-        return Sampler(HeldThenDDIM(grid)).run(denoiser, guess, grid.levels, own_generators(start), callback)
+        return Sampler(HeldThenDDIM(grid)).run(denoiser, guess, grid.levels, own_generators(start), walk.callback)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> RefinedHead:
         """Moves and casts the networks."""
@@ -204,17 +166,8 @@ class RefinedHead:
         self.text = self.text.to(device=device, dtype=dtype)
         return self
 
-    def save(self, folder: str | Path, base: str | None = None, **facts: Any) -> Path:
-        """Writes the refiner (fp16 safetensors) and head.json; the first head is named, found as a sibling or by name.
-
-        Raises InputError without its name and for a folder that holds something else.
-        """
-        if base is None:
-            raise InputError('base=None: name the one-step head that this refines, for example base="toybox-geometry"')
-        return write_head(folder, self.modules(), KIND, base, self.settings, facts)
-
     @classmethod
-    def load(cls, folder: str | Path, first: GeometryHead) -> RefinedHead:
+    def load(cls, folder: str | Path, first: GeometryHead | OneStepHead) -> RefinedHead:
         """Reads what `save` wrote onto the one-step head that it names (`heads.load_head` finds it)."""
         folder = Path(folder)
         head = cls(first, load_config(RefineConfig, read_json(folder / MANIFEST)["config"]))

@@ -1,7 +1,9 @@
-"""Training of a refiner and of a head of a preimage, by the one trainer.
+"""Training of a refiner, of the one-step head that it begins with, and of a head of a preimage, by the one trainer.
 
-The refiner learns x0 at the levels of its own run (as StableNormal does): at the level that is held the state is
-the first head's guess, as it is or noised; below it, the truth noised. A head of a preimage learns on pixels.
+The one-step head (StableNormal's YOSO) learns x0 from pure noise, which is now and then replaced by its mean, so that
+the answer does not hang on the noise. The refiner learns x0 at the levels of its own run: at the level that is held
+the state is the first head's guess, as it is or noised; below it, the truth noised. A head of a preimage learns on
+pixels.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ from ..core.sampling import Denoiser, Level
 from ..core.training.loss import LossOut
 from .data import GeometryData
 from .metrics import masked_mean
+from .one_map import OneMapHead
+from .one_step import OneStepConfig, OneStepHead
 from .preimage_head import PreimageConfig, PreimageHead
 from .refine import RefineConfig, RefinedHead
 from .train import HeadObjective, LossConfig, latent_mask
@@ -35,6 +39,46 @@ class PreimageTraining:
 
     head: PreimageConfig
     losses: LossConfig
+
+
+@dataclass(frozen=True)
+class OneStepTraining:
+    """What a run is defined by."""
+
+    head: OneStepConfig
+    losses: LossConfig
+    shrink: float
+
+
+class OneStepObjective(HeadObjective):
+    """Trains the U-Net of a `OneStepHead` and the encoder of its picture; codec and text stay frozen."""
+
+    def __init__(
+        self, config: LossConfig, head: OneStepHead, held_out: GeometryData | None = None, shrink: float = 0.5
+    ) -> None:
+        """`shrink`: share of inputs whose noise is its mean, zeros, where the head starts from noise."""
+        self.losses, self.head, self.held_out = config, head, held_out  # type: ignore[assignment]
+        self.config = OneStepTraining(head.settings, config, shrink)  # type: ignore[assignment]
+        self.one_step, self.shrink = head, shrink if head.config.start == "noise" else 1.0
+        self.modules: dict[str, nn.Module] = head.modules()
+        self.frozen: dict[str, nn.Module] = {"vae": head.prior.vae}
+        for module in self.modules.values():
+            module.requires_grad_(True)
+
+    def loss(self, batch: dict[str, Any], rng: torch.Generator, step: int) -> LossOut:
+        """See Objective.loss: squared error of x0 over the latents whose pixels are all known."""
+        images, targets, valid = self.tensors(batch)
+        head = self.one_step
+        with torch.no_grad():
+            condition = head.encode_image(images)
+            clean, _ = head.encode_targets(targets, valid)
+        return latent_error(head.answer(condition, self.inputs(clean, rng)), clean, valid, head)
+
+    def inputs(self, clean: Tensor, rng: torch.Generator) -> Tensor:
+        """Noise like latents (B, C, h, w), zeros in a share of the rows."""
+        noise = torch.randn(clean.shape, generator=rng).to(clean)
+        plain = (torch.rand(len(clean), generator=rng) < self.shrink).to(clean.device)
+        return noise.masked_fill(plain[:, None, None, None], 0.0)
 
 
 class PreimageObjective(HeadObjective):
@@ -88,9 +132,7 @@ class RefineObjective(HeadObjective):
             guess = head.guess(condition, torch.randn(clean.shape, generator=rng).to(clean))
         state, level = self.states(clean, guess, rng)
         x0 = Denoiser(head.asked, head.condition(condition))(state, level).x0
-        keep = latent_mask(valid, head.prior.vae_factor)
-        error = masked_mean((x0 - clean).square().mean(1), keep[:, 0]).nan_to_num(0.0).mean()
-        return LossOut(error, {"latent_mse": error.detach()})
+        return latent_error(x0, clean, valid, head)
 
     def states(self, clean: Tensor, guess: Tensor, rng: torch.Generator) -> tuple[Tensor, Level]:
         """States (B, C, h, w) as the run has them, and their levels, one of the run's own for each row."""
@@ -103,3 +145,10 @@ class RefineObjective(HeadObjective):
         plain = (torch.rand(len(clean), generator=rng) < 0.5).to(clean.device)[:, None, None, None]
         noised = alpha * torch.where(held, guess, clean) + sigma * noise
         return torch.where(held & plain, guess, noised), level
+
+
+def latent_error(x0: Tensor, clean: Tensor, valid: Tensor, head: OneMapHead) -> LossOut:
+    """Mean squared error of latents (B, C, h, w) over the cells whose pixels are all known."""
+    keep = latent_mask(valid, head.prior.vae_factor)
+    error = masked_mean((x0 - clean).square().mean(1), keep[:, 0]).nan_to_num(0.0).mean()
+    return LossOut(error, {"latent_mse": error.detach()})

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
-from ..core.sampling.preimage import Preimage
+from ..core.sampling.preimage import Preimage, decoder_positions
 from ..core.training.objectives.base import fixed_init
 from ..utils.errors import InputError
 
@@ -38,6 +38,9 @@ class RefinerConfig:
     """whether the preimage's attention maps are read"""
     transformers: bool = True
     """where the prior has some"""
+    layout: Literal["narrow", "published"] = "narrow"
+    """narrow: everything that is fused is as wide as the stage. published: features and attention maps keep `ratio` of
+    their channels, upsampling has a convolution, normalisations have up to 32 groups, heads at most 64 channels"""
 
     def __post_init__(self) -> None:
         if not 0 < self.ratio <= 4 or self.out_channels < 1:
@@ -46,28 +49,58 @@ class RefinerConfig:
             )
 
 
+class Widths(NamedTuple):
+    """Channels within a stage."""
+
+    before: int  # of r_k, 0 at the first position
+    features: int  # in
+    attention: int  # in, 0 where there is none
+    fused: int  # out of C_feat
+    noticed: int  # out of C_attn
+    merged: int  # out of C_merge
+    width: int  # of r_{k+1}
+
+
 class Stage(nn.Module):
     """C_feat, C_attn, C_merge and R_k of one position."""
 
-    def __init__(self, before: int, features: int, attention: int, width: int, time: int, text: int) -> None:
-        """`before` channels of r_k; `time` and `text`: of the embeddings, 0 for no transformer."""
+    def __init__(self, sizes: Widths, time: int, text: int, wide: bool = False, up: bool = False) -> None:
+        """`time` and `text`: channels of the embeddings, 0 for no transformer. `wide`: as published (RefinerConfig);
+        `up`: r_k is resized by an upsampler's convolution before this position."""
         super().__init__()
-        self.features = nn.Conv2d(features, width, 1)
-        self.attention = nn.Conv2d(attention, width, 1) if attention else None
-        self.merge = nn.Conv2d(width * (2 if attention else 1), width, 1)
-        groups = _groups(before + width), _groups(width)
+        width, most = sizes.width, 32 if wide else GROUPS
+        self.up = nn.Conv2d(sizes.before, sizes.before, 3, padding=1) if up else None
+        self.features = nn.Conv2d(sizes.features, sizes.fused, 1)
+        self.attention = nn.Conv2d(sizes.attention, sizes.noticed, 1) if sizes.attention else None
+        self.merge = nn.Conv2d(sizes.fused + sizes.noticed * bool(sizes.attention), sizes.merged, 1)
+        read = sizes.before + sizes.merged
         self.block = ResnetBlock2D(
-            in_channels=before + width, out_channels=width, temb_channels=time, groups=groups[0], groups_out=groups[1]
+            in_channels=read,
+            out_channels=width,
+            temb_channels=time,
+            groups=_divisor(read, most),
+            groups_out=_divisor(width, most),
+            eps=1e-5 if wide else 1e-6,
         )
-        heads = max(width // 64, 1)
+        heads = width // _divisor(width, 64) if wide else max(width // 64, 1)
         self.transformer = (
-            Transformer2DModel(heads, width // heads, width, norm_num_groups=groups[1], cross_attention_dim=text)
+            Transformer2DModel(
+                heads,
+                width // heads,
+                width,
+                norm_num_groups=_divisor(width, most),
+                cross_attention_dim=text,
+                use_linear_projection=wide,
+            )
             if text
             else None
         )
 
     def forward(self, r: Tensor | None, features: Tensor, attention: Tensor, time: Tensor, text: Tensor) -> Tensor:
-        """r_{k+1} (B, width, h, w) before any resizing; r (B, before, h, w) or None at the first position."""
+        """r_{k+1} (B, width, h, w) before any resizing; r (B, before, h', w') or None at the first position."""
+        if r is not None and r.shape[2:] != features.shape[2:]:
+            r = F.interpolate(r, features.shape[2:], mode="nearest")
+            r = r if self.up is None else self.up(r)
         fused = self.features(features)
         if self.attention is not None:
             fused = torch.cat([fused, self.attention(attention)], 1)
@@ -82,28 +115,20 @@ class Refiner(nn.Module):
     def __init__(self, unet: Any, like: Preimage, config: RefinerConfig, seed: int = 0) -> None:
         """`like`: a preimage of the prior, for the numbers of channels. The same seed gives the same weights."""
         super().__init__()
-        self.config = config
-        widths = [
-            max(int(config.ratio * block.resnets[0].out_channels) // GROUPS, 1) * GROUPS
-            for block in unet.up_blocks
-            for _ in block.resnets
-        ]
-        crossed = [bool(getattr(block, "attentions", None)) for block in unet.up_blocks for _ in block.resnets]
+        self.config, wide = config, config.layout == "published"
+        blocks = [(block, k) for block in unet.up_blocks for k in range(len(block.resnets))]
+        crossed = [bool(getattr(block, "attentions", None)) for block, _ in blocks]
+        resized = [k == 0 and number > 0 for number, (_, k) in enumerate(blocks)]
         time, text = int(unet.time_embedding.linear_2.out_features), int(unet.config.cross_attention_dim)
+        sizes = published_widths(unet, like, config.ratio) if wide else _narrow_widths(blocks, like, config)
         with fixed_init(seed):
             self.stages = nn.ModuleList(
-                Stage(
-                    widths[k - 1] if k else 0,
-                    like.features[k].shape[1],
-                    like.attention[k].shape[1] if config.attention else 0,
-                    width,
-                    time,
-                    text if config.transformers and crossed[k] else 0,
-                )
-                for k, width in enumerate(widths)
+                Stage(size, time, text if config.transformers and crossed[k] else 0, wide, wide and resized[k])
+                for k, size in enumerate(sizes)
             )
-            self.norm = nn.GroupNorm(_groups(widths[-1]), widths[-1])
-            self.last = nn.Conv2d(widths[-1], config.out_channels, 3, padding=1)
+            last = sizes[-1].width
+            self.norm = nn.GroupNorm(_divisor(last, 32 if wide else GROUPS), last)
+            self.last = nn.Conv2d(last, config.out_channels, 3, padding=1)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]
 
@@ -111,13 +136,36 @@ class Refiner(nn.Module):
         """The map for latents of a size (h, w), with the prior's time embedding (B, T) and text (B, L, D)."""
         r: Tensor | None = None
         for stage, features, attention in zip(self.stages, seen.features, seen.attention, strict=True):
-            if r is not None and r.shape[2:] != features.shape[2:]:
-                r = F.interpolate(r, features.shape[2:], mode="nearest")
             r = stage(r, features, attention, time, text)
         assert r is not None
         r = r if r.shape[2:] == tuple(size) else F.interpolate(r, tuple(size), mode="nearest")
         out: Tensor = self.last(F.silu(self.norm(r)))
         return out
+
+
+def _narrow_widths(blocks: Sequence[tuple[Any, int]], like: Preimage, config: RefinerConfig) -> list[Widths]:
+    widths = [max(int(config.ratio * block.resnets[0].out_channels) // GROUPS, 1) * GROUPS for block, _ in blocks]
+    attention = [one.shape[1] if config.attention else 0 for one in like.attention]
+    return [
+        Widths(widths[k - 1] if k else 0, like.features[k].shape[1], attention[k], width, width, width, width)
+        for k, width in enumerate(widths)
+    ]
+
+
+def published_widths(unet: Any, like: Preimage, ratio: float) -> list[Widths]:
+    """Of PrimeDepth's own refiner: `ratio` of the channels that a position has, of its maps those of the module (of the
+    two whose attention it is shown) with more heads."""
+    sizes, before = list[Widths](), 0
+    widths = [int(ratio * resnet.out_channels) for block in unet.up_blocks for resnet in block.resnets]
+    for width, features, attention, position in zip(
+        widths, like.features, like.attention, decoder_positions(unet), strict=True
+    ):
+        heads = [one.transformer_blocks[0].attn1.heads for one in position.transformers]  # type: ignore[index,union-attr]
+        noticed = int(attention.shape[1] * max(heads, default=0) / max(sum(heads), 1) * ratio)
+        fused = int(ratio * features.shape[1])
+        sizes.append(Widths(before, features.shape[1], attention.shape[1], fused, noticed, fused + noticed, width))
+        before = width
+    return sizes
 
 
 class PictureBranch(nn.Module):
@@ -136,6 +184,6 @@ class PictureBranch(nn.Module):
         return out
 
 
-def _groups(channels: int) -> int:
-    """The largest number of groups up to 8 that divides the channels."""
-    return next(n for n in range(GROUPS, 0, -1) if channels % n == 0)
+def _divisor(channels: int, most: int) -> int:
+    """The largest number up to `most` that divides the channels."""
+    return next(n for n in range(min(most, channels), 0, -1) if channels % n == 0)

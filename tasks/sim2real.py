@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..core.priors import Condition, load_prior, weights_root
+from ..core.priors import Condition, weights_root
 from ..core.priors.control import CONTROL, PictureControl
 from ..core.priors.diffusers import StableDiffusionPrior, StableDiffusionXLPrior
 from ..core.priors.rows import COND
@@ -36,8 +36,9 @@ from ..utils.errors import InputError
 from ..utils.files import check_named, read_json, write_json
 from ..utils.runs import versions
 from ..utils.seeds import generator, sample_noise
+from .bases import named_prior
 from .codecs.residual import ResidualDepthCodec, SensorOutput
-from .latent_control import LatentControl, grown_unet, learning_decoder
+from .latent_control import DECODER, ENCODER, LatentControl, adapted, grown_unet, learning_decoder
 from .tiling import blend, tile_boxes
 
 MANIFEST = "sensor.json"
@@ -59,6 +60,9 @@ class SensorConfig:
     """p, pixels of a side of a patch"""
     gain: float = 1.0
     """on the latents of residuals, so that they have about unit variance"""
+    rank: int = 0
+    """of the adapters that the decoder and the copy of the encoder learn as; 0: all their weights. What reads and
+    writes latents that are not the prior's is learnt whole"""
     enlarge: int = 1
     """each pixel of the sensor becomes so many, squared, before the VAE"""
     steps: int = 50
@@ -71,9 +75,9 @@ class SensorConfig:
     def __post_init__(self) -> None:
         if self.stage not in (1, 2) or self.latents not in ("vae", "patches"):
             raise InputError(f"stage={self.stage} must be 1 or 2, latents={self.latents!r} vae or patches")
-        if min(self.enlarge, self.patch, self.steps) < 1 or self.gain <= 0:
+        if min(self.enlarge, self.patch, self.steps) < 1 or self.gain <= 0 or self.rank < 0:
             told = f"enlarge={self.enlarge}, patch={self.patch}, steps={self.steps} must be at least 1"
-            raise InputError(f"{told}, gain={self.gain} above 0")
+            raise InputError(f"{told}, gain={self.gain} above 0, rank={self.rank} not below 0")
         if not 0 <= self.overlap < self.tile:
             raise InputError(f"overlap={self.overlap} must lie in [0, tile={self.tile})")
 
@@ -93,6 +97,10 @@ class SensorStage:
         self.control = LatentControl(prior.network, hint, seed)  # type: ignore[arg-type]
         learning_decoder(self.unet, first=config.latents == "patches" or self.channels != own)
         self.control.requires_grad_(True)
+        if config.rank:
+            adapted(self.unet, DECODER[:1], config.rank, seed)
+            self.control.body.requires_grad_(False)
+            adapted(self.control.body, ENCODER, config.rank, seed)
         asked = prior.with_network(self.unet, "sample")
         self.asked = asked.controlled([PictureControl(self.control)])
         self._empty = Condition({COND: prior.encode_text("")[COND]})
@@ -334,10 +342,8 @@ def load_sensor(
     told = read_json(folder / MANIFEST)
     if not isinstance(told, dict) or not {"base", "stages"} <= told.keys():
         raise InputError(f"{folder / MANIFEST} must name the base prior and hold the stages")
-    beside = folder.resolve().parent / str(told["base"])
-    prior = load_prior(beside if beside.is_dir() else str(told["base"]), device, dtype)
-    if not isinstance(prior, UNetPrior):
-        raise InputError(f"the base {told['base']!r} of {folder} is not a Stable Diffusion prior")
+    kinds: tuple[type[UNetPrior], ...] = (StableDiffusionPrior, StableDiffusionXLPrior)
+    prior = named_prior(folder, str(told["base"]), kinds, device, dtype)
     stages = []
     for config in told["stages"]:
         stage = SensorStage(prior, load_config(SensorConfig, config))

@@ -33,10 +33,21 @@ def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="session")
 def pretend_device(root: Path) -> ModuleType:
     """The module of the pretend accelerator: `with pretend_device.Pretend():` runs on `pretend_device.DEVICE`."""
-    name = "unproject_pretend_device"
+    return beside(root, "pretend_device")
+
+
+@pytest.fixture(scope="session")
+def view_priors(root: Path) -> ModuleType:
+    """The module of priors that draw known views: `view_priors.KnownViews`."""
+    return beside(root, "view_priors")
+
+
+def beside(root: Path, stem: str) -> ModuleType:
+    """A module that lies beside this file; the same one for whoever asks."""
+    name = f"unproject_{stem}"
     if name in sys.modules:  # a test of a table that runs there was first
         return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, root / "tests" / "pretend_device.py")
+    spec = importlib.util.spec_from_file_location(name, root / "tests" / f"{stem}.py")
     assert spec is not None and spec.loader is not None
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

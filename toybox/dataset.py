@@ -2,7 +2,8 @@
 
 A shard is one compressed .npz of SHARD_GROUPS groups, written atomically and named by its number, so that an
 interrupted job goes on where it was and every machine makes the same bytes. A group is four views of one object
-90 degrees apart ("object"), two frontal views of a scene or a pair, or four eyes in a place.
+90 degrees apart ("object"), eight of them 45 degrees apart ("orbit"), two frontal views of a scene or a pair, or four
+eyes in a place.
 """
 
 from __future__ import annotations
@@ -43,14 +44,14 @@ from .scenes import Scene
 from .views import draw_interior_camera, draw_orbits, draw_room_camera, draw_street_camera, draw_table_camera
 
 SHARD_GROUPS = 64
-VIEWS = {"object": 4, "scene": 2, "pair": 2, "room": 4, "street": 4, "table": 4, "interior": 4}
+VIEWS = {"object": 4, "scene": 2, "pair": 2, "room": 4, "street": 4, "table": 4, "interior": 4, "orbit": 8}
 PARTS = 64  # numbers set aside for the parts of one object
 PLACES = {kind.__name__: kind for kind in (RoomProgram, StreetProgram, TableProgram, InteriorProgram)}
 
 
 @dataclass(frozen=True)
 class RenderJob:
-    """What to render. The number of views is groups x 4 (object), x 2 (scene, pair) or x 4 (places)."""
+    """What to render. The number of views is groups x 4 (object), x 8 (orbit), x 2 (scene, pair) or x 4 (places)."""
 
     kind: str = "object"
     split: str = "train"
@@ -249,7 +250,8 @@ class RenderedSet:
                 if name != "records" and (self._wanted is None or name in self._wanted):
                     columns.setdefault(name, []).append(shard[name])
             if self.records[start]["program"]["kind"] == "ObjectProgram":
-                self._groups.append(np.arange(start, len(self.records)).reshape(-1, 4))
+                views = VIEWS[str(read_json(path.parent / "job.json").get("kind", "object"))]
+                self._groups.append(np.arange(start, len(self.records)).reshape(-1, views))
 
     def __len__(self) -> int:
         return len(self.records)
@@ -288,7 +290,10 @@ class RenderedSet:
         return caption(program, view, rng, shows, strange)
 
     def groups(self) -> np.ndarray:
-        """Indices (G, 4) of the four-view groups, azimuths +90 degrees apart."""
+        """Indices (G, V) of the groups of one object, azimuths 360 / V degrees apart: V = 4, or 8 of orbits. Raises
+        InputError for sets of both."""
+        if len({group.shape[1] for group in self._groups}) > 1:
+            raise InputError(f"{', '.join(map(str, self.folders))} hold objects and orbits; read one kind of set")
         return np.concatenate(self._groups) if self._groups else np.zeros((0, 4), np.int64)
 
     def cameras(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

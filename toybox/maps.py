@@ -175,11 +175,11 @@ class MapPictures:
         ]
 
     def groups(self) -> np.ndarray:
-        """Indices (G, 4) of the four-view groups, each of one kind."""
+        """Indices (G, V) of the groups of one object, each of one kind."""
         found = []
         for which, (part, kinds) in enumerate(self.parts):
             views = self._start(which) + part.groups()[:, None] * len(kinds)
-            found.append((views + np.arange(len(kinds))[:, None]).reshape(-1, 4))
+            found.append((views + np.arange(len(kinds))[:, None]).reshape(-1, views.shape[-1]))
         return np.concatenate(found)
 
     def cameras(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -21,7 +21,7 @@ SPLITS = ("train", "val", "test", "heldout")
 SHAPES = ("", "tall", "wide", "long")
 RELATIONS = ("left of", "right of", "behind", "in front of", "on top of")
 COUNTS = {1: "one", 2: "two", 3: "three"}
-KINDS = ("object", "scene", "pair", "room", "street", "table", "interior")
+KINDS = ("object", "scene", "pair", "room", "street", "table", "interior", "orbit")
 
 
 @dataclass(frozen=True)
@@ -193,6 +193,7 @@ def draw(split: str, index: int, kind: str = "object") -> Program:
         "street": draw_street,
         "table": draw_table,
         "interior": draw_interior,
+        "orbit": draw_object,
     }
     rng = np.random.default_rng(stable_hash("draw", split, kind, index))
     while True:

@@ -90,7 +90,7 @@ def of_each(levels: Sequence[Level], rows: Tensor) -> Level:
     for name in columns:
         values = torch.tensor([float(getattr(level, name)) for level in levels], dtype=torch.float64)
         chosen[name] = values[rows.cpu()]
-    return Level(**chosen, span=levels[0].span)
+    return Level(**chosen, span=levels[0].span, continuous=levels[0].continuous)
 
 
 def _noise(like: Tensor, rng: torch.Generator) -> Tensor:

@@ -14,10 +14,14 @@ import torch
 
 from ...utils.errors import InputError, UnprojectError, out_of_memory
 from ...utils.files import read_json
-from .diffusers import FAMILIES, DiffusersPrior
+from .diffusers import FAMILIES as WITH_TEXT
+from .diffusers import DiffusersPrior
 from .embedded import EmbeddedFlowPrior, EmbeddedPrior, read_vocabulary
 from .hub import first_line
 from .variants import incomplete_parts, pick_variant, weight_files
+from .video import StableVideoPrior
+
+FAMILIES: dict[str, type[DiffusersPrior]] = {**WITH_TEXT, "StableVideoDiffusionPipeline": StableVideoPrior}
 
 WITH_VOCABULARY: dict[str, type[EmbeddedPrior] | type[EmbeddedFlowPrior]] = {
     "StableDiffusionPipeline": EmbeddedPrior,
@@ -136,7 +140,8 @@ def pipeline_class(family: str) -> Any:
 def missing_parts(family: str, index: dict[str, Any]) -> dict[str, None]:
     """Parts that we never use, and parts the model comes without, as arguments of the loading."""
     accepted = inspect.signature(pipeline_class(family).__init__).parameters
-    absent = {part for part in OPTIONAL_PARTS if part in UNUSED_PARTS or not any(index.get(part) or [None])}
+    unused = [part for part in UNUSED_PARTS if part not in FAMILIES[family].uses]
+    absent = {part for part in OPTIONAL_PARTS if part in unused or not any(index.get(part) or [None])}
     return {part: None for part in OPTIONAL_PARTS if part in accepted and part in absent}
 
 

@@ -42,6 +42,7 @@ class DiffusersPrior(PlacedPrior):
     reads_pictures = False  # whether an image prompt can be added
     controls: tuple[PictureControl, ...] = ()
     spacing: str | None = None  # of the sigmas that the family's pipeline itself gives to its scheduler
+    uses: tuple[str, ...] = ()  # parts of the stock pipeline that are needed and that other families leave out
     upcasts = False  # whether the stock pipeline decodes in float32 where a VAE's config says force_upcast
 
     def __init__(self, pipe: Any, name: str = "", frozen: bool = True) -> None:

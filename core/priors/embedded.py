@@ -3,6 +3,7 @@ and a miniature SD3."""
 
 from __future__ import annotations
 
+import copy
 import difflib
 import functools
 import re
@@ -155,6 +156,12 @@ class MultiViewPrior(EmbeddedPrior):
         folder = Path(folder)
         super().save(folder / "base")
         return self.views.save(folder, base="base", shared=True, frames=self.frames, image_size=self.image_size)
+
+    def with_views(self, views: MultiViewUNet) -> MultiViewPrior:
+        """This prior with another network of several views; everything else is shared. It counts its own calls."""
+        other = copy.copy(self)
+        other.views, other.network, other.nfe, other.dtype = views, views.unet, 0, views.dtype
+        return other
 
     def learnt_at(self, side: int) -> MultiViewPrior:
         """This prior, which draws views of `side` px: not those that its 2-D base learnt."""

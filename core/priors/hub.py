@@ -56,12 +56,17 @@ def fetch_file(repo: str, filename: str, options: Mapping[str, Any], known: Sequ
 
 def fetch_settings(repo: str, options: Mapping[str, Any], weights: bool = False) -> Path:
     """The folder of a pipeline's settings and tokenizers, with `weights` its safetensors too. Raises Unfetched."""
+    patterns = ["*.json", "*.txt", "*.model", *(["*.safetensors"] if weights else [])]
+    return fetch_folder(repo, patterns, options)
+
+
+def fetch_folder(repo: str, patterns: Sequence[str], options: Mapping[str, Any]) -> Path:
+    """The folder of a repository's files of these patterns. Raises Unfetched."""
     from huggingface_hub import snapshot_download
 
     where = {key: options[key] for key in WHERE if key in options}
-    patterns = ["*.json", "*.txt", "*.model", *(["*.safetensors"] if weights else [])]
     try:
-        return Path(snapshot_download(repo, allow_patterns=patterns, **where))
+        return Path(snapshot_download(repo, allow_patterns=list(patterns), **where))
     except Exception as error:
         raise Unfetched(reason(error, repo, "model_index.json")) from error
 

@@ -64,7 +64,11 @@ class CameraEmbedding(nn.Sequential):
     def forward(self, cameras: Tensor) -> Tensor:
         """Embedding (B, width); a row of zeros (never a pose, whose last entry is 1) means "no camera" and gives 0."""
         known = cameras.abs().amax(-1, keepdim=True) > 0
-        return super().forward(cameras) * known
+        return super().forward(self.code(cameras)) * known
+
+    def code(self, cameras: Tensor) -> Tensor:
+        """What the first layer reads (B, camera_dim): here the cameras themselves."""
+        return cameras
 
 
 class MultiViewUNet(nn.Module):
@@ -173,8 +177,12 @@ def read_manifest(folder: str | Path) -> dict[str, object]:
 
 def base_of(folder: str | Path) -> Path | str:
     """Where the parts a multi-view folder shares live: inside it, beside it, or the name of a prior."""
+    return base_beside(folder, str(read_manifest(folder)["base"]))
+
+
+def base_beside(folder: str | Path, base: str) -> Path | str:
+    """A pipeline folder of this name in or beside a folder; else the name, which then is that of a prior."""
     folder = Path(folder)
-    base = str(read_manifest(folder)["base"])
     for candidate in (folder / base, folder.parent / base):
         if (candidate / "model_index.json").is_file():
             return candidate

@@ -9,19 +9,19 @@ code is run.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ...utils.errors import InputError
-from ...utils.files import atomic_path, cache_root, read_json
+from ...utils.files import read_json
+from . import pickled
 from .base import Recommended
 from .build import class_of, quiet, told
 from .diffusers import StableDiffusionPrior
@@ -30,7 +30,6 @@ from .multiview import CameraEmbedding, MultiViewUNet
 
 PREFIX = "model.diffusion_model."
 CAMERA = f"{PREFIX}camera_embed."
-PICKLED = (".pt", ".pth", ".ckpt")
 SIDE_PX = 256  # of the pictures that it learnt, whatever its base draws
 RECOMMENDED = Recommended(guidance=10.0, steps=50)
 PORTS = ("MVDreamPipeline",)  # classes of pipelines outside of diffusers
@@ -70,24 +69,18 @@ def as_safetensors(path: Path) -> Path:
 
     Only tensors are unpickled. Raises InputError for a file that is no multi-view checkpoint.
     """
-    about = path.resolve().stat()
-    key = sha256(f"{path.resolve()} {about.st_size} {about.st_mtime_ns}".encode()).hexdigest()[:16]
-    target = cache_root() / "mvdream" / f"{path.stem}-{key}.safetensors"
-    if target.is_file():
-        return target
     other = f"{path} is not MVDream's checkpoint; other pickled weights are never loaded, convert them to safetensors"
+
+    def network(checkpoint: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        kept = {key: value for key, value in checkpoint.items() if key.startswith(PREFIX)}
+        if not any(key.startswith(CAMERA) for key in kept):
+            raise InputError(other)
+        return kept
+
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the reader raises many kinds for what is no checkpoint or holds more than tensors
+        return pickled.as_safetensors(path, "mvdream", network)
+    except InputError as error:
         raise InputError(other) from error
-    checkpoint = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else {}
-    network = {k: v for k, v in checkpoint.items() if isinstance(k, str) and k.startswith(PREFIX)}
-    if not any(key.startswith(CAMERA) for key in network):
-        raise InputError(other)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(target) as temporary:
-        save_file({key: value.contiguous() for key, value in network.items()}, temporary)
-    return target
 
 
 def is_port(index: Any) -> bool:

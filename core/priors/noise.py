@@ -2,7 +2,8 @@
 
 x = alpha x0 + sigma eps, lambda = log(alpha / sigma). VP: alpha = sqrt(abar), sigma = sqrt(1 - abar),
 abar = cumprod(1 - beta); rectified flow: alpha = 1 - sigma. Indices run over the N train steps, 0 = least noise; model
-time is what the prior's network is asked with (VP: the index; flow: N sigma, sigma = (index + 1) / N).
+time is what the prior's network is asked with (VP: the index; flow: N sigma, sigma = (index + 1) / N; EDM-trained
+networks on a VP path, such as SVD's: log(sigma / alpha) / 4).
 
 Between train indices lambda is linear in the index, in both directions. Schedulers of diffusers find the time of a
 sigma so (log sigma / alpha, linear in the time), and a level must be asked at the time that they would ask it at; the
@@ -40,6 +41,7 @@ class Level:
     model_time: Scalar
     index: Scalar  # train index, fractional allowed; -1 for the clean end
     span: float = 1000.0  # model time of the whole path, N
+    continuous: bool = False  # whether the model time says log sigma; the index alone then tells shares of the path
 
     def coefficients(self, x: Tensor) -> tuple[Scalar, Scalar]:
         """(alpha, sigma) ready to multiply x (B, ...) of any rank: floats, or (B, 1, ...) in its dtype and place."""
@@ -58,13 +60,14 @@ class Level:
 
     def within(self, interval: tuple[float, float]) -> Tensor:
         """Whether the level lies in an interval of fractions of the train time: (), or (B,) of one per sample."""
-        share = torch.as_tensor(self.model_time, dtype=torch.float64) / self.span
+        place = self.index if self.continuous else self.model_time
+        share = torch.as_tensor(place, dtype=torch.float64) / self.span
         return (interval[0] <= share) & (share <= interval[1])
 
     def item(self) -> Level:
         """A level of 0-d tensors as one of floats."""
         alpha, sigma, lam = float(self.alpha), float(self.sigma), float(self.lam)
-        return Level(alpha, sigma, lam, float(self.model_time), float(self.index), self.span)
+        return Level(alpha, sigma, lam, float(self.model_time), float(self.index), self.span, self.continuous)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +76,7 @@ class NoisePath:
 
     steps: int  # train steps N
     lambdas: Tensor | None  # (N,) float64, decreasing; None for rectified flows
+    continuous: bool = False  # the network is told c_noise = log(sigma / alpha) / 4 (Karras et al. 2022), not an index
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> NoisePath:
@@ -81,7 +85,15 @@ class NoisePath:
         if read.get("prediction_type") == "flow_prediction":
             return cls(int(read.get("num_train_timesteps", 1000)), None)
         abar = alpha_bar_table(read)
-        return cls(len(abar), 0.5 * (abar.log() - torch.log1p(-abar)))
+        lambdas = 0.5 * (abar.log() - torch.log1p(-abar))
+        continuous = read.get("timestep_type") == "continuous"
+        if continuous:  # no train steps: N places between the ends of the sigmas, where the config gives them
+            ends = [read.get("sigma_min"), read.get("sigma_max")]
+            low, high = (
+                end if given is None else -math.log(given) for end, given in zip(lambdas[[0, -1]], ends, strict=True)
+            )
+            lambdas = torch.linspace(float(low), float(high), len(abar), dtype=torch.float64)
+        return cls(len(abar), lambdas, continuous)
 
     @property
     def flow(self) -> bool:
@@ -99,6 +111,8 @@ class NoisePath:
 
     def at_time(self, time: Tensor) -> Level:
         """Levels at model times."""
+        if self.continuous:
+            return self.at_lambda(-4 * on_cpu(time))
         return self.at_sigma(on_cpu(time) / self.steps) if self.lambdas is None else self.at_index(time)
 
     def at_sigma(self, sigma: Tensor) -> Level:
@@ -116,7 +130,8 @@ class NoisePath:
 
     def _vp(self, lam: Tensor, index: Tensor) -> Level:
         alpha, sigma = torch.sigmoid(2 * lam).sqrt(), torch.sigmoid(-2 * lam).sqrt()
-        return Level(alpha, sigma, lam, index, index, float(self.steps))
+        time = -lam / 4 if self.continuous else index
+        return Level(alpha, sigma, lam, time, index, float(self.steps), self.continuous)
 
     def _flow(self, sigma: Tensor, lam: Tensor | None = None, index: Tensor | None = None) -> Level:
         lam = torch.log1p(-sigma) - sigma.log() if lam is None else lam

@@ -18,6 +18,7 @@ from ...utils.errors import InputError
 from ...utils.files import read_json, write_json
 from .diffusers import StableDiffusionPrior
 from .embedded import EmbeddedPrior
+from .multiview import base_beside
 
 MANIFEST = "pixels.json"
 
@@ -78,6 +79,5 @@ def read_pixels(folder: str | Path, dtype: torch.dtype) -> tuple[UNet2DCondition
     base, factor = (manifest.get(key) if isinstance(manifest, dict) else None for key in ("base", "factor"))
     if not isinstance(base, str) or not isinstance(factor, int):
         raise InputError(f'{folder / MANIFEST} must say {{"base": "toybox", "factor": 2}}')
-    places = [str(place) for place in (folder / base, folder.parent / base) if (place / "model_index.json").is_file()]
     unet = UNet2DConditionModel.from_pretrained(folder / "unet", use_safetensors=True, torch_dtype=dtype)
-    return unet, places[0] if places else base, factor
+    return unet, str(base_beside(folder, base)), factor

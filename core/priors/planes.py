@@ -16,7 +16,7 @@ in the order of the published checkpoint (`layers.N`).
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -97,13 +97,13 @@ class AttentionAdapter(nn.Module):
         rows = x.unflatten(1, (COUNT, -1)).unbind(1)
         return torch.cat([one(row) for one, row in zip(maps, rows, strict=True)], dim=1)
 
-    def attach(self, attention: Attention) -> None:
-        """Hangs the maps on the projections."""
+    def attach(self, attention: Attention, when: Callable[[], bool] = lambda: True) -> None:
+        """Hangs the maps on the projections; they are silent while `when` says no."""
         for part, linear in projections(attention).items():
             after = self.planes and part == "out"  # on the output of the frozen projection
 
             def hook(module: nn.Module, args: Any, out: Tensor, part: str = part, after: bool = after) -> Tensor:
-                return out + self.added(part, out if after else args[0])
+                return out + self.added(part, out if after else args[0]) if when() else out
 
             linear.register_forward_hook(hook)
 
@@ -181,7 +181,7 @@ def plane_networks(
         raise InputError(f"planes are drawn by a 2-D Stable Diffusion U-Net, which {prior.name} has not")
     if prior.multiview:
         raise InputError(f"{prior.name} sees several views at once; use the 2-D prior it was made from")
-    unet, decoder = _sharing(prior.network), _sharing(prior.vae.decoder)
+    unet, decoder = sharing(prior.network), sharing(prior.vae.decoder)
     adapters = PlaneAdapters(unet, decoder, rank, channels).to(prior.device)
     adapters.attach(unet, decoder)
     if checkpointing:
@@ -259,7 +259,7 @@ def _begin(down: Tensor, up: Tensor, rank: int) -> None:
     nn.init.zeros_(up)
 
 
-def _sharing(module: Any) -> Any:
+def sharing(module: Any) -> Any:
     """A copy of a network on the same parameters, to hang something on."""
     tensors = [*module.parameters(), *module.buffers()]
     return copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})

@@ -19,7 +19,7 @@ import torch
 from ...utils.configs import load_config
 from ...utils.errors import InputError
 from ...utils.files import check_named, read_json, weights_root
-from . import hub
+from . import hub, orbits
 from .base import Recommended
 from .build import build, class_of, family_of, missing_parts, pipeline_class, precision, quiet, told
 from .diffusers import DiffusersPrior, StableDiffusionPrior
@@ -27,7 +27,8 @@ from .embedded import EmbeddedPrior, MultiViewPrior
 from .image_prompt import add_image_prompt
 from .lora import add_loras
 from .multiview import FRAMES, MultiViewUNet, base_of, read_manifest
-from .mvdream import PICKLED, as_safetensors, is_port, load_mvdream, load_port
+from .mvdream import as_safetensors, is_port, load_mvdream, load_port
+from .pickled import PICKLED
 from .pixels import MANIFEST, PixelPrior, read_pixels
 from .placement import WHOLE, Placement, place
 from .quantised import check_weights
@@ -253,6 +254,8 @@ def _load_folder(
         return _load_multiview(folder, name, device, dtype, options)
     if (folder / MANIFEST).is_file():
         return _load_pixels(folder, name, device, dtype, options)
+    if (folder / orbits.MANIFEST).is_file():
+        return orbits.load_orbits(folder, _sd_base(orbits.base_of(folder), folder, device, dtype, options), name)
     if not (folder / "model_index.json").is_file():
         raise InputError(f"{folder} holds no model_index.json; a prior is a folder in diffusers' layout")
     if is_port(read_json(folder / "model_index.json")):
@@ -270,9 +273,7 @@ def _load_multiview(
     source = base_of(folder)
     with told(f"the multi-view prior in {folder}", device), quiet():
         views = MultiViewUNet.load(folder, dtype).to(device)
-    base = load_prior(source, device, dtype, **{"unet": views.unet, **options})
-    if not isinstance(base, StableDiffusionPrior):
-        raise InputError(f"the base {source} of the multi-view prior {folder} is not a Stable Diffusion prior")
+    base = _sd_base(source, folder, device, dtype, {"unet": views.unet, **options})
     vocabulary = base.vocabulary if isinstance(base, EmbeddedPrior) else ()
     manifest = read_manifest(folder)
     prior = MultiViewPrior(base.pipe, views, name, vocabulary, int(str(manifest.get("frames", FRAMES))))
@@ -283,10 +284,17 @@ def _load_pixels(folder: Path, name: str, device: Any, dtype: torch.dtype, optio
     with told(f"the prior of pixels in {folder}", device), quiet():
         unet, source, factor = read_pixels(folder, dtype)
         unet.to(device)
+    return PixelPrior(_sd_base(source, folder, device, dtype, options), unet, factor, name)
+
+
+def _sd_base(
+    source: str | Path, folder: Path, device: Any, dtype: torch.dtype, options: dict[str, Any]
+) -> StableDiffusionPrior:
+    """The prior on which the one in `folder` stands."""
     base = load_prior(source, device, dtype, **options)
     if not isinstance(base, StableDiffusionPrior):
-        raise InputError(f"the base {source} of the prior of pixels {folder} is not a Stable Diffusion prior")
-    return PixelPrior(base, unet, factor, name)
+        raise InputError(f"the base {source} of the prior {folder} is not a Stable Diffusion prior")
+    return base
 
 
 def _load_checkpoint(path: Path, device: Any, dtype: torch.dtype, options: dict[str, Any]) -> DiffusersPrior:

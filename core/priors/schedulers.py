@@ -66,6 +66,7 @@ PATH = (
     "rescale_betas_zero_snr",
     "snr_shift_scale",
     "prediction_type",
+    "timestep_type",
 )
 GRID = (
     "timestep_spacing",
@@ -137,13 +138,13 @@ REFUSED: dict[str, tuple[Any, ...]] = {  # and the values that change nothing
     "scale_factors": (),
     "stochastic_sampling": (False,),
     "thresholding": (False,),
-    "timestep_type": ("discrete",),
     "variance_type": ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
 }
 _VALUES: dict[str, tuple[str, ...]] = {
     "prediction_type": ("epsilon", "sample", "v_prediction", "flow_prediction"),
     "final_sigmas_type": ("zero", "sigma_min"),
     "time_shift_type": ("exponential", "linear"),
+    "timestep_type": ("discrete", "continuous"),
     "sigma_spacing": tuple(SIGMA_OPTIONS.values()),
 }
 _WAY_OUT = "take it out of scheduler_config.json, or give the prior another scheduler"
@@ -181,6 +182,13 @@ def read_scheduler(config: Mapping[str, Any], **options: Any) -> dict[str, Any]:
         raise InputError(
             f"prediction_type='flow_prediction' of {name} needs use_flow_sigmas=True; set it or {_WAY_OUT}"
         )
+    if values.get("timestep_type") == "continuous" and values.get("prediction_type") != "v_prediction":
+        raise InputError(
+            f"timestep_type='continuous' with prediction_type={values.get('prediction_type')!r} is not supported: "
+            f"diffusers tells the network such times for v_prediction only; {_WAY_OUT}"
+        )
+    if values.get("timestep_type") == "discrete":  # as every other class
+        del values["timestep_type"]
     if fields is not None:
         values["replaces"] = name
         values.setdefault("timestep_spacing", SCHEDULERS[name].spacing)

@@ -6,7 +6,8 @@ std rescale (Lin et al. 2023) and interval (Kynkaanniemi 2024).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -123,6 +124,57 @@ class ScaleOfEach:
 
     def __str__(self) -> str:
         return "one of each row"
+
+
+@dataclass(frozen=True)
+class FrameGuidance:
+    """Classifier-free guidance with a scale for each frame of a film or orbit: D = D_u + w_f (D_c - D_u).
+
+    What is far from the picture that is given needs more of it (Blattmann et al. 2023, "Stable Video Diffusion").
+    """
+
+    scales: tuple[float, ...]  # of the frames in their order, the same for every group of them
+
+    def __post_init__(self) -> None:
+        if not self.scales:
+            raise InputError("frame guidance needs a scale for each frame, got none")
+
+    @classmethod
+    def ramp(cls, first: float, last: float, frames: int) -> FrameGuidance:
+        """Linear in the frame: 1 to 2.5 or 3 for films that leave their picture."""
+        return cls(_between(first, last, [k / max(frames - 1, 1) for k in range(frames)]))
+
+    @classmethod
+    def triangle(cls, low: float, high: float, frames: int) -> FrameGuidance:
+        """low, up to high in the middle and down again: for orbits, which come back (Voleti et al. 2024, "SV3D")."""
+        return cls(_between(low, high, [1 - abs(2 * k / max(frames - 1, 1) - 1) for k in range(frames)]))
+
+    @classmethod
+    def around(cls, low: float, high: float, azimuths_deg: Sequence[float]) -> FrameGuidance:
+        """The triangle by the angle between a frame and the picture, wherever in the orbit the frame stands."""
+        return cls(_between(low, high, [1 - abs((azimuth % 360) / 180 - 1) for azimuth in azimuths_deg]))
+
+    def needs(self, level: Level) -> tuple[str, ...]:
+        """See Guidance.needs."""
+        return (COND,) if all(scale == 1 for scale in self.scales) else (COND, NULL)
+
+    def __call__(self, predictions: Mapping[str, Prediction]) -> Prediction:
+        """See Guidance. Raises InputError for rows that are no whole groups of these frames."""
+        cond = predictions[COND]
+        if NULL not in predictions:
+            return cond
+        groups, rest = divmod(len(cond.x), len(self.scales))
+        if rest:
+            raise InputError(f"{len(cond.x)} rows are no whole groups of the {len(self.scales)} frames with a scale")
+        return ScaleOfEach(torch.tensor(self.scales).repeat(groups))(predictions)
+
+    def __str__(self) -> str:
+        runs = [(scale, len(list(same))) for scale, same in itertools.groupby(self.scales)]
+        return "frames " + " ".join(f"{scale:g}" + (f" x{count}" if count > 1 else "") for scale, count in runs)
+
+
+def _between(low: float, high: float, shares: Sequence[float]) -> tuple[float, ...]:
+    return tuple(low + (high - low) * share for share in shares)
 
 
 def rescaled(guided: Prediction, cond: Prediction, share: float) -> Prediction:

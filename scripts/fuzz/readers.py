@@ -34,7 +34,7 @@ from ...geometry.points import PointCloud
 from ...geometry.splats.files import load_splats
 from ...pipelines.prompts import warn_about, warn_about_negatives
 from ...pipelines.text_to_mesh import MeshRecipe
-from ...scripts import head_recipes, material_recipes, recipes, sensor_recipes, turbo_recipe
+from ...scripts import head_recipes, material_recipes, recipes, sensor_recipes, texture_recipe, turbo_recipe
 from ...scripts.train import read_recipe
 from ...tasks.depth_files import read_depth
 from ...toybox.captions import parse as parse_caption
@@ -159,6 +159,7 @@ RECIPES = {
     "materials": material_recipes.MaterialRecipe,
     "materials-few-steps": material_recipes.FewStepRecipe,
     "triplane-turbo": turbo_recipe.TurboRecipe,
+    "direct25-texture": texture_recipe.TextureRecipe,
 }
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import trimesh
 
-from unproject.bench import direct25, solids
+from unproject.bench import direct25, direct25_text, solids
 from unproject.bench.records import refuse_vacuous
 from unproject.bench.registry import experiment
 from unproject.bench.runner import Context
@@ -21,6 +22,7 @@ from unproject.geometry.meshes import Mesh, join_meshes
 from unproject.geometry.raycast import RayMesh
 from unproject.geometry.solid import solid_surface
 from unproject.geometry.unwrap import unwrap
+from unproject.utils.errors import InputError, UnprojectError
 
 
 def box(at: tuple[float, float, float] = (0.0, 0.0, 0.0), side: float = 1.0) -> Mesh:
@@ -80,6 +82,46 @@ def test_the_table_of_fused_maps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert ways == [direct25.HULL, direct25.POISSON, direct25.FUSED]
     assert result["table"][0]["of_hull_chamfer"] == 1.0 and (tmp_path / "direct25.png").exists()
     refuse_vacuous({"experiment": "direct25", "quick": True, **result}, experiment("direct25"))
+
+
+def test_text_rows_compare_both_ways_and_count_what_failed(
+    monkeypatch: pytest.MonkeyPatch, view_priors: ModuleType
+) -> None:
+    """On a prior that draws one egg: no diversity, exact agreement of seeds, and a seed that draws nothing."""
+    egg, config = view_priors.egg(), direct25_text.TextBench(1, 3, None, 1, 500, 1)
+    wanted = direct25_text.Wanted(0, "chair", "red", False)
+    monkeypatch.setattr(direct25_text, "nearest_reference", lambda mesh, one, count: {"f_score": 0.5, "chamfer": 0.1})
+    monkeypatch.setattr(direct25_text, "judged_views", lambda mesh, config: None)
+    seen = {"judged_noun": "nothing", "judged_colour": wanted.colour, "two_fronts": True}
+    monkeypatch.setattr(direct25_text, "judge_views", lambda judge, views, one: seen)
+    made = SimpleNamespace(mesh=egg, nfe=16)
+
+    def make(words: str, seed: int) -> SimpleNamespace:
+        if seed == 2:
+            raise UnprojectError("nothing there")
+        return made
+
+    records = [[direct25_text.measured(make, wanted, seed, config, SimpleNamespace()) for seed in range(3)]]
+    row = direct25_text.summary(records, config, 0)
+    assert row["failed"] == 1 and row["nfe"]["mean"] == 16 and row["solid"]["value"] == pytest.approx(2 / 3, abs=1e-3)
+    assert (
+        row["colour"]["value"] == pytest.approx(2 / 3, abs=1e-3)
+        and row["noun"]["value"] == 0
+        and row["two_fronts"]["value"] == 1
+    )
+    assert row["diversity"]["n"] == 1 and row["diversity"]["mean"] < 0.2  # of the same mesh, by samples
+    apart = [{"mesh": egg}, {"mesh": replace(egg, vertices=egg.vertices + torch.tensor([3.0, 0.0, 0.0]))}]
+    assert direct25_text.between(apart, 500, 0)[0] > 1.5
+    with pytest.raises(UnprojectError, match="no mesh came out of 1 runs: nothing there"):
+        direct25_text.summary([[records[0][2]]], config, 0)
+    assert direct25_text.pictured(None).min() == 1.0 and direct25_text.pictured(egg, 16).shape == (16, 16, 3)
+
+
+def test_text_rows_wait_for_a_prior_with_normal_maps(monkeypatch: pytest.MonkeyPatch, view_priors: ModuleType) -> None:
+    blind = view_priors.KnownViews(view_priors.egg(), words=("a",))
+    monkeypatch.setattr(direct25_text, "load_prior", lambda name: blind)
+    with pytest.raises(InputError, match=r"direct25-text wait for a prior that draws normal maps.*train multiview"):
+        direct25_text.drawer("toybox")
 
 
 def test_exact_maps_belong_to_the_object_that_is_compared() -> None:

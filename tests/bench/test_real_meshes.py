@@ -52,6 +52,7 @@ def test_open_surfaces_whose_borders_hold_more_have_no_quarter(monkeypatch: pyte
     whole = Mesh(torch.from_numpy(fine.vertices.copy()).float(), torch.from_numpy(fine.faces.copy()))
     made = real_meshes.quarter(whole)
     assert made is not None and len(made.faces) == len(whole.faces) // 4
+    assert real_meshes.quarter(box()) is None  # three triangles are no box
 
     def refused(mesh: Mesh, faces: int) -> Mesh:
         raise InputError(f"faces={faces}; this open surface cannot go below 9 triangles")

@@ -10,7 +10,9 @@ import pytest
 
 from unproject.cli.maps import MAP_COMMANDS
 from unproject.core.priors import StableDiffusionPrior, load_prior
+from unproject.tasks.codecs.metric import MetresCodec
 from unproject.tasks.geometry_head import GeometryHead, HeadConfig
+from unproject.tasks.metric_head import MetricConfig, MetricHead
 from unproject.tasks.preimage_head import PreimageConfig, PreimageHead
 from unproject.tasks.refine import RefineConfig, RefinedHead
 from unproject.tasks.refiner import RefinerConfig
@@ -49,12 +51,33 @@ def test_a_reader_writes_depth_and_a_refiner_normals(picture: None, run: Run, he
         assert np.allclose(np.linalg.norm(stored["normals"], axis=-1), 1, atol=1e-3)
 
 
+def test_a_head_of_metres_tells_them_through_the_camera(picture: None, run: Run, heads: Path) -> None:
+    prior = load_prior(heads / "tiny")
+    assert isinstance(prior, StableDiffusionPrior)
+    MetricHead(prior, MetricConfig(MetresCodec(6.0), processing_resolution=32)).save(heads / "metres", "tiny")
+    asked = ("depth", "a.png", "--metric", "--head", str(heads / "metres"), "--fov", "60", "--device", "cpu")
+    code, _, err = run(*asked, "-o", "m.npz")
+    assert code == 0, err
+    with np.load("m.npz") as stored:
+        free = stored["depth"]
+        assert free.shape == (24, 32) and 0 < free.min() <= free.max() <= 6
+        assert (str(stored["scale"]), str(stored["unit"])) == ("the head's own", "m")
+    code, _, err = run(*asked, "--known-distance", "16.5,12.5,3", "-o", "k.npz")
+    assert code == 0, err
+    with np.load("k.npz") as stored:
+        assert "measured: 3 m" in str(stored["scale"])
+        np.testing.assert_allclose(stored["depth"] / free, stored["depth"][12, 16] / free[12, 16], rtol=1e-3)
+        assert np.median(stored["depth"][11:14, 15:18]) == pytest.approx(3, rel=0.01)
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
         (("depth", "a.png", "--head", "primedepth"), "unproject train primedepth"),
         (("normals", "a.png", "--refine"), "unproject train normals-refine"),
         (("normals", "a.png", "--refiner", "x"), "--refiner x is of --refine"),
+        (("normals", "a.png", "--head", "one-step"), "unproject train normals-one-step"),
+        (("normals", "a.png", "--head", "one-step", "--refine"), "--head one-step and --refine are two heads"),
         (
             ("depth", "a.png", "--head", "primedepth", "--prior", "marigold-depth"),
             "--head primedepth names its own prior",
@@ -77,4 +100,4 @@ def test_what_is_absent_or_at_odds_is_said(
 def test_options_are_where_a_tasks_file_gives_them_a_meaning() -> None:
     fields = {name: set(kind.__dataclass_fields__) for name, kind in MAP_COMMANDS.items()}
     assert {"head", "colormap"} <= fields["depth"] and "refine" not in fields["depth"]
-    assert {"refine", "refiner"} <= fields["normals"] and not {"head", "colormap"} & fields["normals"]
+    assert {"refine", "refiner", "head"} <= fields["normals"] and "colormap" not in fields["normals"]

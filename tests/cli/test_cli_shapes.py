@@ -100,6 +100,11 @@ def test_several_prompts_cannot_share_a_folder_of_one(run: Run, asked: list[dict
         (("--refine", "3"), "--refine belongs to --method turbo"),
         (("--turbo", "weights"), "--turbo belongs to --method turbo"),
         (("--method", "turbo", "--turbo", "none"), "do not exist"),
+        (("--direct25", "weights"), "--direct25 belongs to --method direct25"),
+        (("--method", "turbo", "--second-ring", "30"), "--second-ring belongs to --method direct25"),
+        (("--method", "direct25", "--rule", "sds"), "--rule belongs to --method optimise"),
+        (("--method", "direct25", "--second-ring", "120"), "--second-ring must lie between -89 and 89, got 120"),
+        (("--method", "direct25", "--direct25", "none"), "do not exist"),
     ],
 )
 def test_options_of_the_other_method_are_refused(run: Run, words: tuple[str, ...], message: str) -> None:
@@ -110,3 +115,5 @@ def test_options_of_the_other_method_are_refused(run: Run, words: tuple[str, ...
 def test_a_dry_run_says_that_planes_make_the_mesh(run: Run) -> None:
     code, out, err = run("text-to-mesh", "a red chair", "--method", "turbo", "--refine", "4", "--dry-run")
     assert code == 0 and "planes and 4 steps of score distillation" in out + err
+    code, out, err = run("text-to-mesh", "a red chair", "--method", "direct25", "--steps", "9", "--dry-run")
+    assert code == 0 and "a mesh of 'a red chair' with normal maps, fused and painted" in out + err

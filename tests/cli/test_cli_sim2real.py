@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -140,3 +142,28 @@ def test_units_masks_and_odd_files(tmp_path: Path) -> None:
     }.items():
         with pytest.raises(InputError, match=message):
             read_depth(tmp_path / name)
+
+
+def claims(shape: tuple[int, ...]) -> bytes:
+    """An NPY whose header says this shape, with four values."""
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"shape": shape, "fortran_order": False, "descr": "<f4"})
+    return stream.getvalue() + bytes(16)
+
+
+def test_memory_is_the_machines_and_what_is_not_there_is_the_files(tmp_path: Path, monkeypatch) -> None:
+    for shape, message in (((9000, 9000), "it is damaged"), ((90_000, 90_000), "8100000000 values, more than")):
+        (tmp_path / "claims.npy").write_bytes(claims(shape))
+        with zipfile.ZipFile(tmp_path / "claims.npz", "w") as parts:
+            parts.writestr("depth.npy", claims(shape))
+        for name in ("claims.npy", "claims.npz"):
+            with pytest.raises(InputError, match=message):
+                read_depth(tmp_path / name)
+    np.save(tmp_path / "good.npy", depth())
+
+    def full(*_, **__):
+        raise MemoryError("Unable to allocate 9 GiB")
+
+    monkeypatch.setattr(np, "load", full)
+    with pytest.raises(MemoryError, match="Unable to allocate"):
+        read_depth(tmp_path / "good.npy")

@@ -187,7 +187,7 @@ def test_files_that_are_none_are_refused(prior, tmp_path: Path):
     with pytest.raises(InputError, match="without running code"):
         load_published(tmp_path / "text.pth", prior)
     torch.save({"weights": {}}, tmp_path / "other.pth")
-    with pytest.raises(InputError, match="no state_dict"):
+    with pytest.raises(InputError, match="no tensors by name"):
         load_published(tmp_path / "other.pth", prior)
     with pytest.raises(InputError, match="lacks the key"):
         from_published({}, prior, "here")

@@ -66,6 +66,20 @@ def test_the_right_camera_and_normals_tell_the_shape() -> None:
     assert abs(wrong.near_m / wrong.far_m / RATIO - 1) > 0.1
 
 
+def test_a_sky_that_is_seen_face_on_has_no_say_in_the_shape() -> None:
+    """Where nothing is, a head says some depth and normals that look at the camera; a flat world agrees with those."""
+    sky = torch.zeros(HEIGHT, WIDTH, dtype=torch.bool)
+    sky[:50] = True
+    inner, wavy = unit_of(DEPTH), 0.4 + 0.3 * torch.sin(torch.arange(WIDTH) / 3).expand(HEIGHT, -1)
+    sight = torch.nn.functional.normalize(camera().pixel_directions()[0].float(), dim=-1).permute(2, 0, 1)
+
+    def unit(near: float, far: float) -> Tensor:
+        return torch.where(sky, near + wavy * (far - near), inner(near, far))
+
+    found = solve_metric(unit, torch.where(sky, -sight, NORMALS), camera(), Anchors(height_m=EYE_M), GRAVITY)
+    assert found.near_m / found.far_m == pytest.approx(RATIO, rel=0.1)
+
+
 def test_a_known_distance_is_along_the_line_of_sight() -> None:
     u, v = 80.5, 60.5
     z = float(DEPTH[60, 80])

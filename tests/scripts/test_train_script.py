@@ -29,6 +29,8 @@ from unproject.scripts import (
     sensor_recipes,
     train,
 )
+from unproject.scripts.orbit_recipe import OrbitRecipe
+from unproject.scripts.texture_recipe import TextureRecipe
 from unproject.scripts.turbo_recipe import PromptSource, TurboRecipe
 from unproject.toybox.captions import vocabulary
 from unproject.toybox.programs import ObjectProgram
@@ -46,11 +48,15 @@ KINDS = {
     "geometry-head": recipes.GeometryRecipe,
     "pixels": recipes.PixelRecipe,
     "primedepth": head_recipes.PreimageRecipe,
+    "one-step": head_recipes.OneStepRecipe,
+    "metric-depth": head_recipes.MetricRecipe,
     "normals-refine": head_recipes.RefineRecipe,
     "sim2real": sensor_recipes.SensorRecipe,
     "materials": material_recipes.MaterialRecipe,
     "materials-few-steps": material_recipes.FewStepRecipe,
     "triplane-turbo": TurboRecipe,
+    "direct25-texture": TextureRecipe,
+    "orbits": OrbitRecipe,
 }
 
 

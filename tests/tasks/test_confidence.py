@@ -57,6 +57,36 @@ def test_scenes_count_alike_whatever_their_size() -> None:
         ErrorModel("deg", 1.0, (1.0,), tuple(np.linspace(2, 1, 99)))
 
 
+def test_sets_one_after_the_other_are_fitted_and_calibrated_alike() -> None:
+    """Kinds of scenes with errors of other sizes that no feature tells: bounds hold for both together."""
+
+    def mixed(seed: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        (easy, low), (hard, high) = scenes(40, seed), scenes(40, seed + 1)
+        return [*easy, *hard], [*low, *(30 * e for e in high)]
+
+    model = fit_error_model(*mixed(10), "relative", 0.1)
+    for level in (0.5, 0.8):
+        assert coverage(model, *mixed(20), level) == pytest.approx(level, abs=0.04)
+
+
+def test_what_tells_scenes_apart_does_not_order_the_pixels_of_one() -> None:
+    """A feature that goes with the scene's difficulty and is noise inside: the order stays that of the spread."""
+    rng, features, errors = np.random.default_rng(5), [], []
+    for _ in range(40):
+        hard, spread = rng.standard_normal(), rng.standard_normal(300)
+        features.append(np.stack([spread, hard + 0.3 * rng.standard_normal(300)], 1))
+        errors.append(np.exp(0.7 * spread + 2 * hard + 0.5 * rng.standard_normal(300)))
+    model = fit_error_model(features, errors, "deg", 1.0)
+
+    def order(scores: list[np.ndarray]) -> float:
+        pairs = zip(scores, errors, strict=True)
+        return float(np.mean([spearman(torch.from_numpy(s), torch.from_numpy(e)) for s, e in pairs]))
+
+    assert order([model.sigma(f) for f in features]) > order([f[:, 0] for f in features]) - 0.01
+    alone = [f[:1] for f in features], [e[:1] for e in errors]  # of one row each, as cameras: scenes are all there is
+    assert fit_error_model(*alone, "deg", 1.0).weights[1] == pytest.approx(1.8, abs=0.4)
+
+
 def test_features_see_spread_and_edges() -> None:
     maps, images = torch.zeros(1, 1, 20, 24), torch.full((1, 3, 20, 24), 0.5)
     maps[..., 12:] = 1

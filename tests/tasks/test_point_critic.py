@@ -50,6 +50,23 @@ def test_the_order_of_points_and_those_that_do_not_exist_do_not_matter() -> None
     assert torch.isfinite(critic(points, torch.zeros_like(there))).all()
 
 
+class Nearness(torch.nn.Module):
+    """A feature that is highest at the origin, where points that do not exist lie."""
+
+    def forward(self, points: torch.Tensor) -> torch.Tensor:
+        return -points.abs().sum(1, keepdim=True)
+
+
+def test_points_that_do_not_exist_are_no_candidates_for_the_highest() -> None:
+    critic = PointCritic()
+    critic.points, critic.head = Nearness(), torch.nn.Identity()
+    points = 1 + torch.rand(4, 3, 6, generator=seeded())
+    there = torch.tensor([True, True, False, True, False, False]).expand(4, -1)
+    wanted = -points[..., [0, 1, 3]].sum(1).amin(1)
+    torch.testing.assert_close(critic(points, there), wanted)
+    assert not critic(points, torch.zeros_like(there)).any()
+
+
 def test_it_tells_noise_from_none_but_not_noise_from_noise() -> None:
     clean, K = scene(12)
 

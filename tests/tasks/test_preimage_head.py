@@ -18,7 +18,7 @@ from unproject.tasks.geometry_head import HeadConfig
 from unproject.tasks.heads import load_head
 from unproject.tasks.preimage_head import PreimageConfig, PreimageHead
 from unproject.tasks.refine_train import PreimageObjective
-from unproject.tasks.refiner import RefinerConfig, Stage
+from unproject.tasks.refiner import RefinerConfig, Stage, Widths
 from unproject.tasks.train import LossConfig
 from unproject.utils.errors import InputError
 from unproject.utils.seeds import generator
@@ -84,7 +84,7 @@ def test_one_level_without_attention_is_a_linear_probe():
     """C_merge C_feat alone on features reaches the closed form of least squares."""
     features, weight = noise(6, 10, 4, 4), noise(3, 10, seed=1)
     target = torch.einsum("oc,bchw->bohw", weight, features) + 0.1 * noise(6, 3, 4, 4, seed=2)
-    stage = Stage(0, 10, 0, 3, 8, 0)
+    stage = Stage(Widths(0, 10, 0, 3, 3, 3, 3), 8, 0)
     rows = torch.cat([features.movedim(1, -1).reshape(-1, 10), torch.ones(96, 1)], 1).double()
     solution = torch.linalg.lstsq(rows, target.movedim(1, -1).reshape(-1, 3).double()).solution  # (11, 3)
     with torch.no_grad():

@@ -305,3 +305,31 @@ def test_wasserstein_of_a_shift_is_the_shift() -> None:
     values = np.random.default_rng(0).normal(size=500)
     assert wasserstein(values, values + 0.3) == pytest.approx(0.3)
     assert wasserstein(values, np.zeros(0)) == math.inf
+
+
+def test_a_stage_of_adapters_begins_like_a_whole_one_and_is_small(tiny_prior, tmp_path) -> None:
+    whole, lean = (make(tiny_prior, rank=rank) for rank in (0, 2))
+    clean, rngs = clean_depth(), [seeded(5), seeded(6)]
+    again = [seeded(5), seeded(6)]
+    torch.testing.assert_close(lean.draw(clean, None, rngs), whole.draw(clean, None, again), rtol=1e-4, atol=1e-4)
+    names = set(lean.tensors())
+    assert {"unet.conv_in.weight", "unet.conv_out.bias"} <= names  # other latents than the prior's are read and written
+    assert any("up_blocks" in name for name in names) and any(name.startswith("control.body.down") for name in names)
+    assert all("lora" in name or name.startswith(("unet.conv_", "control.merge")) for name in names)
+    sizes = [sum(p.numel() for p in stage.tensors().values()) for stage in (lean, whole)]
+    assert sizes[0] < 0.4 * sizes[1]
+    objective = SensorObjective(lean)
+    objective.loss(Pairs().batch(np.arange(4), None), seeded(), 0).loss.backward()
+    learnt = {name for name, p in lean.tensors().items() if p.grad is not None and bool(p.grad.abs().sum() > 0)}
+    assert any("up_blocks" in name for name in learnt) and any(name.startswith("control.body") for name in learnt)
+    others = [p for n, p in torch.nn.ModuleDict(lean.modules()).named_parameters() if n not in names]
+    assert others and all(p.grad is None for p in others)
+    with torch.no_grad():
+        for name, parameter in lean.tensors().items():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=seeded(len(name))))
+    tiny_prior.save(tmp_path / "tiny")
+    back = load_sensor(SensorSimulator([lean]).save(tmp_path / "sensor", "tiny")).stages[0]
+    one, other = (stage.draw(clean, None, [seeded(5), seeded(6)]) for stage in (lean, back))
+    assert float(((one - other).abs() < 0.02).float().mean()) > 0.97  # fp16 on the disk; a pixel may just get lost
+    with pytest.raises(InputError, match="rank=-1"):
+        SensorConfig(rank=-1)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ....geometry.cameras import Camera, to_mvdream
 from ....utils.pictures import grid, save_image
 from ...priors.embedded import MultiViewPrior
-from ...priors.multiview import FRAMES, inflate
+from ...priors.multiview import FRAMES, MultiViewUNet, inflate
 from ...sampling import DDIM, Denoiser, NoiseSchedule, Sampler
 from ..export import folder_path
 from ..latents import ViewGroups
@@ -47,13 +47,15 @@ class MultiViewObjective(Objective):
         base: StableDiffusionPipeline,
         held_out: ViewGroups | None = None,
         seed: int = 0,
+        unet: MultiViewUNet | None = None,
     ) -> None:
+        """`unet`: what is asked; None: the base's own, inflated."""
         self.config, self.held_out = config, held_out
         self.tokenizer, self.text_encoder, self.vae = base.tokenizer, base.text_encoder, base.vae
         self.scheduler = DDIMScheduler.from_config(base.scheduler.config, prediction_type=config.noise.prediction)
         self.schedule = NoiseSchedule.from_config({**self.scheduler.config, "_class_name": "DDIMScheduler"})
         with fixed_init(seed):
-            self.unet = inflate(base.unet)
+            self.unet = unet or inflate(base.unet)
         self.base = base
         self.modules: dict[str, nn.Module] = {"unet": self.unet}
         self.frozen: dict[str, nn.Module] = {"vae": self.vae}
@@ -72,20 +74,23 @@ class MultiViewObjective(Objective):
         return LossOut((weight * error).mean(), {name: error.detach().mean()})
 
     def validate(self) -> dict[str, float]:
-        """Unweighted noise error on held-out groups: jointly, and each view alone without a camera."""
+        """Unweighted noise error on held-out groups, as `asked` asks them."""
         if self.held_out is None:
             return {}
         count = min(self.config.noise.validation_samples // FRAMES, len(self.held_out))
         rng = torch.Generator().manual_seed(0)
-        errors: dict[str, list[Tensor]] = {"views": [], "single": []}
+        errors: dict[str, list[Tensor]] = {}
         for indices in np.array_split(np.arange(count), max(1, count // 8)):
             batch = self.held_out.batch(indices, None)
             t = torch.from_numpy((indices * 997 + 499) % self.schedule.steps).repeat_interleave(FRAMES)
             noise = torch.randn(batch["latents"].shape, generator=rng)
-            alone = {**batch, "frames": 1, "c2w": None}
-            errors["views"].append(self._error(batch, batch["captions"], t, noise))
-            errors["single"].append(self._error(alone, batch["captions"], t, noise))
+            for name, one in self.asked(batch).items():
+                errors.setdefault(name, []).append(self._error(one, batch["captions"], t, noise))
         return {f"eps_mse_{name}": float(torch.cat(parts).mean()) for name, parts in errors.items()}
+
+    def asked(self, batch: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        """What validation compares, by name: a batch jointly, and each of its views alone without a camera."""
+        return {"views": batch, "single": {**batch, "frames": 1, "c2w": None}}
 
     @torch.no_grad()
     def preview(self, step: int, out: Path) -> list[Path]:
@@ -129,7 +134,7 @@ class MultiViewObjective(Objective):
         return write_pipeline(StableDiffusionPipeline(**parts, requires_safety_checker=False), out)
 
     def _embed(self, captions: list[str]) -> Tensor:
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.train_text):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and "text_encoder" in self.modules):
             return self.text_encoder(token_ids(self.tokenizer, captions).to(self.unet.device)).last_hidden_state
 
     def _error(self, batch: dict[str, Any], captions: list[str], t: Tensor, noise: Tensor) -> Tensor:
@@ -139,5 +144,7 @@ class MultiViewObjective(Objective):
         cameras = None if batch["c2w"] is None else to_mvdream(torch.from_numpy(batch["c2w"]).to(device))
         level = self.schedule.at_index(t)
         noisy, noise = self.schedule.noised(latents, level, noise)
-        predicted = self.unet(noisy, t.to(device), self._embed(captions), cameras, batch["frames"])
+        maps = batch.get("concat")  # latents of maps of these views, before the state
+        state = noisy if maps is None else torch.cat([torch.from_numpy(maps).to(noisy), noisy], 1)
+        predicted = self.unet(state, t.to(device), self._embed(captions), cameras, batch["frames"])
         return noise_error(self.schedule, self.config.noise.prediction, predicted, latents, noise, level)

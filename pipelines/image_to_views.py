@@ -1,0 +1,301 @@
+"""One picture to views all around its object, with their cameras."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.utils import BaseOutput
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..core.priors import Prior, StableDiffusionPrior, load_prior, weights_root
+from ..core.priors.orbits import MANIFEST, load_orbits
+from ..core.priors.video import FramesPrior
+from ..core.sampling import Denoiser, Sampler
+from ..core.sampling.calibration import fingerprint
+from ..core.sampling.guidance import FrameGuidance
+from ..core.sampling.solvers import make_solver
+from ..geometry.camera_files import save_nerfstudio
+from ..geometry.cameras import Camera
+from ..utils.digests import digest
+from ..utils.errors import InputError
+from ..utils.files import atomic_path, read_json, write_json
+from ..utils.pictures import grid, save_image
+from ..utils.progress import Progress
+from ..utils.seeds import generator as seeded
+from ..utils.seeds import sample_noise
+from .base import PriorPipeline
+from .cutout import cut_out, plain_background
+from .picture_inputs import PictureLike
+from .sampling_parts import whole_number
+
+FOV_DEG = 33.5  # of the cameras: the middle of what the toybox's orbits have, near SV3D's 33.8
+DISTANCE = 1 / math.sin(math.radians(0.5 * FOV_DEG))  # at which the unit ball fills the view
+WORK = "views.safetensors"
+HOW_TO_TRAIN = (
+    "train some with\n  unproject train orbits --out runs/orbits\nand give --orbit runs/orbits/export "
+    "(docs/training.md)"
+)
+
+
+@dataclass(frozen=True)
+class ViewSettings:
+    """What decides the views beside the picture and the prior."""
+
+    seed: int
+    frames: int
+    steps: int
+    guidance: tuple[float, float]  # at the picture, and on the other side
+    elevation_deg: float
+    size: int  # px of a side
+    fill: float  # the object's larger side, of the view's
+    background: float  # sRGB grey
+    cond_aug: float
+
+
+@dataclass
+class ImageToViewsOutput(BaseOutput):
+    """Views around an object; view `picture_view` is the picture itself."""
+
+    views: NDArray[np.float32]  # (F, H, W, 3) in [0, 1], sRGB, over the grey of the settings
+    alpha: NDArray[np.float32]  # (F, H, W, 1) coverage
+    cameras: Camera  # (F,), of a unit ball around the origin; the picture looks at its front
+    picture_view: int
+    cut_by: str  # what told the object from its background
+    settings: ViewSettings
+    prior: str
+    nfe: int
+
+    def rgba(self) -> NDArray[np.float32]:
+        """(F, H, W, 4); colours are not divided by the coverage, which is 0 or 1 but at the picture's edges."""
+        return np.concatenate([self.views, self.alpha], axis=-1)
+
+    def save(self, folder: str | Path, stem: str = "view") -> list[Path]:
+        """Writes STEM-00.png ..., STEM-sheet.png and transforms.json (nerfstudio's, which `unproject fit` reads)."""
+        folder = Path(folder)
+        names = [f"{stem}-{k:02d}.png" for k in range(len(self.views))]
+        written = [save_image(folder / name, view) for name, view in zip(names, self.rgba(), strict=True)]
+        sheet = grid(list(self.views), columns=math.ceil(math.sqrt(len(self.views))))
+        return [
+            *written,
+            save_image(folder / f"{stem}-sheet.png", sheet),
+            save_nerfstudio(folder / "transforms.json", self.cameras, names),
+        ]
+
+
+class ImageToViews(PriorPipeline):
+    """Orbits from one picture with a prior that draws such: toybox-orbit, or SV3D in diffusers' layout.
+
+    >>> pipe = ImageToViews.from_pretrained("toybox", "runs/orbits/export")
+    >>> pipe("cup.png", seed=0).save("views")
+    """
+
+    prior: FramesPrior
+
+    def __init__(self, prior: Prior) -> None:
+        """Raises InputError for a prior that draws no orbits."""
+        if not isinstance(prior, FramesPrior):
+            raise InputError(f"the prior {prior.name!r} draws no views of a picture; {HOW_TO_TRAIN}")
+        if not prior.orbits:
+            raise InputError(
+                f"the prior {prior.name!r} draws films, whose cameras nobody knows, not orbits; use SV3D's weights"
+            )
+        super().__init__(prior)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path = "toybox",
+        weights: str | Path | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        **options: Any,
+    ) -> ImageToViews:
+        """Loads a prior of orbits, or an image prior and what was trained on it.
+
+        weights: export/ of `unproject train orbits`; None: those that come with the prior. Raises InputError, with the
+        command that trains, where there are none.
+        """
+        if weights is None and not _draws_frames(name):
+            weights = find_weights(name)
+        prior: Prior = load_prior(name, device, dtype, **options)
+        if weights is not None:
+            if not isinstance(prior, StableDiffusionPrior):
+                raise InputError(f"--orbit {weights} goes on an image prior, which {prior.name!r} is not")
+            prior = load_orbits(weights, prior)
+        return cls(prior)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: PictureLike,
+        mask: PictureLike | None = None,
+        *,
+        plain: bool = False,
+        subject: str | None = None,
+        elevation_deg: float = 15.0,
+        num_frames: int | None = None,
+        num_inference_steps: int | None = None,
+        min_guidance_scale: float | None = None,
+        max_guidance_scale: float | None = None,
+        noise_aug_strength: float | None = None,
+        size: int | None = None,
+        fill: float = 0.75,
+        background: float = 0.5,
+        seed: int = 0,
+        out: str | Path | None = None,
+        resume: bool = True,
+    ) -> ImageToViewsOutput:
+        """Draws views around the object of one picture.
+
+        Args:
+            image: a path, PIL image, array or tensor of one picture.
+            mask: of the object, white; None: what is not transparent.
+            plain: the background of a picture without either is of one colour.
+            subject: a word or a few for the object of a picture without any of these: the prior's attention finds it.
+            elevation_deg: degrees above the horizon from which the picture was taken, which the prior is told.
+            num_frames: views of a full turn; None: as many as the prior learnt.
+            num_inference_steps: Euler steps on Karras' grid; None: what suits the prior.
+            min_guidance_scale: at the picture; None: the prior's.
+            max_guidance_scale: on the other side; None: the prior's.
+            noise_aug_strength: noise on the picture; None: as it learnt.
+            size: px of the views; None: the prior's own.
+            fill: the object's larger side in the picture that the prior is shown, as a share of it.
+            background: sRGB grey behind the object.
+            seed: of everything random.
+            out: folder in which finished views are kept, for a run that goes on from them.
+            resume: take what is there.
+        """
+        prior = self.prior
+        low, high = prior.scales
+        whole_number("seed", seed, 0)
+        settings = ViewSettings(
+            seed,
+            num_frames or prior.frames,
+            num_inference_steps or prior.recommended.steps,
+            (
+                low if min_guidance_scale is None else float(min_guidance_scale),
+                high if max_guidance_scale is None else float(max_guidance_scale),
+            ),
+            float(elevation_deg),
+            size or prior.image_size,
+            float(fill),
+            float(background),
+            prior.cond_aug if noise_aug_strength is None else float(noise_aug_strength),
+        )
+        _check(settings, prior)
+        cut = cut_out(image, mask, plain, subject, getattr(prior, "base", None))
+        shown = cut.framed(settings.size, settings.fill, settings.background)
+        kept = None if out is None else _Kept(Path(out), settings, shown, prior)
+        views, nfe = (kept.read() if kept is not None and resume else None) or self._drawn(shown[None, :3], settings)
+        if kept is not None:
+            kept.write(views, nfe)
+        return self._finished(views, shown, settings, cut.how, nfe)
+
+    def _drawn(self, picture: Tensor, settings: ViewSettings) -> tuple[Tensor, int]:
+        """(views (F, 3, H, W) in [0, 1], network rows)."""
+        prior, count, before = self.prior, settings.frames, self.prior.nfe
+        rng = seeded(settings.seed)
+        condition = prior.encode_picture(
+            picture.to(prior.device), rng, count, settings.elevation_deg, settings.cond_aug
+        )
+        denoiser = Denoiser(prior, condition, frame_guidance(prior, settings.guidance, count))
+        levels = denoiser.schedule.grid(settings.steps, "karras")
+        side = settings.size // prior.vae_factor
+        noise = sample_noise((count, prior.latent_shape[0], side, side), rng, 1, prior.device)
+        solver = make_solver("ddim", denoiser.schedule.flow, prior.prediction_type)
+        with Progress(settings.steps, "views") as bar:
+            latents = Sampler(solver).run(denoiser, noise[0], levels, callback=lambda *_: bar.advance())
+        return prior.decode(latents).cpu(), prior.nfe - before
+
+    def _finished(
+        self, views: Tensor, shown: Tensor, settings: ViewSettings, cut_by: str, nfe: int
+    ) -> ImageToViewsOutput:
+        """Views with coverage and cameras; the picture's own view is the picture."""
+        prior, place = self.prior, self.prior.picture_frame % settings.frames
+        pixels = views.permute(0, 2, 3, 1).float().numpy().copy()
+        alpha = plain_background(pixels)[..., None].astype(np.float32)
+        own = shown.permute(1, 2, 0).cpu().numpy()
+        pixels[place], alpha[place] = own[..., :3].clip(0, 1), own[..., 3:].clip(0, 1)
+        camera = Camera.orbit(prior.azimuths(settings.frames), settings.elevation_deg, DISTANCE, FOV_DEG, settings.size)
+        return ImageToViewsOutput(
+            views=pixels,
+            alpha=alpha,
+            cameras=camera,
+            picture_view=place,
+            cut_by=cut_by,
+            settings=settings,
+            prior=prior.name,
+            nfe=nfe,
+        )
+
+
+class _Kept:
+    """Finished views in a folder, for the same picture, prior and settings."""
+
+    def __init__(self, folder: Path, settings: ViewSettings, shown: Tensor, prior: Prior) -> None:
+        self.folder = folder
+        told = {**asdict(settings), "picture": digest({"picture": shown}), "prior": asdict(fingerprint(prior))}
+        self.made_from = json.loads(json.dumps(told))
+
+    def read(self) -> tuple[Tensor, int] | None:
+        """(views, network rows), None where there are none of these."""
+        about = self.folder / "views.json"
+        if not about.is_file() or not (self.folder / WORK).is_file():
+            return None
+        told = read_json(about)
+        if not isinstance(told, dict) or told.get("made_from") != self.made_from:
+            return None
+        return load_file(self.folder / WORK)["views"], int(told["nfe"])
+
+    def write(self, views: Tensor, nfe: int) -> None:
+        """Whole or not at all; views.json is the last."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with atomic_path(self.folder / WORK) as temporary:
+            save_file({"views": views.contiguous()}, temporary)
+        write_json(self.folder / "views.json", {"made_from": self.made_from, "nfe": nfe})
+
+
+def frame_guidance(prior: FramesPrior, scales: tuple[float, float], frames: int) -> FrameGuidance:
+    """Guidance that grows away from the picture: by angle, or as SV3D does where the picture is the last frame."""
+    if prior.picture_frame:
+        return FrameGuidance.triangle(*scales, frames)
+    return FrameGuidance.around(*scales, prior.azimuths(frames))
+
+
+def find_weights(name: str | Path) -> Path:
+    """The folder of weights that comes with a prior. Raises InputError, with the command that trains, without one."""
+    path = weights_root() / f"{Path(name).name}-orbit"
+    if (path / MANIFEST).is_file():
+        return path
+    raise InputError(f"no weights of orbits come with the prior {str(name)!r} yet; {HOW_TO_TRAIN}")
+
+
+def _draws_frames(name: str | Path) -> bool:
+    """Whether a folder, or an id, is of a prior of frames as it is."""
+    folder = Path(name)
+    if (folder / MANIFEST).is_file():
+        return True
+    index = folder / "model_index.json"
+    values = read_json(index) if index.is_file() else None
+    return isinstance(values, dict) and "StableVideoDiffusionPipeline" in str(values.get("_class_name"))
+
+
+def _check(settings: ViewSettings, prior: FramesPrior) -> None:
+    for name, value, least in (("num_frames", settings.frames, 2), ("num_inference_steps", settings.steps, 1)):
+        whole_number(name, value, least)
+    if settings.size % prior.vae_factor or settings.size < prior.vae_factor:
+        raise InputError(f"size={settings.size} must be a positive multiple of {prior.vae_factor} px for {prior.name}")
+    if not -90 <= settings.elevation_deg <= 90:
+        raise InputError(f"elevation_deg={settings.elevation_deg:g} must lie between -90 and 90")
+    if not 0.1 <= settings.fill <= 1 or not 0 <= settings.background <= 1:
+        raise InputError(f"fill={settings.fill:g} in [0.1, 1] and background={settings.background:g} in [0, 1] needed")
+    if settings.cond_aug < 0:
+        raise InputError(f"noise_aug_strength={settings.cond_aug:g} must not be negative")

@@ -1,0 +1,35 @@
+"""The prior that saved weights name and stand on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from ..core.priors import StableDiffusionPrior, load_prior
+from ..core.priors.diffusers import DiffusersPrior
+from ..utils.errors import InputError
+
+P = TypeVar("P", bound=DiffusersPrior)
+
+
+def named_prior(
+    folder: Path, base: str, kinds: tuple[type[P], ...], device: torch.device | str, dtype: torch.dtype = torch.float32
+) -> P:
+    """The prior `base` of what lies in a folder: the folder beside it, or found by name.
+
+    Raises InputError for a prior of other kinds.
+    """
+    beside = folder.resolve().parent / base
+    prior = load_prior(beside if beside.is_dir() else base, device, dtype)
+    if not isinstance(prior, kinds):
+        raise InputError(f"the base {base!r} of {folder} is not a Stable Diffusion prior")
+    return prior
+
+
+def base_prior(
+    folder: Path, base: str, device: torch.device | str, dtype: torch.dtype = torch.float32
+) -> StableDiffusionPrior:
+    """`named_prior` of the kind that most heads stand on."""
+    return named_prior(folder, base, (StableDiffusionPrior,), device, dtype)

@@ -54,7 +54,10 @@ def convert_cameras(source: Path, destination: Path, undistort: bool, record: Ru
     if undistort:
         camera, names, data = _straighten(source, destination, record)
     else:
+        from ..geometry.posed_files import warn_of_sizes
+
         camera, names = (files.load_colmap if source.is_dir() else files.load_nerfstudio)(source)
+        warn_of_sizes(source, camera, names)
     save = files.save_nerfstudio if destination.suffix else files.save_colmap
     record.keep(lambda to: save(to, camera, names), destination)
     return Shown([f"{len(names)} views"], data={"views": len(names), **data})

@@ -103,6 +103,9 @@ class Command:
         """What a dry run says, line by line."""
         return []
 
+    def forewarn(self) -> None:
+        """Warns in a dry run of what the work would warn of once a network is loaded, as far as files tell it."""
+
     def estimate(self) -> Estimate | None:
         """What a run will take; None where nobody knows."""
         return None
@@ -275,9 +278,16 @@ def _show_plan(command: Command, target: Target) -> int:
     where = str(target.file(target.suffix) if target.suffix else target.folder)
     estimate = command.estimate()
     taken = [] if estimate is None else estimate.lines()
+    record = RunRecord(command.name)
+    with plain_warnings(record):
+        command.forewarn()
     lines = [*command.plan(), *taken, *([f"would write to {where}"] if command.leaves_files else [])]
     if command.json:
-        print(json_module.dumps({"command": command.name, "dry_run": True, "plan": lines, "out": where}))
+        print(
+            json_module.dumps(
+                {"command": command.name, "dry_run": True, "plan": lines, "out": where, "warnings": record.warnings}
+            )
+        )
     else:
         print("\n".join(lines) or "nothing to do")
     return 0

@@ -13,7 +13,7 @@ from ..utils.runs import RunRecord
 from .common import Seeded, Writer, check_picture, check_range
 from .outputs import Target, check_apart
 from .priors import QualityCommand
-from .prompts import check_prompt
+from .prompts import check_prompt, forewarn
 from .showing import Shown
 
 
@@ -100,6 +100,10 @@ class Edit(PictureCommand):
         """What a dry run says."""
         return [*super().plan(), f"would edit {self.image} from {self.source!r} to {self.wanted!r}"]
 
+    def forewarn(self) -> None:
+        """See Command.forewarn."""
+        forewarn(self.prior, [self.source, self.wanted])
+
     def run(self, record: RunRecord, target: Target) -> Shown:
         """Inverts and draws again."""
         from ..pipelines.edit_image import EditImage
@@ -143,9 +147,14 @@ class Restore(PictureCommand, Seeded):
 
     def check(self) -> None:
         """The task, its mask and the files."""
-        from ..pipelines.restore_image import parse_task
+        from ..pipelines.restore_image import check_factor, parse_task
 
-        kind = parse_task(self.task).kind
+        task = parse_task(self.task)
+        kind = task.kind
+        if kind == "super-resolution":
+            own = self._own_px()
+            if own is not None:
+                check_factor(int(task.value), own)
         if (kind == "inpaint") != (self.mask is not None):
             raise InputError("--mask is what --task inpaint fills in: give both, or neither")
         if self.mask is not None:
@@ -155,6 +164,13 @@ class Restore(PictureCommand, Seeded):
         check_range("--noise", self.noise, 0, 1)
         super().check()
 
+    def _own_px(self) -> int | None:
+        """The longer side of the result, None where only the loaded prior tells it."""
+        from ..core.priors.facts import prior_facts
+
+        facts = prior_facts(self.prior) if self.size is None else None
+        return self.size if facts is None else facts.own_px
+
     def given(self) -> list[Path]:
         """The picture and its mask."""
         return [self.image] if self.mask is None else [self.image, self.mask]
@@ -162,6 +178,10 @@ class Restore(PictureCommand, Seeded):
     def plan(self) -> list[str]:
         """What a dry run says."""
         return [*super().plan(), f"would restore {self.image}: {self.task}"]
+
+    def forewarn(self) -> None:
+        """See Command.forewarn."""
+        forewarn(self.prior, [self.prompt] if self.prompt else [])
 
     def run(self, record: RunRecord, target: Target) -> Shown:
         """Restores; tells how well the result explains the picture."""

@@ -104,7 +104,7 @@ class Convert(Writer):
             return [self.destination]
         if self._cameras:
             return camera_files(self.destination, silent_set(self.source) if self.undistort else None)
-        reports = [] if is_point_cloud(self.source) else [self.destination.with_suffix(".report.json")]
+        reports = [] if is_point_cloud(self.source) else [target.report(target.suffix)]
         return [self.destination, *reports]
 
     def target(self) -> Target:

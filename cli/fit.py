@@ -113,8 +113,8 @@ class Fit(Threaded, Seeded, Writer):
         """The splats, their pictures, the cameras and the mesh."""
         films = ("-turntable.gif", "-turntable.mp4") if self.frames else ()
         cameras = ("-cameras.json",) if self.refine_poses else ()
-        beside = [target.file(ending) for ending in (target.suffix or ".ply", "-sheet.png", *films, *cameras)]
-        return [*beside, *([self.mesh] if self.mesh is not None else [])]
+        beside = [target.beside(ending) for ending in ("-sheet.png", *films, *cameras)]
+        return [target.file(target.suffix or ".ply"), *beside, *([self.mesh] if self.mesh is not None else [])]
 
     def size_bytes(self) -> int:
         """Of splats and films; twice, for the checkpoints."""
@@ -184,7 +184,7 @@ class Fit(Threaded, Seeded, Writer):
         from ..pipelines.images_to_splats import names_of
 
         def pictures(splats: Path) -> list[Path]:
-            return made.write_pictures(lambda name: splats.with_name(f"{target.stem}-{name}"), self.frames)
+            return made.write_pictures(lambda name: splats.with_name(f"{target.own_stem}-{name}"), self.frames)
 
         file = target.file(target.suffix or ".ply")
         with record.stage("write"):
@@ -193,6 +193,6 @@ class Fit(Threaded, Seeded, Writer):
             cameras = made.cameras
             if cameras is not None:
                 names = names_of(made.pictures)
-                record.keep(lambda to: save_nerfstudio(to, cameras, names), target.file("-cameras.json"))
+                record.keep(lambda to: save_nerfstudio(to, cameras, names), target.beside("-cameras.json"))
             if self.mesh is not None:
                 record.keep(made.mesh().save, self.mesh)

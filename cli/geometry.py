@@ -59,6 +59,10 @@ class Geometry(ImageCommand, LensOptions):
         check_range("--max-slant", self.max_slant, 1, 89.9)
         super().check()
 
+    def check_seen(self, path: Path) -> None:
+        """See ImageCommand.check_seen."""
+        LensOptions.check_seen(self, path)
+
     def load(self) -> Any:
         """The pipeline."""
         return load_metric(self)

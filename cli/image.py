@@ -111,12 +111,29 @@ class ImageCommand(HeadCommand, Seeded):
     def check_places(self, target: Target) -> None:
         """See Command.check_places; what is there must be this command's own, and no picture."""
         jobs, _ = self.jobs(target)
-        written = [job.target.file(ending) for job in jobs for ending in self.endings()]
+        places = [place for job in jobs for place in (job.target.file, job.target.beside)]
+        written = [place(ending) for place in places for ending in self.endings()]
         check_apart(self.out or target.folder, written, [Path(job.source) for job in jobs])
         found = sort_out(self, jobs, target, self.overwrite)
         if not self.many and found.kept:
             check_new(jobs[0].files)
+        self._check_left(found.left)
         check_places([*(job.files[0] for job in found.left), target.record], self.needed_bytes(found.left))
+
+    def _check_left(self, left: Sequence[Job]) -> None:
+        """Raises InputError, before a network is loaded, where no picture fits the options; of several the rest goes
+        on."""
+        reasons = []
+        for job in left:
+            try:
+                self.check_seen(Path(job.source))
+            except InputError as error:
+                reasons.append(error)
+        if reasons and len(reasons) == len(left):
+            raise reasons[0]
+
+    def check_seen(self, path: Path) -> None:
+        """Raises InputError for a picture that the options do not fit, as far as its header tells."""
 
     def bytes_per_pixel(self) -> int:
         """Of the files of a picture, on the disk."""

@@ -62,6 +62,22 @@ class LensOptions(PriorCommand, Seeded):
         if self.camera_height is not None:
             check_range("--camera-height", self.camera_height, 0.01, 10_000)
 
+    def check_seen(self, path: Path) -> None:
+        """Raises InputError for a picture that the camera or the point of the known distance does not fit, by its
+        header."""
+        from ..geometry.intrinsics import read_lens
+        from ..geometry.metric import check_inside
+        from ..utils.decoding import image_size
+
+        measured = self.anchors().distance
+        if self.K is None and measured is None:
+            return
+        size = image_size(path)
+        if self.K is not None:
+            read_lens(self.K, size, path)
+        if measured is not None:
+            check_inside(measured, *size)
+
     def anchors(self) -> Anchors:
         """What is known of the scale."""
         from ..geometry.metric import Anchors, Measured

@@ -61,6 +61,10 @@ class MetricMapCommand(ColouredMapCommand, LensOptions):
             raise InputError(f"--{given[0].replace('_', '-')} belongs to --metric; give that too, or leave it out")
         super().check()
 
+    def check_seen(self, path: Path) -> None:
+        """See ImageCommand.check_seen."""
+        LensOptions.check_seen(self, path)
+
     @property
     def told_metres(self) -> bool:
         """Whether --head is one of metres."""

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..utils.companions import RECORD, REPORT, companion
 from ..utils.errors import InputError
 from ..utils.files import check_writable, in_words, is_there
 
@@ -23,13 +24,26 @@ class Target:
 
     @property
     def record(self) -> Path:
-        """NAME.run.json beside what is written under that name."""
-        return self.folder / f"{self.stem}.run.json"
+        """NAME.run.json beside what is written under that name, or NAME.glb.run.json (`utils.companions`)."""
+        return companion(self.folder, self.stem, self.suffix)
 
     @property
     def work(self) -> Path:
         """The folder of what an interrupted run goes on from, beside the output; removed when it is done."""
-        return self.folder / f".{self.stem}.work"
+        return self.folder / f".{self.own_stem}.work"
+
+    @property
+    def own_stem(self) -> str:
+        """How the names of what lies beside the output begin: as that of its record."""
+        return self.record.name.removesuffix(RECORD)
+
+    def beside(self, ending: str) -> Path:
+        """What lies beside the output, as its pictures and camera do: folder/own_stem plus "-sheet.png"."""
+        return self.folder / f"{self.own_stem}{ending}"
+
+    def report(self, suffix: str) -> Path:
+        """NAME.report.json of folder/stem.suffix, or NAME.glb.report.json (`utils.companions`)."""
+        return companion(self.folder, self.stem, suffix, REPORT)
 
     def file(self, ending: str) -> Path:
         """folder/stem plus an ending such as ".glb" or "-sheet.png"."""

@@ -105,6 +105,10 @@ class Pointcloud(ImageCommand, LensOptions):
             raise InputError(f"--near {self.near:g} and --far {self.far:g}: need 0 < near < far")
         super().check()
 
+    def check_seen(self, path: Path) -> None:
+        """See ImageCommand.check_seen."""
+        LensOptions.check_seen(self, path)
+
     @property
     def textured(self) -> bool:
         """See Command.textured."""
@@ -168,11 +172,11 @@ class Pointcloud(ImageCommand, LensOptions):
         record.notes.setdefault("focal", {})[str(path)] = focal
         record.notes.setdefault("scale", {})[str(path)] = scale
         with record.stage("write"):  # the files that tell that a picture is done come last
-            record.keep(lambda to: save_nerfstudio(to, camera, [_beside(to, shown)]), target.file(CAMERA))
+            record.keep(lambda to: save_nerfstudio(to, camera, [_beside(to, shown)]), target.beside(CAMERA))
             if self.preview:
                 from ..tasks.map_files import Saving
 
-                record.keep(lambda base: made.one(0).preview(picture, base, Saving()), target.file(""))
+                record.keep(lambda base: made.one(0).preview(picture, base, Saving()), target.beside(""))
             for write, ending in self._writers(made, picture, camera, near, far, scale):
                 record.keep(write, target.file(ending))
 
@@ -203,7 +207,7 @@ class Pointcloud(ImageCommand, LensOptions):
         assert self.K is not None
         height, width, _ = picture.shape
         straight, inside = undistorted(picture, read_lens(self.K, (width, height), path), valid)
-        written: Path = record.keep(lambda to: save_image(to, straight), target.file(UNDISTORTED))
+        written: Path = record.keep(lambda to: save_image(to, straight), target.beside(UNDISTORTED))
         return straight, inside, written
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from ..utils.errors import InputError
@@ -11,6 +12,24 @@ def check_prompt(prompt: str) -> None:
     """Raises InputError for a prompt without any letter."""
     if not any(c.isalnum() for c in prompt):
         raise InputError(f"the prompt is empty ({prompt!r}); describe what to make, for example 'a red chair'")
+
+
+def forewarn(prior: str, prompts: Iterable[str], negative: str = "", size: int | None = None) -> None:
+    """Warns of words that a prior has never seen or will not read, and of pictures of `size` px far from its own, by
+    its files alone."""
+    from ..core.priors.facts import prior_facts  # heavy
+    from ..pipelines.prompts import warn_about, warn_about_px
+    from ..pipelines.text_to_image import REAL_BACKBONES
+
+    facts = prior_facts(prior)
+    if facts is None:
+        return
+    for prompt in prompts:
+        warn_about(facts, prompt, REAL_BACKBONES)
+    if negative:
+        warn_about(facts, negative, REAL_BACKBONES, "negative prompt")
+    if size is not None:
+        warn_about_px(facts.name, facts.own_px, facts.known_px, size, size)
 
 
 def read_prompts(path: Path) -> list[str]:

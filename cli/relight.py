@@ -84,7 +84,7 @@ class InverseRender(OwnWeightsCommand, Seeded, Writer):
 
     def written(self, target: Target) -> list[Path]:
         """See Command.written."""
-        return [target.file(target.suffix or ".glb"), target.file("-light.hdr")]
+        return [target.file(target.suffix or ".glb"), target.beside("-light.hdr")]
 
     def plan(self) -> list[str]:
         """What a dry run says."""
@@ -117,7 +117,8 @@ class InverseRender(OwnWeightsCommand, Seeded, Writer):
         record.count("denoiser", made.nfe)
         record.notes.update(history=made.history)
         with record.stage("write"):
-            record.keep(made.save, target.file(target.suffix or ".glb"))
+            light = target.beside("-light.hdr").name
+            record.keep(lambda to: made.save(to, light), target.file(target.suffix or ".glb"))
         return Shown([], data={"history": made.history[-1:]})
 
 

@@ -93,14 +93,15 @@ class ShapeCommand(TextCommand, ImagePromptCommand):
         """What makes it, in words."""
         return f"recipe {self.recipe}" + (f" and rule {self.rule}" if self.rule else "")
 
-    def endings(self, target: Target) -> tuple[str, ...]:
-        """Of the result and its report."""
-        raise TypeError(f"{type(self).__name__} defines no endings")
+    def ending(self, target: Target) -> str:
+        """Of the result."""
+        raise TypeError(f"{type(self).__name__} defines no ending")
 
     def files(self, target: Target) -> list[Path]:
         """The result, its report and its pictures."""
         films = ("-turntable.gif", "-turntable.mp4") if self.frames else ()
-        return [target.file(ending) for ending in (*self.endings(target), *films, "-sheet.png")]
+        own = self.ending(target)
+        return [target.file(own), target.report(own), *(target.beside(ending) for ending in (*films, "-sheet.png"))]
 
     def size_bytes(self) -> int:
         """Of a result and films; twice, for the checkpoints."""
@@ -228,9 +229,9 @@ class TextToMesh(ShapeCommand):
         drawn = "planes" if self.method == "turbo" else "one pass of a network"
         return drawn + (f" and {self.refine} steps of score distillation" if self.refine else "")
 
-    def endings(self, target: Target) -> tuple[str, ...]:
-        """See ShapeCommand.endings."""
-        return (target.suffix or ".glb", ".report.json")
+    def ending(self, target: Target) -> str:
+        """See ShapeCommand.ending."""
+        return target.suffix or ".glb"
 
     def settings(self, prior: str) -> dict[str, Any]:
         """See ShapeCommand.settings."""
@@ -276,7 +277,7 @@ class TextToMesh(ShapeCommand):
         from ..geometry.inspection import write_report
 
         def pictures(mesh: Path) -> list[Path]:
-            stem = job.target.stem
+            stem = job.target.own_stem
             return write_pictures(made.mesh, lambda n: mesh.with_name(f"{stem}-{n}"), self.frames, self.view_size)
 
         record.keep(made.mesh.save, job.files[0])
@@ -317,9 +318,9 @@ class TextToSplats(ShapeCommand):
             raise InputError(f"--mesh {self.mesh} is one file and --prompts makes several; leave it out")
         super().check()
 
-    def endings(self, target: Target) -> tuple[str, ...]:
-        """See ShapeCommand.endings."""
-        return (target.suffix or ".ply", ".report.json")
+    def ending(self, target: Target) -> str:
+        """See ShapeCommand.ending."""
+        return target.suffix or ".ply"
 
     def files(self, target: Target) -> list[Path]:
         """See ShapeCommand.files; and the mesh."""
@@ -338,7 +339,7 @@ class TextToSplats(ShapeCommand):
         from ..geometry.splats.drawing import SplatView
 
         def pictures(splats: Path) -> list[Path]:
-            stem, view = job.target.stem, SplatView(made.splats)
+            stem, view = job.target.own_stem, SplatView(made.splats)
             return write_views(view, lambda n: splats.with_name(f"{stem}-{n}"), self.frames, self.view_size)
 
         record.keep(lambda path: save_splats(made.splats, path), job.files[0])

@@ -15,7 +15,7 @@ from .estimates import Estimate, of_drawing
 from .jobs import SOME_FAILED, Job, run_jobs, sort_out
 from .outputs import Target, check_new, check_places, distinct_slug
 from .priors import PriorCommand
-from .prompts import check_prompt, chosen_prompts
+from .prompts import check_prompt, chosen_prompts, forewarn
 from .sampling import SamplingCommand
 from .showing import Shown
 from .steering import SteeredCommand
@@ -70,6 +70,11 @@ class TextCommand(PriorCommand, Seeded):
     def check_words(self, words: str) -> None:
         """Raises InputError for a prompt that says nothing."""
         check_prompt(words)
+
+    def forewarn(self) -> None:
+        """See Command.forewarn."""
+        words = chosen_prompts(self.prompt, self.prompts)
+        forewarn(self.prior, words, getattr(self, "negative", ""), getattr(self, "size", None))
 
     def files(self, target: Target) -> list[Path]:
         """What is written for one prompt."""

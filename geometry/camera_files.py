@@ -14,7 +14,16 @@ from ..utils.errors import InputError, damage
 from ..utils.files import read_json, write_json, write_text
 from .cameras import Camera, from_colmap, from_nerfstudio, to_colmap, to_nerfstudio
 from .colmap_model import Posed, has_points, read_model
-from .lenses import DISTORTION, Lens, check_lens, colmap_row, lens_of_frame, nerfstudio_model, reject_distortion
+from .lenses import (
+    DISTORTION,
+    Lens,
+    check_lens,
+    check_numbers,
+    colmap_row,
+    lens_of_frame,
+    nerfstudio_model,
+    reject_distortion,
+)
 from .points import PointCloud
 
 VIEW_ENTRIES = {"frames", "file_path", "transform_matrix", "applied_transform", "applied_scale"}
@@ -76,7 +85,9 @@ def nerfstudio_views(path: str | Path, undo_applied: bool = True, taken: Collect
         for frame in document["frames"]:
             names.append(str(frame["file_path"]))
             lenses.append(lens_of_frame({**document, **frame}, path))
+            check_numbers({"transform_matrix": frame["transform_matrix"]}, path)
             poses.append(_matrix(frame["transform_matrix"], 4, 4))
+        check_numbers({key: document[key] for key in ("applied_transform", "applied_scale") if key in document}, path)
         applied = _matrix(document["applied_transform"], 3, 4) if "applied_transform" in document else None
         scale = float(document.get("applied_scale", 1.0))
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:

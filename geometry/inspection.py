@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..utils.companions import REPORT, companion
 from ..utils.files import write_json
 from .extract import mesh_arrays
 from .meshes import Mesh
@@ -50,10 +51,11 @@ def inspect_mesh(mesh: Mesh, suffix: str = "", scale_from: str | None = None) ->
 
 
 def write_report(mesh: Mesh, path: str | Path, scale_from: str | None = None) -> Path:
-    """Writes NAME.report.json beside the mesh file `path`, about `mesh`, read back from there or equal to it."""
+    """Writes NAME.report.json beside the mesh file `path`, about `mesh`, read back from there or equal to it; where
+    that is of a mesh in another format, NAME.glb.report.json."""
     path = Path(path)
     facts = {"file": path.name, **inspect_mesh(mesh, path.suffix, scale_from)}
-    return write_json(path.with_suffix(".report.json"), facts)
+    return write_json(companion(path.parent, path.stem, path.suffix, REPORT), facts)
 
 
 def _shells(mesh: Mesh) -> dict[str, Any]:

@@ -14,10 +14,12 @@ import torch
 from ..utils.errors import InputError
 from ..utils.files import read_json
 from .distortion import COEFFICIENTS, FISHEYE, RATIONAL, straightened
-from .lenses import lens_of_frame
+from .lenses import check_numbers, lens_of_frame
 
 Matrix = str | Path | np.ndarray
 Size = tuple[int, int]  # (width, height) px
+SIDES = (("width", "image_width"), ("height", "image_height"))
+NUMBERS = ("K", "camera_matrix", "distortion_coefficients", "dist_coeffs", *(name for side in SIDES for name in side))
 OPENCV_SHIFT = 0.5  # px: there pixel centres are whole numbers
 
 
@@ -123,13 +125,15 @@ def _read(source: Matrix, picture: str | Path | None) -> tuple[DistortedLens, Si
         return DistortedLens(_checked(source, source)), None
     found = read_json(source)
     if not isinstance(found, Mapping):
+        check_numbers({"its matrix": found}, source)
         return DistortedLens(_checked(found, source)), None
     if isinstance(found.get("frames"), list):
         return _lens_of_document(found, Path(source), picture)
+    check_numbers({name: found[name] for name in NUMBERS if name in found}, source)
     fisheye = str(found.get("distortion_model", found.get("camera_model", ""))).lower() in ("fisheye", "equidistant")
     values = found.get("distortion_coefficients", found.get("dist_coeffs", []))
     values = values.get("data", []) if isinstance(values, Mapping) else values
-    sides = [found.get(a, found.get(b)) for a, b in (("width", "image_width"), ("height", "image_height"))]
+    sides = [found.get(a, found.get(b)) for a, b in SIDES]
     try:
         coefficients = opencv_coefficients(values, fisheye)
         size = None if None in sides else (int(str(sides[0])), int(str(sides[1])))
@@ -164,7 +168,7 @@ def _lens_of_document(
         try:
             lens = lens_of_frame({**document, **frame}, path)
             name = Path(str(frame["file_path"]).replace("\\", "/")).name
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             told = error if isinstance(error, InputError) else InputError(f"{path}: a frame is damaged: {error!r}")
             raise told from error
         if lens.model == "ortho":

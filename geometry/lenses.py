@@ -36,6 +36,7 @@ COLMAP: dict[str, tuple[str, int, tuple[str, ...]]] = {
 }
 LONGEST = 1e12  # px: more is an affine camera by mistake
 DISTORTION = ("k1", "k2", "k3", "k4", "p1", "p2")
+LENS_NUMBERS = ("w", "h", "fl_x", "fl_y", "cx", "cy", "camera_angle_x", "camera_angle_y", *DISTORTION)
 NOT_BENT = 1e-9  # a smaller coefficient is none
 SUFFIXES = ("", ".png", ".jpg", ".jpeg", ".exr")  # NeRF-synthetic leaves .png out
 
@@ -60,6 +61,7 @@ def lens_of_frame(frame: Mapping[str, Any], path: Path) -> Lens:
 
     Raises InputError for lenses that are not ours and for missing numbers; says which to add.
     """
+    check_numbers({key: frame[key] for key in LENS_NUMBERS if key in frame}, path)
     named = "OPENCV_FISHEYE" if frame.get("is_fisheye") else str(frame.get("camera_model", "OPENCV"))
     model = NERFSTUDIO.get(named.upper())
     if model is None:
@@ -124,6 +126,18 @@ def check_lens(lens: Lens, where: str) -> None:
         )
 
 
+def check_numbers(entries: Mapping[str, Any], where: str | Path) -> None:
+    """Raises InputError for entries of a camera file that are, or hold, true or false: Python would count those as 1
+    and 0."""
+    for name, value in entries.items():
+        found: list[Any] = [value]
+        while found:
+            one = found.pop()
+            if isinstance(one, bool):
+                raise InputError(f"{where} has {str(one).lower()} in {name}, where a number belongs; write the number")
+            found += one.values() if isinstance(one, Mapping) else one if isinstance(one, list) else []
+
+
 def reject_distortion(path: str | Path, lenses: Iterable[Lens]) -> None:
     """Raises InputError when a lens is bent."""
     bent = next((dict(lens.bent) for lens in lenses if lens.bent), None)
@@ -155,10 +169,10 @@ def _focal(frame: Mapping[str, Any], axis: str, side: int, path: Path) -> float 
 def _size(frame: Mapping[str, Any], path: Path) -> tuple[int, int]:
     """w and h, or those of the frame's image beside the file."""
     if "w" in frame and "h" in frame:
-        size = int(frame["w"]), int(frame["h"])
-        if min(size) < 1:
-            raise InputError(f"{path} has w {frame['w']} and h {frame['h']}; they must be above 0")
-        return size
+        sides = float(frame["w"]), float(frame["h"])
+        if not all(side >= 1 and side.is_integer() for side in sides):
+            raise InputError(f"{path} has w {frame['w']} and h {frame['h']}; they must be whole numbers above 0")
+        return int(sides[0]), int(sides[1])
     image = path.parent / str(frame["file_path"]).replace("\\", "/")
     for suffix in SUFFIXES:
         file = image.with_name(image.name + suffix)

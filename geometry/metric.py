@@ -188,14 +188,18 @@ def angles_between(normals: Tensor, predicted: Tensor) -> Tensor:
     return torch.where(known, torch.rad2deg(cosine.arccos()), torch.full_like(cosine, torch.nan))
 
 
+def check_inside(measured: Measured, width: int, height: int) -> None:
+    """Raises InputError for a known distance outside a picture."""
+    if not (0 <= int(measured.u) < width and 0 <= int(measured.v) < height):
+        raise InputError(
+            f"the known distance is at ({measured.u:g}, {measured.v:g}), outside the picture of {width} x {height} px"
+        )
+
+
 def _distance_at(depth: Tensor, camera: Camera, measured: Measured) -> float:
     """Distance along the line of sight at a pixel: the median of its neighbours' depth, over the slant of the ray."""
+    check_inside(measured, camera.width, camera.height)
     column, row = int(measured.u), int(measured.v)
-    if not (0 <= column < camera.width and 0 <= row < camera.height):
-        raise InputError(
-            f"the known distance is at ({measured.u:g}, {measured.v:g}), outside the picture of {camera.width} x "
-            f"{camera.height} px"
-        )
     around = depth[max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2]
     around = around[torch.isfinite(around) & (around > 0)]
     if not len(around):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..utils.decoding import read_layers
+from ..utils.decoding import image_size, read_layers
 from ..utils.errors import InputError
-from ..utils.files import read_json
+from ..utils.files import check_named, is_there, read_json
 from .camera_files import Views, colmap_views, nerfstudio_views
 from .cameras import Camera, from_nerfstudio
 from .colmap_model import read_points
@@ -34,6 +35,7 @@ def load_posed(source: str | Path, downscale: int = 1, images: str | Path | None
     transforms.json says, or `images` in a COLMAP folder. Pictures that are not there are left out with a warning; bent
     lenses are straightened. Raises InputError for what cannot be used.
     """
+    check_named(source, "the name of the pictures", "give a transforms.json or a folder")
     source = Path(source)
     if downscale < 1:
         raise InputError(f"downscale={downscale} must be 1 or more")
@@ -74,7 +76,33 @@ def image_folder(source: Path, model: Path) -> Path:
 def picture_file(root: Path, name: str) -> Path | None:
     """The picture of a name in a folder, whose suffix may be left out; None where there is none."""
     path = root / name.replace("\\", "/")
-    return next((f for suffix in SUFFIXES if (f := path.with_name(path.name + suffix)).is_file()), None)
+    return next((f for suffix in SUFFIXES if is_there(f := Path(f"{path}{suffix}"))), None)
+
+
+def warn_of_sizes(source: Path, camera: Camera, names: Sequence[str]) -> None:
+    """Warns of pictures beside a transforms.json, or the folder of a COLMAP model, that are of another size than their
+    cameras say, or no pictures."""
+    root = image_folder(source, source) if source.is_dir() else source.parent
+    odd: list[str] = []
+    for name in names:
+        path = picture_file(root, name)
+        if path is None:
+            continue
+        try:
+            width, height = image_size(path)
+        except InputError as error:
+            odd.append(str(error))
+            continue
+        if (width, height) != (camera.width, camera.height):
+            odd.append(f"{path} has {width} x {height} px")
+    if odd:
+        more = f" (and so {len(odd) - 1} more)" if len(odd) > 1 else ""
+        warnings.warn(
+            f"{source.name}: the cameras are of pictures of {camera.width} x {camera.height} px, and {odd[0]}{more}; "
+            "correct the size and intrinsics, or the pictures",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 def _read(views: Views, found: dict[int, Path], downscale: int) -> PosedImages:

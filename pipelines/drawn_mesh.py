@@ -17,6 +17,7 @@ from ..generate.shape_generator import ShapeGenerator
 from ..geometry.representation import MeshConfig
 from ..geometry.shapes import ShapeConfig
 from ..utils.errors import InputError
+from ..utils.files import check_named
 from .base import PriorPipeline, placed
 from .prompts import warn_about
 from .sampling_parts import whole_number
@@ -75,6 +76,7 @@ class DrawnTextToMesh(PriorPipeline):
         """The folder or file of weights for a prior. Raises InputError, with the command that makes some, without."""
         stem, training = cls.made_by.stem, cls.made_by.training
         if weights is not None:
+            check_named(weights, f"the name of the {stem} weights", f"give the export/ of a training of {training}")
             path = Path(weights)
             if not path.exists():
                 raise InputError(f"{stem} weights {path} do not exist; give the export/ of a training of {training}")

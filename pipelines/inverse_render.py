@@ -23,6 +23,7 @@ from ..tasks.geometry_head import GeometryHead
 from ..tasks.heads import load_head, published_place
 from ..tasks.material_score import TARGETS, MaterialScore, ScoreConfig
 from ..utils.errors import InputError
+from ..utils.files import check_named
 
 EMBEDDED = "toybox-intrinsics"
 HOW_TO_TRAIN = (
@@ -39,10 +40,10 @@ class InverseRenderOutput(BaseOutput):
     history: list[dict[str, float]]
     nfe: int = 0
 
-    def save(self, path: str | Path) -> list[Path]:
-        """Writes the mesh at `path` and its light as STEM-light.hdr beside it."""
+    def save(self, path: str | Path, light: str | None = None) -> list[Path]:
+        """Writes the mesh at `path` and its light beside it, as STEM-light.hdr or under the name `light`."""
         path = Path(path)
-        return [self.mesh.save(path), self.light.save(path.with_name(f"{path.stem}-light.hdr"))]
+        return [self.mesh.save(path), self.light.save(path.with_name(light or f"{path.stem}-light.hdr"))]
 
 
 class ImagesToMaterials:
@@ -85,6 +86,7 @@ def load_material_head(name: str | Path, device: torch.device | str = "cpu", dty
     """A head that draws albedo and surface. Raises InputError with the way out where there is none."""
     from ..core.priors import weights_root
 
+    check_named(name, "the material head's name", "give toybox or a folder")
     folder = weights_root() / EMBEDDED if str(name) == "toybox" else Path(name)
     published = published_place(name, options) is not None
     if not published and not (folder / "head.json").is_file():

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ..geometry.cameras import Camera, upright_pose
+from ..geometry.lenses import check_numbers
 from ..utils.errors import InputError
 from ..utils.files import read_json
 from .picture_inputs import DEFAULT_FOV_DEG, exif_focal_px, photo_camera
@@ -75,6 +76,7 @@ def read_gravity(path: str | Path) -> np.ndarray | None:
     told = found.get("gravity") if isinstance(found, dict) else None
     if told is None:
         return None
+    check_numbers({"gravity": told}, path)
     try:
         gravity = np.asarray(told, np.float64)
     except (TypeError, ValueError) as error:

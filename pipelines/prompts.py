@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,7 +14,11 @@ from ..core.priors import Condition, Prior, Rows
 from ..core.priors.rows import COND, NULL
 from ..utils.errors import InputError
 
+if TYPE_CHECKING:
+    from ..core.priors.facts import PriorFacts
+
 LISTED = 8  # unknown words that are named
+FAR = 1.5  # times the prior's own side: further off its pictures suffer
 
 
 def check_texts(name: str, texts: Any) -> list[str]:
@@ -26,7 +30,7 @@ def check_texts(name: str, texts: Any) -> list[str]:
     return found
 
 
-def warn_about(prior: Prior, prompt: str, backbones: str, what: str = "prompt") -> None:
+def warn_about(prior: Prior | PriorFacts, prompt: str, backbones: str, what: str = "prompt") -> None:
     """Warns of an empty prompt, of an ending the text encoder cannot see and of words the prior has never seen.
 
     backbones: the registry names to suggest to a user whose words are unknown; what: "prompt" or "negative prompt".
@@ -60,6 +64,25 @@ def warn_about_negatives(prior: Prior, negative: Any, backbones: str) -> None:
     """The same of negative prompts, one or several. Raises InputError for anything else than text."""
     for text in dict.fromkeys([] if negative is None else check_texts("negative_prompt", negative)):
         warn_about(prior, text, backbones, "negative prompt")
+
+
+def warn_about_px(name: str, own: int, known: tuple[int, int] | None, height: int, width: int) -> None:
+    """Warns of pictures of a size far from the `own` px of the prior `name`, and of what they cost; `known`: the
+    smallest and largest side that it learnt to draw."""
+    low, high = known or (own, own)
+    larger, smaller = max(height, width) / high, low / min(height, width)
+    if max(larger, smaller) <= FAR:
+        return
+    costs = height * width / own**2
+    effect = (
+        f"objects repeat or smear, and it takes {costs:.0f} times the pixels or more in time and memory"
+        if larger > FAR
+        else "little of the prompt will be recognisable"
+    )
+    way_out = "draw at its own size and enlarge with `unproject restore`" if larger > FAR else "draw larger and reduce"
+    warnings.warn(
+        f"{width} x {height} px is far from the {own} px that {name!r} draws: {effect}; {way_out}", stacklevel=4
+    )
 
 
 def check_guidance(prior: Prior, scale: Any) -> None:

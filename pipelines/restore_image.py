@@ -74,6 +74,12 @@ def parse_task(text: str) -> Task:
     raise InputError(f"task {text!r} is unknown; write {TASKS}")
 
 
+def check_factor(factor: int, longest: int) -> None:
+    """Raises InputError for a factor of super-resolution that a result of `longest` px has no pixels for."""
+    if longest < factor:
+        raise InputError(f"task super-resolution:{factor} leaves nothing of a result of {longest} px; lower the factor")
+
+
 class RestoreImage(SamplingPipeline):
     """Pictures that explain a damaged one and that the prior finds plausible, without training.
 
@@ -165,8 +171,7 @@ def measured(
             operator: Operator = Inpainting(F.pad(known, (0, width - kept[1], 0, height - kept[0])))
             return operator.forward(y), operator, kept
         return y, gaussian_blur(task.value * kept[1] / given.shape[3], height, width), kept
-    if longest < factor:
-        raise InputError(f"task super-resolution:{factor} leaves nothing of a result of {longest} px; lower the factor")
+    check_factor(factor, longest)
     small = given
     if max(given.shape[2:]) * factor > longest:
         small = resized(given, longest // factor)

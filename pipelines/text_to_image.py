@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +25,7 @@ from .base import SamplingPipeline
 from .batches import Batches
 from .picture_conditions import with_pictures
 from .picture_inputs import PictureLike
-from .prompts import check_guidance, check_texts, embedded, warn_about, warn_about_negatives
+from .prompts import check_guidance, check_texts, embedded, warn_about, warn_about_negatives, warn_about_px
 from .sampling_parts import (
     TENSORS,
     Generators,
@@ -41,7 +40,6 @@ from .sampling_parts import (
 )
 
 REAL_BACKBONES = "sd15, sdxl, sd3 or flux-dev"
-FAR = 1.5  # times the prior's own side: further off its pictures suffer
 
 
 @dataclass
@@ -240,17 +238,4 @@ def check_counts(images: int, batch_size: int | None) -> None:
 def warn_about_size(prior: Prior, shape: Sequence[int]) -> None:
     """Warns of images of latent shape (C, h, w) far from the prior's own size, and of what they cost."""
     own, (height, width) = prior.latent_shape[1] * prior.vae_factor, (side * prior.vae_factor for side in shape[1:])
-    low, high = prior.known_px or (own, own)
-    larger, smaller = max(height, width) / high, low / min(height, width)
-    if max(larger, smaller) <= FAR:
-        return
-    costs = height * width / own**2
-    effect = (
-        f"objects repeat or smear, and it takes {costs:.0f} times the pixels or more in time and memory"
-        if larger > FAR
-        else "little of the prompt will be recognisable"
-    )
-    way_out = "draw at its own size and enlarge with `unproject restore`" if larger > FAR else "draw larger and reduce"
-    warnings.warn(
-        f"{width} x {height} px is far from the {own} px that {prior.name!r} draws: {effect}; {way_out}", stacklevel=3
-    )
+    warn_about_px(prior.name, own, prior.known_px, height, width)

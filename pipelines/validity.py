@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ LEAST_BAR = 0.01  # of a side; thinner dark edges belong to the picture
 def seen_pixels(image: PictureLike | Sequence[PictureLike], images: Tensor, valid: Any = None) -> Tensor:
     """(N, 1, H, W) bool for a pipeline's input and its pictures (N, 3, H, W) in [0, 1].
 
-    valid: (H, W) or (N, H, W) to use instead. Raises InputError for another shape and for a picture that shows nothing.
+    valid: (H, W) or (N, H, W) to use instead. Warns of a picture that is black everywhere. Raises InputError for other
+    shapes and for a picture that shows nothing.
     """
     if valid is None:
         seen = covered(image, images) & ~black_bars(images)
@@ -34,14 +36,22 @@ def seen_pixels(image: PictureLike | Sequence[PictureLike], images: Tensor, vali
             raise InputError(f"valid has shape {tuple(mask.shape)}, expected ({height}, {width}) as the picture")
         seen = mask.reshape(-1, 1, height, width).expand(len(images), -1, -1, -1)
     if not bool(seen.flatten(1).any(dim=1).all()):
-        raise InputError("the picture shows nothing: it is transparent everywhere")
+        raise InputError("the picture shows nothing: it is transparent everywhere, or black where it is not")
+    if valid is None and bool((images.amax(dim=(1, 2, 3)) <= BLACK).any()):
+        named = image if isinstance(image, (str, Path)) else "a picture"
+        told = "is black everywhere, which is no border: it counts as seen, but what is estimated of it means nothing"
+        warnings.warn(f"{named} {told}", UserWarning, stacklevel=3)
     return seen
 
 
 def file_valid(path: Path, picture: np.ndarray) -> np.ndarray:
-    """(H, W) bool of a picture (H, W, 3) that was read from a file."""
+    """(H, W) bool of a picture (H, W, 3) that was read from a file. Raises InputError, with its name, for one that
+    shows nothing."""
     images = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None]
-    return np.asarray(seen_pixels(path, images)[0, 0].numpy())
+    try:
+        return np.asarray(seen_pixels(path, images)[0, 0].numpy())
+    except InputError as error:
+        raise InputError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
 
 
 def covered(image: PictureLike | Sequence[PictureLike], images: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 
 from ..core.priors import weights_root
 from ..utils.errors import InputError
-from ..utils.files import read_json
+from ..utils.files import check_named, read_json
 from .geometry_head import MANIFEST, GeometryHead
 from .heads import head_table, load_head, published_place
 from .map_head import MapHead
@@ -53,6 +53,7 @@ def load_alternative(
 
     Raises InputError for unknown names, absent weights and heads of something else.
     """
+    check_named(name, "the head's name", "give one of an alternative or a folder")
     place = published_place(name, options)
     if place is not None:
         published: MapHead = load_published(place, Loading(device, dtype, options.get("base")))

@@ -18,7 +18,7 @@ from ..core.priors import StableDiffusionPrior, hub, weights_root
 from ..core.priors.build import check_options, precision
 from ..utils.configs import load_config
 from ..utils.errors import InputError
-from ..utils.files import read_json
+from ..utils.files import check_named, read_json
 from .codecs import CODECS
 from .geometry_head import MANIFEST, GeometryHead, HeadConfig
 from .published import Loading, fetch_published, layout_of, load_published
@@ -84,8 +84,7 @@ def load_head(
     Raises InputError when it is unknown, unreachable or does not predict the targets.
     """
     text, dtype = str(name), precision(dtype)
-    if not text.strip():
-        raise InputError(f"the head's name is empty ({text!r}); give toybox, an id, a folder or owner/name")
+    check_named(name, "the head's name", "give toybox, an id, a folder or owner/name")
     options.pop("trust_remote_code", None)
     check_options(options, ("start", *PARTS))
     own = {task.weights: task for task in task_table().values()}

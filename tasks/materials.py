@@ -32,7 +32,7 @@ from ..core.sampling.tileable import Tileable, decode_tileable
 from ..core.training.export import folder_path
 from ..utils.configs import load_config, to_dict
 from ..utils.errors import InputError
-from ..utils.files import read_json, write_json
+from ..utils.files import check_named, read_json, write_json
 from ..utils.runs import versions
 from ..utils.seeds import generator, sample_noise
 from .bases import base_prior
@@ -290,6 +290,7 @@ def load_materials(
 
     Raises InputError when it is none, or its prior or weights are missing.
     """
+    check_named(name, "the name of the materials", "give toybox or a folder")
     folder = weights_root() / EMBEDDED if str(name) == "toybox" else Path(name)
     if is_native(folder):
         native, distilled = load_native(folder, True, device, dtype)

@@ -33,7 +33,7 @@ from ..core.training.checkpoints import copy_into
 from ..core.training.export import folder_path
 from ..utils.configs import load_config, to_dict
 from ..utils.errors import InputError
-from ..utils.files import read_json, write_json
+from ..utils.files import check_named, read_json, write_json
 from ..utils.runs import versions
 from ..utils.seeds import generator, sample_noise
 from .bases import named_prior
@@ -334,6 +334,7 @@ def load_sensor(
 
     Raises InputError when it is none, or its prior or weights are missing.
     """
+    check_named(name, "the sensor's name", "give toybox or a folder")
     folder = weights_root() / EMBEDDED if str(name) == "toybox" else Path(name)
     if not (folder / MANIFEST).is_file():
         where = "the package holds no weights of a sensor" if str(name) == "toybox" else f"{folder} has no {MANIFEST}"

@@ -24,6 +24,11 @@ ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # EXIF, and its values for a quarter
 INTENT = ImageCms.Intent.RELATIVE_COLORIMETRIC
 SRGB_GAMMA = 1 / 2.2  # what PNG's gAMA holds for sRGB
 OPENING, DECODING = 64 << 20, 8  # bytes that opening a picture may take, and decoding it for each pixel
+SEVERAL = {  # formats whose several pictures are no animation: (what is said of a file, of one of its pictures)
+    "TIFF": ("has {} pages", "page"),
+    "MPO": ("holds {} pictures", "picture"),  # of phones and stereo cameras
+    "HEIF": ("holds {} pictures", "picture"),
+}
 PART = 1 << 20  # bytes of a file that are looked at together
 PNG = b"\x89PNG\r\n\x1a\n"
 PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by its kind of colour
@@ -114,8 +119,10 @@ def _decoded(source: Any, name: str, max_pixels: int, min_side: int, profile: bo
         if min(width, height) < min_side:
             raise InputError(f"{name} has {width} x {height} pixels; each side needs at least {min_side}")
         with _decoding(name, DECODING * width * height):
-            if getattr(image, "n_frames", 1) > 1:
-                warnings.warn(f"{name} is animated; using its first frame", UserWarning, stacklevel=3)
+            frames = getattr(image, "n_frames", 1)
+            if frames > 1:
+                many, one = SEVERAL.get(image.format or "", ("is animated", "frame"))
+                warnings.warn(f"{name} {many.format(frames)}; using its first {one}", UserWarning, stacklevel=3)
             if image.format == "PNG":
                 _check_rows(source)
             image.load()

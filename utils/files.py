@@ -184,11 +184,16 @@ def weights_root() -> Path:
     return Path(os.environ.get("UNPROJECT_WEIGHTS") or Path(__file__).resolve().parents[1] / "weights")
 
 
+def check_named(name: str | Path, what: str, way_out: str) -> None:
+    """Raises InputError for an empty name of a file or folder, which as a path would be the working directory."""
+    if isinstance(name, str) and not name.strip():
+        raise InputError(f"{what} is empty ({name!r}); {way_out}")
+
+
 def student_folder(name: str | Path) -> Path:
     """The folder of a student: one on disk, or an embedded one by name. Raises InputError where there is none."""
     inside = weights_root() / "students"
-    if not str(name).strip():
-        raise InputError(f"student {str(name)!r} is empty; name a folder made by `unproject distill`")
+    check_named(name, "the student's name", "name a folder made by `unproject distill`")
     for place in (Path(name), inside / str(name)):
         if (place / STUDENT).is_file():
             return place

@@ -178,14 +178,18 @@ class DiffusersPrior(PlacedPrior):
 
     def truncated(self, prompt: str) -> str:
         """See Prior.truncated."""
-        tokenizer, limit = self._tokenizer()
-        ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
-        return tokenizer.decode(ids[limit - 1 : -1], skip_special_tokens=True).strip() if len(ids) > limit else ""
+        return cut_words(*self._tokenizer(), prompt)
 
     def save(self, folder: str | Path) -> Path:
         """Writes the whole pipeline folder, loadable by plain diffusers."""
         self.pipe.save_pretrained(str(folder), safe_serialization=True)
         return Path(folder)
+
+
+def cut_words(tokenizer: Any, limit: int, prompt: str) -> str:
+    """The end of a prompt beyond what a text encoder reads; empty when all of it is read."""
+    ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
+    return tokenizer.decode(ids[limit - 1 : -1], skip_special_tokens=True).strip() if len(ids) > limit else ""
 
 
 class StableDiffusionPrior(DiffusersPrior):

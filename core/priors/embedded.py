@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import copy
 import difflib
+import functools
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,19 +35,20 @@ TOYBOX_MULTIVIEW = Recommended(guidance=5.0, steps=30)
 TOYBOX_DIT = Recommended(guidance=5.0, steps=20, spacing="trailing", solver="euler")
 
 
-class KnowsWords(DiffusersPrior):
-    """A prior that knows which words it has seen."""
+@dataclass(frozen=True)
+class Vocabulary:
+    """Words that a prior has seen; without any it knows all."""
 
-    def __init__(self, pipe: Any, name: str, vocabulary: tuple[str, ...] = (), frozen: bool = True) -> None:
-        super().__init__(pipe, name, frozen)
-        self.vocabulary = vocabulary
-        if vocabulary:  # closed worlds of small pictures are the toybox's
-            self.recipe = "toybox"
-        self._known = {word for entry in vocabulary for word in _WORD.findall(entry.lower())}
+    entries: tuple[str, ...] = ()
 
-    def unknown_words(self, prompt: str) -> list[tuple[str, list[str]]]:
-        """See Prior.unknown_words; words of grammar are left out, and a known word is near when it looks like what was
-        meant to be written: likeness of letters says nothing about meaning."""
+    @functools.cached_property
+    def _known(self) -> frozenset[str]:
+        return frozenset(word for entry in self.entries for word in _WORD.findall(entry.lower()))
+
+    def unknown(self, prompt: str) -> list[tuple[str, list[str]]]:
+        """The words of a prompt that are not among them, each with those that were meant; words of grammar are left
+        out, and a known word is near when it looks like what was meant to be written: likeness of letters says nothing
+        about meaning."""
         if not self._known:
             return []
         known = self._known | _COMMON
@@ -55,6 +58,20 @@ class KnowsWords(DiffusersPrior):
         """Known words that differ from a word as a slip of the fingers does."""
         alike = [known for known in sorted(self._known) if len(known) > 3 and known[0] == word[0]]
         return difflib.get_close_matches(word, alike, n=2, cutoff=0.83)
+
+
+class KnowsWords(DiffusersPrior):
+    """A prior that knows which words it has seen."""
+
+    def __init__(self, pipe: Any, name: str, vocabulary: tuple[str, ...] = (), frozen: bool = True) -> None:
+        super().__init__(pipe, name, frozen)
+        self.vocabulary = vocabulary
+        if vocabulary:  # closed worlds of small pictures are the toybox's
+            self.recipe = "toybox"
+
+    def unknown_words(self, prompt: str) -> list[tuple[str, list[str]]]:
+        """See Prior.unknown_words and Vocabulary.unknown."""
+        return Vocabulary(self.vocabulary).unknown(prompt)
 
     def save(self, folder: str | Path) -> Path:
         """See Prior.save; the vocabulary goes along."""

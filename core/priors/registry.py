@@ -18,7 +18,7 @@ import torch
 
 from ...utils.configs import load_config
 from ...utils.errors import InputError
-from ...utils.files import read_json, weights_root
+from ...utils.files import check_named, read_json, weights_root
 from . import hub, orbits
 from .base import Recommended
 from .build import build, class_of, family_of, missing_parts, pipeline_class, precision, quiet, told
@@ -208,8 +208,7 @@ def load_prior(
 
 def _load(name_or_path: str | Path, device: Any, dtype: torch.dtype, options: dict[str, Any]) -> DiffusersPrior:
     name = str(name_or_path)
-    if not isinstance(name_or_path, Path) and not name.strip():
-        raise InputError(f"the prior's name is empty ({name!r}); {_suggest(name)}")
+    check_named(name_or_path, "the prior's name", _suggest(name))
     options.pop("trust_remote_code", None)
     if name in EMBEDDED:
         folder = weights_root() / name
@@ -331,6 +330,7 @@ def _load_entry(
 
 def _folder_of(name: str | Path, whole: bool, options: dict[str, Any]) -> Path:
     """The folder of a prior's files, in diffusers' layout; with its weights or with its settings only."""
+    check_named(name, "the prior's name", _suggest(str(name)))
     if str(name) in EMBEDDED:
         return weights_root() / str(name)
     found = entry_of(name)

@@ -54,8 +54,9 @@ def picture_name(path: Path, texture: str) -> str:
 
 
 def text_of(data: bytes) -> str:
-    """Bytes as text: UTF-8 without the mark that some editors put first, other bytes as replacement characters."""
-    return data.decode("utf-8-sig", errors="replace")
+    """Bytes as text: UTF-8 without the mark that some editors put first, other bytes as replacement characters; lines
+    of any system end in a line feed."""
+    return data.decode("utf-8-sig", errors="replace").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def floats(values: Tensor | None) -> NDArray[np.float32] | None:

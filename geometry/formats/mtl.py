@@ -48,7 +48,7 @@ def read_mtl(path: Path, notes: Notes) -> dict[str, Material]:
     materials: dict[str, Material] = {}
     found: dict[str, dict[str, Image8]] = {}
     current = ""
-    for line in text_of(path.read_bytes()).replace("\\\r\n", " ").replace("\\\n", " ").splitlines():
+    for line in text_of(path.read_bytes()).replace("\\\n", " ").splitlines():
         words = (
             line.split("#", 1)[0].split() if not line.lower().lstrip().startswith(("map_", "norm")) else line.split()
         )

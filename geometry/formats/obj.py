@@ -33,7 +33,7 @@ class _Text:
 
 def read_obj(data: bytes, path: Path, notes: Notes) -> list[Piece]:
     """The triangles of a file, grouped by material. Raises InputError for numbers and indices that make no sense."""
-    text = _parse(text_of(data).replace("\\\r\n", " ").replace("\\\n", " "), notes)
+    text = _parse(text_of(data).replace("\\\n", " "), notes)
     positions, colors = _positions(text.positions, notes)
     uv = _table(text.uv, 2, "vt") if text.uv else None
     normals = _table(text.normals, 3, "vn") if text.normals else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-from codecs import BOM_UTF8
 
 import numpy as np
 import trimesh
@@ -21,7 +20,7 @@ def read_stl(data: bytes, notes: Notes) -> list[Piece]:
     if b"\0" not in data[:84]:
         if b"endsolid" not in data.lower():
             raise InputError("it ends before its endsolid; the file is incomplete")
-        return _pieces(data.removeprefix(BOM_UTF8), "stl")
+        return _pieces(text_of(data).encode(), "stl")
     count, whole = int.from_bytes(data[80:84], "little"), max(len(data) - 84, 0) // STL_RECORD.itemsize
     if whole < count:
         raise InputError(f"it ends after {whole} of its {count} triangles; the file is incomplete")
@@ -49,7 +48,7 @@ def read_off(data: bytes, notes: Notes) -> list[Piece]:
     rows = [line.split() for line in lines[-3:]]
     if any(row[0].isdigit() and len(row) > 1 + int(row[0]) > 3 for row in rows):
         notes.add("the colours of faces")
-    return _pieces(data.removeprefix(BOM_UTF8), "off")
+    return _pieces(text_of(data).encode(), "off")
 
 
 def read_xyz(data: bytes) -> tuple[Floats, Floats | None, Floats | None]:

@@ -81,7 +81,8 @@ def parse_header(data: bytes) -> Header:
     end = data.find(b"end_header")
     if not data.startswith(b"ply") or end < 0:
         raise InputError("it has no PLY header")
-    size = data.find(b"\n", end) + 1 or len(data)
+    line_end = b"\n" if b"\n" in data[:end] else b"\r"  # the old Macintosh's, which numbers may follow as any byte
+    size = data.find(line_end, end) + 1 or len(data)
     order, textures = None, []
     elements: list[Element] = []
     for line in data[:end].decode("latin-1").splitlines():

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from ...utils.configs import load_config
 from ...utils.errors import InputError
-from ...utils.files import read_json
+from ...utils.files import check_named, read_json
 from ..fields import FieldConfig
 from ..representation import Representation
 from .dual import DualVolume
@@ -50,6 +50,7 @@ def make_shape(config: ShapeConfig, generator: torch.Generator | None = None) ->
 
 def load_shape(folder: str | Path) -> Representation:
     """What `Representation.save` wrote. Raises InputError when the files are missing, damaged or of an unknown kind."""
+    check_named(folder, "the folder of a representation", "name one that Representation.save wrote")
     folder = Path(folder)
     document = read_json(folder / "representation.json")
     kind = document.get("kind") if isinstance(document, dict) else None

@@ -187,12 +187,26 @@ def test_a_camera_head_is_asked_where_nothing_else_tells(run: Run, seen: Calibra
         (("depth", "--metric", "--fov", "40", "--K", "K.json"), "give --fov 40 or --K K.json, not both"),
         (("depth", "--metric", "--K", "none.json"), "--K none.json does not exist"),
         (("geometry", "--camera-height", "0"), "--camera-height must lie between"),
+        (
+            ("depth", "--metric", "--known-distance", "900,5,2"),
+            "the known distance is at (900, 5), outside the picture",
+        ),
+        (("pointcloud", "--K", "far.json"), "K has its principal point at (900, 4), outside the picture"),
         (("pointcloud", "--camera-height", "1", "--near", "2"), "are a choice where the scale is measured"),
     ],
 )
 def test_scales_that_cannot_be_are_refused(run: Run, seen: Calibrator, words: Any, message: str) -> None:
-    code, _, err = run(words[0], "photo.png", *words[1:], "-o", "out")
-    assert code == 2 and message in err
+    Path("far.json").write_text("[[30, 0, 900], [0, 30, 4], [0, 0, 1]]")
+    code, _, err = run(words[0], "photo.png", *words[1:], "-o", "out", "--dry-run")
+    assert code == 2 and message in err and not seen.asked
+
+
+def test_one_picture_that_a_camera_fits_is_enough(run: Run, seen: Calibrator, in_tmp: Path) -> None:
+    save_image("small.png", np.full((4, 4, 3), 0.5))
+    Path("K.json").write_text("[[30, 0, 9], [0, 30, 4], [0, 0, 1]]")
+    words = ("pointcloud", "--K", "K.json", "-o", "out", "--dry-run")
+    assert run(*words, "photo.png", "small.png")[0] == 0
+    assert "(9, 4), outside the picture of 4 x 4 px" in run(*words, "small.png")[2]
 
 
 def test_geometry_agrees_with_itself(run: Run, seen: Calibrator) -> None:
@@ -229,3 +243,11 @@ def test_gravity_in_a_camera_file_turns_the_world(run: Run, seen: Calibrator) ->
     Path("K.json").write_text(json.dumps({"K": K, "width": WIDTH, "height": HEIGHT, "gravity": [0, 0]}))
     code, _, err = run("geometry", "photo.png", "--K", "K.json", "-o", "h")
     assert code == 2 and "no direction of three numbers" in err
+
+
+def test_convert_names_pictures_of_another_size(run: Run, in_tmp: Path) -> None:
+    frame = {"file_path": "a.png", "transform_matrix": np.eye(4).tolist()}
+    Path("transforms.json").write_text(json.dumps({"frames": [frame], "w": 640, "h": 480, "fl_x": 500}))
+    save_image("a.png", np.full((24, 32, 3), 0.5))
+    code, _, err = run("convert", "transforms.json", "out.json")
+    assert code == 0 and "a.png has 32 x 24 px" in " ".join(err.split())

@@ -262,3 +262,21 @@ def test_points_of_a_colmap_model_are_not_overwritten(in_tmp: Path, capsys: pyte
     assert main(["convert", "a.json", "sparse"]) == 2
     assert "sparse/points3D.txt is already there" in capsys.readouterr().err
     assert Path("sparse/points3D.txt").read_text() == "1 0 0 0 9 9 9 0\n"
+
+
+def test_one_stem_in_several_formats_keeps_every_record_and_report(in_tmp: Path, tetrahedron: Mesh) -> None:
+    tetrahedron.save("a.glb")
+    for suffix in (".obj", ".glb", ".stl"):
+        assert main(["convert", "a.glb", f"x{suffix}"]) == 0
+    for name, suffix in (("x", ".obj"), ("x.glb", ".glb"), ("x.stl", ".stl")):
+        assert json.loads(Path(f"{name}.report.json").read_text())["file"] == f"x{suffix}"
+        assert json.loads(Path(f"{name}.run.json").read_text())["outputs"] == [f"x{suffix}", f"{name}.report.json"]
+    before = Path("x.run.json").read_bytes()
+    assert main(["convert", "a.glb", "x.glb"]) == 2  # that one is there
+    assert main(["convert", "a.glb", "x.glb", "--overwrite"]) == 0
+    assert Path("x.run.json").read_bytes() == before and not Path("x.glb-2.run.json").exists()
+    PointCloud(torch.rand(10, 3, generator=torch.Generator().manual_seed(0))).save("a.ply")
+    for name in ("p.ply", "p.xyz"):
+        assert main(["convert", "a.ply", name]) == 0
+    assert json.loads(Path("p.run.json").read_text())["outputs"] == ["p.ply"]
+    assert json.loads(Path("p.xyz.run.json").read_text())["outputs"] == ["p.xyz"]

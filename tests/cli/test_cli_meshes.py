@@ -69,6 +69,10 @@ def test_checkpoints_lie_beside_the_mesh_until_it_is_written(run: Run, asked: li
     assert run("text-to-mesh", "a red chair", "-o", "out/chair.glb")[0] == 2
     assert run("text-to-mesh", "a red chair", "-o", "out/chair.glb", "--overwrite")[0] == 0
     assert len(asked) == 2 and asked[1]["resume"] is False
+    assert run("text-to-mesh", "a blue chair", "-o", "out/chair.ply")[0] == 0
+    assert asked[2]["out"] == Path("out/.chair.ply.work")
+    own = (".report.json", "-sheet.png", "-turntable.mp4", "-turntable.gif", ".run.json")
+    assert names("out") == {f"chair{end}" for end in (*ends, ".ply")} | {f"chair.ply{end}" for end in own}
     assert run("text-to-mesh", "a red chair", "--seed", "3")[0] == 0
     assert "a-red-chair-seed3.glb" in names("outputs/text-to-mesh/a-red-chair")
 

@@ -81,6 +81,11 @@ def test_what_does_not_go_together(
         (("edit", "p.png", "--source", "a cup", "--target", "a jug", "-o", "p.png"), "would overwrite p.png"),
         (("restore", "p.png", "--task", "sharpen"), "write super-resolution:FACTOR, inpaint, deblur:STD"),
         (("restore", "p.png", "--task", "super-resolution:1.5"), "task 'super-resolution:1.5' is unknown"),
+        (
+            ("restore", "p.png", "--task", "super-resolution:1000"),
+            "leaves nothing of a result of 64 px; lower the factor",
+        ),
+        (("restore", "p.png", "--task", "super-resolution:40", "--size", "32"), "leaves nothing of a result of 32 px"),
         (("restore", "p.png", "--task", "inpaint"), "--mask is what --task inpaint fills in"),
         (("restore", "p.png", "--task", "inpaint", "--mask", "m.png"), "--mask m.png does not exist"),
         (("restore", "p.png", "--task", "deblur:1", "--curve", "c"), "--curve c does not exist"),
@@ -90,8 +95,34 @@ def test_bad_input_of_the_new_commands(
     in_tmp: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], message: str
 ) -> None:
     save_image("p.png", np.zeros((8, 8, 3)))
-    assert main(words) == 2
+    assert main([*words, "--dry-run"]) == 2  # before anything is loaded
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "messages"),
+    [
+        (
+            ("text-to-image", "a flumox chair", "--size", "256"),
+            ("never seen 'flumox'", "256 x 256 px is far from the 64"),
+        ),
+        (("text-to-image", "a red chair", "--negative", "blurry flumox"), ("'flumox' of the negative prompt",)),
+        (("text-to-image", "a red chair", "--size", "96", "--prior", "toybox-dit"), ()),
+        (("text-to-image", "a red chair" + " and a blue chair" * 40), ("longer than the text encoder",)),
+        (("text-to-mesh", "a flumox", "--prior", "toybox-mv"), ("never seen 'flumox'",)),
+        (("edit", "p.png", "--source", "a chair", "--target", "a flumox"), ("never seen 'flumox'",)),
+        (("restore", "p.png", "--task", "deblur:1", "--prompt", "a flumox"), ("never seen 'flumox'",)),
+        (("restore", "p.png", "--task", "deblur:1"), ()),
+    ],
+)
+def test_a_dry_run_warns_of_what_the_run_would_warn_of(
+    in_tmp: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], messages: tuple[str, ...]
+) -> None:
+    save_image("p.png", np.zeros((8, 8, 3)))
+    assert main([*words, "--dry-run", "--json"]) == 0
+    told = capsys.readouterr()
+    warned = json.loads(told.out)["warnings"]
+    assert len(warned) == len(messages) and all(m in " ".join(warned) and m in told.err for m in messages)
 
 
 def test_prompts_come_from_the_toybox_or_a_file(in_tmp: Path) -> None:

@@ -14,7 +14,7 @@ from unproject.generate.inverse_render import SMOOTHEST, InverseConfig, InverseR
 from unproject.geometry.environment import Environment
 from unproject.geometry.meshes import Mesh
 from unproject.geometry.posed import PosedImages
-from unproject.pipelines.inverse_render import ImagesToMaterials, hull_of, relit
+from unproject.pipelines.inverse_render import ImagesToMaterials, hull_of, load_material_head, relit
 from unproject.utils.errors import InputError
 
 TINY = InverseConfig(steps=6, pixels=200, texture=16, light=(4, 8), guide_size=16)
@@ -119,6 +119,8 @@ def test_messages_name_the_way_out(scene, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("UNPROJECT_WEIGHTS", str(tmp_path))
     with pytest.raises(InputError, match="unproject train intrinsic-head"):
         ImagesToMaterials.from_pretrained("toybox")
+    with pytest.raises(InputError, match="the material head's name is empty"):
+        load_material_head("")
     assert ImagesToMaterials.from_pretrained("none").guide is None
     mesh, pictures = scene
     far = replace(mesh, vertices=mesh.vertices + 100)

@@ -16,6 +16,7 @@ from PIL import Image
 
 from unproject.geometry.camera_files import load_colmap, load_nerfstudio, save_colmap, save_nerfstudio
 from unproject.geometry.cameras import Camera
+from unproject.geometry.posed_files import warn_of_sizes
 from unproject.utils.errors import InputError
 
 POSE = [[0, 0, 1, 2], [1, 0, 0, 3], [0, 1, 0, 4], [0, 0, 0, 1]]
@@ -166,3 +167,49 @@ def test_a_mark_before_the_text_of_cameras_is_passed_over(tmp_path: Path) -> Non
     camera, names = load_colmap(tmp_path / "set")
     assert names == ["a.png", "b.png"]
     torch.testing.assert_close(camera.c2w, plain.c2w)
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"w": True}, "has true in w, where a number belongs"),
+        ({"fl_y": False}, "has false in fl_y"),
+        ({"k1": True}, "has true in k1"),
+        ({"applied_scale": True}, "has true in applied_scale"),
+        ({"applied_transform": [[1, 0, 0, 0], [0, True, 0, 0], [0, 0, 1, 0]]}, "has true in applied_transform"),
+        ({"w": 32.5}, "has w 32.5 and h 24; they must be whole numbers above 0"),
+    ],
+)
+def test_truth_is_no_number(tmp_path: Path, entries: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_nerfstudio(transforms(tmp_path, **{**LENS, **entries}))
+
+
+def test_truth_is_no_number_of_a_pose(tmp_path: Path) -> None:
+    path = edited(transforms(tmp_path, **LENS), 1, transform_matrix=[*POSE[:3], [0, 0, 0, True]])
+    with pytest.raises(InputError, match="has true in transform_matrix"):
+        load_nerfstudio(path)
+    path = edited(transforms(tmp_path, **{**LENS, "w": 32.0}), 1, h=24.0)
+    assert load_nerfstudio(path)[0].width == 32
+
+
+@pytest.mark.parametrize("colmap", [False, True])
+def test_pictures_of_another_size_than_their_cameras_are_named(tmp_path: Path, colmap: bool) -> None:
+    source = transforms(tmp_path, **LENS)
+    camera, names = load_nerfstudio(source)
+    if colmap:
+        names = ["a.png", "b.png"]
+        source = save_colmap(tmp_path / "set", camera, names)
+    pictures = [tmp_path / ("set/images/a.png" if colmap else "train/r_0.png")]
+    pictures.append(pictures[0].with_name("b.png" if colmap else "r_1.png"))
+    pictures[0].parent.mkdir(parents=True)
+    Image.new("RGB", (32, 24)).save(pictures[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_sizes(source, camera, names)  # the second is not there
+    Image.new("RGB", (16, 12)).save(pictures[1])
+    with pytest.warns(UserWarning, match=rf"pictures of 32 x 24 px, and .*{pictures[1].name} has 16 x 12 px"):
+        warn_of_sizes(source, camera, names)
+    pictures[0].write_bytes(b"no picture")
+    with pytest.warns(UserWarning, match=rf"{pictures[0].name} is not an image .*\(and so 1 more\)"):
+        warn_of_sizes(source, camera, names)

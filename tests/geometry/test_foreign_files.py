@@ -125,6 +125,38 @@ def test_a_mark_before_the_text_hides_no_line(tmp_path: Path) -> None:
         assert PointCloud.load(tmp_path / name).points.tolist() == [[1, 2, 3], [4, 5, 6]]
 
 
+CORNER_STL = (
+    "solid a\nfacet normal 0 0 1\nouter loop\nvertex 0 0 0\nvertex 1 0 0\nvertex 0 1 0\nendloop\nendfacet\nendsolid a\n"
+)
+CORNER_PLY = (
+    "ply\nformat ascii 1.0\nelement vertex 3\nproperty float x\nproperty float y\nproperty float z\n"
+    "element face 1\nproperty list uchar int vertex_indices\nend_header\n0 0 0\n1 0 0\n0 1 0\n3 0 1 2\n"
+)
+
+
+def test_lines_that_end_as_on_an_old_macintosh(tmp_path: Path) -> None:
+    for name, text in (
+        ("a.ply", CORNER_PLY),
+        ("a.stl", CORNER_STL),
+        ("a.obj", f"{SQUARE}mtllib a.mtl\nusemtl a\nf 1 2 \\\n 3 4\n"),
+        ("a.mtl", "newmtl a\nKd 1 \\\n 0 0\n"),
+        ("a.off", "OFF\n# a corner\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 2\n"),
+        ("a.xyz", "# x y z\n1 2 3\n4 5 6\n"),
+    ):
+        (tmp_path / name).write_bytes(text.replace("\n", "\r").encode())
+    assert [len(quietly(tmp_path / f"a.{kind}").faces) for kind in ("ply", "stl", "obj", "off")] == [1, 1, 2, 1]
+    assert looks(quietly(tmp_path / "a.obj")) == [[255, 0, 0]] * 4
+    assert PointCloud.load(tmp_path / "a.xyz").points.tolist() == [[1, 2, 3], [4, 5, 6]]
+
+
+def test_a_binary_ply_with_such_a_header_begins_right_behind_it(tmp_path: Path) -> None:
+    header = "ply\rformat binary_little_endian 1.0\relement vertex 2\r"
+    header += "".join(f"property int {axis}\r" for axis in "xyz") + "end_header\r"
+    values = [10, 2, 3, 4, 5, 6]  # 10 is a line's end elsewhere
+    (tmp_path / "a.ply").write_bytes(header.encode() + struct.pack("<6i", *values))
+    assert PointCloud.load(tmp_path / "a.ply").points.flatten().tolist() == values
+
+
 ARROW = [(0, 0), (2, 0), (2, 2), (1, 0.25), (0, 2)]  # area 2.25; only its fourth corner sees all of it
 
 

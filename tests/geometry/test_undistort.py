@@ -139,3 +139,23 @@ def test_a_transforms_json_gives_the_lens_of_its_picture(tmp_path: Path) -> None
     for changes, message in (({"frames": []}, "has no frames"), ({"frames": [{}]}, r"damaged|neither fl_x")):
         with pytest.raises(InputError, match=message):
             read_lens(document(tmp_path / "d.json", {**common, **changes}))
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"K": [[True, 0, 5], [0, 9, 5], [0, 0, 1]]}, "has true in K, where a number belongs"),
+        ({"camera_matrix": {"data": [9, 0, 5, 0, 9, 5, 0, 0, True]}}, "has true in camera_matrix"),
+        ({"K": [[9, 0, 5], [0, 9, 5], [0, 0, 1]], "dist_coeffs": [False, 0, 0, 0]}, "has false in dist_coeffs"),
+        ({"K": [[9, 0, 5], [0, 9, 5], [0, 0, 1]], "image_width": True}, "has true in image_width"),
+        ([[9, 0, 5], [0, 9, 5], [0, 0, True]], "has true in its matrix"),
+        (
+            {"frames": [{"file_path": "a"}], "w": 10**400, "h": 3, "fl_x": 3},
+            "a frame is damaged",
+        ),
+    ],
+)
+def test_truth_is_no_number_of_a_lens(tmp_path: Path, entries: Any, message: str) -> None:
+    (tmp_path / "K.json").write_text(json.dumps(entries))
+    with pytest.raises(InputError, match=message):
+        read_lens(tmp_path / "K.json")

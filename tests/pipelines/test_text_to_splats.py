@@ -49,7 +49,10 @@ def test_everything_is_written_and_reads_back(tmp_path):
     films = {"turntable.gif", "turntable.mp4"}
     assert names == {"dark.compressed.ply", "dark.report.json", "sheet.png", "run.json"} | films
     assert len(load_splats(tmp_path / "dark.compressed.ply")) == made.report["splats"] == len(made.splats) > 0
-    assert json.loads((tmp_path / "dark.report.json").read_text()) == made.report
+    assert json.loads((tmp_path / "dark.report.json").read_text()) == {
+        "file": "dark.compressed.ply",
+        **made.report,
+    }
     record = json.loads((tmp_path / "run.json").read_text())
     assert record["nfe"] == {"denoiser": made.nfe} and record["notes"]["prompt"] == "dark" and made.nfe == 6 * 4
     assert (tmp_path / "told" / "diagnostics.json").is_file()

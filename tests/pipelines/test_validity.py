@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,22 @@ def test_transparency_of_files_and_images_is_not_seen(tmp_path: Path) -> None:
     nothing[..., 3] = 0
     with pytest.raises(InputError, match="shows nothing"):
         seen_pixels(Image.fromarray(nothing), pictures(Image.fromarray(nothing)))
+
+
+def test_a_picture_that_is_black_everywhere_is_named(tmp_path: Path) -> None:
+    images = torch.full((2, 3, 5, 6), 0.5)
+    images[1] = 0.01
+    with pytest.warns(UserWarning, match="a picture is black everywhere, which is no border"):
+        assert seen_pixels(images, images).all()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert seen_pixels(images, images, np.ones((5, 6), bool)).all()  # somebody knows better
+    Image.new("RGB", (6, 5)).save(tmp_path / "night.png")
+    with pytest.warns(UserWarning, match=r"night\.png is black everywhere"):
+        file_valid(tmp_path / "night.png", load_image(tmp_path / "night.png"))
+    Image.fromarray(RGBA[..., :1].repeat(4, axis=2) * np.uint8(0)).save(tmp_path / "glass.png")
+    with pytest.raises(InputError, match=r"glass\.png: the picture shows nothing"):
+        file_valid(tmp_path / "glass.png", load_image(tmp_path / "glass.png"))
 
 
 def test_black_bars_are_rows_and_columns_along_the_edges() -> None:

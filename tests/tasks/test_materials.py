@@ -144,6 +144,8 @@ def test_messages_name_the_way_out(prior, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("UNPROJECT_WEIGHTS", str(tmp_path))
     with pytest.raises(InputError, match="unproject train materials"):
         load_materials("toybox")
+    with pytest.raises(InputError, match="the name of the materials is empty"):
+        load_materials(" ")
 
 
 def test_the_loss_reaches_the_network_alone(tiny_prior, prior) -> None:

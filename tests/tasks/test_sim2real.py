@@ -288,6 +288,8 @@ def test_messages_name_the_way_out(tiny_prior, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("UNPROJECT_WEIGHTS", str(tmp_path))
     with pytest.raises(InputError, match="unproject train sim2real"):
         load_sensor("toybox")
+    with pytest.raises(InputError, match="the sensor's name is empty"):
+        load_sensor("")
     sensor = SensorSimulator([make(tiny_prior)])
     with pytest.raises(InputError, match="is it in metres"):
         sensor(np.full((8, 8), 1500.0))

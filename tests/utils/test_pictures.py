@@ -124,6 +124,17 @@ def test_animation_gives_its_first_frame_with_a_warning(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "message"),
+    [("a.tif", "has 2 pages; using its first page"), ("a.mpo", "holds 2 pictures; using its first picture")],
+)
+def test_pages_and_several_pictures_are_no_animation(tmp_path: Path, name: str, message: str) -> None:
+    pages = [Image.new("RGB", (8, 8), color) for color in ("white", "red")]
+    pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:])
+    with pytest.warns(UserWarning, match=message):
+        assert load_image(tmp_path / name).min() > 0.99
+
+
+@pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("empty.png", b"", "not an image in a known format"),

@@ -38,6 +38,7 @@ from ...scripts import (
     amortised_recipe,
     head_recipes,
     material_recipes,
+    orbit_recipe,
     recipes,
     sensor_recipes,
     texture_recipe,
@@ -162,6 +163,8 @@ RECIPES = {
     "geometry-head": recipes.GeometryRecipe,
     "pixels": recipes.PixelRecipe,
     "primedepth": head_recipes.PreimageRecipe,
+    "one-step": head_recipes.OneStepRecipe,
+    "metric-depth": head_recipes.MetricRecipe,
     "normals-refine": head_recipes.RefineRecipe,
     "sim2real": sensor_recipes.SensorRecipe,
     "materials": material_recipes.MaterialRecipe,
@@ -169,6 +172,7 @@ RECIPES = {
     "triplane-turbo": turbo_recipe.TurboRecipe,
     "amortised": amortised_recipe.AmortisedRecipe,
     "direct25-texture": texture_recipe.TextureRecipe,
+    "orbits": orbit_recipe.OrbitRecipe,
 }
 
 

@@ -53,8 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     for library in ("DIFFUSERS", "TRANSFORMERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
-    with contextlib.suppress(AttributeError, ValueError):  # names of files may be no text
-        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError):  # names of files may be no text
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         with _terminable():
             from .commands import parse

@@ -131,8 +131,8 @@ class ViewTextGuide(ScoreGuide):
         """`shows`: words for another kind of picture, at the end. With `config.perp_neg` the words of neighbouring
         views are mixed and those of others push away. `picture` (1, 3, H, W) in [0, 1] is what the prior's IP-Adapter
         reads, from every side the same."""
-        self.words = ViewWords(config, prior, prompt, negative, shows, picture)
         plain = encoded(config, prior, [prompt + _ending(shows)], negative)
+        self.words = ViewWords(config, prior, prompt, negative, shows, picture)
         self.score = ScoreDistillation(config, prior, plain if picture is None else with_picture(prior, plain, picture))
 
     def __call__(self, images: Tensor, camera: Camera, share: float, generator: torch.Generator) -> GuidanceOut:

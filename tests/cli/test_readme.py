@@ -9,6 +9,7 @@ import runpy
 import shlex
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -82,7 +83,7 @@ def test_the_python_runs(desk: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
     saved: list[str] = []
     mesh = SimpleNamespace(save=saved.append)
-    assert {"mesh", "report"} <= set(dir(TextToMeshOutput)) | set(TextToMeshOutput.__annotations__)
+    assert {"mesh", "report"} <= {one.name for one in fields(TextToMeshOutput)}
     fake = ModuleType("unproject")
     fake.TextToMesh = pretend(TextToMesh, mesh=mesh, report="fine")  # type: ignore[attr-defined]
     fake.TextToImage = pretend(TextToImage, images=[])  # type: ignore[attr-defined]

@@ -21,15 +21,13 @@ from ...utils.configs import load_config, to_dict
 from ...utils.digests import digest
 from ...utils.errors import InputError
 from ...utils.files import atomic_path, read_json, write_json
-from ...utils.seeds import sample_noise
 from .base import Recommended
 from .diffusers import StableDiffusionPrior
 from .multiview import base_beside
-from .placement import execution_device
 from .planes import sharing
 from .rows import COND, NULL, Condition, Rows
 from .temporal import TemporalConfig, TemporalParts, TemporalUNet
-from .video import TOKEN, FramesPrior, grouped
+from .video import TOKEN, FramesPrior, grouped, noised_mode
 
 MANIFEST, WEIGHTS = "orbit.json", "orbit.safetensors"
 FRAMES = 8  # of a turn
@@ -91,9 +89,7 @@ class OrbitPrior(FramesPrior):
         """See FramesPrior.encode_picture."""
         count, strength = frames or self.frames, self.cond_aug if cond_aug is None else cond_aug
         with torch.no_grad():
-            noise = sample_noise(images.shape[1:], generator, len(images), images.device)
-            shown = (2 * images - 1 + strength * noise).to(execution_device(self.vae), self.vae.dtype)
-            latents = self.vae.encode(shown).latent_dist.mode().float()
+            latents = noised_mode(self.vae, images, strength, generator).float()
             turns = torch.deg2rad(torch.tensor(self.azimuths(count), device=latents.device))
             height = latents.new_full((count,), math.radians(elevation_deg))
             angles = torch.stack([torch.full_like(height, strength), height, turns], -1).repeat(len(images), 1)

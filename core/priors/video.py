@@ -29,6 +29,15 @@ CLIP_PX = 224  # of the published image encoders
 VECTORS = {3: "fps, motion bucket and cond_aug (Stable Video Diffusion)", 1: "cond_aug (SV3D-u)"}
 
 
+def noised_mode(
+    vae: Any, images: Tensor, strength: float, generator: torch.Generator | Sequence[torch.Generator]
+) -> Tensor:
+    """Latents (B, C, h, w), unscaled, of pictures (B, 3, H, W) in [0, 1] with noise of this deviation in [-1, 1]."""
+    noise = sample_noise(images.shape[1:], generator, len(images), images.device)
+    shown = (2 * images - 1 + strength * noise).to(execution_device(vae), vae.dtype)
+    return vae.encode(shown).latent_dist.mode()
+
+
 class FramesPrior(DiffusersPrior):
     """A prior that is told a picture and draws `frames` of what it shows."""
 
@@ -110,9 +119,7 @@ class StableVideoPrior(FramesPrior):
             raise InputError(f"the picture has {sides} px; {self.name} needs multiples of {self.vae_factor}")
         with torch.no_grad():
             token = self._token(images)
-            noise = sample_noise(images.shape[1:], generator, len(images), images.device)
-            shown = (2 * images - 1 + strength * noise).to(execution_device(self.vae), self.vae.dtype)
-            concat = self.vae.encode(shown).latent_dist.mode().to(token)
+            concat = noised_mode(self.vae, images, strength, generator).to(token)
         numbers = [self.fps - 1, self.motion_bucket, strength] if self._told == 3 else [strength]
         micro = torch.tensor([numbers], dtype=token.dtype, device=token.device).expand(len(images), -1)
         told = {TOKEN: token, "concat": concat, MICRO: micro}

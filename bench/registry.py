@@ -45,6 +45,12 @@ EXPERIMENTS: dict[str, Experiment] = {
         ("setting", "test prompts"),
         method=(SOLVERS,),
     ),
+    "prompts": Experiment(
+        "Sentences with strange words, qualities and two subjects, beside what the judge reads in true renders",
+        "prompts",
+        ("sentences", "plain"),
+        method=(SOLVERS,),
+    ),
     "text-to-mesh": Experiment(
         "Text to mesh by score distillation: judged views, mesh health, cost",
         "text_to_mesh",

@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from diffusers import AutoencoderKL
 
 from ..core.priors import StableDiffusionPrior, load_prior
+from ..core.priors.build import quiet, told
 from ..core.priors.diffusers import DiffusersPrior
 from ..utils.errors import InputError
 
+CODEC = "vae"
 P = TypeVar("P", bound=DiffusersPrior)
 
 
@@ -19,13 +22,23 @@ def named_prior(
 ) -> P:
     """The prior `base` of what lies in a folder: the folder beside it, or found by name.
 
+    What learnt on another codec than the prior's has that one in its folder, as vae/; it takes the place of the prior's.
+
     Raises InputError for a prior of other kinds.
     """
     beside = folder.resolve().parent / base
-    prior = load_prior(beside if beside.is_dir() else base, device, dtype)
+    prior = load_prior(beside if beside.is_dir() else base, device, dtype, **own_codec(folder, device, dtype))
     if not isinstance(prior, kinds):
         raise InputError(f"the base {base!r} of {folder} is not a Stable Diffusion prior")
     return prior
+
+
+def own_codec(folder: Path, device: torch.device | str, dtype: torch.dtype) -> dict[str, AutoencoderKL]:
+    """{"vae": the codec that lies in a folder}; empty without one."""
+    if not (folder / CODEC).is_dir():
+        return {}
+    with told(f"the codec in {folder}", device), quiet():
+        return {CODEC: AutoencoderKL.from_pretrained(folder / CODEC, use_safetensors=True, torch_dtype=dtype)}
 
 
 def base_prior(

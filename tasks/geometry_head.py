@@ -26,7 +26,7 @@ from ..utils.configs import load_config, to_dict
 from ..utils.errors import InputError
 from ..utils.files import read_json, write_json
 from ..utils.runs import versions
-from .bases import base_prior
+from .bases import CODEC, base_prior
 from .codecs import CODECS, StackCodec
 from .confidence import ErrorModel
 from .ensemble import Solver as Alignment
@@ -126,6 +126,8 @@ class GeometryHead:
             )
         self.asked = prior.with_network(unet, config.kind)
         self._empty: Tensor | None = None
+        self.brings_codec = False
+        """whether its folder holds the codec, not the base's"""
         self.confidence: dict[str, ErrorModel] = {}
         """by target, where the head was calibrated"""
 
@@ -170,12 +172,12 @@ class GeometryHead:
         beside = folder.resolve().parent / base
         found = str(beside) if beside.is_dir() and beside.parent != weights_root().resolve() else base
         head = cls(prior, unet.to(device).eval().requires_grad_(False), config, found)
-        head._empty = empty.to(device, dtype)
+        head._empty, head.brings_codec = empty.to(device, dtype), (folder / CODEC).is_dir()
         head.confidence = {k: ErrorModel.read(v) for k, v in manifest.get("confidence", {}).items()}
         return head
 
     def save(self, folder: str | Path, base: str | None = None, **facts: Any) -> Path:
-        """Writes unet/ and the empty prompt (fp16 safetensors), and head.json with `facts`, e.g. validation numbers.
+        """Writes unet/, the empty prompt and a codec of its own (fp16 safetensors), and head.json with `facts`, e.g. validation numbers.
 
         `base` names the prior, found as a sibling folder or by name; None: as it was found before. Only its codec is
         used: the prompt is kept here because a text encoder that learns more would change it. A head that is the
@@ -204,9 +206,10 @@ class GeometryHead:
         return folder
 
     def _save_parts(self, folder: Path) -> None:
-        copy = UNet2DConditionModel.from_config(self.unet.config)
-        copy.load_state_dict(self.unet.state_dict())
-        copy.half().save_pretrained(folder / "unet", safe_serialization=True)
+        for name, module in {"unet": self.unet, **({CODEC: self.prior.vae} if self.brings_codec else {})}.items():
+            copy = type(module).from_config(module.config)
+            copy.load_state_dict(module.state_dict())
+            copy.half().save_pretrained(folder / name, safe_serialization=True)
         save_file({"empty": self.empty_prompt().half().contiguous()}, folder / PROMPT)
 
     def empty_prompt(self) -> Tensor:
@@ -291,7 +294,7 @@ class GeometryHead:
     def with_config(self, **changes: Any) -> GeometryHead:
         """The same networks asked differently."""
         head = GeometryHead(self.prior, self.unet, replace(self.config, **changes), self.base)
-        head.confidence = self.confidence
+        head.confidence, head.brings_codec = self.confidence, self.brings_codec
         head._empty = self._empty if head.config.prompt_padding == self.config.prompt_padding else None
         return head
 

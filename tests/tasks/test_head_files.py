@@ -113,3 +113,23 @@ def test_another_setting_keeps_the_saved_prompt(head_folder: Path) -> None:
     head = GeometryHead.load(head_folder)
     assert head.with_config(processing_resolution=16).empty_prompt() is head.empty_prompt()
     assert head.with_config(prompt_padding="do_not_pad").empty_prompt().shape[1] == 2
+
+
+def test_a_head_that_learnt_on_another_codec_brings_it(head_folder: Path, tmp_path: Path) -> None:
+    """The one in its folder takes the place of its base's, and is written again with the head."""
+    head = GeometryHead.load(head_folder)
+    for parameter in head.prior.vae.decoder.parameters():
+        parameter.data.mul_(0.9)
+    head.brings_codec = True
+    folder = head.save(head_folder.parent / "mine")
+    again = GeometryHead.load(folder)
+    assert torch.allclose(depth_of(again), depth_of(head), atol=1e-3)  # of half precision
+    assert not torch.allclose(depth_of(again), depth_of(GeometryHead.load(head_folder)), atol=1e-2)
+    shutil.copytree(head_folder.parent / "tiny", tmp_path / "tiny")
+    twice = GeometryHead.load(again.with_config().save(tmp_path / "twice", "tiny"))
+    assert torch.equal(depth_of(twice), depth_of(again))
+    assert not (head_folder / "vae").exists()
+
+
+def depth_of(head: GeometryHead) -> torch.Tensor:
+    return ImageToGeometry(head)(PICTURE, output_type="pt").depth.prediction

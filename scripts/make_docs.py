@@ -2,8 +2,8 @@
 
 A table stands between `<!-- table:NAME -->` and `<!-- /table -->`; NAME is the experiment, optionally with `:COLUMNS`
 (comma-separated keys of its rows). `KEY=VALUE` as the last of them spreads the rows: a column for each KEY, with VALUE
-in its cells. `NAME/LIST` shows another list of rows than "table". No number of a table is typed by hand, and none was
-measured with other weights than those in the tree.
+in its cells. `NAME/LIST` shows another list of rows than "table". No number of a table is typed by hand, and below a
+table that was measured with other weights than those in the tree it is said so.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from ..utils.files import read_json, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN = r"<!-- table:([a-z0-9-]+)(?:/([a-z_]+))?(?::([a-z0-9_,=]+))? -->\n"
+FORMER = "\n*Measured with earlier weights than those that are shipped.*\n"
 BLOCK = re.compile(rf"({BEGIN})(.*?)(<!-- /table -->)", re.DOTALL)
 
 
@@ -50,8 +51,11 @@ def spread_rows(rows: list[dict[str, Any]], columns: list[str]) -> tuple[list[st
     return [*same, *headings], list(spread.values())
 
 
-def fill(text: str, results: Path) -> str:
-    """The page with every table block made anew. Raises InputError when an experiment has no result."""
+def fill(text: str, results: Path, former: Collection[str] = ()) -> str:
+    """The page with every table block made anew; `former` are the experiments measured with other weights.
+
+    Raises InputError when an experiment has no result.
+    """
 
     def replace(match: re.Match[str]) -> str:
         path = results / f"{match[2]}.json"
@@ -63,7 +67,8 @@ def fill(text: str, results: Path) -> str:
         if rows not in result:
             raise InputError(f"the page wants the list {rows!r} of {path.name}, which holds {', '.join(result)}")
         columns = match[4].split(",") if match[4] else None
-        return match[1] + table(result[rows], columns) + match[6]
+        said = FORMER if match[2] in former else ""
+        return match[1] + table(result[rows], columns) + said + match[6]
 
     return BLOCK.sub(replace, text)
 
@@ -76,18 +81,19 @@ def on_pages(pages: Sequence[Path]) -> list[str]:
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line.
 
-    Exit code 1 with --check when a page is out of date or shows what was measured with other weights; tables whose
-    code has changed since are told.
+    Exit code 1 with --check when a page is out of date, which it also is when it does not say of a table that it was
+    measured with other weights; those tables and those whose code has changed since are told.
     """
     parser = argparse.ArgumentParser(prog="make_docs", description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="only say whether the pages are up to date")
     options = parser.parse_args(arguments)
     pages, results = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))], ROOT / "docs" / "results"
-    behind = []
+    behind, states = [], stale(on_pages(pages), results)
+    former = [name for name, state in states.items() if state.weights]
     try:
         for page in pages:
             before = page.read_text()
-            after = fill(before, results)
+            after = fill(before, results, former)
             if after != before:
                 behind.append(page.name)
                 if not options.check:
@@ -97,9 +103,9 @@ def main(arguments: list[str] | None = None) -> int:
         return error.exit_code
     print(f"{'out of date' if options.check else 'updated'}: {', '.join(behind) or 'nothing'}")
     wrong = False
-    for name, state in stale(on_pages(pages), results).items():
+    for name, state in states.items():
         print(f"{name}: {'; '.join(state.reasons)}")
-        wrong |= bool(state.missing or state.weights)
+        wrong |= bool(state.missing)
     return 1 if options.check and (behind or wrong) else 0
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..utils.companions import REPORT, companion
+from ..utils.companions import report_of
 from ..utils.files import write_json
 from .extract import mesh_arrays
 from .meshes import Mesh
@@ -55,7 +55,7 @@ def write_report(mesh: Mesh, path: str | Path, scale_from: str | None = None) ->
     that is of a mesh in another format, NAME.glb.report.json."""
     path = Path(path)
     facts = {"file": path.name, **inspect_mesh(mesh, path.suffix, scale_from)}
-    return write_json(companion(path.parent, path.stem, path.suffix, REPORT), facts)
+    return write_json(report_of(path), facts)
 
 
 def _shells(mesh: Mesh) -> dict[str, Any]:

@@ -20,8 +20,7 @@ from ..geometry.shapes import Gaussians
 from ..geometry.splats import GaussianCloud, save_splats
 from ..geometry.splats.drawing import SplatView
 from ..geometry.splats.facts import facts_of
-from ..geometry.splats.files import suffix_of
-from ..utils.companions import REPORT, companion
+from ..utils.companions import report_of
 from ..utils.errors import InputError
 from ..utils.files import write_json
 from ..utils.runs import RunRecord
@@ -52,9 +51,8 @@ class TextToSplatsOutput(BaseOutput):
 
     def write_report(self, path: str | Path) -> Path:
         """Writes NAME.report.json beside a file of the splats; where that is another's, NAME.ply.report.json."""
-        path, suffix = Path(path), suffix_of(path)
-        place = companion(path.parent, path.name.removesuffix(suffix), suffix, REPORT)
-        return write_json(place, {"file": path.name, **self.report})
+        path = Path(path)
+        return write_json(report_of(path), {"file": path.name, **self.report})
 
     def save(self, folder: str | Path, name: str = "splats.ply", frames: int = 36, size: int = 256) -> list[Path]:
         """Writes the splats (.ply, .compressed.ply, .splat, .spz or .glb), their .report.json, turntable.gif and .mp4,

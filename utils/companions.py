@@ -25,6 +25,11 @@ def companion(folder: Path, stem: str, suffix: str, ending: str = RECORD) -> Pat
     return next(path for path in itertools.chain([plain], own) if _is_free(path, f"{stem}{suffix}"))
 
 
+def report_of(path: Path) -> Path:
+    """Where the report of a file lies: NAME.report.json beside it, or NAME.glb.report.json (`companion`)."""
+    return companion(path.parent, path.stem, path.suffix, REPORT)
+
+
 def _is_free(path: Path, name: str) -> bool:
     """Whether a record or report is not there or speaks of a file of this name."""
     if not os.path.lexists(path):

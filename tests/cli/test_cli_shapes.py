@@ -66,6 +66,18 @@ def test_splats_their_report_and_pictures_are_written(run: Run, asked: list[dict
     assert code == 2 and "was made with --negative fog, --rule asd" in err
 
 
+def test_packed_splats_have_the_companions_that_are_looked_for(run: Run, asked: list[dict[str, Any]]) -> None:
+    words = ("text-to-splats", "a red chair", "-o", "x.compressed.ply", "--frames", "0")
+    assert run(*words)[0] == 0
+    names = {path.name for path in Path().iterdir()}
+    assert names == {f"x.compressed{ending}" for ending in (".ply", ".report.json", "-sheet.png", ".run.json")}
+    told = json.loads(Path("x.compressed.run.json").read_text())["outputs"]
+    assert set(told) == names - {"x.compressed.run.json"}
+    assert len(asked) == 2
+    code, _, err = run(*words)  # what is there is known by its names: nothing is made again
+    assert code == 2 and "x.compressed.ply" in err and "already there" in err and len(asked) == 2
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

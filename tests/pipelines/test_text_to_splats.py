@@ -47,9 +47,9 @@ def test_everything_is_written_and_reads_back(tmp_path):
     made = TextToSplats(prior(), load_config(MeshRecipe, SMALL))("dark", seed=2, diagnostics=tmp_path / "told")
     names = {path.name for path in made.save(tmp_path, "dark.compressed.ply", frames=2, size=32)}
     films = {"turntable.gif", "turntable.mp4"}
-    assert names == {"dark.compressed.ply", "dark.report.json", "sheet.png", "run.json"} | films
+    assert names == {"dark.compressed.ply", "dark.compressed.report.json", "sheet.png", "run.json"} | films
     assert len(load_splats(tmp_path / "dark.compressed.ply")) == made.report["splats"] == len(made.splats) > 0
-    assert json.loads((tmp_path / "dark.report.json").read_text()) == {
+    assert json.loads((tmp_path / "dark.compressed.report.json").read_text()) == {
         "file": "dark.compressed.ply",
         **made.report,
     }

@@ -151,8 +151,8 @@ def with_cameras(told: Condition, twin: Twin | None, camera: Camera, like: Tenso
 
 def encoded(config: ScoreConfig, prior: Prior, texts: list[str], negative: str | None) -> Condition:
     """The texts as conditions: a negative prompt is their unconditional branch, or one of its own for rules that ask
-    both."""
-    if negative is None or not config.rule.made.negative:
+    both; an empty one is the empty prompt, which is asked once."""
+    if not negative or not config.rule.made.negative:
         return prior.encode_text(texts, negative)
     apart = prior.encode_text([negative] * len(texts))
     return prior.encode_text(texts).branch(NEGATIVE, apart["cond"])

@@ -272,6 +272,22 @@ def test_rescale_acts_on_each_group_of_a_call():
         torch.testing.assert_close(score(images[rows], 0, **options).x0_hat, whole[rows])
 
 
+@pytest.mark.parametrize(("rule", "rows"), [("csd", 2), ("nfsd", 2)])
+def test_an_empty_negative_prompt_is_the_empty_prompt_and_asked_once(rule, rows):
+    config = replace(SDS, rule=RuleConfig(rule), guidance=7.5)
+    images, camera = draw(2, 2, 4, 4), Camera(torch.eye(4).repeat(2, 1, 1), torch.eye(3).repeat(2, 1, 1), 4, 4)
+    pulls, spent = [], []
+    for negative in (None, "", "blue"):
+        model = prior(components=2)
+        guide = make_guide(config, model, "red", negative)
+        seen = images.clone().requires_grad_()
+        guide(seen, camera, 0.4, torch.Generator().manual_seed(3)).loss.backward()
+        pulls.append(seen.grad)
+        spent.append(model.nfe // len(images))
+    assert spent == [rows, rows, rows + 1]
+    assert torch.equal(pulls[0], pulls[1]) and not torch.equal(pulls[0], pulls[2])
+
+
 @pytest.mark.parametrize("form", ["recon", "score"])
 def test_the_ratio_weight_has_a_limit_in_pure_noise(form):
     """At t = 1 of a flow alpha is 0: w = sigma / alpha is infinite, and the pull is x - x0 all the same."""

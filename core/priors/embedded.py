@@ -30,7 +30,7 @@ make me much my of off on onto or other our own quite she should so some such th
 they this those through to too toward towards until upon us very via was we were what when where which while who whose
 will with would you your"""
 _COMMON = frozenset(_GRAMMAR.split())  # nobody misses these words in a picture
-TOYBOX = Recommended(guidance=3.0, steps=20)
+TOYBOX = Recommended(guidance=4.0, steps=20)
 TOYBOX_MULTIVIEW = Recommended(guidance=5.0, steps=30)
 TOYBOX_DIT = Recommended(guidance=5.0, steps=20, spacing="trailing", solver="euler")
 

@@ -22,7 +22,7 @@ def named_prior(
 ) -> P:
     """The prior `base` of what lies in a folder: the folder beside it, or found by name.
 
-    What learnt on another codec than the prior's has that one in its folder, as vae/; it takes the place of the prior's.
+    What learnt on another codec has that one in its folder, as vae/; it takes the place of the prior's.
 
     Raises InputError for a prior of other kinds.
     """

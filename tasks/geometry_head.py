@@ -177,7 +177,7 @@ class GeometryHead:
         return head
 
     def save(self, folder: str | Path, base: str | None = None, **facts: Any) -> Path:
-        """Writes unet/, the empty prompt and a codec of its own (fp16 safetensors), and head.json with `facts`, e.g. validation numbers.
+        """Writes unet/, the empty prompt and a codec of its own (fp16 safetensors), and head.json with `facts`.
 
         `base` names the prior, found as a sibling folder or by name; None: as it was found before. Only its codec is
         used: the prompt is kept here because a text encoder that learns more would change it. A head that is the

@@ -26,6 +26,7 @@ from .embedded_prior import draw_images, test_programs
 from .focus import relations
 from .intervals import ratio, share
 from .runner import Context
+from .toy_latents import agreement
 
 SAID = ("pattern", "finish")  # what the judge reads of the qualities
 
@@ -123,7 +124,7 @@ def _rendered(kind: Any, numbers: Sequence[int]) -> Tensor:
 
 def _single(judge: Judge, images: Tensor, meanings: list[Meaning]) -> dict[str, np.ndarray]:
     """Flags by question, each of the sentences that say something of it; all: of every sentence."""
-    flags = _flags(judge, images, meanings, pairs=False)
+    flags = agreement(judge, images, meanings)
     said = {name: np.array([bool(getattr(m.phrases[0], name)) for m in meanings]) for name in SAID}
     every = np.logical_and.reduce([flags[name] for name in ("noun", "colour", *SAID)])
     qualities = {name: flags[name][asked] for name, asked in said.items() if asked.any()}
@@ -131,15 +132,10 @@ def _single(judge: Judge, images: Tensor, meanings: list[Meaning]) -> dict[str, 
 
 
 def _double(judge: Judge, images: Tensor, meanings: list[Meaning]) -> dict[str, np.ndarray]:
-    flags = _flags(judge, images, meanings, pairs=judge.pairs is not None)
+    flags = agreement(judge, images, meanings, judge.pairs is not None)
     nouns, colours = (flags[name] & flags[f"second_{name}"] for name in ("noun", "colour"))
     return {"noun": nouns, "colour": colours, "relation": flags["relation"], "all": nouns & colours}
 
 
 def _shares(flags: dict[str, np.ndarray]) -> dict[str, Any]:
     return {name: share(values) for name, values in flags.items()}
-
-
-def _flags(judge: Judge, images: Tensor, meanings: list[Meaning], pairs: bool) -> dict[str, np.ndarray]:
-    parts = [judge(images[i : i + 100], pairs).agrees(meanings[i : i + 100]) for i in range(0, len(images), 100)]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -94,9 +94,9 @@ def features(judge: Judge, images: Tensor) -> Tensor:
     return torch.cat([judge.features(part) for part in images.split(100)])
 
 
-def agreement(judge: Judge, images: Tensor, meanings: Sequence[Meaning]) -> dict[str, np.ndarray]:
-    """Flags (N,) by question: what the images show of what their sentences say."""
-    parts = [judge(images[i : i + 100]).agrees(meanings[i : i + 100]) for i in range(0, len(images), 100)]
+def agreement(judge: Judge, images: Tensor, meanings: Sequence[Meaning], pairs: bool = False) -> dict[str, np.ndarray]:
+    """Flags (N,) by question: what the images show of what their sentences say; `pairs` as in Judge."""
+    parts = [judge(images[i : i + 100], pairs).agrees(meanings[i : i + 100]) for i in range(0, len(images), 100)]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 

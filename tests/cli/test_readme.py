@@ -124,4 +124,4 @@ def test_the_first_screen_is_short() -> None:
     assert len(first.splitlines()) < 50 and order == sorted(order)
     assert first.count("docs/images/verb-") >= 6 and "<!-- table" not in first
     tables = re.findall(r"<!-- table.*?<!-- /table -->", TEXT, re.DOTALL)
-    assert len(tables) == 1 and len(tables[0].splitlines()) <= 10
+    assert len(tables) == 1 and tables[0].count("\n|") < 8  # what it rests on may be said below the rows

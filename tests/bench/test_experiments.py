@@ -124,7 +124,7 @@ def test_every_solver_is_tuned_over_its_spacings():
 
 def test_swapped_colours_are_asked_of_two_colours_only():
     class Reader:
-        def __call__(self, images):
+        def __call__(self, images, pairs=False):
             return self
 
         def agrees(self, meanings):

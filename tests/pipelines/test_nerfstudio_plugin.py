@@ -37,6 +37,20 @@ def test_entry_points_lead_to_names_of_the_plugin() -> None:
         assert name in named
 
 
+def test_the_dataparser_needs_nothing_that_waits_for_it() -> None:
+    """nerfstudio loads dataparsers in the middle of listing its own; datamanagers, engine and models import that list."""
+    tree = ast.parse((ROOT / "pipelines" / "nerfstudio_data.py").read_text())
+    asked = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and not node.level}
+    assert {name for name in asked if name and name.startswith("nerfstudio")} == {
+        "nerfstudio.data.dataparsers.base_dataparser",
+        "nerfstudio.data.scene_box",
+        "nerfstudio.plugins.registry_dataparser",
+    }
+    assert not [
+        node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module == "nerfstudio_plugin"
+    ]
+
+
 def test_a_capture_is_read_as_it_was(tmp_path: Path) -> None:
     from unproject.geometry.posed_files import load_posed
 
@@ -48,7 +62,7 @@ def test_a_capture_is_read_as_it_was(tmp_path: Path) -> None:
 def test_the_dataparser_gives_the_same_rays_in_its_own_world(tmp_path: Path) -> None:
     pytest.importorskip("nerfstudio")
     from unproject.geometry.interop import from_nerfstudio_cameras
-    from unproject.pipelines.nerfstudio_plugin import UnprojectDataParserConfig
+    from unproject.pipelines.nerfstudio_data import UnprojectDataParserConfig
 
     parser = UnprojectDataParserConfig(data=capture(pictures(), tmp_path), held_out=5).setup()
     told = parser.get_dataparser_outputs("train")

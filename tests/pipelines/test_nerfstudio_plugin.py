@@ -38,7 +38,7 @@ def test_entry_points_lead_to_names_of_the_plugin() -> None:
 
 
 def test_the_dataparser_needs_nothing_that_waits_for_it() -> None:
-    """nerfstudio loads dataparsers in the middle of listing its own; datamanagers, engine and models import that list."""
+    """nerfstudio loads dataparsers in the middle of listing its own; datamanagers and engine import that list."""
     tree = ast.parse((ROOT / "pipelines" / "nerfstudio_data.py").read_text())
     asked = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and not node.level}
     assert {name for name in asked if name and name.startswith("nerfstudio")} == {

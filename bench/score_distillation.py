@@ -18,6 +18,7 @@ from ..generate.guides import make_guide
 from ..pipelines.text_to_shape import MeshRecipe, load_recipe
 from ..toybox.judge import Judge
 from ..utils.pictures import grid, save_image
+from ..utils.ramps import Ramp
 from ..utils.seeds import generator
 from .distilled import Made, at_rows, geometry, judged, made, true_of
 from .intervals import share, spread
@@ -37,16 +38,19 @@ class FamilyBench:
     prompts: int = 3
     seeds: int = 8  # of the first prompt
     draws: int = 8  # of noise, for the variance
+    rates: float = 6.0  # factor on the recipe's rates, which are those of four times as many rows
     rules: tuple[str, ...] = RULES
     words_only: tuple[str, ...] = WORDS_ONLY
 
 
-def recipe_of(rule: str, prior: Prior, rows: int) -> MeshRecipe:
-    """The splat recipe of the prior with a rule, in the recipe's own window of levels."""
+def recipe_of(rule: str, prior: Prior, rows: int, rates: float) -> MeshRecipe:
+    """The splat recipe of the prior with a rule, in the recipe's own window of levels, and a factor on its rates."""
     plain, changed = (load_recipe(None, prior, name, "text-to-splats") for name in (None, rule))
     if changed.score.window.draw == "uniform":
         changed = replace(changed, score=replace(changed.score, window=plain.score.window))
-    return at_rows(changed, prior, rows)
+    lr = Ramp.of(changed.optimise.lr)
+    faster = (lr.start, rates * lr.value0, rates * lr.value1, lr.end)
+    return at_rows(replace(changed, optimise=replace(changed.optimise, lr=faster)), prior, rows)
 
 
 def pull_variance(recipe: MeshRecipe, prior: Prior, views: Tensor, draws: int) -> float:
@@ -79,7 +83,7 @@ def row_of(
     rule: str, prior: Prior, config: FamilyBench, wanted: list[Wanted], judge: Judge, seed: int
 ) -> tuple[dict[str, Any], list[Made]]:
     """One line of the table and what was made."""
-    recipe = recipe_of(rule, prior, config.rows)
+    recipe = recipe_of(rule, prior, config.rows, config.rates)
     jobs = [(wanted[0], seed + k) for k in range(config.seeds)] + [(one, seed) for one in wanted[1:]]
     shapes = [made(recipe, prior, one.prompt, number) for one, number in jobs]
     records = [

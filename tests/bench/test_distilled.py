@@ -16,6 +16,7 @@ from unproject.core.distillation.rules.inverted import SDI
 from unproject.core.priors import SD_SCHEDULE, GaussianMixturePrior
 from unproject.pipelines.text_to_shape import load_recipe
 from unproject.toybox.captions import Meaning, Phrase
+from unproject.utils.ramps import Ramp
 from unproject.utils.seeds import generator
 
 SIZE = 16
@@ -36,17 +37,20 @@ def test_steps_follow_from_the_rows_of_a_rule(rule, rows):
     assert at_rows(recipe, model, 240).optimise.steps == 240 // rows
 
 
-def test_all_rules_have_one_window_but_those_that_are_one():
+def test_all_rules_have_one_window_but_those_that_are_one_and_the_same_rates():
     model = prior()
-    plain = load_recipe(None, model, None, "text-to-splats").score.window
+    plain = load_recipe(None, model, None, "text-to-splats")
+    slow, fast = Ramp.of(plain.optimise.lr), (3 * Ramp.of(plain.optimise.lr).at(share) for share in (0.0, 0.4, 1.0))
     for rule in set(RULES) - {"vsd"}:
-        found = recipe_of(rule, model, 64).score
-        assert (found.window == plain) == (rule != "hifa")
+        found = recipe_of(rule, model, 64, 3.0)
+        assert (found.score.window == plain.score.window) == (rule != "hifa")
+        assert Ramp.of(found.optimise.lr) == Ramp(slow.start, 3 * slow.value0, 3 * slow.value1, slow.end)
+    assert [Ramp.of(found.optimise.lr).at(share) for share in (0.0, 0.4, 1.0)] == pytest.approx(list(fast))
 
 
 def test_a_pull_without_noise_has_no_variance():
     model, views = prior(), torch.rand(4, 3, SIZE, SIZE, generator=generator(0))
-    recipe = recipe_of("sdi", model, 64)
+    recipe = recipe_of("sdi", model, 64, 1.0)
     still = replace(recipe.score, rule=RuleConfig("sdi", sdi=SDI(eta=0.0)))
     assert pull_variance(replace(recipe, score=still), model, views, 3) < 1e-12
     assert pull_variance(recipe, model, views, 3) > 1e-6

@@ -92,6 +92,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "A prior of normals beside that of colours at equal network rows",
         "richdreamer",
         ("guides", "colours"),
+        "toybox-mv",
         method=FAMILY,
     ),
     "geometry-heads": Experiment(

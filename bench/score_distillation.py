@@ -48,9 +48,14 @@ def recipe_of(rule: str, prior: Prior, rows: int, rates: float) -> MeshRecipe:
     plain, changed = (load_recipe(None, prior, name, "text-to-splats") for name in (None, rule))
     if changed.score.window.draw == "uniform":
         changed = replace(changed, score=replace(changed.score, window=plain.score.window))
-    lr = Ramp.of(changed.optimise.lr)
-    faster = (lr.start, rates * lr.value0, rates * lr.value1, lr.end)
-    return at_rows(replace(changed, optimise=replace(changed.optimise, lr=faster)), prior, rows)
+    return at_rows(faster(changed, rates), prior, rows)
+
+
+def faster(recipe: MeshRecipe, rates: float) -> MeshRecipe:
+    """The recipe with a factor on all rates, so that few steps finish a shape."""
+    lr = Ramp.of(recipe.optimise.lr)
+    raised = (lr.start, rates * lr.value0, rates * lr.value1, lr.end)
+    return replace(recipe, optimise=replace(recipe.optimise, lr=raised))
 
 
 def pull_variance(recipe: MeshRecipe, prior: Prior, views: Tensor, draws: int) -> float:

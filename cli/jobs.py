@@ -146,7 +146,8 @@ def _work(
                     or not (isinstance(error, InputError) or out_of_memory(error))
                 ):
                     raise
-                reason = str(error) if isinstance(error, InputError) else f"{job.source}: out of memory"
+                reason = str(error) if isinstance(error, InputError) else "out of memory"
+                reason = reason if job.source in reason else f"{job.source}: {reason}"
                 failed.append(reason)
                 found.sources.pop(_name(job, target))
             bar.advance()

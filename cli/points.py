@@ -55,8 +55,13 @@ class Pointcloud(ImageCommand, LensOptions):
 
     @property
     def noun(self) -> str:
-        """See ImageCommand.noun."""
+        """See EachCommand.noun."""
         return "mesh" if self.mesh else "pointcloud"
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """See EachCommand.formats."""
+        return tuple(suffix[1:] for suffix in self.suffixes)
 
     @property
     def suffixes(self) -> tuple[str, ...]:
@@ -79,11 +84,11 @@ class Pointcloud(ImageCommand, LensOptions):
         return self.suffixes[0]
 
     def marks(self) -> tuple[str, ...]:
-        """See ImageCommand.marks."""
+        """See EachCommand.marks."""
         return self.suffixes
 
     def endings(self) -> tuple[str, ...]:
-        """See ImageCommand.endings."""
+        """See EachCommand.endings."""
         beside = [CAMERA, *([PREVIEW] if self.preview else []), *([UNDISTORTED] if self.undistort else [])]
         return (*self.suffixes, *beside, *([".report.json"] if self.mesh else []))
 

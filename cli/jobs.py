@@ -223,7 +223,8 @@ def _check_source(told: Mapping[str, Any], name: str, job: Job, path: Path) -> N
 
 def _check_settings(command: Command, told: Mapping[str, Any], formats: Sequence[str] | None, path: Path) -> None:
     """Raises InputError where a record says that a file was made in another way; of `formats`, if they matter."""
-    made_with = dict(told.get("config") or {})
+    config = told.get("config")
+    made_with = dict(config) if isinstance(config, dict) else {}
     wanted = {option: value for option, value in settings(command).items() if option in made_with}
     made_in = formats_of(told)
     if made_in is not None:

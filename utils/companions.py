@@ -44,7 +44,7 @@ def formats_of(told: Mapping[str, Any]) -> list[str] | None:
     """The set of formats that a record speaks of; None where it names none."""
     notes = told.get("notes")
     formats = notes.get("formats") if isinstance(notes, dict) else None
-    return formats if isinstance(formats, list) else None
+    return formats if isinstance(formats, list) and all(isinstance(one, str) for one in formats) else None
 
 
 def report_of(path: Path) -> Path:

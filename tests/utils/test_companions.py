@@ -47,7 +47,13 @@ def test_a_set_of_formats_has_the_first_record_that_speaks_of_no_other(tmp_path:
     (tmp_path / "depth.rank1.run.json").unlink()
     (tmp_path / "depth.run.json").write_text('{"notes": {"sources": {}}}')  # from before sets were told apart
     assert record("exr") == "depth.run.json"
-    for text in ('{"notes": {"formats": ["exr", "npz"]}}', '{"notes": {}}', "no JSON", '{"notes": {"formats": "exr"}}'):
+    for text in (
+        '{"notes": {"formats": ["exr", "npz"]}}',
+        '{"notes": {"formats": [["exr"]]}}',
+        '{"notes": {}}',
+        "no JSON",
+        '{"notes": {"formats": "exr"}}',
+    ):
         (tmp_path / "depth.run.json").write_text(text)
         assert record("exr") == "depth.exr.run.json" and record("exr", "tiff") == "depth.exr-tiff.run.json"
     (tmp_path / "depth.exr.run.json").write_text('{"outputs": ["depth.exr"]}')

@@ -47,7 +47,7 @@ class Calibrate(ImageCommand):
         return ".json"
 
     def marks(self) -> tuple[str, ...]:
-        """See ImageCommand.marks."""
+        """See EachCommand.marks."""
         return (".json",)
 
     def bytes_per_pixel(self) -> int:
@@ -92,7 +92,7 @@ class Calibrate(ImageCommand):
         self._write(made, 0, path, record, target)
 
     def run(self, record: RunRecord, target: Target) -> Shown:
-        """See ImageCommand.run; with a table of what was found."""
+        """See EachCommand.run; with a table of what was found."""
         shown = self._together(record, target) if self.shared else super().run(record, target)
         cameras = record.notes.get("cameras", {})
         if cameras:

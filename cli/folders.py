@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..tasks.formats import MAP_ENDINGS, PREVIEW
+from ..tasks.formats import MAP_ENDINGS, MAP_FORMATS, PREVIEW
 from ..utils.errors import InputError
 from ..utils.files import read_json
 
@@ -17,7 +18,12 @@ LIFTED = ("pointcloud", "mesh")  # what else is made of a picture
 CAMERA, UNDISTORTED = "-camera.json", "-undistorted.png"  # endings of what lies beside those
 POINT_KINDS = (".ply", ".glb", ".obj", ".xyz", ".usd", ".usda", ".usdc", ".usdz")
 MESH_KINDS = (".glb", ".obj", ".ply", ".stl", ".usd", ".usda", ".usdc", ".usdz")
-LIFTED_ENDINGS = (CAMERA, UNDISTORTED, PREVIEW, ".report.json", ".mtl", "_base_color.png", *POINT_KINDS, ".stl")
+BESIDE = (CAMERA, UNDISTORTED, PREVIEW, ".report.json")
+LIFTED_ENDINGS = (*BESIDE, ".mtl", "_base_color.png", *POINT_KINDS, ".stl")
+_KINDS = "|".join(sorted({*MAP_FORMATS, *(kind[1:] for kind in (*POINT_KINDS, *MESH_KINDS))}))
+MARKED = re.compile(  # before an ending of what lies beside an output; see utils.companions
+    rf"\.(?:{_KINDS})(?:-(?:{_KINDS}))*(?:-\d+)?(?=(?:{'|'.join(map(re.escape, BESIDE))})$)"
+)
 NUMBERS = (".npz", ".npy", ".exr", ".tiff", "-16bit.png")  # of maps
 OTHER_PICTURES = {  # that are not read, and the way out
     **dict.fromkeys((".heic", ".heif", ".avif"), "save it as JPEG or PNG, or pip install 'unproject[heic]'"),
@@ -92,14 +98,15 @@ def distinct_stems(pictures: Sequence[Path]) -> list[str]:
 
 def without_maps(pictures: Sequence[Path], names: Collection[str]) -> list[Path]:
     """The pictures of a folder that were not made of another one: no NAME-depth.png beside NAME-depth.npz, and none
-    whose name a record there (depth.run.json) holds."""
+    whose name a record there (depth.run.json, or depth.exr.run.json of other formats) holds."""
     owners = {name for path in pictures for name in (path.stem, _with_suffix(path))}
     bases = {f"{owner}-{name}" for owner in owners for name in names}
     recorded = {base for folder in {path.parent for path in pictures} for base in _made_in(folder)}
     others = (*NUMBERS, *LIFTED_ENDINGS)
 
     def is_made(path: Path) -> bool:
-        base = next((path.name.removesuffix(end) for end in (*MAP_ENDINGS, UNDISTORTED) if path.name.endswith(end)), "")
+        name = _unmarked(path.name)
+        base = next((name.removesuffix(end) for end in (UNDISTORTED, *MAP_ENDINGS) if name.endswith(end)), "")
         beside = (path.with_name(f"{base}{end}") for end in others)
         return base in bases and (base in recorded or any(one != path and one.is_file() for one in beside))
 
@@ -129,7 +136,13 @@ def _of_run(path: Path, names: Collection[str]) -> bool:
     """Whether a file is what a command of ours left: a record, a map's numbers, points, a mesh, their camera."""
     maps = tuple(f"-{name}{end}" for name in names for end in MAP_ENDINGS)
     lifted = tuple(f"-{name}{end}" for name in LIFTED for end in LIFTED_ENDINGS)
-    return path.name.endswith((*maps, *lifted, ".run.json")) or path.name == "run.json"
+    return _unmarked(path.name).endswith((*maps, *lifted, ".run.json")) or path.name == "run.json"
+
+
+def _unmarked(name: str) -> str:
+    """The name of what lies beside a map, points or a mesh without the formats that tell it from another's:
+    a-mesh-camera.json of a-mesh.obj-ply-camera.json."""
+    return MARKED.sub("", name)
 
 
 def _ours(folder: str) -> bool:

@@ -41,7 +41,7 @@ class Geometry(ImageCommand, LensOptions):
         return "it writes several files"
 
     def marks(self) -> tuple[str, ...]:
-        """See ImageCommand.marks."""
+        """See EachCommand.marks."""
         return FILES
 
     def bytes_per_pixel(self) -> int:
@@ -68,7 +68,7 @@ class Geometry(ImageCommand, LensOptions):
         return load_metric(self)
 
     def run(self, record: RunRecord, target: Target) -> Shown:
-        """See ImageCommand.run; with a table of the residuals."""
+        """See EachCommand.run; with a table of the residuals."""
         shown = super().run(record, target)
         told = record.notes.get("geometry", {})
         if told:

@@ -16,13 +16,13 @@ from ..utils.bands import Compression, need_exr
 from ..utils.errors import InputError
 from ..utils.runs import RunRecord
 from .choices import OneKind
-from .common import Seeded, check_range
+from .common import check_range
 from .estimates import Estimate, of_pictures
 from .folders import LIFTED, distinct_stems, find, pixels_of
-from .jobs import SOME_FAILED, Job, run_jobs, sort_out
-from .outputs import Target, check_apart, check_new, check_places
-from .priors import HeadCommand, head_names
-from .showing import Shown
+from .jobs import Job, sort_out
+from .outputs import Target
+from .priors import head_names
+from .several import EachCommand
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,45 +33,25 @@ MAPS = tuple(name for name, task in task_table().items() if task.map)  # whose f
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageCommand(HeadCommand, Seeded):
+class ImageCommand(EachCommand):
     """Options of the commands that read pictures."""
 
-    splits: ClassVar[bool] = True
+    reads: ClassVar[str] = "image"
+    plural: ClassVar[str] = "pictures"
+
     prior: str = "toybox"
     """toybox, a geometry head's name (marigold-depth, ...) or folder, or a hub id owner/name."""
     image: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Pictures, folders of pictures, or - for standard input."""
-    recursive: bool = False
-    """Enter the folders inside a folder too; the outputs lie in folders of the same names."""
     ensemble: int = 1
     """Predictions to average; more is steadier and slower."""
     steps: int | None = None
     """Solver steps (default: what suits the head)."""
-    overwrite: bool = False
-    """Make again what is already there. Otherwise what is there is kept, and an interrupted command goes on."""
-
-    @property
-    def many(self) -> bool:
-        """Whether the outputs of several pictures share a folder."""
-        return len(self.image) != 1 or self.image[0].is_dir()
 
     @property
     def several(self) -> str:
         """See Command.several."""
         return "it was given several pictures" if self.many else super().several
-
-    @property
-    def noun(self) -> str:
-        """What is made, for names: photo.jpg becomes photo-NOUN."""
-        return self.name
-
-    def marks(self) -> tuple[str, ...]:
-        """Endings of the files by which a picture counts as done."""
-        return ()
-
-    def endings(self) -> tuple[str, ...]:
-        """Endings of the files that may be written for a picture."""
-        return self.marks()
 
     def slug(self) -> str:
         """photo.jpg becomes photo-depth, so that no command overwrites another's file or the picture itself."""
@@ -83,21 +63,11 @@ class ImageCommand(HeadCommand, Seeded):
             more = f"-and-{len(self.image) - 1}-more-{digits}"
         return f"{first.stem or first.resolve().name}{more}-{self.noun}"
 
-    def target(self) -> Target:
-        """See Command.target; of several pictures the record is named after the command."""
-        target = super().target()
-        return Target(target.folder, self.name) if self.many else target
-
     def check(self) -> None:
         """Paths and ranges."""
         if not self.image:
             raise InputError(f"{self.name} needs a picture, a folder of pictures, or - for standard input")
-        for path in self.image:
-            if not path.exists():
-                raise InputError(f"image {path} does not exist")
-        if self.many and self.out is not None and self.out.suffix and not self.out.is_dir():
-            given = f"{self.image[0]} is a folder" if len(self.image) == 1 else f"there are {len(self.image)} pictures"
-            raise InputError(f"--out {self.out} is one file but {given}; give a folder")
+        self.check_given()
         check_range("--ensemble", self.ensemble, 1, 64)
         if self.steps is not None:
             check_range("--steps", self.steps, 1, 1000)
@@ -108,21 +78,8 @@ class ImageCommand(HeadCommand, Seeded):
             if known_start(self.prior) == "zeros":
                 raise InputError(f"--steps {self.steps}: the head {self.prior} is a one-step regressor; leave it out")
 
-    def check_places(self, target: Target) -> None:
-        """See Command.check_places; what is there must be this command's own, and no picture."""
-        jobs, _ = self.jobs(target)
-        places = [place for job in jobs for place in (job.target.file, job.target.beside)]
-        written = [place(ending) for place in places for ending in self.endings()]
-        check_apart(self.out or target.folder, written, [Path(job.source) for job in jobs])
-        found = sort_out(self, jobs, target, self.overwrite)
-        if not self.many and found.kept:
-            check_new(jobs[0].files)
-        self._check_left(found.left)
-        check_places([*(job.files[0] for job in found.left), target.record], self.needed_bytes(found.left))
-
-    def _check_left(self, left: Sequence[Job]) -> None:
-        """Raises InputError, before a network is loaded, where no picture fits the options; of several the rest goes
-        on."""
+    def check_left(self, left: Sequence[Job]) -> None:
+        """See EachCommand.check_left: no picture fits the options; of several the rest goes on."""
         reasons = []
         for job in left:
             try:
@@ -140,7 +97,7 @@ class ImageCommand(HeadCommand, Seeded):
         return 36
 
     def needed_bytes(self, left: Sequence[Job]) -> int:
-        """About how much the outputs of some jobs need on the disk."""
+        """See EachCommand.needed_bytes."""
         return 1_000_000 + self.bytes_per_pixel() * sum(pixels_of(Path(job.source)) for job in left)
 
     def known(self) -> list[str]:
@@ -148,9 +105,9 @@ class ImageCommand(HeadCommand, Seeded):
         return head_names()
 
     def jobs(self, target: Target) -> tuple[list[Job], list[str]]:
-        """The pictures to work on, and lines about other files."""
+        """See EachCommand.jobs."""
         if not self.many:
-            return [self._job(self.image[0], target)], []
+            return [self.job(str(self.image[0]), target)], []
         pictures: list[tuple[Path, Path]] = []
         skipped: list[str] = []
         for path in self.image:
@@ -163,52 +120,27 @@ class ImageCommand(HeadCommand, Seeded):
             skipped += found.skipped
             if found.maps:
                 skipped.append(f"{found.maps} maps of an earlier run in {path}")
-        jobs: list[Job] = []
+        jobs, mark = list[Job](), target.own_mark
         for place in dict.fromkeys(place for _, place in pictures):
             here = list(dict.fromkeys(one for one, own in pictures if own == place))
             for one, stem in zip(here, distinct_stems(here), strict=True):
-                jobs.append(self._job(one, Target(target.folder / place, f"{stem}-{self.noun}")))
+                jobs.append(self.job(str(one), Target(target.folder / place, f"{stem}-{self.noun}", mark=mark)))
         return jobs, skipped
 
-    def _job(self, picture: Path, target: Target) -> Job:
-        return Job(str(picture), target, tuple(target.file(ending) for ending in self.marks()))
-
-    def plan(self) -> list[str]:
-        """What a dry run says; every picture is read for it."""
+    def planned(self, job: Job) -> str:
+        """See EachCommand.planned."""
         from ..utils.pictures import load_image
 
-        target = self.target()
-        jobs, skipped = self.jobs(target)
-        found = sort_out(self, jobs, target, self.overwrite)
-        lines = []
-        for job in found.left:
-            try:
-                height, width, _ = load_image(job.source).shape
-                lines.append(f"would read {job.source} ({width} x {height} px)")
-            except InputError as error:
-                if not self.many:
-                    raise
-                lines.append(f"would skip {error}")
-        return [*super().plan(), *lines, *(f"would skip {text}" for text in (*found.kept, *skipped))]
+        height, width, _ = load_image(job.source).shape
+        return f"read {job.source} ({width} x {height} px)"
 
-    def run(self, record: RunRecord, target: Target) -> Shown:
-        """One network for all pictures; what is there is kept, one that cannot be read is named and skipped."""
+    def do(self, pipe: Any, job: Job, record: RunRecord) -> None:
+        """See EachCommand.do."""
         from ..utils.pictures import load_image
 
-        jobs, skipped = self.jobs(target)
-        found = sort_out(self, jobs, target, self.overwrite)
-
-        def do(pipe: Any, job: Job) -> None:
-            picture = load_image(job.source)
-            with record.stage("predict"):
-                self.one(pipe, Path(job.source), picture, record, job.target)
-
-        failed, made = run_jobs(self, found, record, target, self.load, do)
-        if failed and not made and not found.kept:
-            raise InputError(f"none of the {len(jobs)} pictures could be read: {failed[0]}")
-        told = [*failed, *found.kept, *skipped]
-        record.notes.update(skipped=told)
-        return Shown([f"skipped: {t}" for t in told], data={"skipped": told}, exit_code=SOME_FAILED if failed else 0)
+        picture = load_image(job.source)
+        with record.stage("predict"):
+            self.one(pipe, Path(job.source), picture, record, job.target)
 
     def estimate(self) -> Estimate | None:
         """See Command.estimate."""
@@ -226,10 +158,6 @@ class ImageCommand(HeadCommand, Seeded):
     def settings(self) -> dict[str, Any]:
         """How the pipeline is called."""
         return {"ensemble_size": self.ensemble, "num_inference_steps": self.steps, "seed": self.seed}
-
-    def load(self) -> Any:
-        """The pipeline."""
-        raise TypeError(f"{type(self).__name__} defines no load")
 
     def one(self, pipe: Any, path: Path, picture: np.ndarray, record: RunRecord, target: Target) -> None:
         """Writes the outputs of the picture of one file."""
@@ -256,7 +184,7 @@ class MapCommand(ImageCommand, OneKind):
 
     @property
     def formats(self) -> tuple[str, ...]:
-        """The formats in force."""
+        """See EachCommand.formats."""
         if self.format is not None:
             return map_formats(self.format.split(","), "--format")
         named = "" if self.out is None else self.out.suffix.lower().removeprefix(".")
@@ -275,11 +203,11 @@ class MapCommand(ImageCommand, OneKind):
         return f".{self.formats[0]}"
 
     def marks(self) -> tuple[str, ...]:
-        """See ImageCommand.marks."""
+        """See EachCommand.marks."""
         return tuple(MAP_FORMATS[name][0] for name in self.formats)
 
     def endings(self) -> tuple[str, ...]:
-        """See ImageCommand.endings."""
+        """See EachCommand.endings."""
         return (*(end for name in self.formats for end in MAP_FORMATS[name]), *([PREVIEW] if self.preview else []))
 
     def check(self) -> None:
@@ -302,7 +230,7 @@ class MapCommand(ImageCommand, OneKind):
         return "png" in self.formats or self.preview
 
     def load(self) -> Any:
-        """The pipeline."""
+        """See EachCommand.load."""
         if self.other_kind:
             return self.load_other(self.codec, self.prior, self.placement())
         from ..pipelines.image_to_geometry import ImageToMap
@@ -319,7 +247,7 @@ class MapCommand(ImageCommand, OneKind):
         with record.stage("write"):
             how = self.saving()
             if self.preview:  # before the files that tell that a picture is done
-                record.keep(lambda base: made.one(0).preview(picture, base, how), target.file(""))
+                record.keep(lambda base: made.one(0).preview(picture, base, how), target.beside(""))
             record.keep(lambda base: made.one(0).save(base, how), target.file(""))
 
     def saving(self) -> Saving:

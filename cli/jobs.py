@@ -1,23 +1,26 @@
 """Several things of one kind in one command: what is there already is kept, what fails is told, the rest goes on.
 
 The record (depth.run.json) is written as it goes, and says which input each name belongs to and with which settings it
-was made; the same command typed again does what is left. Processes that a launcher started share the work
+was made; the same command typed again does what is left. Other formats of the same have a record of their own
+(depth.exr.run.json). Processes that a launcher started share the work
 (`utils.shares`): each does its own jobs and keeps a record of them, in the end the first one's holds all.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import glob
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ..utils.companions import formats_of, records_of_sets
 from ..utils.errors import InputError, NotWrittenError, Stopped, out_of_memory
+from ..utils.files import write_json
+from ..utils.locks import in_turn
 from ..utils.runs import RunRecord, earlier, plain
-from ..utils.shares import Share, rank_records, share
+from ..utils.shares import Share, records_of_others, share
 from .outputs import Target, check_new
 
 if TYPE_CHECKING:
@@ -49,6 +52,7 @@ class Sorted:
     kept: list[str] = field(default_factory=list)
     sources: dict[str, str] = field(default_factory=dict)
     total: int = 0  # of all processes
+    replaced: dict[str, list[Path]] = field(default_factory=dict)  # records of other formats that claim a file of ours
 
 
 def sort_out(command: Command, jobs: Sequence[Job], target: Target, overwrite: bool) -> Sorted:
@@ -56,25 +60,29 @@ def sort_out(command: Command, jobs: Sequence[Job], target: Target, overwrite: b
 
     Raises InputError where files that are there belong to another input, another setting or nobody.
     """
-    told = [earlier(path) for path in (target.record, *_others(target.record))]
-    known = [_sources(one) for one in told]
-    found = Sorted(sources={name: source for one in known for name, source in one.items()}, total=len(jobs))
+    record = target.record
+    own = {path: earlier(path) for path in (record, *records_of_others(record))}
+    siblings = _siblings(target, own)
+    found = Sorted(total=len(jobs))
+    for one in own.values():
+        found.sources.update(_sources(one))
     for job in share().own(jobs):
         there = [path for path in job.files if os.path.exists(path)]
         name = _name(job, target)
-        made_from = found.sources.get(name)
+        ours = name in found.sources
         if overwrite or not there:
-            if not overwrite and made_from != job.source:
+            if not overwrite and found.sources.get(name) != job.source:
                 check_new(job.files, command.textured)
+            found.replaced[name] = [path for path, one in siblings.items() if name in _sources(one)]
             found.left.append(job)
             continue
-        if made_from is not None and made_from != job.source:
-            raise InputError(f"{there[0]} was made from {made_from}; choose another --out, or --overwrite it")
-        if made_from is not None:
-            _check_settings(command, next(t for t, k in zip(told, known, strict=True) if name in k), there[0])
+        told = next((one for one in (own if ours else siblings).values() if name in _sources(one)), None)
+        if told is not None:
+            _check_source(told, name, job, there[0])
+            _check_settings(command, told, target.formats if ours else None, there[0])
         if len(there) == len(job.files):
             found.kept.append(f"{job.source} (already there: {there[0]}; --overwrite makes it again)")
-        elif made_from is not None:
+        elif ours:
             found.left.append(job)
         else:
             raise InputError(f"{there[0]} is already there; choose another --out, or --overwrite it")
@@ -98,6 +106,8 @@ def run_jobs(
     mine = share()
     mine.gathered({})  # nobody writes before all have looked at what is there
     failed: list[str] = []
+    if target.formats:
+        record.notes["formats"] = list(target.formats)
     record.notes["sources"] = found.sources
     if found.left:
         failed = _work(command, found, record, target, load, do)
@@ -106,7 +116,7 @@ def run_jobs(
     if mine.count > 1:
         failed, made = _together(mine, found, record, failed, made)
     if mine.first:
-        for path in _others(target.record):
+        for path in records_of_others(target.record):
             path.unlink(missing_ok=True)
     return failed, made
 
@@ -137,6 +147,7 @@ def _work(
                 raise Stopped(len(found.kept) + number, total, str(target.folder), asked[0])
             found.sources[_name(job, target)] = job.source
             record.update()
+            _give_up(found.replaced.get(_name(job, target), ()), _name(job, target))
             try:
                 do(pipe, job)
             except Exception as error:
@@ -146,7 +157,8 @@ def _work(
                     or not (isinstance(error, InputError) or out_of_memory(error))
                 ):
                     raise
-                reason = str(error) if isinstance(error, InputError) else f"{job.source}: out of memory"
+                reason = str(error) if isinstance(error, InputError) else "out of memory"
+                reason = reason if job.source in reason else f"{job.source}: {reason}"
                 failed.append(reason)
                 found.sources.pop(_name(job, target))
             bar.advance()
@@ -181,12 +193,6 @@ def merge(record: RunRecord, facts: Sequence[Mapping[str, Any]]) -> None:
     record.notes["processes"] = [{"seconds": round(one["seconds"], 3), "nfe": one["nfe"]} for one in facts]
 
 
-def _others(record: Path) -> list[Path]:
-    """Records that other processes than the first have there."""
-    pattern = rank_records(Path(record.name)).name
-    return [record.parent / name for name in sorted(glob.glob(pattern, root_dir=record.parent))]
-
-
 def _sources(told: Mapping[str, Any]) -> dict[str, str]:
     """Which input each name of a record belongs to."""
     notes = told.get("notes")
@@ -200,14 +206,45 @@ def settings(command: Command) -> dict[str, Any]:
     return {name: plain(getattr(command, name)) for name in names}
 
 
-def _check_settings(command: Command, told: Mapping[str, Any], path: Path) -> None:
-    made_with = told.get("config") or {}
-    wanted = {name: value for name, value in settings(command).items() if name in made_with}
+def _siblings(target: Target, own: Collection[Path]) -> dict[Path, dict[str, Any]]:
+    """Records beside the own ones of what was made under the same names in other sets of formats that share one."""
+    if not target.formats or target.suffix:
+        return {}
+    beside = (path for path in records_of_sets(target.folder, target.stem) if path not in own)
+    told = {path: earlier(path) for path in beside}
+    return {path: one for path, one in told.items() if not set(target.formats).isdisjoint(formats_of(one) or ())}
+
+
+def _check_source(told: Mapping[str, Any], name: str, job: Job, path: Path) -> None:
+    made_from = _sources(told)[name]
+    if made_from != job.source:
+        raise InputError(f"{path} was made from {made_from}; choose another --out, or --overwrite it")
+
+
+def _check_settings(command: Command, told: Mapping[str, Any], formats: Sequence[str] | None, path: Path) -> None:
+    """Raises InputError where a record says that a file was made in another way; of `formats`, if they matter."""
+    config = told.get("config")
+    made_with = dict(config) if isinstance(config, dict) else {}
+    wanted = {option: value for option, value in settings(command).items() if option in made_with}
+    made_in = formats_of(told)
+    if made_in is not None:
+        made_with["format"] = ",".join(made_in)
+        wanted["format"] = made_with["format"] if formats is None else ",".join(formats)
     changed = [f"--{n.replace('_', '-')} {made_with[n]}" for n, value in wanted.items() if made_with[n] != value]
     if changed:
         raise InputError(
             f"{path} was made with {', '.join(changed)}; --overwrite makes it again, or choose another --out"
         )
+
+
+def _give_up(records: Sequence[Path], name: str) -> None:
+    """Takes a name out of records of other formats, where a file that they speak of is made anew."""
+    for path in records:
+        with in_turn(path.parent):
+            told = earlier(path)
+            if name in _sources(told):
+                del told["notes"]["sources"][name]
+                write_json(path, told)
 
 
 def _name(job: Job, target: Target) -> str:

@@ -92,7 +92,7 @@ class MetricMapCommand(ColouredMapCommand, LensOptions):
         with record.stage("write"):
             record.keep(lambda base: one.save(base, how), target.file(""))
             if self.preview:
-                record.keep(lambda base: one.preview(picture, base, how), target.file(""))
+                record.keep(lambda base: one.preview(picture, base, how), target.beside(""))
 
 
 def map_command(name: str, task: TaskConfig) -> type[MapCommand]:

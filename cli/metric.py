@@ -44,7 +44,10 @@ def told_in_metres(command: LensOptions, pipe: Any, path: Path, picture: np.ndar
 
     pipe: an ImageToMetres.
     """
-    from ..pipelines.validity import file_valid
+    import torch
+
+    from ..pipelines.picture_inputs import pictures
+    from ..pipelines.validity import file_valid, telling_pixels
     from ..tasks.codecs.metres import MetresFiles
     from ..tasks.map_files import OneMap
 
@@ -54,7 +57,8 @@ def told_in_metres(command: LensOptions, pipe: Any, path: Path, picture: np.ndar
     record.count("denoiser", 1)
     _note(record, path, metric, seen)
     files = MetresFiles(metric, metric.near_m, max(metric.far_m, metric.near_m + 1e-6))
-    return OneMap(files, metres[..., None], None, valid)
+    told = telling_pixels(torch.from_numpy(valid)[None, None], pictures(picture))
+    return OneMap(files, metres[..., None], None, told[0, 0].numpy())
 
 
 def _note(record: RunRecord, path: Path, metric: Metric, seen: PictureCamera) -> None:

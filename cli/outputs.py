@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..utils.companions import RECORD, REPORT, companion
+from ..utils.companions import RECORD, REPORT, companion, record_of_set
 from ..utils.errors import InputError
 from ..utils.files import check_writable, in_words, is_there
 
@@ -21,11 +21,20 @@ class Target:
     folder: Path
     stem: str
     suffix: str = ""
+    formats: tuple[str, ...] = ()  # of what is written, in order, where another set of them may come to lie beside it
+    mark: str = ""  # tells apart what lies beside one of several outputs, as that of their record
 
     @property
     def record(self) -> Path:
         """NAME.run.json beside what is written under that name, or NAME.glb.run.json (`utils.companions`)."""
+        if self.formats and not self.suffix:
+            return record_of_set(self.folder, self.stem, self.formats)
         return companion(self.folder, self.stem, self.suffix)
+
+    @property
+    def own_mark(self) -> str:
+        """What stands in the name of its record behind the stem: nothing, or .glb where another one has the name."""
+        return self.mark or self.record.name.removesuffix(RECORD).removeprefix(self.stem)
 
     @property
     def work(self) -> Path:
@@ -35,7 +44,7 @@ class Target:
     @property
     def own_stem(self) -> str:
         """How the names of what lies beside the output begin: as that of its record."""
-        return self.record.name.removesuffix(RECORD)
+        return f"{self.stem}{self.own_mark}"
 
     def beside(self, ending: str) -> Path:
         """What lies beside the output, as its pictures and camera do: folder/own_stem plus "-sheet.png"."""

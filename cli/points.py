@@ -55,8 +55,13 @@ class Pointcloud(ImageCommand, LensOptions):
 
     @property
     def noun(self) -> str:
-        """See ImageCommand.noun."""
+        """See EachCommand.noun."""
         return "mesh" if self.mesh else "pointcloud"
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """See EachCommand.formats."""
+        return tuple(suffix[1:] for suffix in self.suffixes)
 
     @property
     def suffixes(self) -> tuple[str, ...]:
@@ -79,11 +84,11 @@ class Pointcloud(ImageCommand, LensOptions):
         return self.suffixes[0]
 
     def marks(self) -> tuple[str, ...]:
-        """See ImageCommand.marks."""
+        """See EachCommand.marks."""
         return self.suffixes
 
     def endings(self) -> tuple[str, ...]:
-        """See ImageCommand.endings."""
+        """See EachCommand.endings."""
         beside = [CAMERA, *([PREVIEW] if self.preview else []), *([UNDISTORTED] if self.undistort else [])]
         return (*self.suffixes, *beside, *([".report.json"] if self.mesh else []))
 
@@ -171,13 +176,14 @@ class Pointcloud(ImageCommand, LensOptions):
         focal = {"px": float(camera.K[0, 0, 0]), "from": seen.source}
         record.notes.setdefault("focal", {})[str(path)] = focal
         record.notes.setdefault("scale", {})[str(path)] = scale
-        with record.stage("write"):  # the files that tell that a picture is done come last
+        with record.stage("write"):  # nothing of a picture that has no shape; what tells that it is done comes last
+            writers = self._writers(made, picture, camera, near, far, scale)
             record.keep(lambda to: save_nerfstudio(to, camera, [_beside(to, shown)]), target.beside(CAMERA))
             if self.preview:
                 from ..tasks.map_files import Saving
 
                 record.keep(lambda base: made.one(0).preview(picture, base, Saving()), target.beside(""))
-            for write, ending in self._writers(made, picture, camera, near, far, scale):
+            for write, ending in writers:
                 record.keep(write, target.file(ending))
 
     def _writers(

@@ -16,7 +16,6 @@ from ..core.priors import Prior
 from ..core.sampling import EDICT, Denoiser, Level, NoiseSchedule, invert
 from ..core.sampling.guidance import guided
 from ..core.sampling.inversion import Inversion, regenerate, truncated
-from ..utils.errors import UnprojectError
 from ..utils.progress import Progress
 from .base import SamplingPipeline
 from .picture_inputs import PictureLike, fitted, pictures
@@ -27,8 +26,8 @@ from .sampling_parts import (
     StepEnd,
     check_output_type,
     check_tensors,
-    delivered,
-    latent_shape,
+    handed_out,
+    longest_side,
     randomness,
     watched,
 )
@@ -106,12 +105,7 @@ class EditImage(SamplingPipeline):
         latents = self.regenerate(
             inversion, target, guidance_scale=guidance_scale, callback_on_step_end=callback_on_step_end
         )
-        if not bool(torch.isfinite(latents).all()):
-            raise UnprojectError("editing produced values that are not finite; use dtype float32 or lower guidance")
-        if output_type == "latent":
-            made: Any = latents
-        else:
-            made = delivered(self.prior.decode(latents)[..., : kept[0], : kept[1]], output_type)
+        made = handed_out(latents, lambda: self.prior.decode(latents), kept, output_type, "editing")
         return EditImageOutput(made, latents, self.prior.nfe - nfe_before) if return_dict else (made,)
 
     @torch.no_grad()
@@ -165,6 +159,4 @@ def _bar(levels: Sequence[Level], label: str) -> Progress:
 
 def prepared(prior: Prior, images: Tensor, size: int | None) -> tuple[Tensor, tuple[int, int]]:
     """Images whose longest side is `size` px (None: the prior's own), padded to its cells; and (H, W) without that."""
-    longest = size or prior.latent_shape[1] * prior.vae_factor
-    latent_shape(prior, longest, longest)
-    return fitted(images, longest, prior.vae_factor * prior.latent_multiple)
+    return fitted(images, longest_side(prior, size), prior.vae_factor * prior.latent_multiple)

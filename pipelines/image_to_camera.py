@@ -26,7 +26,7 @@ from .head_pipeline import HeadPipeline
 from .image_to_geometry import Generators, ImageToGeometry
 from .picture_inputs import PictureLike, pictures
 from .sampling_parts import StepEnd, randomness
-from .validity import at_map_size, seen_pixels
+from .validity import at_map_size, seen_pixels, telling_pixels
 
 RAYS, FALLING = "camera", "gravity"  # targets of a camera head
 SQUARE = Known(square=True)
@@ -94,10 +94,12 @@ class ImageToCamera(HeadPipeline):
             generator: instead of seeds, see `ImageToGeometry`.
             batch_size: rows at once.
             callback_on_step_end: see `ImageToGeometry`.
+
+        Raises InputError for a picture of one colour.
         """
         images = pictures(image).to(self.head.device)
-        seen = seen_pixels(image, images, valid)
-        windows = [_window(one[0]) for one in seen]
+        seen = telling_pixels(seen_pixels(image, images, valid), images)
+        windows = [_window(one[0], f"picture {i} of {len(seen)}") for i, one in enumerate(seen, 1)]
         asked = {
             "num_inference_steps": num_inference_steps,
             "ensemble_size": ensemble_size,
@@ -220,9 +222,12 @@ def _sureness(model: ErrorModel | None, fit: PinholeFit, spread: Tensor, height:
     }
 
 
-def _window(seen: Tensor) -> Window:
-    """The smallest window around what (H, W) shows."""
+def _window(seen: Tensor, name: str) -> Window:
+    """The smallest window around what (H, W) shows. Raises InputError, with the picture's name, where that is
+    nothing."""
     rows, columns = (torch.nonzero(seen.any(axis)).flatten() for axis in (1, 0))
+    if not len(rows):
+        raise InputError(f"{name} is of one colour, which tells nothing of its camera; leave it out")
     return Window(int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
 
 

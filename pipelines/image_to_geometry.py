@@ -26,7 +26,7 @@ from .head_pipeline import HeadPipeline
 from .picture_inputs import PictureLike, fitted, pictures, resized, squared
 from .sampling_parts import TENSORS, StepEnd, check_tensors, randomness, step_callback, whole_number
 from .sureness import add_confidence
-from .validity import at_map_size, seen_pixels
+from .validity import at_map_size, seen_pixels, telling_pixels
 
 Out = TypeVar("Out")
 Generators = torch.Generator | Sequence[torch.Generator] | None
@@ -92,7 +92,8 @@ class _FromImage(HeadPipeline, ABC, Generic[Out]):
             processing_resolution: px of the longest edge inside the network; 0: the image's own; None: the head's.
             match_input_resolution: return maps of the image's size.
             valid: (H, W) or (N, H, W) bool of what the picture shows; None: where a file or a PIL image is not
-                transparent, and no black bar runs along an edge. What is not valid is marked in the output.
+                transparent, and no black bar runs along an edge. What is not valid is marked in the output, and all
+                of a picture that is of one colour.
             tiles: tiles along the longest edge, each at the processing resolution; for detail in large pictures.
             spacing: of the time steps; None: the head's.
             seed: of a sampler's starting noise; image i uses seed + i for all its members and tiles, so a list equals
@@ -136,13 +137,12 @@ class _FromImage(HeadPipeline, ABC, Generic[Out]):
         )
         if match_input_resolution:
             made = at_size(made, size, self.head.codec.parts)
-        seen = seen_pixels(image, images, valid)
+        seen = telling_pixels(seen_pixels(image, images, valid), images)
         result = self._outputs(made, output_type, output_latent, self.head.nfe - before, seed)
-        if not bool(seen.all()):
-            for output in result.maps.values():
-                height, width = output.prediction.shape[2:] if output_type == "pt" else output.prediction.shape[1:3]
-                own = at_map_size(seen, (height, width))
-                output.valid = own if output_type == "pt" else own.permute(0, 2, 3, 1).cpu().numpy()
+        for output in result.maps.values():
+            height, width = output.prediction.shape[2:] if output_type == "pt" else output.prediction.shape[1:3]
+            own = at_map_size(seen, (height, width))
+            output.valid = own if output_type == "pt" else own.permute(0, 2, 3, 1).cpu().numpy()
         if self.head.confidence:
             add_confidence(result, made, images, self.head.confidence, settings.resolution, output_type)
         chosen = self._chosen(result)

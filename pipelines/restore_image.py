@@ -19,7 +19,7 @@ from ..core.priors import Prior
 from ..core.sampling import RestoreConfig, restore
 from ..core.sampling.flair import ErrorCurve
 from ..core.sampling.operators import Inpainting, Operator, gaussian_blur, super_resolution
-from ..utils.errors import InputError, UnprojectError
+from ..utils.errors import InputError
 from ..utils.progress import Progress
 from .base import SamplingPipeline
 from .picture_inputs import PictureLike, fitted, hidden_pixels, pictures, resized
@@ -30,8 +30,9 @@ from .sampling_parts import (
     StepEnd,
     check_output_type,
     check_tensors,
-    delivered,
+    handed_out,
     latent_shape,
+    longest_side,
     mark,
     randomness,
     watched,
@@ -141,9 +142,7 @@ class RestoreImage(SamplingPipeline):
         with Progress(settings.steps, "restoring") as bar:
             watch = watched(self, bar, callback_on_step_end)
             made = restore(y, operator, self.prior, prompt, curve, noise_std, settings, 0, draws, watch)
-        if not bool(torch.isfinite(made.latents).all()):
-            raise UnprojectError("restoring produced values that are not finite; use dtype float32 or lower guidance")
-        images = made.latents if output_type == "latent" else delivered(_cut(made.images, kept), output_type)
+        images = handed_out(made.latents, lambda: made.images, kept, output_type, "restoring")
         if not return_dict:
             return (images,)
         return RestoreImageOutput(images, made.latents, made.residual.tolist(), seeds, made.nfe)
@@ -158,8 +157,7 @@ def measured(
     """
     if (task.kind == "inpaint") != (mask is not None):
         raise InputError("mask= is what inpaint fills in: give both, or neither")
-    longest = size or prior.latent_shape[1] * prior.vae_factor
-    latent_shape(prior, longest, longest)
+    longest = longest_side(prior, size)
     cell = prior.vae_factor * prior.latent_multiple
     factor = int(task.value) if task.kind == "super-resolution" else 1
     if task.kind != "super-resolution":
@@ -200,7 +198,3 @@ def _warn_of_loss(given: Tensor, kept: Sequence[int], longest: int) -> None:
             "no more (size=)",
             stacklevel=4,
         )
-
-
-def _cut(images: Tensor, kept: tuple[int, int]) -> Tensor:
-    return images[..., : kept[0], : kept[1]]

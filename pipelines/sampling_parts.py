@@ -15,7 +15,7 @@ from ..core.priors import Prior
 from ..core.sampling import ClassifierFree, Level
 from ..core.sampling.calibration import Fingerprint, fingerprint
 from ..core.sampling.sampler import StepCallback
-from ..utils.errors import InputError
+from ..utils.errors import InputError, UnprojectError
 from ..utils.progress import Progress
 from ..utils.seeds import generator as seeded
 
@@ -52,6 +52,14 @@ def latent_shape(prior: Prior, height: int | None = None, width: int | None = No
     if sides[0] * sides[1] > MAX_PIXELS:
         raise InputError(f"height={sides[0]} width={sides[1]} exceeds {MAX_PIXELS} pixels")
     return channels, sides[0] // prior.vae_factor, sides[1] // prior.vae_factor
+
+
+def longest_side(prior: Prior, size: int | None) -> int:
+    """`size`, or the prior's own: px of the longer side at which it works on a given picture. Raises InputError for a
+    size that it cannot draw."""
+    longest = size or prior.latent_shape[1] * prior.vae_factor
+    latent_shape(prior, longest, longest)
+    return longest
 
 
 def randomness(
@@ -134,3 +142,13 @@ def delivered(images: Tensor, output_type: str) -> list[Image.Image] | np.ndarra
     if output_type == "np":
         return array
     return [Image.fromarray(picture) for picture in (array * 255).round().astype(np.uint8)]
+
+
+def handed_out(
+    latents: Tensor, images: Callable[[], Tensor], kept: Sequence[int], output_type: str, doing: str
+) -> list[Image.Image] | np.ndarray | Tensor:
+    """What became of given pictures, in a form of delivery: the latents, or the images (B, 3, H, W) that they show, cut
+    to `kept` (H, W) where the pictures were padded. Raises UnprojectError for latents that are not finite."""
+    if not bool(torch.isfinite(latents).all()):
+        raise UnprojectError(f"{doing} produced values that are not finite; use dtype float32 or lower guidance")
+    return latents if output_type == "latent" else delivered(images()[..., : kept[0], : kept[1]], output_type)

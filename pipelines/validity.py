@@ -24,7 +24,7 @@ LEAST_BAR = 0.01  # of a side; thinner dark edges belong to the picture
 def seen_pixels(image: PictureLike | Sequence[PictureLike], images: Tensor, valid: Any = None) -> Tensor:
     """(N, 1, H, W) bool for a pipeline's input and its pictures (N, 3, H, W) in [0, 1].
 
-    valid: (H, W) or (N, H, W) to use instead. Warns of a picture that is black everywhere. Raises InputError for other
+    valid: (H, W) or (N, H, W) to use instead. Warns of a picture that is of one colour. Raises InputError for other
     shapes and for a picture that shows nothing.
     """
     if valid is None:
@@ -37,11 +37,23 @@ def seen_pixels(image: PictureLike | Sequence[PictureLike], images: Tensor, vali
         seen = mask.reshape(-1, 1, height, width).expand(len(images), -1, -1, -1)
     if not bool(seen.flatten(1).any(dim=1).all()):
         raise InputError("the picture shows nothing: it is transparent everywhere, or black where it is not")
-    if valid is None and bool((images.amax(dim=(1, 2, 3)) <= BLACK).any()):
+    if valid is None and bool(one_coloured(images).any()):
         named = image if isinstance(image, (str, Path)) else "a picture"
-        told = "is black everywhere, which is no border: it counts as seen, but what is estimated of it means nothing"
-        warnings.warn(f"{named} {told}", UserWarning, stacklevel=3)
+        dark = bool((images.amax(dim=(1, 2, 3)) <= BLACK).any())
+        shade = "black everywhere, which is no border" if dark else "of one colour everywhere"
+        warnings.warn(f"{named} is {shade}: what is estimated of it means nothing", UserWarning, stacklevel=3)
     return seen
+
+
+def telling_pixels(seen: Tensor, images: Tensor) -> Tensor:
+    """(N, 1, H, W) bool: where pictures (N, 3, H, W) show something (`seen_pixels`) that a map can tell of; nowhere in
+    one that is of one colour, whatever a network answers to it."""
+    return seen & ~one_coloured(images)[:, None, None, None]
+
+
+def one_coloured(images: Tensor) -> Tensor:
+    """(N,) bool: no channel of a picture (N, 3, H, W) in [0, 1] differs by more than what compression leaves."""
+    return (images.amax(dim=(2, 3)) - images.amin(dim=(2, 3))).amax(dim=1) <= BLACK
 
 
 def file_valid(path: Path, picture: np.ndarray) -> np.ndarray:

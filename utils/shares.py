@@ -6,6 +6,7 @@ i mod WORLD_SIZE; what they have to tell each other at the end goes through acce
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -65,6 +66,12 @@ def alone() -> dict[str, str]:
         cards = [card for card in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if card]
         environment["CUDA_VISIBLE_DEVICES"] = cards[mine.local % len(cards)] if cards else str(mine.local)
     return environment
+
+
+def records_of_others(record: Path) -> list[Path]:
+    """Records of other processes than the first that are there."""
+    pattern = rank_records(Path(glob.escape(record.name))).name
+    return [record.parent / name for name in sorted(glob.glob(pattern, root_dir=record.parent))]
 
 
 def rank_records(record: Path, rank: str = "*") -> Path:

@@ -219,11 +219,15 @@ class DepthOutput(TaskOutput):
         shows nothing.
 
         Of depth up to an affine map the nearest pixel of each image is at near_m and the farthest at far_m; where only
-        the scale is free, as far as the prediction reaches within [0, 1].
+        the scale is free, as far as the prediction reaches within [0, 1]. Raises InputError where no picture shows
+        anything.
         """
         if not 0 < near_m < far_m:
             raise InputError(f"near_m={near_m}, far_m={far_m}: need 0 < near_m < far_m")
-        unit = np.where(self.seen(), self.depth.clip(0, 1), np.float32(np.nan))
+        seen = self.seen()
+        if not seen.any():
+            raise InputError("no pixel of the depth is valid: a picture of one colour has no shape; give another one")
+        unit = np.where(seen, self.depth.clip(0, 1), np.float32(np.nan))
         if self.invariance == "affine":
             unit = _stretched(unit)
         if self.space == "disparity":
@@ -269,9 +273,9 @@ class DepthOutput(TaskOutput):
 
 
 def _stretched(unit: np.ndarray) -> np.ndarray:
-    """Maps (N, H, W) whose smallest and largest finite values become 0 and 1; one of a single value stays."""
-    known = np.where(np.isfinite(unit), unit, np.nan)
-    low, high = (pick(known, (1, 2), keepdims=True) for pick in (np.nanmin, np.nanmax))
+    """Maps (N, H, W) whose smallest and largest finite values become 0 and 1; one of a single value or none stays."""
+    known: Any = {"axis": (1, 2), "keepdims": True, "where": np.isfinite(unit)}
+    low, high = np.min(unit, initial=np.inf, **known), np.max(unit, initial=-np.inf, **known)
     return np.where(high - low > 1e-6, (unit - low) / np.maximum(high - low, 1e-6), unit).astype(np.float32)
 
 

@@ -81,6 +81,21 @@ def test_maps_of_other_settings_are_neither_kept_nor_replaced_unasked(run: Run, 
     assert len(drawn) == 4
 
 
+def test_what_fails_among_several_is_named(run: Run, drawn: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the message of a network's own speaks of no file."""
+    photos("photos/a.png", "photos/b.png")
+    one = MAP_COMMANDS["depth"].one
+
+    def refused(self: MapCommand, pipe: Any, path: Path, *rest: Any) -> None:
+        if path.name == "a.png":
+            raise InputError("the picture is of one colour")
+        one(self, pipe, path, *rest)
+
+    monkeypatch.setattr(MAP_COMMANDS["depth"], "one", refused)
+    code, out, _ = run("depth", "photos", "-o", "out", "--json")
+    assert (code, json.loads(out)["skipped"]) == (SOME_FAILED, ["photos/a.png: the picture is of one colour"])
+
+
 def test_different_inputs_never_share_a_name(run: Run, drawn: list[str]) -> None:
     photos("x/a.png", "x/b.png", "y/a.png", "y/b.png")
     assert run("depth", "x", "-o", "out")[0] == 0

@@ -68,6 +68,12 @@ def test_a_head_of_metres_tells_them_through_the_camera(picture: None, run: Run,
         assert "measured: 3 m" in str(stored["scale"])
         np.testing.assert_allclose(stored["depth"] / free, stored["depth"][12, 16] / free[12, 16], rtol=1e-3)
         assert np.median(stored["depth"][11:14, 15:18]) == pytest.approx(3, rel=0.01)
+        assert stored["valid"].all()
+    save_image("grey.png", np.full((24, 32, 3), 0.5))
+    code, _, err = run("depth", "grey.png", *asked[2:], "-o", "g.npz")
+    assert code == 0 and "grey.png is of one colour everywhere" in err
+    with np.load("g.npz") as stored:
+        assert stored["depth"].min() > 0 and not stored["valid"].any()
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,24 @@ def test_pictures_of_one_stem_keep_their_own_maps(run: Run) -> None:
     assert names("out") == [*clouds, "pointcloud.run.json"]
 
 
+@pytest.mark.parametrize("more", [(), ("--mesh",)])
+def test_a_picture_without_shape_leaves_nothing(
+    run: Run, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]
+) -> None:
+    """It is named, and the others are made."""
+
+    def depth(picture: np.ndarray, **_: Any) -> DepthOutput:
+        valid = np.full((1, *picture.shape[:2], 1), np.ptp(picture) > 0)
+        return DepthOutput(np.random.default_rng(0).random(valid.shape, dtype=np.float32) / 100, nfe=1, valid=valid)
+
+    monkeypatch.setattr(Pointcloud, "load", lambda self: depth)
+    save_image("photos/grey.png", BLACK + 0.5)
+    save_image("photos/rich.png", np.random.default_rng(0).random((4, 4, 3)))
+    code, out, _ = run("pointcloud", "photos", "--fov", "50", "-o", "out", *more)
+    assert code == 3 and "skipped: photos/grey.png: no pixel of the depth is valid" in out
+    assert [name for name in names("out") if "grey" in name] == [] and any("rich" in name for name in names("out"))
+
+
 @pytest.mark.parametrize(
     ("pictures", "stems"),
     [

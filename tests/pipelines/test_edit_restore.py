@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,8 +16,9 @@ from unproject.core.sampling import RestoreConfig
 from unproject.pipelines.calibrations import Sizes, measure_error_curve, setting
 from unproject.pipelines.edit_image import EditImage
 from unproject.pipelines.restore_image import RestoreImage, Task, measured, parse_task
+from unproject.pipelines.sampling_parts import handed_out, longest_side
 from unproject.pipelines.text_to_image import TextToImage
-from unproject.utils.errors import InputError
+from unproject.utils.errors import InputError, UnprojectError
 from unproject.utils.seeds import generator
 
 SIDE = 8
@@ -67,6 +69,26 @@ def test_edited_pictures_come_in_every_form(tmp_path: Path) -> None:
         pipe(dark_picture(), "dark", "light", output_type="gif")
     with pytest.raises(InputError, match="strength=0"):
         pipe(dark_picture(), "dark", "light", strength=0.0, guidance_scale=1.0)
+
+
+def test_what_came_of_a_picture_loses_its_padding_and_is_finite() -> None:
+    images = torch.rand(2, 3, 8, 12, generator=generator(0))
+    latents = torch.zeros(2, 4, 2, 3)
+    assert torch.equal(handed_out(latents, lambda: images, (7, 9), "pt", "editing"), images[:, :, :7, :9])
+    assert handed_out(latents, lambda: images, (7, 9), "np", "editing").shape == (2, 7, 9, 3)
+    assert [one.size for one in handed_out(latents, lambda: images, (7, 9), "pil", "editing")] == [(9, 7)] * 2
+    unasked: Callable[[], torch.Tensor] = lambda: pytest.fail("decoded for nothing")  # noqa: E731
+    assert handed_out(latents, unasked, (7, 9), "latent", "editing") is latents
+    latents[1, 2, 0, 1] = torch.inf
+    with pytest.raises(UnprojectError, match="restoring produced values that are not finite; use dtype float32"):
+        handed_out(latents, lambda: images, (7, 9), "latent", "restoring")
+
+
+def test_the_longer_side_is_one_that_the_prior_draws() -> None:
+    prior = mixture()
+    assert (longest_side(prior, None), longest_side(prior, 2 * SIDE)) == (SIDE, 2 * SIDE)
+    with pytest.raises(InputError, match="height=-1 must be a positive multiple"):
+        longest_side(prior, -1)
 
 
 def test_what_a_mask_hides_is_filled_in_and_the_rest_stays() -> None:

@@ -121,6 +121,18 @@ def test_a_batch_is_its_pictures_one_by_one() -> None:
         pipe([np.pad(photo(), ((0, 0), (9, 0), (0, 0))), np.pad(photo(), ((0, 0), (0, 9), (0, 0)))], shared=True)
 
 
+@pytest.mark.filterwarnings("ignore:a picture is of one colour")
+def test_one_colour_has_no_camera() -> None:
+    """Whatever is said to be seen of it, and in whatever company; dots within one are enough."""
+    pipe, grey = pipeline(), np.full((HEIGHT, WIDTH, 3), 0.4, np.float32)
+    for options in ({}, {"valid": np.ones((HEIGHT, WIDTH), bool)}):
+        with pytest.raises(InputError, match="picture 1 of 1 is of one colour, which tells nothing of its camera"):
+            pipe(grey, **options)
+    with pytest.raises(InputError, match="picture 2 of 3 is of one colour"):
+        pipe([photo(), grey, photo()], shared=True)
+    assert not pipe.look.asked  # type: ignore[attr-defined]
+
+
 def test_a_mirror_image_gets_the_same_noise() -> None:
     """Of a sampler as of a regressor, the mirrored picture has exactly the mirrored camera."""
     pipe = pipeline("noise")

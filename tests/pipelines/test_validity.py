@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 
 from unproject.pipelines.picture_inputs import photo_camera, pictures
-from unproject.pipelines.validity import at_map_size, black_bars, file_valid, seen_pixels
+from unproject.pipelines.validity import at_map_size, black_bars, file_valid, one_coloured, seen_pixels, telling_pixels
 from unproject.tasks.codecs import DepthOutput, NormalsOutput
 from unproject.utils.errors import InputError
 from unproject.utils.pictures import load_image
@@ -38,7 +39,7 @@ def test_transparency_of_files_and_images_is_not_seen(tmp_path: Path) -> None:
         seen_pixels(Image.fromarray(nothing), pictures(Image.fromarray(nothing)))
 
 
-def test_a_picture_that_is_black_everywhere_is_named(tmp_path: Path) -> None:
+def test_a_picture_of_one_colour_is_named(tmp_path: Path) -> None:
     images = torch.full((2, 3, 5, 6), 0.5)
     images[1] = 0.01
     with pytest.warns(UserWarning, match="a picture is black everywhere, which is no border"):
@@ -46,12 +47,28 @@ def test_a_picture_that_is_black_everywhere_is_named(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert seen_pixels(images, images, np.ones((5, 6), bool)).all()  # somebody knows better
+        images[:, :, 2, 4] += 6 / 255
+        assert seen_pixels(images, images).any()  # a dark picture with something in it
+    with pytest.warns(UserWarning, match="a picture is of one colour everywhere: what is estimated of it"):
+        assert seen_pixels(images + 0.3, images[:1] * 0 + 0.5).all()
     Image.new("RGB", (6, 5)).save(tmp_path / "night.png")
     with pytest.warns(UserWarning, match=r"night\.png is black everywhere"):
         file_valid(tmp_path / "night.png", load_image(tmp_path / "night.png"))
     Image.fromarray(RGBA[..., :1].repeat(4, axis=2) * np.uint8(0)).save(tmp_path / "glass.png")
     with pytest.raises(InputError, match=r"glass\.png: the picture shows nothing"):
         file_valid(tmp_path / "glass.png", load_image(tmp_path / "glass.png"))
+
+
+def test_nothing_can_be_told_of_one_colour() -> None:
+    """Of a picture whose channels are each constant up to 4 of 255 levels, whatever is seen of it."""
+    images = torch.tensor([0.9, 0.1, 0.3])[None, :, None, None].expand(3, 3, 5, 6).clone()
+    images[1, 2, 4, 1] += 4 / 255
+    images[2, 2, 4, 1] += 5 / 255
+    assert one_coloured(images).tolist() == [True, True, False]
+    seen = torch.zeros(3, 1, 5, 6, dtype=torch.bool)
+    seen[:, :, 1:3] = True
+    told = telling_pixels(seen, images)
+    assert not told[:2].any() and torch.equal(told[2], seen[2])
 
 
 def test_black_bars_are_rows_and_columns_along_the_edges() -> None:
@@ -95,6 +112,29 @@ def test_files_and_clouds_leave_out_what_is_not_seen(tmp_path: Path) -> None:
         assert "valid" not in file
 
 
+def test_maps_of_one_colour_are_written_and_lead_nowhere(tmp_path: Path) -> None:
+    """Nothing is valid in the files; metres, clouds and meshes are one message."""
+    made = DepthOutput(
+        np.random.default_rng(3).random((2, 9, 12, 1), dtype=np.float32), valid=np.zeros((2, 9, 12, 1), bool)
+    )
+    one = replace(made, prediction=made.prediction[:1], valid=made.valid[:1])
+    one.save(tmp_path / "d", ("npz", "npy", "tiff", "png"))
+    with np.load(tmp_path / "d.npz") as file:
+        assert not file["valid"].any() and np.array_equal(file["depth"], made.prediction[0, ..., 0])
+    assert np.isnan(np.load(tmp_path / "d.npy")).all()
+    assert (load_image(tmp_path / "d.png") == 1).all()
+    picture, camera = np.zeros((9, 12, 3)), photo_camera(12, 9)
+    for lift in (made.point_cloud, made.surface, lambda *_: made.metres(1, 2)):
+        with pytest.raises(InputError, match="no pixel of the depth is valid: a picture of one colour has no shape"):
+            lift(picture, camera)
+    made.valid[1, 2:, 3:] = True
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        metres = made.metres(1.0, 4.0)
+    assert np.isnan(metres[0]).all() and np.isfinite(metres[1, 2:, 3:]).all()
+    assert np.allclose([np.nanmin(metres[1]), np.nanmax(metres[1])], [1, 4])
+
+
 def test_pipelines_mark_their_maps(tmp_path: Path) -> None:
     from unproject.pipelines.image_to_geometry import ImageToGeometry
 
@@ -102,5 +142,12 @@ def test_pipelines_mark_their_maps(tmp_path: Path) -> None:
     made = ImageToGeometry.from_pretrained("toybox")(tmp_path / "a.png", seed=0)
     for output in made.maps.values():
         assert output.valid.shape == (1, 24, 32, 1) and 0 < int((~output.seen()).sum()) < 300
-    plain = ImageToGeometry.from_pretrained("toybox")(np.full((24, 32, 3), 0.5, np.float32), seed=0)
-    assert all(output.valid is None for output in plain.maps.values())
+    both = np.full((2, 24, 32, 3), 0.5, np.float32)
+    both[1, 3, 5] = 0.6
+    with pytest.warns(UserWarning, match="of one colour"):
+        made = ImageToGeometry.from_pretrained("toybox")(both, seed=0, output_type="pt")
+    for output in made.maps.values():
+        assert output.valid.dtype == torch.bool and output.valid.shape == (2, 1, 24, 32)
+        assert not output.valid[0].any() and output.valid[1].all()
+        assert output.one(0).seen is not None and output.one(1).seen is None  # the files of a whole picture say nothing
+        assert bool(torch.isfinite(output.prediction).all())

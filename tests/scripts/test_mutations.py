@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from unproject.scripts.mutations import Mutation, listed, mutated, verdict
+from unproject.scripts import mutations
+from unproject.scripts.mutations import Mutation, answer, listed, mutated, verdict
 from unproject.utils.errors import InputError
 
 
@@ -42,3 +44,26 @@ def test_runner_tells_red_from_green(replace: str, said: str, tmp_path: Path) ->
     mutation = Mutation("sum", "code.py", "return a + b", replace, ("tests/test_add.py",))
     assert verdict(mutation, tmp_path) == said
     assert (tmp_path / "code.py").read_text().endswith("return a + b\n")
+
+
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [
+        ("import time; time.sleep(1.1)", "GREEN"),  # it waits for a processor, as on a busy machine
+        ("while True: pass", "no answer in 1 s of a processor"),
+        ("raise SystemExit(1)", "red"),
+    ],
+)
+def test_seconds_are_those_of_a_processor(program: str, said: str, tmp_path: Path) -> None:
+    assert answer(["-S", "-c", program], tmp_path, os.environ, seconds=1) == said
+
+
+def test_what_waits_for_ever_ends_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mutations, "WAITS", 0.2)
+    program = "import time; time.sleep(60)"
+    assert answer(["-S", "-c", program], tmp_path, os.environ, seconds=1) == "no answer in 0.2 s"
+
+
+def test_seconds_have_to_be_some(capsys: pytest.CaptureFixture[str]) -> None:
+    assert mutations.main(["--only", listed()[0].name, "--seconds", "0"]) == 2
+    assert "--seconds 0" in capsys.readouterr().err

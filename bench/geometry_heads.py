@@ -46,16 +46,16 @@ BOTH = HeadConfig().codec()  # depth and normals
 class GeometryBench:
     """Sizes of the experiment."""
 
-    test_groups: int = 64
+    test_groups: int = 48
     """rooms of the test split, four eyes each"""
     place_groups: int = 24
     """streets, tables and interiors of the test split, four eyes each"""
     size: int = 96
     ensembles: tuple[int, ...] = (1, 3, 5)
-    budget_steps: int = 300
+    budget_steps: int = 150
     """updates of each head in the comparison with and without the prior"""
     budget_groups: int = 128
-    budget_seeds: tuple[int, ...] = (0, 1)
+    budget_seeds: tuple[int, ...] = (0, 1, 2)
     budget_head: HeadConfig = field(default_factory=lambda: HeadConfig(kind="sample", timestep=20))
     budget_loss: LossConfig = field(default_factory=lambda: LossConfig(loss="regression"))
     batch: int = 16

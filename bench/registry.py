@@ -100,6 +100,12 @@ EXPERIMENTS: dict[str, Experiment] = {
         weights=(HEAD,),
         method=("tasks",),
     ),
+    "heads": Experiment(
+        "All heads on the embedded prior, on random weights and from colours alone, at equal budgets",
+        "heads",
+        ("source", "RGB only"),
+        method=("tasks", "core/sampling", "generate/inverse_render.py", "toybox"),
+    ),
     "match": Experiment(
         "Points of two pictures that belong together: the prior's features, a second encoder, both",
         "match",

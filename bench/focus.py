@@ -160,8 +160,9 @@ def _costs(prior: Prior, pairs: Pairs, final: Tensor, probe: Tensor, config: Foc
 
 def _judged(judge: Judge, images: Tensor, meanings: list[Meaning]) -> dict[str, np.ndarray]:
     """Flags: both objects there, placed as said; of sentences with two colours, both seen, and swapped."""
-    agree = agreement(judge, images, meanings)
-    other = agreement(judge, images, [_swapped(meaning) for meaning in meanings])
+    near = judge.pairs is not None
+    agree = agreement(judge, images, meanings, near)
+    other = agreement(judge, images, [_swapped(meaning) for meaning in meanings], near)
     apart = np.array([meaning.phrases[0].colour != meaning.phrases[1].colour for meaning in meanings])
     return {
         "both_objects": agree["noun"] & agree["second_noun"],

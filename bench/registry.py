@@ -10,6 +10,7 @@ from ..utils.errors import InputError
 DIT = "toybox-dit"
 HEAD = "toybox-geometry"
 JUDGE = "judge"
+PAIRS = "judge-pairs"  # reads two objects in a picture
 SOLVERS = "core/sampling/solvers"
 CACHES = "core/sampling/caches"
 FAMILY = ("generate", "core/distillation", "core/distillation/rules", "geometry/splats", "geometry/shapes")
@@ -49,6 +50,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "Sentences with strange words, qualities and two subjects, beside what the judge reads in true renders",
         "prompts",
         ("sentences", "plain"),
+        weights=(JUDGE, PAIRS),
         method=(SOLVERS,),
     ),
     "text-to-mesh": Experiment(
@@ -90,7 +92,6 @@ EXPERIMENTS: dict[str, Experiment] = {
         "A prior of normals beside that of colours at equal network rows",
         "richdreamer",
         ("guides", "colours"),
-        weights=(JUDGE,),
         method=FAMILY,
     ),
     "geometry-heads": Experiment(
@@ -154,10 +155,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         method=("tasks", "geometry/pinhole_fit.py", "geometry/camera_image.py", "geometry/metric.py"),
     ),
     "sampling": Experiment(
-        "Every solver on the U-Net: quality against calls and seconds",
-        "sampling",
-        ("solver", "ddim"),
-        method=(SOLVERS,),
+        "Every solver on the U-Net: quality, calls and seconds", "sampling", ("solver", "ddim"), method=(SOLVERS,)
     ),
     "overhead": Experiment(
         "What the sampling loop costs beyond its network calls",
@@ -213,6 +211,13 @@ EXPERIMENTS: dict[str, Experiment] = {
         prior="",
         weights=None,
         method=("geometry/splats", "toybox"),
+    ),
+    "shading": Experiment(
+        "Base colours without their light, beside the true albedo",
+        "shading",
+        ("base_colour", "as painted"),
+        weights=(JUDGE, "toybox-mv"),
+        method=("generate/view_paint.py", "generate/view_albedo.py", "toybox"),
     ),
     "direct25": Experiment(
         "Meshes from multi-view normals: hulls, Poisson's surface and fusion of exact maps",
@@ -284,7 +289,9 @@ EXPERIMENTS: dict[str, Experiment] = {
         ("kind", "picture"),
         method=("toybox",),
     ),
-    "judge": Experiment("The judge's own accuracy on test renders", "judge", ("", None), "", method=("toybox",)),
+    "judge": Experiment(
+        "The judge's own accuracy on test renders", "judge", ("", None), "", weights=(JUDGE, PAIRS), method=("toybox",)
+    ),
     "toy-fid-floor": Experiment(
         "What the toy-FID and the toy-KID say of true renders", "toy_fid_floor", ("views", 1), "", method=("toybox",)
     ),
@@ -315,10 +322,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "Recalibrated times at sizes the prior was not trained at", "noiseshift", ("table", "plain")
     ),
     "edict": Experiment(
-        "Exact inversion against DDIM: round trips and edits of one word",
-        "edict",
-        ("method", "ddim"),
-        method=(SOLVERS,),
+        "Exact inversion against DDIM: round trips, edits of one word", "edict", ("method", "ddim"), method=(SOLVERS,)
     ),
     "deepcache": Experiment(
         "DeepCache: quality and cost against interval, branch and fewer steps",
@@ -333,14 +337,12 @@ EXPERIMENTS: dict[str, Experiment] = {
         method=(CACHES,),
     ),
     "regions": Experiment(
-        "Region-adaptive sampling of a transformer at equal cost",
-        "regions",
-        ("setting", "plain"),
-        DIT,
-        method=(CACHES,),
+        "Region-adaptive sampling of a transformer", "regions", ("setting", "plain"), DIT, method=(CACHES,)
     ),
     "q-sched": Experiment("Two factors per step for a quantised few-step run", "q_sched", ("factors", "plain")),
-    "focus": Experiment("Sentences with two objects under control of the attention", "focus", ("cost", "none")),
+    "focus": Experiment(
+        "Sentences with two objects under control of the attention", "focus", ("cost", "none"), weights=(JUDGE, PAIRS)
+    ),
     "flair": Experiment(
         "Inpainting, super-resolution and deblurring with a frozen prior", "flair", ("method", "start")
     ),

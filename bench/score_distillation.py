@@ -34,7 +34,7 @@ class FamilyBench:
     """Sizes of the experiment."""
 
     rows: int = 600  # network rows of each run
-    prompts: int = 4
+    prompts: int = 3
     seeds: int = 8  # of the first prompt
     draws: int = 8  # of noise, for the variance
     rules: tuple[str, ...] = RULES

@@ -27,7 +27,7 @@ Setting = Callable[[MeshRecipe], MeshRecipe]
 class DreamBench:
     """Sizes of the experiment."""
 
-    prompts: int = 10
+    prompts: int = 8
     seeds: int = 2
     rows: int = 1200  # network rows of each run
 

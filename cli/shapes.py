@@ -126,6 +126,7 @@ class ShapeCommand(TextCommand, ImagePromptCommand):
                 **self.settings(pipe.prior.name),
                 **self.prompt_pictures(),
             )
+            made = self.finished(pipe, made)
             with record.stage("write"):
                 self.write(made, job, record)
         if self.work is None and not record.rescued:
@@ -148,6 +149,10 @@ class ShapeCommand(TextCommand, ImagePromptCommand):
         judge = Judge.from_pretrained()
         return Diagnostics(self.diagnostics, view_of=lambda images: judge(images).views)
 
+    def finished(self, pipe: Any, made: Any) -> Any:
+        """What the pipeline made, with what options ask for after it."""
+        return made
+
     def write(self, made: Any, job: Job, record: RunRecord) -> None:
         """Writes all files of a job."""
         raise TypeError(f"{type(self).__name__} defines no write")
@@ -167,6 +172,8 @@ class TextToMesh(ShapeCommand):
 
     faces: int | None = None
     """Triangles of the mesh at most (default: the recipe's)."""
+    albedo: bool = False
+    """Take the painted light out of the base colour, by a prior that was taught albedo; the pictures are then lit."""
     quality: Literal["fast", "balanced", "best"] = "balanced"
     """How much --method optimise spends: looks by the prior, and denoising steps of a look; balanced is the recipe."""
     method: Literal["optimise", "turbo", "amortised", "direct25"] = "optimise"
@@ -253,6 +260,15 @@ class TextToMesh(ShapeCommand):
 
     def load(self) -> Any:
         """The pipeline."""
+        pipe = self._method()
+        if self.albedo:
+            from ..pipelines.mesh_albedo import check_knows_albedo
+
+            check_knows_albedo(pipe.prior)
+        return pipe
+
+    def _method(self) -> Any:
+        """The pipeline of --method."""
         if self.method == "turbo":
             from ..pipelines.turbo_mesh import TurboTextToMesh
 
@@ -269,6 +285,14 @@ class TextToMesh(ShapeCommand):
 
         own: dict[str, Any] = {"rule": self.rule, "quality": self.quality, **self.placement()}
         return Pipeline.from_pretrained(self.prior, self.recipe, **own)
+
+    def finished(self, pipe: Any, made: Any) -> Any:
+        """See ShapeCommand.finished."""
+        if not self.albedo:
+            return made
+        from ..pipelines.mesh_albedo import take_out_shading
+
+        return take_out_shading(made, pipe.prior)
 
     def write(self, made: Any, job: Job, record: RunRecord) -> None:
         """See ShapeCommand.write."""

@@ -10,6 +10,7 @@ from ..geometry.bake import bake
 from ..geometry.cameras import Camera
 from ..geometry.extract import EmptySurfaceError
 from ..geometry.meshes import Mesh
+from ..geometry.raycast import STUDIO, Light
 from ..geometry.representation import MeshConfig, Representation
 from ..geometry.solid import solid_surface
 from ..geometry.turntable import Picture, Viewed, contact_sheet, render_turntable
@@ -49,15 +50,17 @@ def textured_mesh(shape: Representation, config: MeshConfig, seen_from: Camera |
 def write_pictures(mesh: Mesh, place: Callable[[str], Path], frames: int = 36, size: int = 256) -> list[Path]:
     """sheet.png (eight sides) and, unless `frames` is 0, turntable.mp4 and .gif (half the frames); place(name): path.
 
-    No light is added: generated textures carry the shading the prior painted.
+    No light is added: generated textures carry the shading the prior painted, but for those it was taken out of.
     """
-    return write_views(mesh, place, frames, size)
+    return write_views(mesh, place, frames, size, STUDIO if mesh.notes.get("albedo") else None)
 
 
-def write_views(thing: Mesh | Viewed, place: Callable[[str], Path], frames: int, size: int) -> list[Path]:
+def write_views(
+    thing: Mesh | Viewed, place: Callable[[str], Path], frames: int, size: int, light: Light | None = None
+) -> list[Path]:
     """The same of whatever can be looked at."""
-    written = [save_image(place("sheet.png"), contact_sheet(thing, max(size // 2, 16), light=None))]
-    return written + (write_film(render_turntable(thing, frames, size, light=None), place) if frames else [])
+    written = [save_image(place("sheet.png"), contact_sheet(thing, max(size // 2, 16), light=light))]
+    return written + (write_film(render_turntable(thing, frames, size, light=light), place) if frames else [])
 
 
 def write_film(pictures: Sequence[Picture], place: Callable[[str], Path]) -> list[Path]:

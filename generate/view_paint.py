@@ -87,10 +87,8 @@ class Painter:
             drawn = draw_views(self.prior, words, ring, self.config.plan, generator, negative, maps=maps)
         else:
             bare = RayMesh(mesh).render(ring, ("rgb",), self.config.background, STUDIO, supersample=2)
-            known = self._latents(bare.rgb.permute(0, 3, 1, 2))
-            held = HeldParts(known, self._on_latents(bare.alpha > 0))
-            init = ImageInit(known, self.config.redrawn)
-            drawn = draw_views(self.prior, words, ring, self.config.plan, generator, negative, init, controls=(held,))
+            plan, share = self.config.plan, self.config.redrawn
+            drawn = redraw(self.prior, bare, words, ring, plan, share, generator, negative)
         return drawn.permute(0, 2, 3, 1).to(mesh.vertices)
 
     def _completed(
@@ -102,7 +100,7 @@ class Painter:
         new = unseen_pixels(scene, seen, ring, other)
         known = self._latents(seen.rgb.permute(0, 3, 1, 2))
         maps = self._latents(self._map(seen)) if self.reads_normals else None
-        held, init = HeldParts(known, self._on_latents(new)), ImageInit(known, 1.0)
+        held, init = HeldParts(known, on_latents(new, self.prior)), ImageInit(known, 1.0)
         drawn = draw_views(self.prior, words, other, self.config.plan, generator, negative, init, maps, (held,))
         return torch.where(new, drawn.permute(0, 2, 3, 1).to(seen.rgb), seen.rgb)
 
@@ -113,9 +111,28 @@ class Painter:
     def _latents(self, pictures: Tensor) -> Tensor:
         return self.prior.encode(pictures.to(self.prior.device))
 
-    def _on_latents(self, mask: Tensor) -> Tensor:
-        """(B, 1, h, w): the latent pixels with any pixel of a mask (B, H, W, 1)."""
-        return torch.nn.functional.adaptive_max_pool2d(mask.permute(0, 3, 1, 2).float(), self.prior.latent_shape[1:])
+
+def on_latents(mask: Tensor, prior: Prior) -> Tensor:
+    """(B, 1, h, w): the latent pixels of a prior with any pixel of a mask (B, H, W, 1)."""
+    return torch.nn.functional.adaptive_max_pool2d(mask.permute(0, 3, 1, 2).float(), prior.latent_shape[1:])
+
+
+@torch.no_grad()
+def redraw(
+    prior: Prior,
+    seen: RenderOutput,
+    words: str,
+    ring: Camera,
+    plan: SamplingPlan,
+    share: float,
+    generator: torch.Generator,
+    negative: str | None = None,
+) -> Tensor:
+    """Pictures (B, 3, H, W) of renders from a ring, drawn again inside their outlines by the last share of the steps
+    (SDEdit, Meng et al. 2021)."""
+    known = prior.encode(seen.rgb.permute(0, 3, 1, 2).to(prior.device))
+    held = HeldParts(known, on_latents(seen.alpha > 0, prior))
+    return draw_views(prior, words, ring, plan, generator, negative, ImageInit(known, share), controls=(held,))
 
 
 def unseen_pixels(scene: RayMesh, seen: RenderOutput, ring: Camera, other: Camera) -> Tensor:

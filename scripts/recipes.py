@@ -302,7 +302,7 @@ def judge_job(values: dict[str, Any]) -> Job:
 
 
 def pairs_job(values: dict[str, Any]) -> Job:
-    """Trains the reader of two objects, exports pairs.json and pairs.safetensors, which belong beside its judge."""
+    """Trains the reader of two objects, exports pairs.json and pairs.safetensors: weights/judge-pairs."""
     recipe = load_config(PairsRecipe, values)
     train, val = (PairViews(RenderedSet(folders, ("rgb",))) for folders in (recipe.train, recipe.val))
     objective = PairObjective(recipe.model, Judge.from_pretrained(recipe.judge or None), val, recipe.trainer.seed)

@@ -158,8 +158,10 @@ class Judge:
     def from_pretrained(cls, folder: str | Path | None = None, device: torch.device | str = "cpu") -> Judge:
         """The judge in `folder` (judge.json and judge.safetensors); without one, the embedded judge.
 
-        Raises InputError when the folder holds none.
+        Its reader of pairs lies in the same folder, that of the embedded judge in judge-pairs beside it: a result that
+        asks nothing of two objects does not rest on it. Raises InputError when the folder holds no judge.
         """
+        readers = Path(folder) if folder is not None else weights_root() / "judge-pairs"
         folder = Path(folder) if folder is not None else weights_root() / "judge"
         if not (folder / "judge.json").is_file() or not (folder / "judge.safetensors").is_file():
             raise InputError(f"{folder} holds no judge; set UNPROJECT_WEIGHTS, or train one (scripts.train judge)")
@@ -167,7 +169,7 @@ class Judge:
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in card["shape"].items()}
         net = without_norms(JudgeShape(**values), head_sizes(card["answers"]))
         net.load_state_dict({k: v.float() for k, v in load_file(folder / "judge.safetensors").items()})
-        pairs = load_pairs(net, folder)
+        pairs = load_pairs(net, readers)
         net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return cls(net, card["answers"], None if pairs is None else pairs.to(device))
 

@@ -134,6 +134,14 @@ def test_a_fresh_reader_reads_a_window_as_the_judge_does(judge: Judge) -> None:
     assert ((logits.boxes > 0) & (logits.boxes < 1)).all() and logits.relation.shape == (2, 4)
 
 
+def test_the_embedded_judge_has_its_reader_in_a_folder_of_its_own(monkeypatch, judge: Judge, tmp_path: Path) -> None:
+    save_judge(build_net(TINY, head_sizes(questions()), 3), tmp_path / "judge")
+    monkeypatch.setenv("UNPROJECT_WEIGHTS", str(tmp_path))
+    assert Judge.from_pretrained().pairs is None
+    save_pairs(reader_of(Judge.from_pretrained()), tmp_path / "judge-pairs")
+    assert Judge.from_pretrained().pairs is not None and Judge.from_pretrained(tmp_path / "judge").pairs is None
+
+
 def test_the_reader_travels_beside_its_judge_and_changes_no_other_answer(judge: Judge, tmp_path: Path) -> None:
     save_judge(build_net(TINY, head_sizes(questions()), 3), tmp_path)
     images = torch.rand((3, 3, 32, 32), generator=torch.Generator().manual_seed(0))

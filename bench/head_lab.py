@@ -62,7 +62,7 @@ class HeadsBench:
     """px of rooms and surfaces"""
     groups: tuple[int, int] = (48, 8)
     """rooms to learn from and to measure on, four eyes each"""
-    steady: tuple[int, int, int] = (8, 4, 20)
+    steady: tuple[int, int, int] = (8, 4, 50)
     """pictures, starting noises and steps of the sampler whose variance is compared"""
     members: int = 10
     """of an ensemble of that sampler"""

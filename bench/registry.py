@@ -102,10 +102,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         method=("tasks",),
     ),
     "heads": Experiment(
-        "All heads on the embedded prior, on random weights and from colours alone, at equal budgets",
-        "heads",
-        ("source", "RGB only"),
-        method=("tasks", "core/sampling", "generate/inverse_render.py", "toybox"),
+        "Every head from three beginnings, at one budget", "heads", ("source", "RGB only"), method=("tasks", "toybox")
     ),
     "match": Experiment(
         "Points of two pictures that belong together: the prior's features, a second encoder, both",

@@ -41,6 +41,7 @@ from ..utils.errors import InputError
 from .intervals import spread
 from .real_cameras import real_cameras
 from .real_depth import real_frames
+from .rendered import RenderedPlaces
 from .runner import Context
 
 KINDS = ("room", "interior", "street", "table")
@@ -64,40 +65,21 @@ class CalibrateBench:
 QUICK = CalibrateBench(3, 48, (0.0, 0.3), 200, 1, 64)
 
 
-class Places:
-    """Rendered places with their cameras, as a set of pictures."""
-
-    def __init__(self, split: str, kind: str, groups: int, size: int) -> None:
-        job = RenderJob(kind, split, groups, size, geometry=True)
-        parts = [render_group(job, index) for index in range(groups)]
-        names = ("rgb", "K", "c2w", "depth_m", "normal")
-        self._columns = {name: np.concatenate([p[name] for p in parts]) for name in names}
-
-    def __len__(self) -> int:
-        return len(self._columns["rgb"])
-
-    def images(self, indices: np.ndarray) -> np.ndarray:
-        """uint8 (n, H, W, 3)."""
-        return self._columns["rgb"][indices]
-
-    def column(self, name: str, indices: np.ndarray) -> np.ndarray:
-        """A stored channel."""
-        return self._columns[name][indices]
-
-
 def run(context: Context) -> dict[str, Any]:
     """Solver, fields of view, equivariance, metres, confidence, real photographs."""
     config = QUICK if context.quick else CalibrateBench()
     head, why = _head(context.prior, "camera")
     depth_head, _ = _head(context.prior, "depth")
-    sets = {split: [Places(split, kind, config.groups, config.size) for kind in KINDS] for split in ("val", "test")}
+    sets = {
+        split: [RenderedPlaces(split, config.groups, config.size, kind) for kind in KINDS] for split in ("val", "test")
+    }
     constant = _usual_fov(config)
     table = solver_rows(config) + field_rows(head, sets["test"], constant)
     if head is not None:
         table += equivariance_rows(head, sets["test"])
     sure: dict[str, Any] = {}
     if depth_head is not None:
-        table += metric_rows(depth_head, sets["test"])
+        table += metric_rows(depth_head, sets["test"], head)
         rows, sure = confidence_rows(depth_head, sets["val"], sets["test"])
         table += rows
     return {
@@ -176,7 +158,7 @@ def _usual_fov(config: CalibrateBench) -> float:
     return round(float(np.median(found)), 2)
 
 
-def field_rows(head: GeometryHead | None, sets: list[Places], constant: float) -> list[dict[str, Any]]:
+def field_rows(head: GeometryHead | None, sets: list[RenderedPlaces], constant: float) -> list[dict[str, Any]]:
     """Errors of the vertical field of view on test places, in degrees."""
     pipe = None if head is None else ImageToCamera(head)
     said: dict[str, list[float]] = {"constant field of view": []}
@@ -199,7 +181,7 @@ def _fov(pipe: ImageToCamera, image: np.ndarray) -> float:
         return 0.0
 
 
-def equivariance_rows(head: GeometryHead, sets: list[Places]) -> list[dict[str, Any]]:
+def equivariance_rows(head: GeometryHead, sets: list[RenderedPlaces]) -> list[dict[str, Any]]:
     """How far the focal length moves, in degrees of the field of view of the whole picture, when the picture is
     mirrored, padded, resized or cut to its middle."""
     pipe = ImageToCamera(head)
@@ -231,10 +213,14 @@ def _middle(image: np.ndarray) -> np.ndarray:
     return image[height // 8 : height - height // 8, width // 8 : width - width // 8]
 
 
-def metric_rows(head: GeometryHead, sets: list[Places]) -> list[dict[str, Any]]:
-    """AbsRel without alignment when one distance is known, by the camera that the depth is seen through."""
-    look = ImageToGeometry(head)
-    errors: dict[str, list[float]] = {"true camera": [], "focal length 25 % too long": [], "no camera": []}
+def metric_rows(
+    head: GeometryHead, sets: list[RenderedPlaces], camera_head: GeometryHead | None = None
+) -> list[dict[str, Any]]:
+    """AbsRel without alignment when one distance is known, by the camera that the depth is seen through; the predicted
+    one only where there is a head of cameras."""
+    look, told = ImageToGeometry(head), None if camera_head is None else ImageToCamera(camera_head)
+    names = ("true camera", "focal length 25 % too long", "no camera", *(("predicted camera",) if told else ()))
+    errors: dict[str, list[float]] = {name: [] for name in names}
     for places in sets:
         for i in range(len(places)):
             one = np.array([i])
@@ -252,7 +238,9 @@ def metric_rows(head: GeometryHead, sets: list[Places]) -> list[dict[str, Any]]:
             level = replace(usual, c2w=torch.eye(4)[None], K=true)
             longer = true * torch.tensor([1.25, 1.25, 1.0])[:, None]
             longer[:, :2, 2] = true[:, :2, 2]
-            cameras = (level, replace(level, K=longer), replace(level, K=usual.K))
+            cameras = [level, replace(level, K=longer), replace(level, K=usual.K)]
+            if told is not None:
+                cameras.append(replace(level, K=_predicted(told, image, usual)))
             for name, camera in zip(errors, cameras, strict=True):
                 metric = metric_of(made, camera, known)
                 metres = made.depth.one_metres(metric.near_m, metric.far_m, 0)
@@ -261,8 +249,16 @@ def metric_rows(head: GeometryHead, sets: list[Places]) -> list[dict[str, Any]]:
     return [{"method": f"metres, {name}", "abs_rel_metric": spread(values)} for name, values in errors.items()]
 
 
+def _predicted(pipe: ImageToCamera, image: np.ndarray, usual: Camera) -> torch.Tensor:
+    """K (1, 3, 3) of a picture; that of the usual camera where none fits, as `depth --metric` takes."""
+    try:
+        return torch.from_numpy(np.asarray(pipe(image).K)).to(usual.K)
+    except InputError:
+        return usual.K
+
+
 def confidence_rows(
-    head: GeometryHead, val: list[Places], test: list[Places]
+    head: GeometryHead, val: list[RenderedPlaces], test: list[RenderedPlaces]
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Coverage and rank correlation on test places and photographs of models fitted to validation places."""
     fitted, tested = (

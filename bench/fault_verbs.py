@@ -8,9 +8,11 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import yaml
 
 from ..core.priors import load_prior
 from ..core.priors.embedded import EmbeddedPrior
@@ -23,6 +25,7 @@ from ..geometry.meshes import Mesh
 from ..geometry.points import PointCloud
 from ..tasks.materials import MaterialGenerator, MaterialPrior
 from ..tasks.sim2real import SensorConfig, SensorSimulator, SensorStage
+from ..utils.configs import CONFIGS, read_yaml
 from ..utils.files import atomic_path, write_bytes, write_text
 from ..utils.pictures import save_image
 
@@ -47,10 +50,10 @@ def _verb(line: str, *files: str, stages: int | None = None, rewrites: bool = Fa
     return Verb(tuple(word.replace("~", " ") for word in line.split()), files, stages, rewrites)
 
 
-MESH = "text-to-mesh a~red~chair --steps 8 --frames 2 --view-size 16 --faces 300 -o out/chair.glb"
-SPLATS = "text-to-splats a~red~chair --steps 4 --frames 2 --view-size 16 -o out/chair.ply"
+MESH = "text-to-mesh a~red~chair --recipe mesh.yaml --steps 8 --frames 2 --view-size 16 -o out/chair.glb"
+SPLATS = "text-to-splats a~red~chair --recipe splats.yaml --steps 4 --frames 2 --view-size 16 -o out/chair.ply"
 FIT = "fit toybox:a~red~cube --steps 6 --views 4 --size 32 --count 40 --frames 2 -o out/cube.ply"
-BENCH = "ghvb-momentum"
+BENCH = "judge"  # of the quickest ones
 SET = "toybox --render --groups 4 --size 16 --workers 1 -o out"
 RECIPE = """objective: vae
 train: [set]
@@ -171,8 +174,25 @@ def inputs(folder: Path) -> None:
     for name in ("sensor", "surfaces", "orbit"):
         (folder / name).symlink_to(_untrained() / name)
     write_text(folder / "vae.yaml", RECIPE)
+    for name, recipe in recipes().items():
+        write_text(folder / f"{name}.yaml", yaml.safe_dump(recipe))
     for name, data in _rendered().items():
         write_bytes(folder / "set" / name, data)
+
+
+def recipes() -> dict[str, dict[str, Any]]:
+    """The packaged recipes of a mesh and of splats with few rays, a coarse shape and frequent checkpoints: the files
+    are written in the same order, in a fifth of the time."""
+    mesh, splats = (read_yaml(CONFIGS / name / "toybox.yaml") for name in ("text-to-mesh", "text-to-splats"))
+    mesh["score"]["target_steps"] = 2
+    mesh["optimise"] |= {"checkpoint_every": 3}
+    mesh["optimise"]["fit"] |= {"steps": 2, "rays": 512, "sets": 1}
+    mesh["optimise"]["shape"]["volume"]["field"]["grid"] |= {"sides": [17], "starts": [0]}
+    splats["optimise"] |= {"checkpoint_every": 2}
+    splats["optimise"]["shape"]["gaussians"]["count"] = 200
+    for one in (mesh, splats):
+        one["mesh"] |= {"resolution": 24, "faces": 300, "texture": 64}
+    return {"mesh": mesh, "splats": splats}
 
 
 @functools.cache

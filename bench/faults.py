@@ -302,6 +302,9 @@ def rows_of(
 def warm_up() -> None:
     """Loads what all commands load, so that a process begins where its command does."""
     import diffusers
+    import matplotlib  # noqa: F401
+    import numba  # noqa: F401
+    import skimage  # noqa: F401
     import transformers  # noqa: F401
 
     from ..cli import commands  # noqa: F401

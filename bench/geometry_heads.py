@@ -26,11 +26,11 @@ from ..tasks.heads import load_head
 from ..tasks.metrics import align, depth_errors, spearman
 from ..tasks.outputs import GeometryOutput
 from ..tasks.train import HeadObjective, LossConfig, random_unet_like
-from ..toybox.dataset import RenderJob, render_group
 from ..utils.errors import InputError
 from ..utils.pictures import grid, save_image, to_uint8
 from .intervals import share, spread
 from .real_depth import real_frames
+from .rendered import RenderedPlaces
 from .runner import Context
 from .short_training import trained
 
@@ -46,16 +46,16 @@ BOTH = HeadConfig().codec()  # depth and normals
 class GeometryBench:
     """Sizes of the experiment."""
 
-    test_groups: int = 64
+    test_groups: int = 48
     """rooms of the test split, four eyes each"""
     place_groups: int = 24
     """streets, tables and interiors of the test split, four eyes each"""
     size: int = 96
     ensembles: tuple[int, ...] = (1, 3, 5)
-    budget_steps: int = 300
+    budget_steps: int = 150
     """updates of each head in the comparison with and without the prior"""
     budget_groups: int = 128
-    budget_seeds: tuple[int, ...] = (0, 1)
+    budget_seeds: tuple[int, ...] = (0, 1, 2)
     budget_head: HeadConfig = field(default_factory=lambda: HeadConfig(kind="sample", timestep=20))
     budget_loss: LossConfig = field(default_factory=lambda: LossConfig(loss="regression"))
     batch: int = 16
@@ -63,26 +63,6 @@ class GeometryBench:
 
 
 QUICK = GeometryBench(2, 1, 64, (1, 2), 4, 2, (0,), batch=4)
-
-
-class RenderedPlaces:
-    """Rooms, streets, tables or interiors rendered into memory, with the columns of a rendered set."""
-
-    def __init__(self, split: str, groups: int, size: int, kind: str = "room") -> None:
-        job = RenderJob(kind, split, groups, size, geometry=True)
-        parts = [render_group(job, index) for index in range(groups)]
-        self._columns = {name: np.concatenate([p[name] for p in parts]) for name in ("rgb", "depth_m", "normal")}
-
-    def __len__(self) -> int:
-        return len(self._columns["rgb"])
-
-    def images(self, indices: np.ndarray) -> np.ndarray:
-        """uint8 (n, H, W, 3)."""
-        return self._columns["rgb"][indices]
-
-    def column(self, name: str, indices: np.ndarray) -> np.ndarray:
-        """A stored channel."""
-        return self._columns[name][indices]
 
 
 def run(context: Context) -> dict[str, Any]:

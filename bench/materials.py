@@ -84,7 +84,7 @@ def run(context: Context) -> dict[str, Any]:
         table.append({"method": name, **diversity(made[name], judge, config)})
     teacher = made["semi-supervised"]
     table += few_step_rows(teacher, distilled(teacher, data, config), judge, config)
-    save_image(context.picture(), sheet(_drawn(teacher, _texts(tuple(LABELLED | PICTURED), 6), config, 0).maps))
+    save_image(context.picture(), sheet(drawn(teacher, texts(tuple(LABELLED | PICTURED), 6), config, 0).maps))
     return {"config": asdict(config), "seeds": list(config.seeds), "table": table, "nfe": {"teacher": config.sampled}}
 
 
@@ -113,16 +113,16 @@ def distilled(teacher: MaterialGenerator, data: PbrSet, config: MaterialBench) -
     return MaterialGenerator(student.prior, MaterialConfig(4, config.guidance, distilled=True, levels=48))
 
 
-def _texts(families: tuple[str, ...], count: int) -> list[str]:
+def texts(families: tuple[str, ...], count: int) -> list[str]:
     return [pbr_caption(draw_pbr("test", i, families)) for i in range(count)]
 
 
-def _albedos(families: tuple[str, ...], count: int, size: int, split: str = "test") -> Tensor:
+def albedos(families: tuple[str, ...], count: int, size: int, split: str = "test") -> Tensor:
     made = [pbr_maps(draw_pbr(split, i, families), size).albedo_srgb for i in range(count)]
     return torch.from_numpy(np.stack(made)).permute(0, 3, 1, 2)
 
 
-def _drawn(make: MaterialGenerator, texts: Sequence[str], config: MaterialBench, seed: int, **how: Any) -> Any:
+def drawn(make: MaterialGenerator, texts: Sequence[str], config: MaterialBench, seed: int, **how: Any) -> Any:
     """A MaterialOutput of all texts, a batch at a time."""
     parts = [
         make(texts[i : i + 24], seed=[10_000 * seed + i + k for k in range(len(texts[i : i + 24]))], **how)
@@ -133,12 +133,12 @@ def _drawn(make: MaterialGenerator, texts: Sequence[str], config: MaterialBench,
 
 def diversity(make: MaterialGenerator, judge: Judge, config: MaterialBench) -> dict[str, Any]:
     """Coverage of the families without maps, and how roughness and albedo go together in those with maps."""
-    true = judge.features(_albedos(tuple(PICTURED), config.drawn, config.size))
+    true = judge.features(albedos(tuple(PICTURED), config.drawn, config.size))
     covered, together = [], []
     for seed in config.seeds:
-        seen = judge.features(_drawn(make, _texts(tuple(PICTURED), config.drawn), config, seed).maps.albedo)
+        seen = judge.features(drawn(make, texts(tuple(PICTURED), config.drawn), config, seed).maps.albedo)
         covered.append(coverage(true, seen))
-        together.append(correlation(_drawn(make, _texts(tuple(LABELLED), config.drawn), config, seed).maps))
+        together.append(correlation(drawn(make, texts(tuple(LABELLED), config.drawn), config, seed).maps))
     data = PbrSet("test", config.drawn, config.size)
     truth = correlation(MaterialMaps.of_batch(data.batch(np.arange(config.drawn), None), torch.device("cpu")))
     return {
@@ -169,8 +169,8 @@ def few_step_rows(
 ) -> list[dict[str, Any]]:
     """Distances and seams of teacher and student, with and without padding that wraps around."""
     families, rows = tuple(LABELLED), []
-    reference = judge.features(_albedos(families, config.drawn, config.size))
-    floor = frechet(reference, judge.features(_albedos(families, config.drawn, config.size, "val")))
+    reference = judge.features(albedos(families, config.drawn, config.size))
+    floor = frechet(reference, judge.features(albedos(families, config.drawn, config.size, "val")))
     ways = {
         f"teacher, {config.sampled} steps": (teacher, config.sampled),
         "teacher, 4 steps": (teacher, 4),
@@ -180,7 +180,7 @@ def few_step_rows(
         for tileable in (True, False):
             fids, seams, calls = [], [], 0
             for seed in config.seeds:
-                made = _drawn(make, _texts(families, config.drawn), config, seed, num_inference_steps=steps,
+                made = drawn(make, texts(families, config.drawn), config, seed, num_inference_steps=steps,
                               tileable=tileable)  # fmt: skip
                 fids.append(frechet(reference, judge.features(made.maps.albedo)))
                 seams.append(float(seam_energy(made.maps.albedo).mean()))

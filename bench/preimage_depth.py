@@ -31,8 +31,9 @@ from ..tasks.train import LossConfig, random_unet_like
 from ..utils.errors import InputError
 from ..utils.pictures import colourise, grid, save_image, to_uint8
 from ..utils.seeds import generator
-from .geometry_heads import RenderedPlaces, Truth
+from .geometry_heads import Truth
 from .intervals import spread
+from .rendered import RenderedPlaces
 from .runner import Context
 from .short_training import trained
 

@@ -31,8 +31,9 @@ from ..tasks.refine_train import RefineObjective
 from ..tasks.train import HeadObjective, LossConfig
 from ..utils.errors import InputError
 from ..utils.pictures import grid, normals_to_rgb, save_image, to_uint8
-from .geometry_heads import RenderedPlaces, Truth
+from .geometry_heads import Truth
 from .intervals import spread
+from .rendered import RenderedPlaces
 from .runner import Context
 from .short_training import trained
 

@@ -102,6 +102,9 @@ EXPERIMENTS: dict[str, Experiment] = {
         weights=(HEAD,),
         method=("tasks",),
     ),
+    "heads": Experiment(
+        "Every head from three beginnings, at one budget", "heads", ("source", "RGB only"), method=("tasks", "toybox")
+    ),
     "match": Experiment(
         "Points of two pictures that belong together: the prior's features, a second encoder, both",
         "match",

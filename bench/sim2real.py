@@ -27,13 +27,13 @@ from ..tasks.codecs.residual import ResidualDepthCodec
 from ..tasks.point_critic import CriticConfig, DepthPairs, auc, realness, trained_critic
 from ..tasks.sim2real import SensorConfig, SensorSimulator, SensorStage, UNetPrior
 from ..tasks.sim2real_train import FlaggedPairs, SensorObjective, residuals, wasserstein
-from ..toybox.dataset import RenderJob, render_group
 from ..toybox.sensor import SensorModel
 from ..toybox.sensor_pairs import SensorPairs
 from ..utils.errors import InputError
 from ..utils.pictures import grid, save_image
 from ..utils.seeds import generator
 from .intervals import spread
+from .rendered import RenderedPlaces
 from .runner import Context
 
 SLANTS_DEG = ((0.0, 30.0), (30.0, 60.0), (60.0, 90.0))
@@ -60,27 +60,6 @@ class Sim2realBench:
 
 
 QUICK = Sim2realBench(6, 3, 32, (12, 6), 8, draw_steps=4, seeds=(0,), net_steps=10)
-
-
-class RenderedMaps:
-    """Rooms rendered into memory with all maps (`MapColumns`)."""
-
-    def __init__(self, split: str, groups: int, size: int) -> None:
-        job = RenderJob("room", split, groups, size, maps=True)
-        parts = [render_group(job, index) for index in range(groups)]
-        names = ("depth_m", "normal", "albedo", "material", "c2w", "K")
-        self._columns = {name: np.concatenate([part[name] for part in parts]) for name in names}
-
-    def __len__(self) -> int:
-        return len(self._columns["K"])
-
-    def column(self, name: str, indices: np.ndarray) -> np.ndarray:
-        """A channel."""
-        return self._columns[name][indices]
-
-    def cameras(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """c2w (n, 4, 4) and K (n, 3, 3)."""
-        return self._columns["c2w"][indices], self._columns["K"][indices]
 
 
 @dataclass(frozen=True)
@@ -116,8 +95,8 @@ def measured_with(config: Sim2realBench, context: Context) -> dict[str, Any]:
     prior = load_prior(context.prior)
     if not isinstance(prior, UNetPrior):
         raise InputError(f"--prior {context.prior} has no U-Net to control")
-    train = SensorPairs(RenderedMaps("train", config.groups, config.size), config.sensor)
-    test = SensorPairs(RenderedMaps("test", config.test_groups, config.size), config.sensor)
+    train = SensorPairs(RenderedPlaces("train", config.groups, config.size, maps=True), config.sensor)
+    test = SensorPairs(RenderedPlaces("test", config.test_groups, config.size, maps=True), config.sensor)
     simulator, seconds = trained(prior, train, config)
     known, held = Scenes.of(train), Scenes.of(test)
     draws = ways(simulator, known, config)
@@ -163,6 +142,15 @@ def trained(prior: UNetPrior, pairs: SensorPairs, config: Sim2realBench) -> tupl
 
 def ways(simulator: SensorSimulator, known: Scenes, config: Sim2realBench) -> dict[str, Draw]:
     """What measures clean depth, by name: hand-made noise is fitted to the training measurements."""
+    return {
+        **hand_made(known),
+        "stage 1": drawing(simulator, 1, config),
+        "stage 2": drawing(simulator, 2, config),
+    }
+
+
+def hand_made(known: Scenes) -> dict[str, Draw]:
+    """Noise without a network, fitted to known measurements, and none."""
     answered = CODEC.answered(known.real, known.clean)
     off = (known.real - known.clean)[answered]
     std = float(off.std())
@@ -178,24 +166,25 @@ def ways(simulator: SensorSimulator, known: Scenes, config: Sim2realBench) -> di
 
         return draw
 
-    def stage(number: int) -> Draw:
-        def draw(scenes: Scenes, seed: int) -> Tensor:
-            parts = []
-            for first in range(0, len(scenes.clean), 32):
-                clean = scenes.clean[first : first + 32]
-                sources = [generator(seed_of(seed, first + i)) for i in range(len(clean))]
-                parts.append(simulator.measured(clean, sources, config.draw_steps, stages=number))
-            return torch.cat(parts)
-
-        return draw
-
     return {
         "gaussian": hand(lambda clean: torch.full_like(clean, std)),
         "clean": lambda scenes, seed: scenes.clean,
         "gaussian growing with depth squared": hand(lambda clean: growth * clean.square()),
-        "stage 1": stage(1),
-        "stage 2": stage(2),
     }
+
+
+def drawing(simulator: SensorSimulator, number: int, config: Sim2realBench) -> Draw:
+    """What the first so many stages draw."""
+
+    def draw(scenes: Scenes, seed: int) -> Tensor:
+        parts = []
+        for first in range(0, len(scenes.clean), 32):
+            clean = scenes.clean[first : first + 32]
+            sources = [generator(seed_of(seed, first + i)) for i in range(len(clean))]
+            parts.append(simulator.measured(clean, sources, config.draw_steps, stages=number))
+        return torch.cat(parts)
+
+    return draw
 
 
 def distribution_row(name: str, draw: Draw, held: Scenes, known: Scenes, config: Sim2realBench) -> dict[str, Any]:

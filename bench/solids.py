@@ -48,7 +48,7 @@ MEASURES = (
 class SolidBench:
     """Sizes of the experiment."""
 
-    prompts: int = 21
+    prompts: int = 16
     steps: int | None = None  # None: the recipe's
     work: str = "runs/bench/solids"
     real_faces: int = 100_000  # of a real mesh at most

@@ -1,12 +1,13 @@
 """What the distances of drawings from renders are for true renders: of how many objects, in how many views of each.
 
 Sets of renders of test objects that are not in the reference stand in for drawings. `toy_fid` of such a set is the
-floor of as many drawings of as many objects; the unbiased `toy_kid` should not differ from 0.
+floor of as many drawings of as many objects; the unbiased `toy_kid` should not differ from 0. Rows share their renders:
+each object is rendered once, in as many views as any row wants of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -77,31 +78,80 @@ def run(context: Context) -> dict[str, Any]:
     """A row for every way in which experiments compare, and some that show what several views of an object do."""
     config = QUICK if context.quick else FloorBench()
     judge = Judge.from_pretrained()
-    asked = USED | VIEWS
-    table = [_row(judge, name, asked[name], config) for name in progress(asked, label="floors")]
+    plans = {name: Plan.of(asked, config) for name, asked in (USED | VIEWS).items()}
+    seen = Renders(judge, plans.values())
+    table = [_row(seen, name, plan) for name, plan in progress(plans.items(), label="floors")]
     return {"config": asdict(config), "seeds": [], "table": table}
 
 
-def _row(judge: Judge, name: str, asked: Asked, config: FloorBench) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Plan:
+    """What a row compares: numbers of test objects or scenes."""
+
+    asked: Asked
+    pictures: int
+    """of each set"""
+    reference: Sequence[int]
+    sets: tuple[Sequence[int], ...]
+    """apart from each other and from the reference"""
+
+    @classmethod
+    def of(cls, asked: Asked, config: FloorBench) -> Plan:
+        """The plan of a row at the sizes of the experiment."""
+        pictures, objects = (max(int(n * config.share), 9) for n in (asked.pictures, asked.reference_objects))
+        each, start = -(-pictures // asked.views), pictures if asked.apart else 0
+        behind = max(start + objects, pictures)
+        numbers = _numbers(asked.kind, behind + config.sets * each)
+        firsts = range(behind, behind + config.sets * each, each)
+        sets = tuple(numbers[first : first + each] for first in firsts)
+        return cls(asked, pictures, numbers[start : start + objects], sets)
+
+    def views(self) -> dict[int, int]:
+        """How many views it wants of each object."""
+        wanted = {number: self.asked.views for numbers in self.sets for number in numbers}
+        return wanted | dict.fromkeys(self.reference, self.asked.reference_views)
+
+
+class Renders:
+    """Features of renders of objects or scenes, each rendered once in the most views that a plan wants of it."""
+
+    def __init__(self, judge: Judge, plans: Iterable[Plan]) -> None:
+        self.judge = judge
+        self._known: dict[tuple[str, int], dict[int, torch.Tensor]] = {}
+        self._wanted: dict[tuple[str, int], dict[int, int]] = {}
+        for plan in plans:
+            wanted = self._wanted.setdefault((plan.asked.kind, plan.asked.size_px), {})
+            for number, views in plan.views().items():
+                wanted[number] = max(views, wanted.get(number, 0))
+
+    def features(self, asked: Asked, numbers: Sequence[int], views: int) -> Features:
+        """Of renders of these objects or scenes, in the first so many views of each."""
+        key = (asked.kind, asked.size_px)
+        wanted, known = self._wanted[key], self._known.setdefault(key, {})
+        job = RenderJob(asked.kind, "test", size=asked.size_px)
+        missing = [number for number in numbers if number not in known]
+        if missing:
+            parts = [render_group(job, number, wanted[number])["rgb"] for number in missing]
+            images = torch.from_numpy(np.concatenate(parts)).permute(0, 3, 1, 2).float() / 255
+            each = features(self.judge, images).split([len(part) for part in parts])
+            known |= dict(zip(missing, each, strict=True))
+        return Features.of(torch.cat([known[number][:views] for number in numbers]), views)
+
+
+def _row(seen: Renders, name: str, plan: Plan) -> dict[str, Any]:
     """Mean and deviation of the Frechet distances of several sets of renders, and the first kernel distance."""
-    pictures, objects = (max(int(n * config.share), 9) for n in (asked.pictures, asked.reference_objects))
-    each, start = -(-pictures // asked.views), pictures if asked.apart else 0
-    behind = max(start + objects, pictures)
-    numbers = _numbers(asked.kind, behind + config.sets * each)
-    reference = _seen(judge, asked, numbers[start : start + objects], asked.reference_views)
-    sets = [
-        _seen(judge, asked, numbers[first : first + each], asked.views).first(pictures)
-        for first in range(behind, behind + config.sets * each, each)
-    ]
+    asked = plan.asked
+    reference = seen.features(asked, plan.reference, asked.reference_views)
+    sets = [seen.features(asked, numbers, asked.views).first(plan.pictures) for numbers in plan.sets]
     found = [frechet(reference.values, part.values) for part in sets]
     kid = kernel_draws(sets[0], reference)
     low, high = np.quantile(kid[1:], (0.025, 0.975))
     return {
         "like": name,
-        "pictures": pictures,
-        "objects": each,
+        "pictures": plan.pictures,
+        "objects": len(plan.sets[0]),
         "views": asked.views,
-        "reference_objects": objects,
+        "reference_objects": len(plan.reference),
         "reference_views": asked.reference_views,
         "size_px": asked.size_px,
         "toy_fid": {"mean": digits(np.mean(found)), "std": digits(np.std(found, ddof=1), 3), "n": len(found)},
@@ -112,10 +162,3 @@ def _row(judge: Judge, name: str, asked: Asked, config: FloorBench) -> dict[str,
 def _numbers(kind: str, count: int) -> Sequence[int]:
     """Numbers of the first test objects, or test scenes with a relation."""
     return relations(count)[1] if kind == "scene" else range(count)
-
-
-def _seen(judge: Judge, asked: Asked, numbers: Sequence[int], views: int) -> Features:
-    """Features of renders of these objects or scenes, in the first so many views of each."""
-    job = RenderJob(asked.kind, "test", size=asked.size_px)
-    images = np.concatenate([render_group(job, number, views)["rgb"] for number in numbers])
-    return Features.of(features(judge, torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255), views)

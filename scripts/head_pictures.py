@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..bench.materialfusion import ball, cameras_of, lamps, layers
-from ..bench.sim2real import RenderedMaps
+from ..bench.rendered import RenderedPlaces
 from ..generate.inverse_render import InverseConfig
 from ..geometry.posed import PosedImages
 from ..pipelines.inverse_render import ImagesToMaterials, relit
@@ -23,7 +23,7 @@ from ..utils.pictures import grid, normals_to_rgb, save_image, to_rgb8
 
 def sensor(out: Path, size: int = 96) -> Path:
     """Four views of a room: their exact depth, and what the toybox's sensor measures."""
-    batch = SensorPairs(RenderedMaps("val", 1, size), SensorModel(window_px=0.7)).batch(np.arange(4), None)
+    batch = SensorPairs(RenderedPlaces("val", 1, size, maps=True), SensorModel(window_px=0.7)).batch(np.arange(4), None)
     tiles: list[Any] = []
     for name in ("clean", "measured"):
         for depth, clean in zip(batch[name], batch["clean"], strict=True):

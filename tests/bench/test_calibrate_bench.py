@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from unproject.bench import calibrate
 from unproject.bench.calibrate import (
     CalibrateBench,
     _calibration_error,
     confidence_row,
+    metric_rows,
     published_ransac,
     solver_rows,
 )
 from unproject.bench.real_cameras import real_cameras
 from unproject.pipelines.calibrated import Scenes
+from unproject.pipelines.picture_inputs import DEFAULT_FOV_DEG
 from unproject.tasks.confidence import fit_error_model
+from unproject.utils.errors import InputError
 
 
 def test_the_published_solver_is_right_without_outliers_and_wrong_with_them() -> None:
@@ -66,3 +72,39 @@ def test_photographs_whose_cameras_are_known(tmp_path: Path) -> None:
     assert found["chessboard/left01"].fov_y_deg == pytest.approx(np.rad2deg(2 * np.arctan(20 / 50)))
     assert found["iphone4s_berlin"].focal_px == 60 and found["iphone4s_berlin"].exif_fov_deg is None
     assert list(real_cameras(tmp_path / "nowhere")) == []
+
+
+class Wall:
+    """Two pictures of a wall 2 m away, whose colour is their number, through a focal length of 40 px."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def images(self, indices: np.ndarray) -> np.ndarray:
+        return np.stack([np.full((32, 32, 3), i, np.uint8) for i in indices])
+
+    def column(self, name: str, indices: np.ndarray) -> np.ndarray:
+        one = {"K": np.array([[40.0, 0, 16], [0, 40, 16], [0, 0, 1]], np.float32), "depth_m": np.full((32, 32), 2.0)}
+        return np.stack([one[name] for _ in indices])
+
+
+def test_metres_are_seen_through_the_true_a_longer_no_and_the_predicted_camera(monkeypatch: pytest.MonkeyPatch) -> None:
+    def camera(image: np.ndarray) -> Any:
+        if image[0, 0, 0] == 1:
+            raise InputError("no camera fits")
+        return SimpleNamespace(K=np.array([[[44.0, 0, 16], [0, 44, 16], [0, 0, 1]]]))
+
+    def metres(near_m: float, far_m: float, index: int) -> np.ndarray:
+        return np.full((32, 32), 2.0 * near_m)
+
+    monkeypatch.setattr(calibrate, "ImageToGeometry", lambda head: lambda image: SimpleNamespace(
+        depth=SimpleNamespace(one_metres=metres)))  # fmt: skip
+    monkeypatch.setattr(calibrate, "ImageToCamera", lambda head: camera)
+    monkeypatch.setattr(calibrate, "metric_of", lambda made, camera, known: SimpleNamespace(
+        near_m=float(camera.K[0, 1, 1]) / 40, far_m=0.0))  # fmt: skip
+    found = {row["method"]: row["abs_rel_metric"]["mean"] for row in metric_rows(None, [Wall()], None)}  # type: ignore[arg-type, list-item]
+    usual = abs(16 / np.tan(np.deg2rad(DEFAULT_FOV_DEG / 2)) / 40 - 1)
+    assert list(found.values()) == pytest.approx([0, 0.25, usual], abs=1e-5)
+    more = metric_rows(None, [Wall()], object())  # type: ignore[arg-type, list-item]
+    assert more[3]["method"] == "metres, predicted camera"
+    assert more[3]["abs_rel_metric"]["mean"] == pytest.approx((0.1 + usual) / 2, abs=1e-5)

@@ -14,7 +14,9 @@ import pytest
 import unproject.cli
 from unproject.bench import faults
 from unproject.bench.fault_layer import Counter, Layer
-from unproject.bench.fault_verbs import VERBS, Verb
+from unproject.bench.fault_verbs import VERBS, Verb, recipes
+from unproject.pipelines.text_to_shape import MeshRecipe
+from unproject.utils.configs import CONFIGS, load_config, read_yaml
 from unproject.utils.files import write_text
 
 VERB = Verb(("made",), ("out/a.txt", "out/b.txt"))
@@ -134,3 +136,13 @@ def test_the_order_of_a_header_is_no_other_file(tmp_path: Path) -> None:
         (place.work / "out" / "a.safetensors").write_bytes(data)
     first, second, third = (faults.digests(faults.Place(tmp_path / str(number))) for number in range(3))
     assert first == second != third
+
+
+def test_shapes_under_faults_are_made_by_the_packaged_recipes_made_small() -> None:
+    made = recipes()
+    for verb, name in (("text-to-mesh", "mesh"), ("text-to-splats", "splats")):
+        assert f"--recipe {name}.yaml" in " ".join(VERBS[verb].words)
+        packaged = read_yaml(CONFIGS / verb / "toybox.yaml")
+        small, usual = (load_config(MeshRecipe, values) for values in (made[name], packaged))
+        assert small.score.form == usual.score.form and small.optimise.shape.kind == usual.optimise.shape.kind
+        assert small.mesh.resolution < usual.mesh.resolution and 0 < small.optimise.checkpoint_every < 8

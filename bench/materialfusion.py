@@ -35,6 +35,7 @@ from ..toybox.pbr import FAMILIES, draw_pbr, pbr_maps
 from ..utils.errors import InputError
 from ..utils.pictures import grid, save_image
 from .intervals import digits, spread
+from .rendered import InMemory
 from .runner import Context
 
 DISTANCE, FOV_DEG = 1.9, 36.0
@@ -97,7 +98,7 @@ def cameras_of(views: int, size: int) -> Camera:
     return around(views, size, DISTANCE, FOV_DEG)
 
 
-class LitBalls:
+class LitBalls(InMemory):
     """Pictures of balls under lamps with their materials (`GeometryPictures`)."""
 
     def __init__(self, split: str, count: int, size: int) -> None:
@@ -105,18 +106,7 @@ class LitBalls:
         parts = []
         for i in range(count):
             parts.append(layers(ball(split, i), cameras[i], lamps(7 * i + 1)))
-        self._columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-    def __len__(self) -> int:
-        return len(self._columns["rgb"])
-
-    def images(self, indices: np.ndarray) -> np.ndarray:
-        """uint8 (n, H, W, 3)."""
-        return self._columns["rgb"][indices]
-
-    def column(self, name: str, indices: np.ndarray) -> np.ndarray:
-        """A stored channel."""
-        return self._columns[name][indices]
+        super().__init__({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
 
 
 def layers(mesh: Mesh, cameras: Camera, light: Environment) -> dict[str, np.ndarray]:

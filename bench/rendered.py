@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from ..toybox.dataset import RenderJob, render_group
 
 
-class RenderedPlaces:
-    """Rooms, streets, tables or interiors of a split, four eyes each, with the columns of a rendered set."""
+class InMemory:
+    """Pictures and maps by name, as arrays (n, H, W, C) of one length; "rgb" is among them (`GeometryPictures`)."""
 
-    def __init__(self, split: str, groups: int, size: int, kind: str = "room", maps: bool = False) -> None:
-        """`maps`: also coverage, albedo, roughness and metallic."""
-        job = RenderJob(kind, split, groups, size, geometry=True, maps=maps)
-        parts = [render_group(job, index) for index in range(groups)]
-        names = [name for name in parts[0] if name != "records"]
-        self._columns = {name: np.concatenate([part[name] for part in parts]) for name in names}
+    def __init__(self, columns: Mapping[str, np.ndarray]) -> None:
+        self._columns = dict(columns)
 
     def __len__(self) -> int:
         return len(self._columns["rgb"])
@@ -27,6 +25,17 @@ class RenderedPlaces:
     def column(self, name: str, indices: np.ndarray) -> np.ndarray:
         """A stored channel."""
         return self._columns[name][indices]
+
+
+class RenderedPlaces(InMemory):
+    """Rooms, streets, tables or interiors of a split, four eyes each, with the columns of a rendered set."""
+
+    def __init__(self, split: str, groups: int, size: int, kind: str = "room", maps: bool = False) -> None:
+        """`maps`: also coverage, albedo, roughness and metallic."""
+        job = RenderJob(kind, split, groups, size, geometry=True, maps=maps)
+        parts = [render_group(job, index) for index in range(groups)]
+        names = [name for name in parts[0] if name != "records"]
+        super().__init__({name: np.concatenate([part[name] for part in parts]) for name in names})
 
     def cameras(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """c2w (n, 4, 4) and K (n, 3, 3)."""

@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .utils.lazy import loader
+from .utils.library_notes import drop_idle_notes
 from .utils.threads import wait_passively
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ __all__ = [
     "normals",
 ]
 
+drop_idle_notes()
 wait_passively()  # before anything imports torch
 
 _HOMES = {

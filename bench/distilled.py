@@ -59,21 +59,26 @@ def at_rows(recipe: MeshRecipe, prior: Prior, rows: int) -> MeshRecipe:
     return replace(recipe, optimise=replace(recipe.optimise, steps=steps, checkpoint_every=0))
 
 
-def made(recipe: MeshRecipe, prior: Prior, prompt: str, seed: int, size: int = 64) -> Made:
-    """Optimises; a collapse is a result."""
+def made(recipe: MeshRecipe, prior: Prior, prompt: str, seed: int, size: int = 64, first: Made | None = None) -> Made:
+    """Optimises, from a first stage's shape where one is given, whose cost counts; a collapse is a result."""
+    if first is not None and first.work is None:
+        return first
     views = recipe.optimise.views.views
     guide = make_guide(recipe.score, prior, prompt, None, views)
     normals = NormalGuide(recipe.normals, recipe.score, prior, prompt, views) if recipe.normals.used else None
     work = Optimisation(recipe.optimise, guide, seed, prior.device, normals=normals)
-    began, failed = time.perf_counter(), ""
+    began, failed, spent = time.perf_counter(), "", 0 if first is None else first.nfe
+    if first is not None and first.work is not None:
+        work.shape.restore(dict(first.work.shape.state_dict()), "the first stage")
+        began -= first.seconds
     try:
         work.run()
     except UnprojectError as error:
         failed = str(error)
     took = time.perf_counter() - began
     if failed:
-        return Made(None, failed, took, work.nfe, torch.full((8, 3, size, size), BEHIND))
-    return Made(work, "", took, work.nfe, seen_of(work, size))
+        return Made(None, failed, took, spent + work.nfe, torch.full((8, 3, size, size), BEHIND))
+    return Made(work, "", took, spent + work.nfe, seen_of(work, size))
 
 
 def seen_of(work: Optimisation, size: int) -> Tensor:

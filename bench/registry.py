@@ -78,7 +78,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "StableDreamer: annealed levels, spaces and representations",
         "stabledreamer",
         ("setting", "fixed window"),
-        weights=(JUDGE, "toybox-mv"),
+        weights=(JUDGE, "toybox-pixels"),
         method=FAMILY,
     ),
     "mvdream": Experiment(

@@ -12,7 +12,7 @@ from ..toybox.judge import Judge
 from .distilled import at_rows
 from .runner import Context
 from .score_distillation import faster
-from .stabledreamer import runs
+from .stabledreamer import in_one, row_of
 from .text_to_mesh import MeshBench, prompts
 
 
@@ -40,6 +40,6 @@ def run(context: Context) -> dict[str, Any]:
     both = replace(plain, normals=NormalsConfig(weight=(config.weight,)))
     rows = []
     for name, recipe, share in (("colours", plain, 1), ("colours and normals", both, 2)):
-        row, _ = runs(at_rows(recipe, prior, config.rows // share), prior, wanted, seeds, judge)
+        row = row_of(in_one(at_rows(recipe, prior, config.rows // share), prior), wanted, seeds, judge)
         rows.append({"guides": name, **row})
     return {"config": asdict(config), "seeds": seeds, "table": rows}

@@ -1,7 +1,8 @@
 """StableDreamer's claims: levels that fall make fewer faces; what the loss compares, and what is optimised.
 
 The prior draws single images and is told views in words, which is where several faces come from. All settings have the
-same prompts, seeds and network rows; a volume gets the seconds that Gaussians took instead.
+same prompts, seeds and network rows; a volume gets the seconds that Gaussians took instead. Two stages spend half of
+the rows on the prior of pixels.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 from ..core.distillation.time_window import TimeWindow
 from ..core.priors import Prior, load_prior
-from ..pipelines.text_to_shape import MeshRecipe, load_recipe
+from ..pipelines.text_to_shape import BeginConfig, MeshRecipe, first_recipe, load_recipe
 from ..toybox.judge import Judge
 from .distilled import Made, at_rows, geometry, judged, made, true_of
 from .intervals import share, spread
@@ -20,7 +21,9 @@ from .runner import Context
 from .text_to_mesh import MeshBench, Wanted, prompts
 
 FIXED = TimeWindow((0.02,), (0.98,), shared=False)
+STAGED = "toybox-two-stages"
 Setting = Callable[[MeshRecipe], MeshRecipe]
+Maker = Callable[[str, int], Made]  # of a prompt and a seed
 
 
 @dataclass(frozen=True)
@@ -43,17 +46,29 @@ SETTINGS: dict[str, Setting] = {
 }
 
 
-def runs(
-    recipe: MeshRecipe, prior: Prior, wanted: list[Wanted], seeds: list[int], judge: Judge
-) -> tuple[dict[str, Any], list[Made]]:
-    """One row, and what was made."""
+def in_one(recipe: MeshRecipe, prior: Prior) -> Maker:
+    """One stage."""
+    return lambda prompt, seed: made(recipe, prior, prompt, seed)
+
+
+def in_two(prior: Prior, rows: int) -> Maker:
+    """A first stage of half the rows with the recipe's first prior, and a second one from its shape."""
+    recipe = load_recipe(STAGED, prior, None, "text-to-splats")
+    first = load_prior(recipe.begin.prior, prior.device, prior.dtype)
+    begin = at_rows(first_recipe(recipe, first), first, rows // 2)
+    rest = at_rows(replace(recipe, begin=BeginConfig()), prior, rows - rows // 2)
+    return lambda prompt, seed: made(rest, prior, prompt, seed, first=made(begin, first, prompt, seed))
+
+
+def row_of(make: Maker, wanted: list[Wanted], seeds: list[int], judge: Judge) -> dict[str, Any]:
+    """One row of the table."""
     jobs = [(one, seed) for one in wanted for seed in seeds]
-    shapes = [made(recipe, prior, one.prompt, seed) for one, seed in jobs]
+    shapes = [make(one.prompt, seed) for one, seed in jobs]
     records = [
         {**judged(judge, shape, one, true_of(one, 1000 + seed)), **geometry(shape, one)}
         for shape, (one, seed) in zip(shapes, jobs, strict=True)
     ]
-    row = {
+    return {
         "two_fronts": share([r["two_fronts"] for r in records]),
         "right": share([r["right"] for r in records]),
         "f_score": spread([r["f_score"] for r in records]),
@@ -62,7 +77,6 @@ def runs(
         "nfe": spread([r["nfe"] for r in records]),
         "failed": sum(bool(r["failed"]) for r in records),
     }
-    return row, shapes
 
 
 def at_seconds(recipe: MeshRecipe, prior: Prior, seconds: float) -> MeshRecipe:
@@ -82,10 +96,11 @@ def run(context: Context) -> dict[str, Any]:
     splats = at_rows(load_recipe(None, prior, None, "text-to-splats"), prior, config.rows)
     rows = []
     for name, changed in SETTINGS.items():
-        row, _ = runs(changed(splats), prior, wanted, seeds, judge)
+        row = row_of(in_one(changed(splats), prior), wanted, seeds, judge)
         rows.append({"setting": name, "representation": "gaussians", **row})
-    seconds = rows[1]["seconds"]["mean"]
-    volume = at_seconds(load_recipe(None, prior, None, "text-to-mesh"), prior, seconds)
-    row, _ = runs(volume, prior, wanted, seeds, judge)
+    staged = row_of(in_two(prior, config.rows), wanted, seeds, judge)
+    rows.append({"setting": "two stages, pixels first", "representation": "gaussians", **staged})
+    volume = at_seconds(load_recipe(None, prior, None, "text-to-mesh"), prior, rows[1]["seconds"]["mean"])
+    row = row_of(in_one(volume, prior), wanted, seeds, judge)
     rows.append({"setting": "annealed window", "representation": "volume", **row})
     return {"config": asdict(config), "seeds": seeds, "table": rows}

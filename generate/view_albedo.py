@@ -21,7 +21,7 @@ from ..geometry.colors import linear_from_srgb, srgb_from_linear
 from ..geometry.meshes import Mesh
 from ..geometry.raycast import RayMesh
 from ..utils.errors import InputError
-from .view_normals import Ring
+from .view_normals import Ring, check_taught
 from .view_paint import redraw
 
 DARK = 0.02  # linear light added to both sides of a ratio
@@ -46,13 +46,7 @@ class AlbedoConfig:
 
 def check_knows_albedo(prior: Prior, words: str = AlbedoConfig.words) -> None:
     """Raises InputError for priors of single images, and for those that have never seen the words."""
-    if not prior.multiview:
-        raise InputError(f"albedo: the prior {prior.name!r} draws single images; it needs one of several views")
-    if unknown := prior.unknown_words(words):
-        raise InputError(
-            f"albedo: the prior {prior.name!r} has never seen {unknown[0][0]!r}; it needs one that was taught maps "
-            "(docs/training.md), or leave the shading in"
-        )
+    check_taught(prior, words, "albedo", "albedo maps", "leave the shading in")
 
 
 @torch.no_grad()

@@ -89,15 +89,21 @@ class NormalsDraw:
     plan: SamplingPlan = field(default_factory=SamplingPlan)  # what is open is what suits the prior
 
 
-def check_draws_normals(prior: Prior, words: str) -> None:
-    """Raises InputError for priors of single images, and for those that have never seen the words of normal maps."""
+def check_taught(prior: Prior, words: str, who: str, what: str, otherwise: str) -> None:
+    """Raises InputError, in the name of `who`, for priors of single images, and for those that have never seen `words`,
+    which call for `what`, a kind of maps; `otherwise` is the way out without one."""
     if not prior.multiview:
-        raise InputError(f"direct25: the prior {prior.name!r} draws single images; it needs one of several views")
+        raise InputError(f"{who}: the prior {prior.name!r} draws single images; it needs one of several views")
     if unknown := prior.unknown_words(words):
         raise InputError(
-            f"direct25: the prior {prior.name!r} knows no normal maps: it has never seen {unknown[0][0]!r}; it needs "
-            "one that was taught maps (`unproject train multiview`, docs/training.md), or use --method optimise"
+            f"{who}: the prior {prior.name!r} knows no {what}: it has never seen {unknown[0][0]!r}; it needs one "
+            f"that was taught maps (`unproject train multiview`, docs/training.md), or {otherwise}"
         )
+
+
+def check_draws_normals(prior: Prior, words: str) -> None:
+    """Raises InputError for priors of single images, and for those that have never seen the words of normal maps."""
+    check_taught(prior, words, "direct25", "normal maps", "use --method optimise")
 
 
 @torch.no_grad()

@@ -159,9 +159,7 @@ class TextToShape(PriorPipeline):
         """The shape that another prior made, if the recipe wants one; it has checkpoints of its own in first/."""
         if self.first is None:
             return None
-        side, prior = self.first.image_size, self.first
-        optimise = replace(recipe.optimise, steps=recipe.begin.steps, sizes=((0, side),), guided_px=side)
-        own = replace(recipe, score=recipe.begin.score, optimise=optimise, normals=NormalsConfig(), begin=BeginConfig())
+        prior, own = self.first, first_recipe(recipe, self.first)
         place = None if folder is None else folder / "first"
         work = _started(own, prior, seed, prompt, negative, place, resume, self.step_memory_gb)
         self._optimise(work, own, place, f"{prompt}, first with {prior.name}", None)
@@ -264,6 +262,13 @@ def load_recipe(
         return load_config(MeshRecipe, f"{folder}/{name}", **own, **changes)
     known = isinstance(recipe, str) and not recipe.endswith((".yaml", ".yml"))
     return load_config(MeshRecipe, f"{folder}/{recipe}" if known else recipe, **changes)
+
+
+def first_recipe(recipe: MeshRecipe, first: Prior) -> MeshRecipe:
+    """The recipe of a first stage with a prior that is shown its own size; the shape is that of the whole run."""
+    side = first.image_size
+    optimise = replace(recipe.optimise, steps=recipe.begin.steps, sizes=((0, side),), guided_px=side)
+    return replace(recipe, score=recipe.begin.score, optimise=optimise, normals=NormalsConfig(), begin=BeginConfig())
 
 
 def rule_path(rule: str | Path) -> Path:

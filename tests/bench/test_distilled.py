@@ -22,8 +22,8 @@ from unproject.utils.seeds import generator
 SIZE = 16
 
 
-def prior() -> GaussianMixturePrior:
-    means = torch.stack([torch.full((3, SIZE, SIZE), v) for v in (-0.5, 0.5)])
+def prior(side: int = SIZE) -> GaussianMixturePrior:
+    means = torch.stack([torch.full((3, side, side), v) for v in (-0.5, 0.5)])
     made_ = GaussianMixturePrior(means, torch.tensor([0.3, 0.4]), names=("red", "cube"), scheduler_config=SD_SCHEDULE)
     made_.dtype = torch.float32
     return made_
@@ -105,3 +105,25 @@ def test_settings_of_the_dream_change_what_they_say():
     fixed, plain, images = (change(recipe) for change in stabledreamer.SETTINGS.values())
     assert fixed.score.window.bounds(0) == fixed.score.window.bounds(1) == (0.02, 0.98)
     assert plain == recipe and images.score.space == "image" and images.optimise == recipe.optimise
+
+
+def test_a_second_stage_goes_on_from_the_first_and_costs_both():
+    model = prior()
+    recipe = at_rows(load_recipe(None, model, None, "text-to-splats"), model, 40)
+    still = replace(recipe, optimise=replace(recipe.optimise, steps=1, lr=1e-9))
+    fast = replace(recipe, optimise=replace(recipe.optimise, lr=20.0))
+    first = made(fast, model, "a red cube", 3, SIZE)
+    both = made(still, model, "a red cube", 3, SIZE, first)
+    alone = made(still, model, "a red cube", 3, SIZE)
+    torch.testing.assert_close(both.views, first.views, rtol=0, atol=1e-2)
+    assert (alone.views - first.views).abs().max() > 0.05
+    assert both.nfe == first.nfe + alone.nfe and both.seconds > first.seconds
+    lost = replace(first, work=None, failed="it collapsed")
+    assert made(still, model, "a red cube", 3, SIZE, lost) is lost
+
+
+def test_two_stages_share_the_rows(monkeypatch):
+    model = prior(64)
+    monkeypatch.setattr(stabledreamer, "load_prior", lambda name, device, dtype: model if "pixels" in name else None)
+    shape = stabledreamer.in_two(model, 80)("a red cube", 0)
+    assert shape.nfe == 80 and not shape.failed

@@ -23,9 +23,11 @@ from ..geometry.cameras import Camera
 from ..geometry.meshes import Mesh
 from ..geometry.outputs import RenderOutput
 from ..geometry.raycast import STUDIO, RayMesh
-from ..geometry.seen import view_weights
+from ..geometry.seen import inside_px, view_weights
 from ..utils.errors import InputError
 from .view_normals import NormalCode, Ring, draw_views
+
+FRINGE = 2  # pixels of a drawn outline that show more than the object: codecs have blocks of 4 or 8
 
 
 @dataclass(frozen=True)
@@ -72,13 +74,15 @@ class Painter:
         against = ", ".join(text for text in (config.negative, negative or "") if text) or None
         ring = config.ring.camera(self.prior.frames, size)
         views = self._drawn(mesh, ring, words, against, generator)
-        painted = bake_views(mesh, views, ring, config.texture)
+        scene = RayMesh(mesh)
+        kept = without_fringe(views, torch.stack([inside_px(scene, ring[view]) for view in range(ring.batch)]))
+        painted = bake_views(mesh, kept, ring, config.texture)
         if config.second_deg is None:
             return Painted(painted, views, ring)
         other = config.ring.camera(self.prior.frames, size, config.second_deg)
         more = self._completed(painted, ring, other, words, against, generator)
-        views, cameras = torch.cat([views, more]), Camera.cat([ring, other])
-        return Painted(bake_views(mesh, views, cameras, config.texture), views, cameras)
+        kept, cameras = torch.cat([kept, more]), Camera.cat([ring, other])
+        return Painted(bake_views(mesh, kept, cameras, config.texture), torch.cat([views, more]), cameras)
 
     def _drawn(self, mesh: Mesh, ring: Camera, words: str, negative: str | None, generator: torch.Generator) -> Tensor:
         """Views (B, H, W, 3) of a bare mesh."""
@@ -115,6 +119,21 @@ class Painter:
 def on_latents(mask: Tensor, prior: Prior) -> Tensor:
     """(B, 1, h, w): the latent pixels of a prior with any pixel of a mask (B, H, W, 1)."""
     return torch.nn.functional.adaptive_max_pool2d(mask.permute(0, 3, 1, 2).float(), prior.latent_shape[1:])
+
+
+def without_fringe(views: Tensor, inside: Tensor, fringe: int = FRINGE) -> Tensor:
+    """Views (B, H, W, 3) whose pixels at outlines, where a codec mixes object and background, have the colours further
+    in: uphill in `inside`, the pixels (B, H, W) to an outline, for `fringe` of them or up to the ridge of a thin part."""
+    order = torch.tensor([4, 0, 1, 2, 3, 5, 6, 7, 8], device=inside.device)  # the pixel itself wins over equals
+    around = torch.nn.functional.unfold(torch.nn.functional.pad(inside[:, None], (1, 1, 1, 1), value=-1.0), 3)
+    step = order[around[:, order].argmax(1)].reshape(inside.shape)
+    _, height, width = inside.shape
+    row = torch.arange(height, device=inside.device)[:, None] + step // 3 - 1
+    column = torch.arange(width, device=inside.device) + step % 3 - 1
+    batch, mixed = torch.arange(len(views), device=inside.device)[:, None, None], (inside < fringe)[..., None]
+    for _ in range(fringe):
+        views = torch.where(mixed, views[batch, row, column], views)
+    return views
 
 
 @torch.no_grad()

@@ -37,7 +37,8 @@ def view_weights(scene: RayMesh, points: Tensor, normals: Tensor, camera: Camera
     facing = -(normals * torch.nn.functional.normalize(away, dim=-1)).sum(-1)
     weight = (facing.clamp_min(0) ** POWER) * (inside & (facing > GRAZING))
     chosen = (weight > 0).nonzero()[:, 0]
-    weight[chosen] *= _sample(_solidity(scene, camera)[..., None], pixel[chosen] / size)[:, 0]
+    solidity = (inside_px(scene, camera) / FEATHER).clamp_max(1)
+    weight[chosen] *= _sample(solidity[..., None], pixel[chosen] / size)[:, 0]
     chosen = (weight > 0).nonzero()[:, 0]
     start = points[chosen] - (z[chosen, None] * away[chosen] if camera.model == "ortho" else away[chosen])
     hidden = scene.first_faces(start, points[chosen] - start, 1 - 2e-3) >= 0
@@ -58,8 +59,9 @@ def _sample(image: Tensor, place: Tensor) -> Tensor:
     return found[0, :, 0].T
 
 
-def _solidity(scene: RayMesh, camera: Camera) -> Tensor:
-    """(H, W) in [0, 1]: 0 at pixels beside an outline or a jump of depth, 1 from FEATHER pixels on."""
+def inside_px(scene: RayMesh, camera: Camera) -> Tensor:
+    """(H, W) pixels from each pixel of a surface to the next one beside an outline or a jump of depth; 0 there and off
+    the surface."""
     seen = scene.render(camera, ("depth",))
     depth, hit = seen.depth[0, ..., 0], seen.alpha[0, ..., 0] > 0.5
     width = 1 / camera.K[0, 0, 0] * (torch.ones_like(depth) if camera.model == "ortho" else depth)  # metres a pixel
@@ -69,8 +71,7 @@ def _solidity(scene: RayMesh, camera: Camera) -> Tensor:
         jump |= hit.narrow(axis, 1, hit.shape[axis] - 1) != hit.narrow(axis, 0, hit.shape[axis] - 1)
         for start in (0, 1):
             solid.narrow(axis, start, hit.shape[axis] - 1).logical_and_(~jump)
-    distance = distance_transform_edt(solid.cpu().numpy()) / FEATHER
-    return torch.from_numpy(np.minimum(distance, 1).astype(np.float32)).to(depth)
+    return torch.from_numpy(distance_transform_edt(solid.cpu().numpy()).astype(np.float32)).to(depth)
 
 
 def _pair(values: Tensor, axis: int) -> tuple[Tensor, Tensor]:

@@ -9,9 +9,10 @@ import torch
 import trimesh
 
 from unproject.generate.view_normals import NormalCode, Ring
-from unproject.generate.view_paint import PaintConfig, Painter, unseen_pixels
+from unproject.generate.view_paint import FRINGE, PaintConfig, Painter, unseen_pixels, without_fringe
 from unproject.geometry.meshes import Mesh
 from unproject.geometry.raycast import RayMesh
+from unproject.geometry.seen import inside_px
 from unproject.geometry.unwrap import unwrap
 from unproject.utils.errors import InputError
 from unproject.utils.seeds import generator
@@ -93,3 +94,44 @@ def test_settings_out_of_range_are_refused() -> None:
         PaintConfig(redrawn=0.0)
     with pytest.raises(InputError, match="second_deg=90"):
         PaintConfig(second_deg=90.0)
+
+
+def test_what_a_codec_mixes_at_outlines_is_replaced_by_what_lies_further_in() -> None:
+    """Blurred views of a box whose sides differ keep the colours of the sides, up to the outline."""
+    scene, ring = RayMesh(box()), Ring().camera(4, 64)
+    seen = scene.render(ring, ("normal",))
+    hit = seen.alpha[..., 0] > 0.5
+    clean = torch.where(hit[..., None], 0.5 * seen.normal + 0.5, torch.tensor([0.9, 0.9, 0.1]))
+    mixed = torch.nn.functional.avg_pool2d(clean.permute(0, 3, 1, 2), 3, 1, 1, count_include_pad=False)
+    mixed = mixed.permute(0, 2, 3, 1)
+    inside = torch.stack([inside_px(scene, ring[view]) for view in range(4)])
+    better = without_fringe(mixed, inside)
+    edge = hit & (inside < 1)
+    before, after = ((one - clean).abs()[edge].mean() for one in (mixed, better))
+    assert float(after) < 0.35 * float(before) and float(before) > 0.05
+    deep = inside >= FRINGE
+    assert torch.equal(better[deep], mixed[deep]) and int(deep.sum()) > 1000
+
+
+def test_thin_parts_keep_the_colour_of_their_ridge() -> None:
+    inside = torch.zeros(1, 5, 9)
+    inside[0, 2] = 1.0  # a bar of three rows
+    views = torch.full((1, 5, 9, 3), 0.8)
+    views[0, 2] = torch.linspace(0, 0.4, 9)[:, None]
+    found = without_fringe(views, inside, 2)
+    torch.testing.assert_close(found[0, 2], views[0, 2])
+    assert float(found[0, [1, 3]].max()) <= 0.4 and torch.equal(found[0, 0, 0], found[0, 4, 0])
+
+
+def test_pixels_are_counted_from_outlines_and_from_jumps_of_depth() -> None:
+    far, near = trimesh.creation.box((0.02, 1.0, 0.8)), trimesh.creation.box((0.02, 0.5, 0.2))
+    near.apply_translation((0.3, 0.1, 0.05))
+    scene = RayMesh(Mesh.from_trimesh(trimesh.util.concatenate([far, near])))
+    camera = Ring().camera(1, 64)
+    inside, depth = inside_px(scene, camera), scene.render(camera, ("depth",)).depth[0, ..., 0]
+    hit = depth > 0
+    assert float(inside[~hit].max()) == 0
+    front = hit & (depth < depth[hit].min() + 0.1)
+    widths = front.any(0).sum(), front.any(1).sum()  # of the nearer box
+    assert abs(float(inside[front].max()) - (int(min(widths)) - 1) / 2) <= 1
+    assert float(inside[hit & ~front].max()) > float(inside[front].max())

@@ -64,10 +64,11 @@ def of_pictures(pixels: list[int], calls: int, seconds_per_megapixel: float) -> 
     return Estimate(seconds, BASE_MB + PICTURE_MB + PIXEL_BYTES * max(pixels, default=0) / 1e6)
 
 
-def of_meshes(count: int, share_of_usual_steps: float, frames: int, view_size: int) -> Estimate:
-    """Meshes of the embedded recipe with their films."""
+def of_meshes(count: int, share_of_usual_steps: float, frames: int, view_size: int, drawn: bool = False) -> Estimate:
+    """Meshes of the embedded recipe, or of drawn normal maps, with their films."""
     film = frames * 0.02 * (view_size / 256) ** 2
-    return Estimate(count * (32 * share_of_usual_steps + 6 + film), 900.0)
+    steps, rest = (4, 5) if drawn else (32, 6)
+    return Estimate(count * (steps * share_of_usual_steps + rest + film), 900.0)
 
 
 def in_time(seconds: float) -> str:

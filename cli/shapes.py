@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..utils.configs import config_path
 from ..utils.errors import InputError
+from ..utils.files import beside_weights
 from ..utils.locks import alone_in
 from ..utils.runs import RunRecord
 from .common import check_range
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 
 USUAL_MESH_STEPS = 45  # of the embedded recipe
+USUAL_DRAWN_STEPS = 30  # of a drawing of the embedded prior of several views
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,10 +178,11 @@ class TextToMesh(ShapeCommand):
     """Take the painted light out of the base colour, by a prior that was taught albedo; the pictures are then lit."""
     quality: Literal["fast", "balanced", "best"] = "balanced"
     """How much --method optimise spends: looks by the prior, and denoising steps of a look; balanced is the recipe."""
-    method: Literal["optimise", "turbo", "amortised", "direct25"] = "optimise"
-    """optimise: score distillation of every prompt; turbo: planes in a few network calls, by trained weights;
-    amortised: a field in one pass of a small network, by trained weights; direct25: normal maps from all around, fused
-    and painted, by priors that draw such maps."""
+    method: Literal["auto", "direct25", "optimise", "turbo", "amortised"] = "auto"
+    """auto: direct25 where the prior comes with what paints, as the embedded one does, and no option asks for another
+    method, else optimise; direct25: normal maps from all around, fused and painted, by priors that draw such maps;
+    optimise: score distillation of every prompt; turbo: planes in a few network calls, by trained weights; amortised: a
+    field in one pass of a small network, by trained weights."""
     turbo: Path | None = None
     """Weights of --method turbo: export/ of `unproject train triplane-turbo`, or the published checkpoint (.pth)."""
     amortised: Path | None = None
@@ -192,6 +195,15 @@ class TextToMesh(ShapeCommand):
     second_ring: float | None = None
     """Degrees above the object of a second ring of views of --method direct25, which paints what the first does not
     show."""
+
+    @property
+    def chosen(self) -> str:
+        """The method, which for auto depends on the prior and on what is given."""
+        if self.method != "auto":
+            return self.method
+        paints = self.direct25 is not None or (beside_weights(self.prior, "direct25") / "direct25.json").is_file()
+        knows = all("direct25" in methods for given, methods in self.of_methods.values() if given)
+        return "direct25" if paints and knows else "optimise"
 
     @property
     def of_methods(self) -> dict[str, tuple[bool, tuple[str, ...]]]:
@@ -215,7 +227,7 @@ class TextToMesh(ShapeCommand):
         """Ranges, and what only some of the methods know."""
         check_range("--refine", self.refine, 0, 100_000)
         for option, (given, methods) in self.of_methods.items():
-            if given and self.method not in methods:
+            if given and self.chosen not in methods:
                 told = " or ".join(methods)
                 raise InputError(f"{option} belongs to --method {told}; add that, or leave {option} out")
         if self.second_ring is not None:
@@ -229,11 +241,11 @@ class TextToMesh(ShapeCommand):
     @property
     def how(self) -> str:
         """See ShapeCommand.how."""
-        if self.method == "optimise":
+        if self.chosen == "optimise":
             return super().how
-        if self.method == "direct25":
+        if self.chosen == "direct25":
             return "normal maps, fused and painted"
-        drawn = "planes" if self.method == "turbo" else "one pass of a network"
+        drawn = "planes" if self.chosen == "turbo" else "one pass of a network"
         return drawn + (f" and {self.refine} steps of score distillation" if self.refine else "")
 
     def ending(self, target: Target) -> str:
@@ -242,21 +254,23 @@ class TextToMesh(ShapeCommand):
 
     def settings(self, prior: str) -> dict[str, Any]:
         """See ShapeCommand.settings."""
-        if self.method == "optimise":
+        if self.chosen == "optimise":
             return {**super().settings(prior), "faces": self.faces}
-        if self.method != "direct25":
+        if self.chosen != "direct25":
             return {"refine": self.refine, "faces": self.faces}
         drawn = {"num_inference_steps": self.steps, "guidance_scale": self.guidance}
         return {**drawn, "second_ring": self.second_ring, "faces": self.faces}
 
     def estimate(self) -> Estimate | None:
         """See Command.estimate."""
-        if self.method != "optimise" or not self.known_cost or self.recipe != "default" or self.rule is not None:
+        if not self.known_cost or self.recipe != "default" or self.rule is not None or self.quality != "balanced":
             return None
-        if self.quality != "balanced":
+        usual = {"optimise": USUAL_MESH_STEPS, "direct25": USUAL_DRAWN_STEPS}.get(self.chosen)
+        if usual is None:
             return None
-        share = 1.0 if self.steps is None else self.steps / USUAL_MESH_STEPS
-        return of_meshes(len(chosen_prompts(self.prompt, self.prompts)), share, self.frames, self.view_size)
+        share = 1.0 if self.steps is None else self.steps / usual
+        made = len(chosen_prompts(self.prompt, self.prompts))
+        return of_meshes(made, share, self.frames, self.view_size, drawn=self.chosen == "direct25")
 
     def load(self) -> Any:
         """The pipeline."""
@@ -269,15 +283,15 @@ class TextToMesh(ShapeCommand):
 
     def _method(self) -> Any:
         """The pipeline of --method."""
-        if self.method == "turbo":
+        if self.chosen == "turbo":
             from ..pipelines.turbo_mesh import TurboTextToMesh
 
             return TurboTextToMesh.from_pretrained(self.prior, self.turbo, **self.placement())
-        if self.method == "amortised":
+        if self.chosen == "amortised":
             from ..pipelines.amortised_mesh import AmortisedTextToMesh
 
             return AmortisedTextToMesh.from_pretrained(self.prior, self.amortised, **self.placement())
-        if self.method == "direct25":
+        if self.chosen == "direct25":
             from ..pipelines.direct25_mesh import Direct25TextToMesh
 
             return Direct25TextToMesh.from_pretrained(self.prior, self.direct25, **self.placement())

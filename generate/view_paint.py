@@ -122,8 +122,8 @@ def on_latents(mask: Tensor, prior: Prior) -> Tensor:
 
 
 def without_fringe(views: Tensor, inside: Tensor, fringe: int = FRINGE) -> Tensor:
-    """Views (B, H, W, 3) whose pixels at outlines, where a codec mixes object and background, have the colours further
-    in: uphill in `inside`, the pixels (B, H, W) to an outline, for `fringe` of them or up to the ridge of a thin part."""
+    """Views (B, H, W, 3) whose pixels at outlines, where a codec mixes object and background, have colours further in:
+    uphill in `inside`, the pixels (B, H, W) to an outline, for `fringe` of them or up to the ridge of a thin part."""
     order = torch.tensor([4, 0, 1, 2, 3, 5, 6, 7, 8], device=inside.device)  # the pixel itself wins over equals
     around = torch.nn.functional.unfold(torch.nn.functional.pad(inside[:, None], (1, 1, 1, 1), value=-1.0), 3)
     step = order[around[:, order].argmax(1)].reshape(inside.shape)

@@ -17,7 +17,6 @@ from torch import Tensor
 from ..core.distillation.score import DivergedError
 from ..core.priors import Prior, StableDiffusionPrior, load_prior, multi_view_sibling
 from ..core.priors.direct25 import DISTANCE, find_networks, load_direct25
-from ..core.priors.registry import EMBEDDED, weights_root
 from ..generate.fuse import FuseConfig, fuse_normals
 from ..generate.view_normals import NormalCode, NormalsDraw, Ring, agreement, check_draws_normals, draw_normals
 from ..generate.view_paint import PaintConfig, Painted, Painter
@@ -26,6 +25,7 @@ from ..geometry.cameras import Camera
 from ..geometry.meshes import Mesh
 from ..geometry.unwrap import unwrap
 from ..utils.errors import InputError
+from ..utils.files import beside_weights
 from ..utils.pictures import grid, save_image
 from ..utils.progress import under_way
 from ..utils.seeds import generator as seeded
@@ -263,8 +263,7 @@ def find_weights(name: str | Path, weights: str | Path | None) -> Path | None:
     """The folder of weights that paint, for a prior: what is given, or NAME-direct25 beside the prior; None without.
     Raises InputError for a folder that holds no such."""
     if weights is None:
-        home = weights_root() / str(name) if str(name) in EMBEDDED else Path(name)
-        path = home.with_name(f"{home.name.removesuffix('-mv')}-direct25") if home.name else home
+        path = beside_weights(name, "direct25")
         return path if (path / ABOUT).is_file() else None
     path = Path(weights)
     if not path.is_dir():

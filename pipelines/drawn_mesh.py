@@ -11,13 +11,12 @@ from typing import Any, ClassVar, TypeVar
 import torch
 
 from ..core.priors import Prior, load_prior, multi_view_sibling
-from ..core.priors.registry import weights_root
 from ..generate.finish import textured_mesh
 from ..generate.shape_generator import ShapeGenerator
 from ..geometry.representation import MeshConfig
 from ..geometry.shapes import ShapeConfig
 from ..utils.errors import InputError
-from ..utils.files import check_named
+from ..utils.files import beside_weights, check_named
 from .base import PriorPipeline, placed
 from .prompts import warn_about
 from .sampling_parts import whole_number
@@ -81,7 +80,7 @@ class DrawnTextToMesh(PriorPipeline):
             if not path.exists():
                 raise InputError(f"{stem} weights {path} do not exist; give the export/ of a training of {training}")
             return path
-        path = weights_root() / f"{Path(name).name}-{stem}"
+        path = beside_weights(name, stem)
         if (path / f"{stem}.json").is_file():
             return path
         raise InputError(

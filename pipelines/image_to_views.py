@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..core.priors import Prior, StableDiffusionPrior, load_prior, weights_root
+from ..core.priors import Prior, StableDiffusionPrior, load_prior
 from ..core.priors.orbits import MANIFEST, load_orbits
 from ..core.priors.video import FramesPrior
 from ..core.sampling import Denoiser, Sampler
@@ -26,7 +26,7 @@ from ..geometry.camera_files import save_nerfstudio
 from ..geometry.cameras import Camera
 from ..utils.digests import digest
 from ..utils.errors import InputError
-from ..utils.files import atomic_path, read_json, write_json
+from ..utils.files import atomic_path, beside_weights, read_json, write_json
 from ..utils.pictures import grid, save_image
 from ..utils.progress import Progress
 from ..utils.seeds import generator as seeded
@@ -272,7 +272,7 @@ def frame_guidance(prior: FramesPrior, scales: tuple[float, float], frames: int)
 
 def find_weights(name: str | Path) -> Path:
     """The folder of weights that comes with a prior. Raises InputError, with the command that trains, without one."""
-    path = weights_root() / f"{Path(name).name}-orbit"
+    path = beside_weights(name, "orbit")
     if (path / MANIFEST).is_file():
         return path
     raise InputError(f"no weights of orbits come with the prior {str(name)!r} yet; {HOW_TO_TRAIN}")

@@ -184,6 +184,14 @@ def weights_root() -> Path:
     return Path(os.environ.get("UNPROJECT_WEIGHTS") or Path(__file__).resolve().parents[1] / "weights")
 
 
+def beside_weights(name: str | Path, kind: str) -> Path:
+    """Where weights of a kind that go with a prior are, NAME-KIND beside it, there or not; the sibling of several views
+    has those of its base."""
+    sibling = Path(name).with_name(f"{Path(name).name.removesuffix('-mv')}-{kind}") if Path(name).name else Path(name)
+    places = [sibling] if Path(name).name != str(name) else [weights_root() / sibling, sibling]
+    return next((place for place in places if place.is_dir()), places[0])
+
+
 def check_named(name: str | Path, what: str, way_out: str) -> None:
     """Raises InputError for an empty name of a file or folder, which as a path would be the working directory."""
     if isinstance(name, str) and not name.strip():

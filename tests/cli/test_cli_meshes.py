@@ -14,7 +14,7 @@ import torch
 
 from unproject.generate import finish
 from unproject.geometry.meshes import Mesh
-from unproject.pipelines import text_to_mesh
+from unproject.pipelines import direct25_mesh, text_to_mesh
 from unproject.scripts import train
 from unproject.utils.errors import Stopped
 from unproject.utils.locks import alone_in
@@ -53,6 +53,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         return [save_image(place(e).with_suffix(".png"), np.zeros((4, 4, 3))).rename(place(e)) for e in ends]
 
     monkeypatch.setattr(text_to_mesh, "TextToMesh", Fake)
+    monkeypatch.setattr(direct25_mesh, "Direct25TextToMesh", Fake)
     monkeypatch.setattr(finish, "write_pictures", pictures)
     return calls
 

@@ -107,7 +107,7 @@ def test_several_prompts_cannot_share_a_folder_of_one(run: Run, asked: list[dict
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--method", "turbo", "--steps", "3"), "--steps belongs to --method optimise"),
+        (("--method", "turbo", "--steps", "3"), "--steps belongs to --method optimise or direct25"),
         (("--method", "turbo", "--recipe", "toybox"), "--recipe belongs to --method optimise"),
         (("--refine", "3"), "--refine belongs to --method turbo or amortised"),
         (("--amortised", "w"), "--amortised belongs to --method amortised"),
@@ -117,7 +117,7 @@ def test_several_prompts_cannot_share_a_folder_of_one(run: Run, asked: list[dict
         (("--method", "amortised", "--amortised", "none"), "do not exist"),
         (("--turbo", "weights"), "--turbo belongs to --method turbo"),
         (("--method", "turbo", "--turbo", "none"), "do not exist"),
-        (("--direct25", "weights"), "--direct25 belongs to --method direct25"),
+        (("--direct25", "weights"), "direct25 weights weights do not exist"),
         (("--method", "turbo", "--second-ring", "30"), "--second-ring belongs to --method direct25"),
         (("--method", "direct25", "--rule", "sds"), "--rule belongs to --method optimise"),
         (("--method", "direct25", "--second-ring", "120"), "--second-ring must lie between -89 and 89, got 120"),

@@ -58,7 +58,7 @@ def test_refining_goes_on_from_the_field(amortised, monkeypatch):
 
 
 def test_missing_weights_say_how_to_make_some(amortised, tmp_path, monkeypatch):
-    monkeypatch.setattr(drawn_mesh, "weights_root", lambda: tmp_path)
+    monkeypatch.setenv("UNPROJECT_WEIGHTS", str(tmp_path))
     with pytest.raises(InputError, match=r"unproject train amortised --out runs/amortised\nand give --amortised"):
         AmortisedTextToMesh.from_pretrained("toybox")
     amortised.save(tmp_path / "toybox-amortised")

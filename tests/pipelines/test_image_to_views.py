@@ -134,7 +134,7 @@ def test_guidance_of_one_needs_no_second_branch(orbit):
 
 
 def test_what_draws_no_orbits_is_refused_by_name(orbit, tmp_path, monkeypatch):
-    monkeypatch.setattr(image_to_views, "weights_root", lambda: tmp_path)
+    monkeypatch.setenv("UNPROJECT_WEIGHTS", str(tmp_path))
     with pytest.raises(InputError, match=r"toybox.*yet; train some with\n  unproject train orbits"):
         find_weights("toybox")
     with pytest.raises(InputError, match="draws no views of a picture"):

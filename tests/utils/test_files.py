@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from unproject.utils.errors import InputError, NotWrittenError, UnprojectError
-from unproject.utils.files import atomic_path, read_json, write_json, write_text
+from unproject.utils.files import atomic_path, beside_weights, read_json, write_json, write_text
 
 
 def full_disk(*_: object) -> None:
@@ -89,3 +89,17 @@ def test_a_full_disk_is_told_as_such_by_safetensors_too(tmp_path: Path) -> None:
     with pytest.raises(SafetensorError, match="other"), atomic_path(tmp_path / "a.safetensors"):
         raise SafetensorError("other")
     assert not list(tmp_path.iterdir())
+
+
+def test_weights_lie_beside_their_prior_and_names_mean_the_embedded_ones(tmp_path, monkeypatch):
+    monkeypatch.setenv("UNPROJECT_WEIGHTS", str(tmp_path / "shipped"))
+    monkeypatch.chdir(tmp_path)
+    assert (
+        beside_weights("toybox", "orbit") == beside_weights("toybox-mv", "orbit") == tmp_path / "shipped/toybox-orbit"
+    )
+    assert beside_weights("a/mine-mv", "orbit") == Path("a/mine-orbit")
+    (tmp_path / "toybox-orbit").mkdir()
+    assert beside_weights("toybox", "orbit") == Path("toybox-orbit")  # of a folder of one's own
+    (tmp_path / "shipped/toybox-orbit").mkdir(parents=True)
+    assert beside_weights("toybox", "orbit") == tmp_path / "shipped/toybox-orbit"
+    assert beside_weights("./toybox", "orbit") == Path("toybox-orbit")

@@ -100,6 +100,6 @@ def test_weights_lie_beside_their_prior_and_names_mean_the_embedded_ones(tmp_pat
     assert beside_weights("a/mine-mv", "orbit") == Path("a/mine-orbit")
     (tmp_path / "toybox-orbit").mkdir()
     assert beside_weights("toybox", "orbit") == Path("toybox-orbit")  # of a folder of one's own
-    (tmp_path / "shipped/toybox-orbit").mkdir(parents=True)
-    assert beside_weights("toybox", "orbit") == tmp_path / "shipped/toybox-orbit"
+    shipped.mkdir(parents=True)
+    assert beside_weights("toybox", "orbit") == shipped
     assert beside_weights("./toybox", "orbit") == Path("toybox-orbit")

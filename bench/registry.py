@@ -10,6 +10,7 @@ from ..utils.errors import InputError
 DIT = "toybox-dit"
 HEAD = "toybox-geometry"
 JUDGE = "judge"
+PAINTER = "toybox-direct25"
 PAIRS = "judge-pairs"  # reads two objects in a picture
 SOLVERS = "core/sampling/solvers"
 CACHES = "core/sampling/caches"
@@ -54,11 +55,11 @@ EXPERIMENTS: dict[str, Experiment] = {
         method=(SOLVERS,),
     ),
     "text-to-mesh": Experiment(
-        "Text to mesh by score distillation: judged views, mesh health, cost",
+        "Text to mesh as the command makes them: judged views, mesh health, cost",
         "text_to_mesh",
         ("prompts", "the toybox's own"),
-        weights=(JUDGE, "toybox-mv"),
-        method=("generate", "core/distillation", "core/distillation/rules", "geometry/fields"),
+        weights=(JUDGE, "toybox-mv", PAINTER),
+        method=("generate", "core/priors/view_adapter.py", "pipelines/direct25_mesh.py"),
     ),
     "score-distillation": Experiment(
         "Rules of score distillation at the same prompts, seeds and network rows",
@@ -229,7 +230,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "Meshes from text by normal maps beside score distillation: shapes, diversity, cost",
         "direct25_text",
         ("way", "score distillation"),
-        weights=(JUDGE, "toybox-mv"),
+        weights=(JUDGE, "toybox-mv", PAINTER),
         method=("generate", "core/priors/view_adapter.py", "core/distillation", "geometry/fields", "geometry/shapes"),
     ),
     "triplane-turbo": Experiment(
@@ -250,7 +251,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "Every way from words to a mesh, with real instances as the ceiling",
         "text_to_3d",
         ("generator", "real instances"),
-        weights=(JUDGE, "toybox-mv"),
+        weights=(JUDGE, "toybox-mv", PAINTER),
         method=("generate", "core/distillation", "core/priors/planes.py", "geometry/fields", "geometry/shapes"),
     ),
     "mesh-quality": Experiment(

@@ -61,7 +61,7 @@ def run(context: Context) -> dict[str, Any]:
     """Makes the shapes that are not there yet, finishes all of them and asks every measure."""
     config = QUICK if context.quick else SolidBench()
     pipe = TextToMesh.from_pretrained(context.prior)
-    place = Path(config.work) / fingerprint(context.prior, MeshBench(steps=config.steps))
+    place = Path(config.work) / fingerprint(pipe, MeshBench(steps=config.steps))
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in (LATTICE, THINNED, FINISHED, REAL, REPAIRED)}
     for index, prompt in enumerate(fresh_prompts(config.prompts)):
         shape = load_shape(made_shape(pipe, prompt, FIRST_SEED + index, config.steps, place / f"{index:03d}"))

@@ -296,7 +296,7 @@ def save_sheet(path: Path, names: Sequence[str], config: Text3dBench, seed: int,
 def run(context: Context) -> dict[str, Any]:
     """The table of all ways that are ready, the names of those that wait, and a picture."""
     config = QUICK if context.quick else FULL
-    root = Path(config.work) / f"{fingerprint(context.prior, config.meshes)}-{generators(context.prior)}"
+    root = Path(config.work) / f"{fingerprint(optimiser(context.prior), config.meshes)}-{generators(context.prior)}"
     judge, table, told, ready = Judge.from_pretrained(), [], {}, []
     for name in ways(config):
         reason = waits_for(name, context.prior, config)

@@ -1,4 +1,4 @@
-"""Text to mesh by score distillation: 48 test prompts and 16 held-out noun-colour pairs, judged from eight sides.
+"""Text to mesh as the command makes them: 48 test prompts and 16 held-out noun-colour pairs, judged from eight sides.
 
 Meshes are made by worker processes with one thread each (two small runs side by side beat one with two threads) and
 kept under runs/bench, so that an interrupted run goes on where it was; the judge then reads the views of all of them.
@@ -6,6 +6,7 @@ kept under runs/bench, so that an interrupted run goes on where it was; the judg
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import resource
@@ -84,14 +85,24 @@ def prompts(config: MeshBench) -> list[Wanted]:
     return wanted + [Wanted(len(wanted) + i, n, c, True) for i, (n, c) in enumerate(pairs)]
 
 
-def fingerprint(prior: str, config: MeshBench) -> str:
-    """Changes with the weights, the recipe and the sizes, so that old meshes are never taken for new ones."""
-    from ..core.training.latents import weights_hash
+def usual(prior: str) -> Any:
+    """The pipeline that `unproject text-to-mesh` takes: drawn normal maps where the prior comes with what paints them,
+    else score distillation."""
+    from ..pipelines.direct25_mesh import Direct25TextToMesh, find_weights
     from ..pipelines.text_to_mesh import TextToMesh
 
-    pipe = TextToMesh.from_pretrained(prior)
-    nets = [weights_hash(net) for net in pipe.prior.modules().values()]
-    described = json.dumps([nets, to_dict(pipe.recipe), config.steps, config.view_size], sort_keys=True, default=str)
+    return (TextToMesh if find_weights(prior, None) is None else Direct25TextToMesh).from_pretrained(prior)
+
+
+def fingerprint(pipe: Any, config: MeshBench) -> str:
+    """Changes with a pipeline's weights and settings and with the sizes, so that old meshes are never taken for new
+    ones."""
+    from ..core.training.latents import weights_hash
+
+    settings = getattr(pipe, "recipe", None) or pipe.config
+    asked = [pipe.prior, *filter(None, [getattr(pipe, "painter", None)])]
+    nets = [weights_hash(net) for prior in asked for net in prior.modules().values()]
+    described = json.dumps([nets, to_dict(settings), config.steps, config.view_size], sort_keys=True, default=str)
     return hashlib.sha256(described.encode()).hexdigest()[:12]
 
 
@@ -109,15 +120,20 @@ Make = Callable[[Wanted, int], Drawn]  # of a prompt and a seed
 
 def make_one(wanted: Wanted, prior: str, seed: int, config: MeshBench, folder: str) -> dict[str, Any]:
     """Makes, measures and keeps one mesh and its views; returns its record (an earlier one when it is there)."""
+    pin(1)
+    return kept_one(_maker(prior, config.steps), wanted, seed, config, Path(folder) / f"{wanted.index:03d}")
 
-    def optimised(wanted: Wanted, seed: int) -> Drawn:
-        from ..pipelines.text_to_mesh import TextToMesh
 
-        out = TextToMesh.from_pretrained(prior)(wanted.prompt, seed=seed, num_inference_steps=config.steps)
+@functools.cache
+def _maker(prior: str, steps: int | None) -> Make:
+    """The usual pipeline, loaded once a process."""
+    pipe = usual(prior)
+
+    def make(wanted: Wanted, seed: int) -> Drawn:
+        out = pipe(wanted.prompt, seed=seed, num_inference_steps=steps)
         return Drawn(out.mesh, out.nfe)
 
-    pin(1)
-    return kept_one(optimised, wanted, seed, config, Path(folder) / f"{wanted.index:03d}")
+    return make
 
 
 def kept_one(make: Make, wanted: Wanted, seed: int, config: MeshBench, place: Path) -> dict[str, Any]:
@@ -245,7 +261,8 @@ def run(context: Context) -> dict[str, Any]:
     """Makes every mesh that is not there yet, then the table and one picture of all of them."""
     config = MeshBench(2, 1, 20, references=2, work="runs/bench/text-to-mesh-quick") if context.quick else MeshBench()
     wanted = prompts(config)
-    folder = str(Path(config.work) / fingerprint(context.prior, config))
+    pipe = usual(context.prior)
+    folder = str(Path(config.work) / fingerprint(pipe, config))
     seeds = [context.seed + w.index for w in wanted]
     n = len(wanted)
     with ProcessPoolExecutor(config.workers) as pool:
@@ -262,7 +279,7 @@ def run(context: Context) -> dict[str, Any]:
     rows.append(verdicts("the toybox's own", [_true_record(judge, one, config) for one in wanted]))
     save_sheet(context.picture(), records, Path(folder))
     spent = sum(r["seconds"] for r in records)  # "seconds" of the record counts only what this run had to make
-    made = {"mesh_seconds": round(spent, 1), "meshes": records}
+    made = {"made_by": type(pipe).__name__, "mesh_seconds": round(spent, 1), "meshes": records}
     return {"config": asdict(config), "seeds": seeds, "table": rows, **made}
 
 

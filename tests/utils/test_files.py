@@ -94,9 +94,8 @@ def test_a_full_disk_is_told_as_such_by_safetensors_too(tmp_path: Path) -> None:
 def test_weights_lie_beside_their_prior_and_names_mean_the_embedded_ones(tmp_path, monkeypatch):
     monkeypatch.setenv("UNPROJECT_WEIGHTS", str(tmp_path / "shipped"))
     monkeypatch.chdir(tmp_path)
-    assert (
-        beside_weights("toybox", "orbit") == beside_weights("toybox-mv", "orbit") == tmp_path / "shipped/toybox-orbit"
-    )
+    shipped = tmp_path / "shipped/toybox-orbit"
+    assert beside_weights("toybox", "orbit") == beside_weights("toybox-mv", "orbit") == shipped
     assert beside_weights("a/mine-mv", "orbit") == Path("a/mine-orbit")
     (tmp_path / "toybox-orbit").mkdir()
     assert beside_weights("toybox", "orbit") == Path("toybox-orbit")  # of a folder of one's own

@@ -80,7 +80,7 @@ def test_collapse_variation_and_accuracy_of_a_rule(tmp_path):
 def test_ways_without_weights_wait_and_say_for_what(tmp_path, monkeypatch):
     from unproject.pipelines import drawn_mesh
 
-    monkeypatch.setattr(drawn_mesh, "weights_root", lambda: tmp_path)
+    monkeypatch.setattr(drawn_mesh, "beside_weights", lambda name, kind: tmp_path / kind)
     reasons = {name: text_to_3d.waits_for(name, "toybox", CONFIG) for name in ("turbo", "amortised")}
     text_to_3d._loaded.cache_clear()
     assert reasons["turbo"].endswith("unproject train triplane-turbo --out runs/triplane-turbo")

@@ -1,7 +1,7 @@
 """Text to mesh as the command makes them: 48 test prompts and 16 held-out noun-colour pairs, judged from eight sides.
 
-Meshes are made by worker processes with one thread each (two small runs side by side beat one with two threads) and
-kept under runs/bench, so that an interrupted run goes on where it was; the judge then reads the views of all of them.
+Meshes are made by a worker process with one thread and kept under runs/bench, so that an interrupted run goes on where
+it was; the judge then reads the views of all of them.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class MeshBench:
     test_prompts: int = 48
     heldout_prompts: int = 16
     steps: int | None = None  # None: the recipe's
-    workers: int = 2
+    workers: int = 1
     view_size: int = 64
     elevation_deg: float = 15.0
     references: int = 6  # toybox instances of the same noun the nearest of which is compared

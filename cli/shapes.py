@@ -48,7 +48,8 @@ class ShapeCommand(TextCommand, ImagePromptCommand):
     """Optimisation steps; all schedules keep their shares of the run (default: the recipe's). With --method direct25
     those of each drawing (default: the prior's own)."""
     guidance: float | None = None
-    """Classifier-free guidance (default: that of the rule or recipe; with --method direct25 the prior's own)."""
+    """Classifier-free guidance (default: that of the rule or recipe; with --method direct25 2 for maps, and the prior's
+    own for colours)."""
     work: Path | None = None
     """Folder for checkpoints and preview.png, which stays (default: .NAME.work beside the result, removed at the end).
     The same command typed again goes on where an interrupted one was."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..core.distillation.score import DivergedError
 from ..core.priors import Prior, StableDiffusionPrior, load_prior, multi_view_sibling
 from ..core.priors.direct25 import DISTANCE, find_networks, load_direct25
+from ..core.sampling.plan import SamplingPlan
 from ..generate.fuse import FuseConfig, fuse_normals
 from ..generate.view_normals import NormalCode, NormalsDraw, Ring, agreement, check_draws_normals, draw_normals
 from ..generate.view_paint import PaintConfig, Painted, Painter
@@ -35,7 +36,8 @@ from .sampling_parts import whole_number
 from .text_to_mesh import MadeMesh
 from .text_to_shape import REAL_BACKBONES, chosen_seed
 
-FUSE = FuseConfig(hull=48, steps=80, faces=8000)  # of views of 64 px
+FUSE = FuseConfig(hull=48, steps=80, creases=0.3, faces=8000)  # of drawn views of 64 px, which are not smooth
+DRAWN = NormalsDraw(plan=SamplingPlan(guidance=2.0))  # of maps; pictures want more
 PUBLISHED_RING = Ring(60.0, DISTANCE)
 NEGATIVE = (
     "ugly, dark, bad anatomy, blurry, cartoon, pixelated obscure, unnatural colors, poor lighting, dull, unclear, "
@@ -49,7 +51,7 @@ StepEnd = Callable[[Any, int, dict[str, float], dict[str, Any]], None]
 class Direct25Config:
     """How a mesh is made."""
 
-    normals: NormalsDraw = field(default_factory=NormalsDraw)
+    normals: NormalsDraw = DRAWN
     mesh: FuseConfig = FUSE
     paint: PaintConfig = field(default_factory=PaintConfig)
 
@@ -149,7 +151,7 @@ class Direct25TextToMesh(PriorPipeline):
             seed: of everything random; None: 0.
             generator: the seed is drawn from it (and reported) instead.
             num_inference_steps: of both drawings; None: the prior's own.
-            guidance_scale: of both; None: the prior's own.
+            guidance_scale: of both; None: that of the settings for maps, the prior's own for colours.
             faces: triangles at most.
             second_ring: degrees above the object of a second ring of views, whose unseen parts are painted too.
             out: folder for pictures of what was drawn, normals.png and views.png.

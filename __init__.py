@@ -1,7 +1,7 @@
 """Text and images to 3D with one frozen diffusion prior.
 
 >>> import unproject
->>> mesh = unproject.TextToMesh.from_pretrained("toybox")("a red chair").mesh
+>>> mesh = unproject.text_to_mesh("a red chair").mesh
 >>> mesh.save("chair.glb")
 
 Importing this package is quick: every name below is loaded when it is first used.
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .geometry.cameras import Camera
     from .geometry.meshes import Mesh
     from .geometry.points import PointCloud
+    from .pipelines.direct25_mesh import Direct25TextToMesh
     from .pipelines.edit_image import EditImage
     from .pipelines.image_to_camera import ImageToCamera
     from .pipelines.image_to_geometry import ImageToDepth, ImageToGeometry, ImageToNormals
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from .pipelines.images_to_splats import ImagesToSplats
     from .pipelines.match_images import MatchImages
     from .pipelines.restore_image import RestoreImage
-    from .pipelines.shortcuts import depth, fit_splats, normals
+    from .pipelines.shortcuts import depth, fit_splats, normals, text_to_mesh
     from .pipelines.text_to_image import TextToImage
     from .pipelines.text_to_mesh import TextToMesh
     from .pipelines.text_to_splats import TextToSplats
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "Camera",
+    "Direct25TextToMesh",
     "EditImage",
     "ImageToCamera",
     "ImageToDepth",
@@ -62,6 +64,7 @@ __all__ = [
     "fit_splats",
     "load_prior",
     "normals",
+    "text_to_mesh",
 ]
 
 drop_idle_notes()
@@ -69,6 +72,7 @@ wait_passively()  # before anything imports torch
 
 _HOMES = {
     "Camera": ".geometry.cameras",
+    "Direct25TextToMesh": ".pipelines.direct25_mesh",
     "EditImage": ".pipelines.edit_image",
     "ImageToCamera": ".pipelines.image_to_camera",
     "ImageToDepth": ".pipelines.image_to_geometry",
@@ -91,6 +95,7 @@ _HOMES = {
     "fit_splats": ".pipelines.shortcuts",
     "load_prior": ".core.priors",
     "normals": ".pipelines.shortcuts",
+    "text_to_mesh": ".pipelines.shortcuts",
 }
 _SUBPACKAGES = ("core", "geometry", "pipelines", "tasks", "toybox", "utils")
 

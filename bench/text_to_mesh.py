@@ -85,15 +85,6 @@ def prompts(config: MeshBench) -> list[Wanted]:
     return wanted + [Wanted(len(wanted) + i, n, c, True) for i, (n, c) in enumerate(pairs)]
 
 
-def usual(prior: str) -> Any:
-    """The pipeline that `unproject text-to-mesh` takes: drawn normal maps where the prior comes with what paints them,
-    else score distillation."""
-    from ..pipelines.direct25_mesh import Direct25TextToMesh, find_weights
-    from ..pipelines.text_to_mesh import TextToMesh
-
-    return (TextToMesh if find_weights(prior, None) is None else Direct25TextToMesh).from_pretrained(prior)
-
-
 def fingerprint(pipe: Any, config: MeshBench) -> str:
     """Changes with a pipeline's weights and settings and with the sizes, so that old meshes are never taken for new
     ones."""
@@ -125,9 +116,15 @@ def make_one(wanted: Wanted, prior: str, seed: int, config: MeshBench, folder: s
 
 
 @functools.cache
+def _usual(prior: str) -> Any:
+    """The pipeline of the command, loaded once a process."""
+    from ..pipelines.shortcuts import mesh_maker
+
+    return mesh_maker(prior)
+
+
 def _maker(prior: str, steps: int | None) -> Make:
-    """The usual pipeline, loaded once a process."""
-    pipe = usual(prior)
+    pipe = _usual(prior)
 
     def make(wanted: Wanted, seed: int) -> Drawn:
         out = pipe(wanted.prompt, seed=seed, num_inference_steps=steps)
@@ -261,7 +258,7 @@ def run(context: Context) -> dict[str, Any]:
     """Makes every mesh that is not there yet, then the table and one picture of all of them."""
     config = MeshBench(2, 1, 20, references=2, work="runs/bench/text-to-mesh-quick") if context.quick else MeshBench()
     wanted = prompts(config)
-    pipe = usual(context.prior)
+    pipe = _usual(context.prior)
     folder = str(Path(config.work) / fingerprint(pipe, config))
     seeds = [context.seed + w.index for w in wanted]
     n = len(wanted)

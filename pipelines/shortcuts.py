@@ -1,4 +1,5 @@
-"""One-line use: `unproject.depth("photo.jpg")`, whose loaded head is kept; `unproject.fit_splats("capture")`."""
+"""One-line use: `unproject.text_to_mesh("a red chair")` and `unproject.depth("photo.jpg")`, whose loaded networks are
+kept; `unproject.fit_splats("capture")`."""
 
 from __future__ import annotations
 
@@ -10,8 +11,10 @@ import torch
 
 from ..generate.splat_fit import SplatFitConfig
 from ..geometry.posed import PosedImages
+from .direct25_mesh import Direct25TextToMesh, find_weights
 from .image_to_geometry import ImageToDepth, ImageToNormals
 from .images_to_splats import ImagesToSplats, ImagesToSplatsOutput
+from .text_to_mesh import MadeMesh, TextToMesh
 
 
 def depth(image: str | Path | Any, prior: str = "toybox", device: str = "cpu", **options: Any) -> Any:
@@ -32,6 +35,24 @@ def fit_splats(
 ) -> ImagesToSplatsOutput:
     """Splats of posed pictures (whatever ImagesToSplats takes); options go to the pipeline's call."""
     return ImagesToSplats(recipe, device)(pictures, **options)
+
+
+def text_to_mesh(prompt: str, prior: str = "toybox", device: str = "cpu", **options: Any) -> MadeMesh:
+    """A textured mesh of what a prompt says, by `mesh_maker`; options go to the pipeline's call."""
+    made: MadeMesh = _maker(prior, device)(prompt, **options)
+    return made
+
+
+def mesh_maker(prior: str | Path, device: str = "cpu", **options: Any) -> Any:
+    """The pipeline that `unproject text-to-mesh` takes for a prior, with options of its loading: drawn normal maps
+    where what paints them comes with the prior, else score distillation."""
+    kind = TextToMesh if find_weights(prior, None) is None else Direct25TextToMesh
+    return kind.from_pretrained(prior, device=device, **options)
+
+
+@functools.lru_cache(maxsize=1)
+def _maker(prior: str, device: str) -> Any:
+    return mesh_maker(prior, device)
 
 
 @functools.lru_cache(maxsize=2)

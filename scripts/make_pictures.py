@@ -37,6 +37,7 @@ from ..pipelines.picture_camera import PictureCamera
 from ..pipelines.picture_geometry import PictureGeometry
 from ..pipelines.picture_inputs import photo_camera
 from ..pipelines.restore_image import RestoreImage
+from ..pipelines.shortcuts import text_to_mesh
 from ..pipelines.text_to_image import TextToImage, TextToImageOutput
 from ..pipelines.text_to_mesh import TextToMesh
 from ..pipelines.text_to_shape import MeshRecipe
@@ -102,7 +103,7 @@ def geometry(out: Path, rooms: int = 2, interiors: int = 4) -> Path:
 
 def turntable(out: Path) -> Path:
     """The mesh of the demo's prompt, all around."""
-    mesh = TextToMesh.from_pretrained("toybox")("a red chair", seed=0).mesh
+    mesh = text_to_mesh("a red chair", seed=0).mesh
     return save_gif(out / "turntable.gif", render_turntable(mesh, frames=36, size=176), fps=14)
 
 

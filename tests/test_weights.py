@@ -13,6 +13,9 @@ from safetensors import safe_open
 
 from unproject.core.priors import MultiViewPrior, load_prior
 from unproject.geometry.cameras import Camera, to_mvdream
+from unproject.pipelines import shortcuts
+from unproject.pipelines.direct25_mesh import Direct25TextToMesh
+from unproject.pipelines.shortcuts import mesh_maker
 from unproject.pipelines.text_to_image import TextToImage
 from unproject.pipelines.text_to_mesh import TextToMesh
 
@@ -102,6 +105,14 @@ def test_the_vocabulary_travels_with_the_weights(pipe):
 def test_a_mesh_is_guided_by_the_sibling_that_sees_four_views():
     prior = TextToMesh.from_pretrained("toybox").prior
     assert isinstance(prior, MultiViewPrior)
+
+
+def test_meshes_are_drawn_with_the_embedded_prior_and_optimised_with_others(monkeypatch, tmp_path):
+    pipe = mesh_maker("toybox")
+    assert isinstance(pipe, Direct25TextToMesh) and pipe.texture is not None
+    assert pipe.painter is not None and pipe.painter.name.startswith("toybox-mv")
+    monkeypatch.setattr(shortcuts, "find_weights", lambda name, weights: None)
+    assert isinstance(mesh_maker("toybox"), TextToMesh)
 
 
 def test_four_views_are_one_object():

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from unproject.cli import shapes
 from unproject.generate import finish
 from unproject.geometry.splats import GaussianCloud, load_splats
 from unproject.geometry.splats.facts import facts_of
@@ -136,3 +137,26 @@ def test_a_dry_run_says_that_planes_make_the_mesh(run: Run) -> None:
     assert code == 0 and "with one pass of a network" in out + err
     code, out, err = run("text-to-mesh", "a red chair", "--method", "direct25", "--steps", "9", "--dry-run")
     assert code == 0 and "a mesh of 'a red chair' with normal maps, fused and painted" in out + err
+
+
+@pytest.mark.parametrize(
+    ("words", "how"),
+    [
+        ((), "normal maps, fused and painted"),
+        (("--steps", "9", "--guidance", "3"), "normal maps, fused and painted"),
+        (("--second-ring", "30"), "normal maps, fused and painted"),
+        (("--method", "optimise"), "recipe default"),
+        (("--rule", "sds"), "recipe default and rule sds"),
+        (("--quality", "fast"), "recipe default"),
+        (("--recipe", "toybox-pulled"), "recipe toybox-pulled"),
+        (("--prior", "sd15"), "recipe default"),
+    ],
+)
+def test_maps_are_drawn_where_something_paints_them_and_nothing_asks_for_more(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], how: str
+) -> None:
+    (tmp_path / "toybox-direct25").mkdir()
+    (tmp_path / "toybox-direct25" / "direct25.json").write_text("{}")
+    monkeypatch.setattr(shapes, "beside_weights", lambda name, kind: tmp_path / f"{name}-{kind}")
+    code, out, err = run("text-to-mesh", "a red chair", *words, "--dry-run")
+    assert code == 0 and f"of 'a red chair' with {how}\n" in out + err

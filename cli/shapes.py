@@ -176,7 +176,8 @@ class TextToMesh(ShapeCommand):
     faces: int | None = None
     """Triangles of the mesh at most (default: the recipe's)."""
     albedo: bool = False
-    """Take the painted light out of the base colour, by a prior that was taught albedo; the pictures are then lit."""
+    """A base colour without light, by a prior that was taught albedo: direct25 paints it so, for other methods the
+    painted light is taken out; the pictures are then lit."""
     quality: Literal["fast", "balanced", "best"] = "balanced"
     """How much --method optimise spends: looks by the prior, and denoising steps of a look; balanced is the recipe."""
     method: Literal["auto", "direct25", "optimise", "turbo", "amortised"] = "auto"
@@ -277,9 +278,10 @@ class TextToMesh(ShapeCommand):
         """The pipeline."""
         pipe = self._method()
         if self.albedo:
-            from ..pipelines.mesh_albedo import check_knows_albedo
+            from ..pipelines.mesh_albedo import check_knows_albedo, paint_albedo
 
             check_knows_albedo(pipe.prior)
+            return paint_albedo(pipe) if self.chosen == "direct25" else pipe
         return pipe
 
     def _method(self) -> Any:

@@ -77,7 +77,7 @@ def test_who_cannot_take_light_out_is_told_why(view_priors: ModuleType) -> None:
 def test_an_output_counts_what_it_cost_and_is_lit_in_pictures(view_priors: ModuleType, tmp_path: Path) -> None:
     mesh = painted(view_priors, np.full((64, 64, 3), 0.4, np.float32))
     prior = view_priors.KnownViews(view_priors.egg(), paints=0.4, words=WORDS)
-    told = {"mesh": mesh, "seed": 3, "prompt": "a red egg", "negative_prompt": None, "report": None}
+    told = {"mesh": mesh, "seed": 3, "prompt": "a red egg", "negative_prompt": None, "report": None, "config": None}
     made = take_out_shading(SimpleNamespace(**told, nfe=5, seconds={"mesh": 1.0}), prior)  # type: ignore[type-var]
     assert made.nfe == 5 + prior.nfe > 5 and set(made.seconds) == {"mesh", "albedo"}
     assert made.report is not None and made.mesh.notes["albedo"] == 1

@@ -20,6 +20,7 @@ from unproject.geometry.extract import EmptySurfaceError
 from unproject.geometry.metrics import compare_meshes
 from unproject.pipelines import direct25_mesh
 from unproject.pipelines.direct25_mesh import PUBLISHED, Direct25Config, Direct25TextToMesh, find_weights
+from unproject.pipelines.mesh_albedo import paint_albedo, take_out_shading
 from unproject.scripts.random_backbones import seeded, tiny_sd
 from unproject.utils.errors import InputError
 from unproject.utils.seeds import generator
@@ -118,3 +119,25 @@ def test_published_networks_come_with_their_conventions(tmp_path: Path, monkeypa
     camera = pipe.config.normals.ring.camera(4, 256)
     assert torch.linalg.norm(camera.centres, dim=-1).tolist() == pytest.approx([1.299] * 4, abs=1e-3)
     assert PUBLISHED.normals.code.background == 0 and PUBLISHED.paint.code.background == 0.5
+
+
+def test_albedo_is_asked_for_when_it_paints_and_then_only_noted(
+    view_priors: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    egg, said = view_priors.egg(), []
+    words = (*view_priors.WORDS, "albedo")
+    painter, drawer = (view_priors.KnownViews(egg, words=words) for _ in range(2))
+    told = painter.encode_text
+    monkeypatch.setattr(
+        painter, "encode_text", lambda texts, negative=None: said.append(texts) or told(texts, negative)
+    )
+    small = replace(SMALL, mesh=replace(SMALL.mesh, steps=2))
+    pipe = paint_albedo(paint_albedo(Direct25TextToMesh(drawer, small, painter=painter)))
+    made = pipe("a red egg", seed=0)
+    assert said == [["a red egg, albedo"]] and "albedo" not in made.mesh.notes
+    spent, texture = drawer.nfe + painter.nfe, made.mesh.textures["base_color"].copy()
+    noted = take_out_shading(made, drawer)
+    assert noted.mesh.notes["albedo"] == 1 and drawer.nfe + painter.nfe == spent and "albedo" not in noted.seconds
+    assert (noted.mesh.textures["base_color"] == texture).all()
+    with pytest.raises(InputError, match="never seen 'albedo'"):
+        paint_albedo(Direct25TextToMesh(view_priors.KnownViews(egg), SMALL))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ..utils.errors import InputError
 from ..utils.runs import RunRecord
 from .image import ImageCommand
-from .jobs import Job, sort_out
+from .jobs import go_on, name_of, sort_out, stand
 from .numbers import numbers
 from .outputs import Target
 from .showing import Shown, Table
@@ -146,11 +145,15 @@ class Calibrate(ImageCommand):
         jobs, skipped = self.jobs(target)
         found = sort_out(self, jobs, target, self.overwrite)
         if not found.left:
+            go_on(record, found)
+            stand(record, found, target)
             return Shown([f"skipped: {text}" for text in found.kept], data={"skipped": found.kept})
         with record.stage("load"):
             pipe = self.load()
         if isinstance(pipe, str):
             raise InputError(f"--shared needs a camera head: {pipe}")
+        found = sort_out(self, jobs, target, True)  # all are made anew, for they share what is found
+        go_on(record, found)
         record.begin(target.record)
         images = [load_image(job.source) for job in jobs]
         sizes = {image.shape[1::-1] for image in images}
@@ -159,12 +162,15 @@ class Calibrate(ImageCommand):
             raise InputError(f"--shared: the pictures of one camera have one size, these have {listed}")
         ((width, height),) = sizes
         valid = [file_valid(Path(job.source), image) for job, image in zip(jobs, images, strict=True)]
-        with record.stage("predict"):
-            known = self.known_of(Path(jobs[0].source), width, height)
-            made = pipe(list(images), valid=valid, known=known, shared=True, **self.settings())
-        for i, job in enumerate(jobs):
-            self._write(made, i, Path(job.source), record, job.target)
-        record.notes["sources"] = {**found.sources, **_names(jobs)}
+        with record.cost_of() as cost:
+            with record.stage("predict"):
+                known = self.known_of(Path(jobs[0].source), width, height)
+                made = pipe(list(images), valid=valid, known=known, shared=True, **self.settings())
+            for i, job in enumerate(jobs):
+                self._write(made, i, Path(job.source), record, job.target)
+        own = {name_of(job, target): job.source for job in jobs}
+        record.notes["sources"] = {**found.sources, **own}
+        record.notes["costs"] = {**found.costs, next(iter(own)): cost}  # of all of them
         return Shown([f"skipped: {text}" for text in skipped], data={"skipped": skipped})
 
     def _write(self, made: CameraOutput, index: int, path: Path, record: RunRecord, target: Target) -> None:
@@ -176,10 +182,6 @@ class Calibrate(ImageCommand):
             record.count("denoiser", made.nfe)
         record.notes.setdefault("cameras", {})[str(path)] = document
         record.keep(lambda to: write_json(to, document), target.file(".json"))
-
-
-def _names(jobs: Sequence[Job]) -> dict[str, str]:
-    return {job.target.stem: job.source for job in jobs}
 
 
 def _row(path: str, found: dict[str, Any]) -> tuple[str, ...]:

@@ -229,6 +229,8 @@ def _execute(command: Command) -> int:
 
 def _write_record(command: Command, record: RunRecord, shown: Shown, target: Target) -> Path | None:
     """The record of a command that leaves files, what was told where --out names a file for it."""
+    if record.stands:
+        return target.record if target.record.is_file() else None
     with plain_warnings(record):
         if command.leaves_files:
             record.status = "done"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ..utils.configs import to_dict
-from ..utils.runs import RunRecord
+from ..utils.runs import RunRecord, earlier
 from .common import Seeded, check_picture
 from .image import ImageCommand
 from .jobs import sort_out
@@ -105,11 +105,22 @@ class Demo(PriorCommand, Seeded):
 
     def run(self, record: RunRecord, target: Target) -> Shown:
         """Runs the commands one after another into one folder."""
-        if self.photo is None and not self.room.exists():
-            record.output(room_photo(self.room))
         rows: list[tuple[str, str, str, str]] = []
+        if self.photo is None:
+            if self.room.exists():
+                record.go_on({}, [self.room])
+            else:
+                record.output(room_photo(self.room))
         for part in self.parts():
-            rows += self._timed(part, record) if self.left(part) else [(part.name, "(already there)", "", "")]
+            if self.left(part):
+                rows += self._timed(part, record)
+                continue
+            told = earlier(part.target().record)
+            record.go_on({"outputs": told.get("outputs")}, costs=[told])
+            rows.append((part.name, "(already there)", "", ""))
+        told = earlier(target.record)
+        if not record.outputs and told.get("status") == "done":  # nothing was left to do
+            record.stand(told)
         return Shown(tables=[Table(("made by", "file", "size", "seconds"), rows)])
 
     def _timed(self, part: PriorCommand, record: RunRecord) -> list[tuple[str, str, str, str]]:

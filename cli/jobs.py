@@ -1,8 +1,8 @@
 """Several things of one kind in one command: what is there already is kept, what fails is told, the rest goes on.
 
 The record (depth.run.json) is written as it goes, and says which input each name belongs to and with which settings it
-was made; the same command typed again does what is left. Other formats of the same have a record of their own
-(depth.exr.run.json). Processes that a launcher started share the work
+was made; the same command typed again does what is left and goes on telling of the rest (`go_on`, `stand`). Other
+formats of the same have a record of their own (depth.exr.run.json). Processes that a launcher started share the work
 (`utils.shares`): each does its own jobs and keeps a record of them, in the end the first one's holds all.
 """
 
@@ -33,6 +33,7 @@ NOT_SHAPING = {  # options that change no output
     *("image", "prompt", "prompts", "recursive", "work"),
     *("offload", "compile", "graphs", "step_memory"),
 }
+OF_ONE_RUN = {"skipped", "processes"}  # notes that say nothing of what a later run leaves as it is
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,10 @@ class Sorted:
     left: list[Job] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
     sources: dict[str, str] = field(default_factory=dict)
+    costs: dict[str, Any] = field(default_factory=dict)  # of what is kept and made, by the names of `sources`
+    own: dict[Path, dict[str, Any]] = field(default_factory=dict)  # our records of earlier runs
+    told: set[str] = field(default_factory=set)  # names of what they speak of and this process leaves as it is
+    files: list[Path] = field(default_factory=list)  # of those among the jobs
     total: int = 0  # of all processes
     replaced: dict[str, list[Path]] = field(default_factory=dict)  # records of other formats that claim a file of ours
 
@@ -63,12 +68,14 @@ def sort_out(command: Command, jobs: Sequence[Job], target: Target, overwrite: b
     record = target.record
     own = {path: earlier(path) for path in (record, *records_of_others(record))}
     siblings = _siblings(target, own)
-    found = Sorted(total=len(jobs))
+    found = Sorted(total=len(jobs), own={path: one for path, one in own.items() if one})
     for one in own.values():
         found.sources.update(_sources(one))
+    if share().first:
+        found.told = found.sources.keys() - {name_of(job, target) for job in jobs}
     for job in share().own(jobs):
         there = [path for path in job.files if os.path.exists(path)]
-        name = _name(job, target)
+        name = name_of(job, target)
         ours = name in found.sources
         if overwrite or not there:
             if not overwrite and found.sources.get(name) != job.source:
@@ -82,10 +89,15 @@ def sort_out(command: Command, jobs: Sequence[Job], target: Target, overwrite: b
             _check_settings(command, told, target.formats if ours else None, there[0])
         if len(there) == len(job.files):
             found.kept.append(f"{job.source} (already there: {there[0]}; --overwrite makes it again)")
+            if ours:
+                found.told.add(name)
+                found.files += there
         elif ours:
             found.left.append(job)
         else:
             raise InputError(f"{there[0]} is already there; choose another --out, or --overwrite it")
+    costs = {name: cost for one in own.values() for name, cost in _noted(one, "costs").items()}
+    found.costs = {name: costs[name] for name in sorted(found.told & costs.keys())}
     return found
 
 
@@ -108,17 +120,38 @@ def run_jobs(
     failed: list[str] = []
     if target.formats:
         record.notes["formats"] = list(target.formats)
-    record.notes["sources"] = found.sources
+    record.notes.update(sources=found.sources, costs=found.costs)
     if found.left:
         failed = _work(command, found, record, target, load, do)
-        record.notes["sources"] = found.sources
+    else:
+        go_on(record, found)
     made = len(found.left) - len(failed)
     if mine.count > 1:
         failed, made = _together(mine, found, record, failed, made)
+    if not failed and not made:
+        stand(record, found, target)
     if mine.first:
         for path in records_of_others(target.record):
             path.unlink(missing_ok=True)
     return failed, made
+
+
+def go_on(record: RunRecord, found: Sorted) -> None:
+    """Lets a record go on telling of what is kept: its files, what they cost, and what was noted of them."""
+    if not found.told:
+        return
+    for told in found.own.values():
+        notes = {name: note for name, note in _notes(told).items() if name not in OF_ONE_RUN}
+        record.go_on({**told, "notes": notes})
+    record.go_on({}, found.files, [cost for cost in found.costs.values() if isinstance(cost, dict)])
+
+
+def stand(record: RunRecord, found: Sorted, target: Target) -> None:
+    """Nothing is left to do: the record of the run that did it stays as it is, and none is made of others' work."""
+    whole = list(found.own) in ([], [target.record])  # and none of processes that were killed
+    told = found.own.get(target.record, {"status": "done", "command": record.command})
+    if whole and told.get("status") == "done":
+        record.stand(told)
 
 
 def _work(
@@ -136,6 +169,7 @@ def _work(
     mine, failed, asked = share(), list[str](), list[int]()
     with record.stage("load"):
         pipe = load()
+    go_on(record, found)
     record.begin(mine.beside(target.record))
     total = len(found.left) + len(found.kept)
     alone = found.total == 1
@@ -145,11 +179,12 @@ def _work(
         for number, job in enumerate(found.left):
             if asked:
                 raise Stopped(len(found.kept) + number, total, str(target.folder), asked[0])
-            found.sources[_name(job, target)] = job.source
+            found.sources[name_of(job, target)] = job.source
             record.update()
-            _give_up(found.replaced.get(_name(job, target), ()), _name(job, target))
+            _give_up(found.replaced.get(name_of(job, target), ()), name_of(job, target))
             try:
-                do(pipe, job)
+                with record.cost_of() as cost:
+                    do(pipe, job)
             except Exception as error:
                 if (
                     alone
@@ -160,19 +195,24 @@ def _work(
                 reason = str(error) if isinstance(error, InputError) else "out of memory"
                 reason = reason if job.source in reason else f"{job.source}: {reason}"
                 failed.append(reason)
-                found.sources.pop(_name(job, target))
+                found.sources.pop(name_of(job, target))
+            else:
+                found.costs[name_of(job, target)] = cost
             bar.advance()
     return failed
 
 
 def _together(mine: Share, found: Sorted, record: RunRecord, failed: list[str], made: int) -> tuple[list[str], int]:
     """(failed, made) of all processes; `found` and the first one's record are completed by what the others tell."""
-    own = {"sources": found.sources, "failed": failed, "kept": found.kept, "made": made}
-    facts = mine.gathered({**own, "notes": record.notes, **merged_facts(record)})
+    own = {"failed": failed, "kept": found.kept, "files": record.kept, "made": made, "notes": record.notes}
+    facts = mine.gathered({**own, **merged_facts(record)})
     found.kept = [line for one in facts for line in one["kept"]]
-    found.sources = {name: source for one in facts for name, source in one["sources"].items()}
-    record.notes = {name: note for one in reversed(facts) for name, note in one["notes"].items()}
-    record.notes["sources"] = found.sources
+    record.notes = {}
+    for name, note in ((name, note) for one in reversed(facts) for name, note in one["notes"].items()):
+        known = record.notes.get(name)  # of other pictures, as a rule
+        record.notes[name] = {**known, **note} if isinstance(known, dict) and isinstance(note, dict) else note
+    found.sources, found.costs = record.notes["sources"], record.notes["costs"]
+    record.kept = list(dict.fromkeys(path for one in facts for path in one["files"]))
     merge(record, facts)
     return [line for one in facts for line in one["failed"]], sum(one["made"] for one in facts)
 
@@ -193,11 +233,20 @@ def merge(record: RunRecord, facts: Sequence[Mapping[str, Any]]) -> None:
     record.notes["processes"] = [{"seconds": round(one["seconds"], 3), "nfe": one["nfe"]} for one in facts]
 
 
+def _notes(told: Mapping[str, Any]) -> dict[str, Any]:
+    notes = told.get("notes")
+    return notes if isinstance(notes, dict) else {}
+
+
+def _noted(told: Mapping[str, Any], note: str) -> dict[str, Any]:
+    """What a record notes of each name: which input it belongs to ("sources"), what it took ("costs")."""
+    known = _notes(told).get(note)
+    return dict(known) if isinstance(known, dict) else {}
+
+
 def _sources(told: Mapping[str, Any]) -> dict[str, str]:
     """Which input each name of a record belongs to."""
-    notes = told.get("notes")
-    known = notes.get("sources") if isinstance(notes, dict) else None
-    return dict(known) if isinstance(known, dict) else {}
+    return _noted(told, "sources")
 
 
 def settings(command: Command) -> dict[str, Any]:
@@ -243,11 +292,12 @@ def _give_up(records: Sequence[Path], name: str) -> None:
         with in_turn(path.parent):
             told = earlier(path)
             if name in _sources(told):
-                del told["notes"]["sources"][name]
+                for note in ("sources", "costs"):
+                    told["notes"][note] = {key: one for key, one in _noted(told, note).items() if key != name}
                 write_json(path, told)
 
 
-def _name(job: Job, target: Target) -> str:
+def name_of(job: Job, target: Target) -> str:
     """How a record calls a job: its output's name inside the folder of the command."""
     folder = job.target.folder
     inside = folder.relative_to(target.folder) if folder.is_relative_to(target.folder) else folder

@@ -81,6 +81,8 @@ def verdict(mutation: Mutation, root: Path = ROOT, seconds: int = SECONDS) -> st
         for kept in ("weights", "docs"):
             (tree / kept).symlink_to(root / kept)
         broken = tree / mutation.file
+        if not broken.resolve().is_relative_to(tree.resolve()):
+            raise InputError(f"{mutation.name}: {mutation.file} is only linked into the copy; break code instead")
         broken.write_text(mutated(broken.read_text(encoding="utf-8"), mutation), encoding="utf-8")
         quiet = ["-q", "-x", "-p", "no:cacheprovider", "-n", "0", "--no-header", "--tb=no"]
         environment = {**os.environ, "PYTHONPATH": folder, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}

@@ -9,7 +9,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime, timedelta, timezone
 from importlib import metadata
 from pathlib import Path
@@ -24,6 +24,7 @@ from .locks import in_turn
 from .rescue import rescued
 
 PACKAGES = ("unproject", "torch", "diffusers", "transformers", "numpy", "trimesh", "open3d", "open3d-cpu")
+LONGEST_S = 1e9  # of a run, in a record that can be believed
 
 
 class RunRecord:
@@ -47,6 +48,9 @@ class RunRecord:
         self.notes: dict[str, Any] = {}
         self.warnings: list[str] = []
         self.status, self.error = "running", ""
+        self.kept: list[str] = []  # files of earlier runs that are still there; `to_dict` lists them before the others
+        self._warned: list[str] = []  # what earlier runs warned of
+        self._standing: dict[str, Any] | None = None
         self.started = datetime.now(timezone.utc) - timedelta(seconds=earlier_s)
         self.rescued = False  # whether a file went elsewhere than it was asked for
         self._path: Path | None = None
@@ -67,6 +71,51 @@ class RunRecord:
         if str(path) not in self.outputs:
             self.outputs.append(str(path))
         return Path(path)
+
+    def go_on(
+        self, told: Mapping[str, Any], files: Iterable[str | Path] = (), costs: Iterable[Mapping[str, Any]] = ()
+    ) -> None:
+        """Goes on telling of what earlier runs made, as far as it is still there.
+
+        Args:
+            told: the record of an earlier run. Its outputs that are there, its warnings and those of its notes that
+                this record has no own of are taken over.
+            files: others that are there.
+            costs: seconds, stages and network calls (`cost_of`, or a whole record) of what is kept; they add up.
+        """
+        listed = [*_listed(told, "outputs"), *map(str, files)]
+        self.kept = list(dict.fromkeys([*self.kept, *filter(os.path.exists, listed)]))
+        self._warned = list(dict.fromkeys([*self._warned, *_listed(told, "warnings")]))
+        notes = told.get("notes")
+        self.notes = {**(notes if isinstance(notes, dict) else {}), **self.notes}
+        for cost in costs:
+            for network, calls in _numbers(cost.get("nfe")).items():
+                self.count(network, int(calls))
+            for stage, seconds in _numbers(cost.get("stages")).items():
+                self.stages[stage] = self.stages.get(stage, 0.0) + seconds
+            seconds = min(max(_numbers(cost).get("seconds", 0.0), 0.0), LONGEST_S)
+            self._began -= seconds
+            self.started -= timedelta(seconds=seconds)
+
+    def stand(self, told: Mapping[str, Any]) -> None:
+        """Nothing was made: the record of the run that made what is there stays as it is."""
+        self._standing = dict(told)
+
+    @property
+    def stands(self) -> bool:
+        """Whether an earlier record is left as it is."""
+        return self._standing is not None
+
+    @contextlib.contextmanager
+    def cost_of(self) -> Iterator[dict[str, Any]]:
+        """Fills a mapping with the seconds, stages and network calls of a part of the run, for `go_on`."""
+        began, stages, nfe, cost = time.perf_counter(), dict(self.stages), dict(self.nfe), dict[str, Any]()
+        yield cost
+        cost["seconds"] = round(time.perf_counter() - began, 3)
+        spent = {name: round(value - stages.get(name, 0.0), 3) for name, value in self.stages.items()}
+        cost["stages"] = {name: seconds for name, seconds in spent.items() if seconds}
+        calls = {network: count - nfe.get(network, 0) for network, count in self.nfe.items()}
+        cost["nfe"] = {network: count for network, count in calls.items() if count}
 
     @property
     def place(self) -> Path | None:
@@ -117,6 +166,8 @@ class RunRecord:
 
     def to_dict(self) -> dict[str, Any]:
         """The record as plain JSON types."""
+        if self._standing is not None:
+            return self._standing
         record = {
             "command": self.command,
             "status": self.status,
@@ -130,9 +181,9 @@ class RunRecord:
             "seed": self.seed,
             "nfe": self.nfe,
             "config": self.config,
-            "outputs": self.outputs,
+            "outputs": list(dict.fromkeys([*self.kept, *self.outputs])),
             "notes": self.notes,
-            "warnings": self.warnings,
+            "warnings": list(dict.fromkeys([*self._warned, *self.warnings])),
             "versions": versions(),
             "machine": machine(),
         }
@@ -162,6 +213,18 @@ def earlier(path: Path) -> dict[str, Any]:
     except InputError:
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _listed(told: Mapping[str, Any], name: str) -> list[str]:
+    """A list of texts in a record, which anybody may have edited."""
+    found = told.get(name)
+    return [one for one in found if isinstance(one, str)] if isinstance(found, list) else []
+
+
+def _numbers(found: Any) -> dict[str, float]:
+    """Those entries of a mapping in a record that are numbers."""
+    entries = found.items() if isinstance(found, Mapping) else ()
+    return {key: value for key, value in entries if type(value) in (int, float) and math.isfinite(value)}
 
 
 def held(path: Path) -> bool:

@@ -122,9 +122,23 @@ def test_pictures_of_one_camera_share_a_file_each(run: Run, seen: Calibrator) ->
     assert seen.asked[-1]["shared"] and len(seen.asked) == 1
     files = sorted(path.name for path in Path("cams").glob("*-calibrate.json"))
     assert files == ["other-calibrate.json", "photo-calibrate.json"]
+    before = Path("cams/calibrate.run.json").read_bytes()
+    code, out, _ = run("calibrate", "photo.png", "other.png", "--shared", "-o", "cams")
+    assert code == 0 and out.count("skipped") == 2 and len(seen.asked) == 1
+    assert Path("cams/calibrate.run.json").read_bytes() == before and json.loads(before)["notes"]["costs"]
     save_image("large.png", np.zeros((HEIGHT, 2 * WIDTH, 3)) + 0.3)
     code, _, err = run("calibrate", "photo.png", "large.png", "--shared", "-o", "more")
     assert code == 2 and "have one size, these have 64 x 48, 128 x 48" in err
+
+
+def test_one_camera_of_folders_in_folders_is_known_again(run: Run, seen: Calibrator) -> None:
+    for name in ("p/a.png", "p/q/b.png"):
+        save_image(name, np.zeros((HEIGHT, WIDTH, 3)) + 0.3)
+    assert run("calibrate", "p", "--recursive", "--shared", "-o", "cams")[0] == 0
+    sources = json.loads(Path("cams/calibrate.run.json").read_text())["notes"]["sources"]
+    assert sources == {"a-calibrate": "p/a.png", "q/b-calibrate": "p/q/b.png"}
+    code, _, err = run("calibrate", "p", "--recursive", "--shared", "--two-focals", "-o", "cams")
+    assert code == 2 and "was made with --two-focals False" in err
 
 
 def test_without_weights_a_photo_still_has_its_exif(run: Run, in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import io
 import json
 import os
-import socket
+import resource
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,6 +25,7 @@ from unproject.utils.shares import Share, alone, rank_records, share
 
 Run = Callable[..., tuple[int, str, str]]
 DRAW = ("text-to-image", "--prompts", "list.txt", "--steps", "2", "--size", "32", "--device", "cpu")
+COMPUTES_S = 100  # of a processor, about eight times as long as a process needs; a busy machine changes nothing
 PROMPTS = ("a red chair", "a blue mug", "a green car")
 
 
@@ -79,7 +80,9 @@ def test_what_a_process_starts_shares_with_nobody(
 
 
 def _process(rank: int, port: int, folder: str) -> None:
+    resource.setrlimit(resource.RLIMIT_CPU, (COMPUTES_S, COMPUTES_S))
     os.chdir(folder)
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"  # as torchrun: the parent is where they meet
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
@@ -89,13 +92,12 @@ def _process(rank: int, port: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.timeout(1200)  # only for processes that wait for each other for ever; see COMPUTES_S
 def test_two_processes_draw_what_one_draws(run: Run, in_tmp: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("list.txt").write_text("\n".join(PROMPTS))
     monkeypatch.syspath_prepend(str(root))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    start_processes(_process, (port, str(in_tmp)), nprocs=2, start_method="spawn")
+    meeting = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    start_processes(_process, (meeting.port, str(in_tmp)), nprocs=2, start_method="spawn")
     assert run(*DRAW, "--out", "one")[0] == 0
     one, two = (sorted(path.name for path in Path(folder).iterdir()) for folder in ("one", "two"))
     assert one == two and len(one) == 4

@@ -46,6 +46,15 @@ def test_runner_tells_red_from_green(replace: str, said: str, tmp_path: Path) ->
     assert (tmp_path / "code.py").read_text().endswith("return a + b\n")
 
 
+def test_what_is_only_linked_is_never_written(tmp_path: Path) -> None:
+    for folder in ("tests", "weights", "docs"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "docs" / "page.md").write_text("a page\n")
+    with pytest.raises(InputError, match="is only linked into the copy; break code"):
+        verdict(Mutation("page", "docs/page.md", "a page", "no page", ("tests",)), tmp_path)
+    assert (tmp_path / "docs" / "page.md").read_text() == "a page\n"
+
+
 @pytest.mark.parametrize(
     ("program", "said"),
     [

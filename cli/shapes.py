@@ -321,6 +321,7 @@ class TextToMesh(ShapeCommand):
             stem = job.target.own_stem
             return write_pictures(made.mesh, lambda n: mesh.with_name(f"{stem}-{n}"), self.frames, self.view_size)
 
+        record.notes["method"] = self.chosen
         record.keep(made.mesh.save, job.files[0])
         record.keep(lambda mesh: write_report(made.mesh, mesh, made.scale_from), job.files[0])
         record.keep(pictures, job.files[0])

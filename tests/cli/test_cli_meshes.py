@@ -64,6 +64,7 @@ def names(folder: str) -> set[str]:
 
 def test_checkpoints_lie_beside_the_mesh_until_it_is_written(run: Run, asked: list[dict[str, Any]]) -> None:
     assert run("text-to-mesh", "a red chair", "-o", "out/chair.glb")[0] == 0
+    assert json.loads(Path("out/chair.run.json").read_text())["notes"]["method"] in ("direct25", "optimise")
     assert asked[0]["out"] == Path("out/.chair.work") and asked[0]["resume"] is True
     ends = (".glb", ".report.json", "-sheet.png", "-turntable.mp4", "-turntable.gif", ".run.json")
     assert names("out") == {f"chair{end}" for end in ends}

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..utils.companions import formats_of, records_of_sets
-from ..utils.errors import InputError, NotWrittenError, Stopped, out_of_memory
+from ..utils.errors import InputError, MissingExtraError, NotWrittenError, Stopped, UnprojectError, out_of_memory
 from ..utils.files import write_json
 from ..utils.locks import in_turn
 from ..utils.runs import RunRecord, earlier, plain
@@ -186,13 +186,10 @@ def _work(
                 with record.cost_of() as cost:
                     do(pipe, job)
             except Exception as error:
-                if (
-                    alone
-                    or isinstance(error, NotWrittenError)
-                    or not (isinstance(error, InputError) or out_of_memory(error))
-                ):
+                told = isinstance(error, UnprojectError) and not isinstance(error, (NotWrittenError, MissingExtraError))
+                if alone or not (told or out_of_memory(error)):
                     raise
-                reason = str(error) if isinstance(error, InputError) else "out of memory"
+                reason = str(error) if told else "out of memory"
                 reason = reason if job.source in reason else f"{job.source}: {reason}"
                 failed.append(reason)
                 found.sources.pop(name_of(job, target))

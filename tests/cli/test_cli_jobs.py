@@ -17,7 +17,7 @@ from unproject.cli.image import MapCommand
 from unproject.cli.jobs import SOME_FAILED
 from unproject.cli.maps import MAP_COMMANDS
 from unproject.tasks.codecs import DepthOutput
-from unproject.utils.errors import InputError
+from unproject.utils.errors import InputError, MissingExtraError, UnprojectError
 from unproject.utils.pictures import save_image
 
 Run = Callable[..., tuple[int, str, str]]
@@ -165,9 +165,10 @@ def test_some_failures_are_told_by_the_exit_code(run: Run, drawn: list[str], mon
 
     def large(self: MapCommand, pipe: Any, path: Path, *rest: Any) -> None:
         if path.stem == "b":
-            raise MemoryError
+            raise failure
         one(self, pipe, path, *rest)
 
+    failure: Exception = MemoryError()
     monkeypatch.setattr(MAP_COMMANDS["depth"], "one", large)
     code, out, _ = run("depth", "p", "-o", "out")
     assert (code, drawn) == (SOME_FAILED, ["a.png", "d.png"])
@@ -175,6 +176,15 @@ def test_some_failures_are_told_by_the_exit_code(run: Run, drawn: list[str], mon
     found = record()
     assert found["status"] == "done" and len(found["notes"]["skipped"]) == 2
     assert sorted(found["notes"]["sources"].values()) == ["p/a.png", "p/d.png"]
+    drawn.clear()
+    failure = UnprojectError("nothing was drawn; try another seed")  # what diverged, say
+    code, out, _ = run("depth", "p", "-o", "out", "--overwrite")
+    assert (code, drawn) == (SOME_FAILED, ["a.png", "d.png"])
+    assert "skipped: p/b.png: nothing was drawn; try another seed" in out
+    drawn.clear()
+    failure = MissingExtraError("this needs a package")  # for the others too
+    code, _, err = run("depth", "p", "-o", "out", "--overwrite")
+    assert (code, drawn) == (1, ["a.png"]) and "this needs a package" in err
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -127,9 +127,13 @@ def _beside(written: Iterable[Path]) -> Iterator[tuple[Path, list[Path]]]:
 
 
 def check_places(written: Iterable[Path], needs_bytes: int = 0) -> None:
-    """Raises NotWrittenError (exit code 1 or 2) when one of the folders of these files cannot take them."""
-    first: dict[Path, Path] = {}
+    """Raises NotWrittenError (exit code 1 or 2) when one of the folders of these files cannot take them, InputError
+    when two of them are one file."""
+    first, listed = dict[Path, Path](), set[str]()
     for path in written:
+        if os.path.realpath(path) in listed:
+            raise InputError(f"{path} would be written twice; give each of the outputs a name of its own")
+        listed.add(os.path.realpath(path))
         if os.path.isdir(path):
             check_writable(path)
         first.setdefault(path.parent, path)

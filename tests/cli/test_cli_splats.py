@@ -141,6 +141,7 @@ def test_a_toy_is_fitted_and_goes_on(run: Run) -> None:
         (("fit", "toybox:a red chair and a blue dog", "--dry-run"), ""),
         (("fit", "toybox:x", "--degree", "5"), "--degree must lie between 0 and 3"),
         (("fit", "toybox:x", "--recipe", "none"), "no packaged config 'fit/none'"),
+        (("fit", "toybox:x", "-o", "x.ply", "--mesh", "x.ply"), "x.ply would be written twice"),
         (("fit", "toybox:two red chairs", "--views", "2"), "more than one object"),
     ],
 )

@@ -25,11 +25,12 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
 def config_path(name: str) -> Path:
-    """The packaged configs/NAME.yaml; NAME may contain folders. Raises InputError listing what exists."""
+    """The packaged configs/NAME.yaml; NAME may contain folders. Raises InputError listing what its folder holds."""
     path = CONFIGS / f"{name.removesuffix('.yaml')}.yaml"
     if path.is_file():
         return path
-    have = sorted(p.relative_to(CONFIGS).with_suffix("").as_posix() for p in CONFIGS.rglob("*.yaml"))
+    found = list(path.parent.glob("*.yaml")) if path.is_relative_to(CONFIGS) else []
+    have = sorted(p.relative_to(CONFIGS).with_suffix("").as_posix() for p in found or CONFIGS.rglob("*.yaml"))
     raise InputError(f"no packaged config {name!r}; have {', '.join(have) or 'none'}{_nearest(name, have)}")
 
 

@@ -110,6 +110,11 @@ def test_unknown_packaged_config_lists_the_known() -> None:
     with pytest.raises(InputError, match=r"no packaged config 'method'; have .*methods.*did you mean 'methods'"):
         config_path("method")
     assert config_path("methods").name == "methods.yaml"
+    with pytest.raises(InputError, match="did you mean 'rules/asd'") as refused:
+        config_path("rules/asdf")
+    assert "rules/vsd" in str(refused.value) and "train/" not in str(refused.value)
+    with pytest.raises(InputError, match=r"have .*rules/vsd"):
+        config_path("/elsewhere/asd")
 
 
 @settings(max_examples=40, deadline=None)

@@ -98,8 +98,7 @@ class TextToShape(PriorPipeline):
         """
         super().__init__(prior)
         self.recipe = load_recipe(recipe, prior, rule, self.recipes)
-        begin = self.recipe.begin.prior
-        self.first: Prior | None = load_prior(begin, prior.device, prior.dtype) if begin else None
+        self.first = first_prior(self.recipe.begin.prior, prior) if self.recipe.begin.prior else None
 
     @classmethod
     def from_pretrained(
@@ -262,6 +261,17 @@ def load_recipe(
         return load_config(MeshRecipe, f"{folder}/{name}", **own, **changes)
     known = isinstance(recipe, str) and not recipe.endswith((".yaml", ".yml"))
     return load_config(MeshRecipe, f"{folder}/{recipe}" if known else recipe, **changes)
+
+
+def first_prior(name: str, prior: Prior) -> Prior:
+    """The prior of a first stage, placed like the other one. Raises InputError, which says where one comes from."""
+    try:
+        return load_prior(name, prior.device, prior.dtype)
+    except InputError as error:
+        raise InputError(
+            f"the first stage of the recipe: {error}; begin.prior of a recipe of one's own names another prior, and "
+            "`unproject train pixels` makes one of pixels (docs/training.md)"
+        ) from error
 
 
 def first_recipe(recipe: MeshRecipe, first: Prior) -> MeshRecipe:

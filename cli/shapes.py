@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..utils.configs import config_path
 from ..utils.errors import InputError
-from ..utils.files import beside_weights
+from ..utils.files import views_come_with
 from ..utils.locks import alone_in
 from ..utils.runs import RunRecord
 from .common import check_range
@@ -203,7 +203,7 @@ class TextToMesh(ShapeCommand):
         """The method, which for auto depends on the prior and on what is given."""
         if self.method != "auto":
             return self.method
-        paints = self.direct25 is not None or (beside_weights(self.prior, "direct25") / "direct25.json").is_file()
+        paints = self.direct25 is not None or views_come_with(self.prior, "direct25")
         knows = all("direct25" in methods for given, methods in self.of_methods.values() if given)
         return "direct25" if paints and knows else "optimise"
 

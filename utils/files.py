@@ -192,6 +192,15 @@ def beside_weights(name: str | Path, kind: str) -> Path:
     return next((place for place in places if place.is_dir()), places[0])
 
 
+def views_come_with(name: str | Path, kind: str) -> bool:
+    """Whether a prior comes with weights of a kind (KIND.json, `beside_weights`) and draws several views, by its files:
+    a folder with mv.json, or the name of an embedded one that has such a sibling."""
+    embedded = Path(name).name == str(name) and (weights_root() / name).is_dir()
+    places = [weights_root() / name, beside_weights(name, "mv")] if embedded else [Path(name)]
+    several = any((place / "mv.json").is_file() for place in places)
+    return several and (beside_weights(name, kind) / f"{kind}.json").is_file()
+
+
 def check_named(name: str | Path, what: str, way_out: str) -> None:
     """Raises InputError for an empty name of a file or folder, which as a path would be the working directory."""
     if isinstance(name, str) and not name.strip():

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from unproject.cli import shapes
 from unproject.generate import finish
 from unproject.geometry.splats import GaussianCloud, load_splats
 from unproject.geometry.splats.facts import facts_of
@@ -87,6 +86,7 @@ def test_packed_splats_have_the_companions_that_are_looked_for(run: Run, asked: 
         (("text-to-mesh", "a cup", "--rule", "vds"), "did you mean 'rules/vsd'"),
         (("text-to-splats", "a cup", "--recipe", "toybocks"), "did you mean 'text-to-splats/toybox'"),
         (("text-to-splats", "a cup", "--mesh", "cup.splat"), "cannot write that; use .glb"),
+        (("text-to-splats", "a cup", "-o", "cup.ply", "--mesh", "x/../cup.ply"), "x/../cup.ply would be written twice"),
         (("text-to-splats", " "), "the prompt is empty"),
     ],
 )
@@ -155,8 +155,9 @@ def test_a_dry_run_says_that_planes_make_the_mesh(run: Run) -> None:
 def test_maps_are_drawn_where_something_paints_them_and_nothing_asks_for_more(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], how: str
 ) -> None:
-    (tmp_path / "toybox-direct25").mkdir()
-    (tmp_path / "toybox-direct25" / "direct25.json").write_text("{}")
-    monkeypatch.setattr(shapes, "beside_weights", lambda name, kind: tmp_path / f"{name}-{kind}")
+    for file in ("toybox/model_index.json", "toybox-mv/mv.json", "toybox-direct25/direct25.json"):
+        (tmp_path / file).parent.mkdir()
+        (tmp_path / file).write_text("{}")
+    monkeypatch.setenv("UNPROJECT_WEIGHTS", str(tmp_path))
     code, out, err = run("text-to-mesh", "a red chair", *words, "--dry-run")
     assert code == 0 and f"of 'a red chair' with {how}\n" in out + err

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from unproject.utils.errors import InputError, NotWrittenError, UnprojectError
-from unproject.utils.files import atomic_path, beside_weights, read_json, write_json, write_text
+from unproject.utils.files import atomic_path, beside_weights, read_json, views_come_with, write_json, write_text
 
 
 def full_disk(*_: object) -> None:
@@ -102,3 +102,20 @@ def test_weights_lie_beside_their_prior_and_names_mean_the_embedded_ones(tmp_pat
     shipped.mkdir(parents=True)
     assert beside_weights("toybox", "orbit") == shipped
     assert beside_weights("./toybox", "orbit") == Path("toybox-orbit")
+
+
+def test_weights_for_several_views_come_with_priors_that_draw_them(tmp_path, monkeypatch):
+    """Beside a folder of single images they belong to its sibling, which only a name brings along."""
+    monkeypatch.setenv("UNPROJECT_WEIGHTS", str(tmp_path / "shipped"))
+    monkeypatch.chdir(tmp_path)
+    for folder in ("shipped/toybox", "shipped/toybox-mv", "shipped/toybox-direct25", "mine", "mine-direct25"):
+        (tmp_path / folder).mkdir(parents=True)
+    assert not views_come_with("toybox", "direct25")
+    for folder in ("shipped/toybox-direct25", "mine-direct25"):
+        (tmp_path / folder / "direct25.json").write_text("{}")
+    assert not views_come_with("toybox", "direct25") and not views_come_with("mine", "direct25")
+    for folder in ("shipped/toybox-mv", "mine"):
+        (tmp_path / folder / "mv.json").write_text("{}")
+    for prior in ("toybox", "toybox-mv", "shipped/toybox-mv", "mine", "./mine"):
+        assert views_come_with(prior, "direct25") and not views_come_with(prior, "orbit"), prior
+    assert not views_come_with("shipped/toybox", "direct25")

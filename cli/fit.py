@@ -15,7 +15,7 @@ from ..utils.locks import alone_in
 from ..utils.runs import RunRecord
 from .common import Seeded, Threaded, Writer, check_range, pick_device
 from .files import MESHES
-from .outputs import Target, distinct_slug
+from .outputs import Target, check_apart, distinct_slug
 from .showing import Shown
 from .splat_files import check_format
 
@@ -115,6 +115,11 @@ class Fit(Threaded, Seeded, Writer):
         cameras = ("-cameras.json",) if self.refine_poses else ()
         beside = [target.beside(ending) for ending in ("-sheet.png", *films, *cameras)]
         return [target.file(target.suffix or ".ply"), *beside, *([self.mesh] if self.mesh is not None else [])]
+
+    def check_places(self, target: Target) -> None:
+        """See Command.check_places; a mesh that is photographed is not overwritten."""
+        check_apart(self.out or target.folder, self.written(target), [Path(self.source)], "mesh")
+        super().check_places(target)
 
     def size_bytes(self) -> int:
         """Of splats and films; twice, for the checkpoints."""

@@ -73,13 +73,14 @@ def distinct_slug(text: str) -> str:
     return f"{slug}-{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:6]}"
 
 
-def check_apart(out: Path, written: Iterable[Path], given: Iterable[Path]) -> None:
-    """Raises InputError when a file to be written is a given picture, under another spelling or by a link too."""
+def check_apart(out: Path, written: Iterable[Path], given: Iterable[Path], what: str = "picture") -> None:
+    """Raises InputError when a file to be written is a given picture, under another spelling or by a link too; `what`
+    says what else is given."""
     pictures = {_identity(path): path for path in given if path.exists()}
     for path in filter(os.path.exists, written):
         if _identity(path) in pictures:
             raise InputError(
-                f"--out {out} would overwrite {pictures[_identity(path)]}, the picture itself; choose another name"
+                f"--out {out} would overwrite {pictures[_identity(path)]}, the {what} itself; choose another name"
             )
 
 

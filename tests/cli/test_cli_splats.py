@@ -143,8 +143,11 @@ def test_a_toy_is_fitted_and_goes_on(run: Run) -> None:
         (("fit", "toybox:x", "--recipe", "none"), "no packaged config 'fit/none'"),
         (("fit", "toybox:x", "-o", "x.ply", "--mesh", "x.ply"), "x.ply would be written twice"),
         (("fit", "toybox:two red chairs", "--views", "2"), "more than one object"),
+        (("fit", "box.ply", "-o", "box.ply", "--overwrite"), "would overwrite box.ply, the mesh itself"),
+        (("fit", "box.ply", "-o", "a.ply", "--mesh", "./box.ply", "--overwrite"), "overwrite box.ply, the mesh itself"),
     ],
 )
 def test_fits_that_cannot_be(run: Run, words: tuple[str, ...], told: str) -> None:
+    Mesh(torch.eye(3), torch.tensor([[0, 1, 2]])).save("box.ply")
     code, _, err = run(*words)
     assert (code == 2 and told in err) or not told

@@ -79,7 +79,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "StableDreamer: annealed levels, spaces and representations",
         "stabledreamer",
         ("setting", "fixed window"),
-        weights=(JUDGE, "toybox-pixels"),
+        weights=(JUDGE,),
         method=FAMILY,
     ),
     "mvdream": Experiment(

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..core.distillation.asdm import Slim
 from ..core.distillation.distil import OBJECTIVES, DistillRecipe, StageRecipe
+from ..core.distillation.kinds import Lora
 from ..core.distillation.quest import Quantised
 from ..core.training.config import TrainerConfig
 from ..utils.configs import load_config
@@ -33,6 +34,7 @@ ROWS: dict[str, Callable[[Any], float]] = {
     "selective": lambda method: 1,
 }
 CHECKPOINTS = 3  # of a stage
+PLAIN_LAYOUT = (Slim.name, Lora.name)  # kernels of five axes; files of adapters are written as they lie in memory
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def budgeted(recipe: DistillRecipe, spending: Spending, seed: int) -> Budgeted:
         rows = rows_of_a_sample(stage)
         batch = max(1, round(left / spending.updates / rows)) if rows else spending.rows
         trainer = shortened(stage.trainer, steps, batch, seed)
-        if stage.student.get("kind") == Slim.name:  # mixed kernels have five axes
+        if stage.student.get("kind") in PLAIN_LAYOUT:
             trainer = replace(trainer, channels_last=False)
         stages[name] = replace(stage, trainer=trainer, method=sooner(stage.method, steps / stage.trainer.steps))
         asked += steps * batch * rows

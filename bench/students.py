@@ -39,7 +39,7 @@ from ..toybox.judge import Judge
 from ..toybox.samples import object_prompts, plain_meaning
 from ..utils.configs import load_config
 from ..utils.errors import Stopped
-from ..utils.files import atomic_path, is_there, read_json, weights_root
+from ..utils.files import atomic_path, is_there, read_json, weights_root, write_json
 from ..utils.progress import progress
 from ..utils.seeds import generator
 from .distances import Yardstick
@@ -209,23 +209,25 @@ def method_rows(method: str, prior: DiffusersPrior, questions: Questions, place:
     budget = budgeted(load_config(DistillRecipe, f"distill/{method}"), config.spending, context.seed)
     seconds = taught(method, prior, budget, folder, place)
     told = {"updates": config.spending.updates, "batch": budget.batch, "teacher_rows": budget.teacher_rows}
-    return student_rows(method, folder / "export", questions, {**told, "train_s": digits(seconds, 3)})
+    return student_rows(method, folder / "export", questions, {**told, "train_s": seconds})
 
 
 def taught(method: str, prior: DiffusersPrior, budget: Budgeted, folder: Path, place: Path) -> float:
-    """Distils into folder/export; the seconds that this took now. The shared pairs are drawn once for all methods."""
-    prompts = object_prompts("train", budget.recipe.pairs.count)
-    began = time.process_time()
-    with torch.enable_grad():
-        ended = distil(
-            budget.recipe, prior, prompts, folder, method, resume=True, device="cpu", pairs_root=place.parent / "pairs"
-        )
-    if ended.folder is None:
-        total = budget.recipe.stages[ended.stage].trainer.steps
-        raise Stopped(ended.result.step, total, str(folder), ended.result.signal)
-    for stage in budget.recipe.stages:  # checkpoints are larger than what came out
-        shutil.rmtree(folder / stage, ignore_errors=True)
-    return time.process_time() - began
+    """Distils into folder/export unless it is there; the seconds that took, of the process that ended it. The shared
+    pairs are drawn once for all methods."""
+    done = folder / "taught.json"
+    if not done.exists():
+        prompts, began = object_prompts("train", budget.recipe.pairs.count), time.process_time()
+        pairs = place.parent / "pairs"
+        with torch.enable_grad():
+            ended = distil(budget.recipe, prior, prompts, folder, method, True, "cpu", pairs)
+        if ended.folder is None:
+            total = budget.recipe.stages[ended.stage].trainer.steps
+            raise Stopped(ended.result.step, total, str(folder), ended.result.signal)
+        write_json(done, {"train_s": digits(time.process_time() - began, 3)})
+        for stage in budget.recipe.stages:  # checkpoints are larger than what came out
+            shutil.rmtree(folder / stage, ignore_errors=True)
+    return float(read_json(done)["train_s"])
 
 
 def student_rows(name: str, folder: Path, questions: Questions, told: Row) -> list[Row]:

@@ -41,7 +41,7 @@ PLAIN_LAYOUT = (Slim.name, Lora.name)  # kernels of five axes; files of adapters
 class Spending:
     """The budget of a student."""
 
-    updates: int = 150
+    updates: int = 120
     rows: int = 32
     """of the teacher's network, an update"""
     pairs: int = 768

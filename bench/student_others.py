@@ -55,7 +55,7 @@ VIEW_SEED = 40
 NEGATIVE_INDEX = 700  # train index at which answers to two negative prompts are compared
 
 
-def head_rows(prior: str, rooms: tuple[int, int], updates: int, size: int = 96, batch: int = 8) -> list[Row]:
+def head_rows(prior: str, rooms: tuple[int, int], updates: int, size: int = 96, batch: int = 4) -> list[Row]:
     """AbsRel and mean angle of the shipped head on test rooms: whole, rounded, cut, and cut and taught anew."""
     head = load_head(prior)
     counts = zip(("train", "test"), rooms, strict=True)

@@ -38,6 +38,7 @@ def picture(table: Sequence[Row], path: Path) -> None:
         right.plot(best["megabytes"], distance(best), linestyle="none", **style)
         right.annotate(f"{way}, {best['calls']}", (best["megabytes"], distance(best)), fontsize=6, xytext=(4, 2),
                        textcoords="offset points")  # fmt: skip
+    right.margins(x=0.3)  # room for the names
     floors = [row["toy_fid"]["floor"] for row in table if "toy_fid" in row]
     for axes, label in ((left, "calls of the network"), (right, "megabytes of its own weights (best number of calls)")):
         axes.set(xscale="log", xlabel=label)

@@ -140,7 +140,7 @@ class TextToImage(TextCommand, SamplingCommand, SteeredCommand):
     student: str | None = None
     """A distilled student: a folder that `unproject distill` wrote, or the name of an embedded one. Steps, solver and
     guidance come from its distill.json; an adapter goes on --prior where that is given."""
-    quality: Literal["fast", "balanced", "best", "native", "turbo"] = "balanced"
+    quality: Literal["fast", "balanced", "best", "native", "turbo"] = "balanced"  # type: ignore[assignment]  # one more
     """Solver and steps: few, some or many; native is what the prior's makers recommend; turbo draws with the prior's
     student of few steps (docs/students.md)."""
     subjects: str | None = None

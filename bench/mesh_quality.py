@@ -2,8 +2,8 @@
 
 Every setting makes the same prompts with the same seeds as the packaged recipe, whose meshes are the reference; the
 same recipe with another seed says how far apart two meshes of a prompt are anyway. What counts is geometry: overlap of
-silhouettes from eight sides, distance of the surfaces, and how many pieces and handles came or went. It takes about 17
-minutes of one core.
+silhouettes from eight sides, distance of the surfaces, and how many pieces and handles came or went. A second table,
+"drawn", asks the same of drawn normal maps (`drawn_quality`). Both take about 25 minutes of one core.
 """
 
 from __future__ import annotations
@@ -17,21 +17,17 @@ from torch import Tensor
 from ..core.priors import Prior, load_prior
 from ..core.sampling.caches import apply_cache, remove_cache
 from ..generate.finish import surface_of
-from ..geometry.extract import mesh_arrays
 from ..geometry.meshes import Mesh
-from ..geometry.metrics import compare_meshes
-from ..geometry.raycast import RayMesh
-from ..geometry.winding import shells_of
 from ..pipelines.mesh_quality import Spent, spending, spent
 from ..pipelines.text_to_shape import MeshRecipe, load_recipe
 from ..toybox.judge import Judge
 from ..utils.errors import UnprojectError
 from ..utils.pictures import grid, save_image
-from ..utils.seeds import generator
 from .distilled import ROUGH, Made, judged, made, true_of
-from .intervals import share, spread
+from .drawn_quality import DrawnBench, drawn_table
+from .kept_shapes import kept, summary
 from .runner import Context
-from .text_to_mesh import MeshBench, Wanted, cameras, prompts
+from .text_to_mesh import MeshBench, Wanted, prompts
 
 REFERENCE, OTHER_SEED = "the recipe", "the recipe, another seed"
 SIDES = (1, 3, 5)
@@ -102,37 +98,6 @@ def surface(one: Made) -> Mesh | None:
         return None
 
 
-def kept(mesh: Mesh | None, reference: Mesh, config: QualityBench) -> dict[str, float]:
-    """How much of the reference's shape is there: silhouettes' overlap, distance of surfaces, pieces and handles that
-    came or went. Where there is no mesh nothing is kept, at the largest distance of the ball."""
-    if mesh is None:
-        return {"iou": 0.0, "chamfer": 2.0, "f_score": 0.0, "pieces": 1.0, "euler": 2.0}
-    found = compare_meshes(mesh, reference, config.samples, generator(0))
-    one, other = pieces(mesh), pieces(reference)
-    return {
-        "iou": overlap(silhouettes(mesh, config.size), silhouettes(reference, config.size)),
-        "chamfer": found["chamfer"],
-        "f_score": found["f_score"],
-        "pieces": float(abs(one - other)),
-        "euler": float(abs(mesh.check().euler - reference.check().euler)),
-    }
-
-
-def pieces(mesh: Mesh) -> int:
-    """Shells of a mesh."""
-    return len(shells_of(*mesh_arrays(mesh))[1])
-
-
-def silhouettes(mesh: Mesh, size: int) -> Tensor:
-    """(8, H, W) bool from eight sides."""
-    return RayMesh(mesh).render(cameras(MeshBench(view_size=size)), ("alpha",)).alpha[..., 0] > 0.5
-
-
-def overlap(a: Tensor, b: Tensor) -> float:
-    """Intersection over union."""
-    return float((a & b).sum() / (a | b).sum().clamp_min(1))
-
-
 def run(context: Context) -> dict[str, Any]:
     """The table, and a picture of all settings."""
     config = QualityBench(1, 0.1, 1000, 32) if context.quick else QualityBench()
@@ -150,9 +115,11 @@ def run(context: Context) -> dict[str, Any]:
                 references[one.index] = mesh
             shown += [view.permute(1, 2, 0).numpy() for view in views[list(SIDES)]]
             labels += [f"{name}: {one.noun}", *[""] * (len(SIDES) - 1)]
-        table.append({"setting": name, **_summary(rows)})
+        table.append({"setting": name, **summary(rows)})
     save_image(context.picture(), grid(shown, columns=len(SIDES) * len(wanted), labels=labels))
-    return {"config": asdict(config), "seeds": [context.seed + w.index for w in wanted], "table": table}
+    seeds = [context.seed + w.index for w in wanted]
+    drawn = drawn_table(DrawnBench(1, 1000, 32, steps=4) if context.quick else DrawnBench(), judge, context.seed)
+    return {"config": asdict(config), "seeds": seeds, "table": table, "drawn": drawn}
 
 
 def _measured(
@@ -170,17 +137,6 @@ def _measured(
     one = made_at(recipe, prior, setting, wanted.prompt, number, config.scale)
     took, mesh = time.process_time() - began, surface(one)
     reference = references.get(wanted.index, mesh)
-    geometry = {} if reference is None else kept(mesh, reference, config)
+    geometry = {} if reference is None else kept(mesh, reference, config.samples, config.size)
     found = judged(judge, one, wanted, true_of(wanted, 1000 + number))
     return {"right": found["right"], "seconds": took, "nfe": one.nfe, **geometry}, one.views, mesh
-
-
-def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    measured = [row for row in rows if "iou" in row]
-    columns = ("iou", "chamfer", "f_score", "pieces", "euler") if measured else ()
-    return {
-        "right": share([row["right"] for row in rows]),
-        **{column: spread([row[column] for row in measured]) for column in columns},
-        "nfe": spread([row["nfe"] for row in rows]),
-        "seconds": spread([row["seconds"] for row in rows]),
-    }

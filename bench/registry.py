@@ -79,7 +79,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "StableDreamer: annealed levels, spaces and representations",
         "stabledreamer",
         ("setting", "fixed window"),
-        weights=(JUDGE, "toybox-pixels"),
+        weights=(JUDGE,),
         method=FAMILY,
     ),
     "mvdream": Experiment(
@@ -258,7 +258,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "What may be saved in score distillation of a mesh without losing its shape",
         "mesh_quality",
         ("setting", "the recipe"),
-        weights=(JUDGE, "toybox-mv"),
+        weights=(JUDGE, "toybox-mv", PAINTER),
         method=("generate", "core/distillation", CACHES),
     ),
     "orbits": Experiment(

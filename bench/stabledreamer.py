@@ -2,7 +2,7 @@
 
 The prior draws single images and is told views in words, which is where several faces come from. All settings have the
 same prompts, seeds and network rows; a volume gets the seconds that Gaussians took instead. Two stages spend half of
-the rows on the prior of pixels.
+the rows on the prior of pixels, which is no part of the package: without runs/pixels/export that row waits for it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from ..core.distillation.time_window import TimeWindow
 from ..core.priors import Prior, load_prior
 from ..pipelines.text_to_shape import BeginConfig, MeshRecipe, first_recipe, load_recipe
 from ..toybox.judge import Judge
+from ..utils.errors import InputError
 from .distilled import Made, at_rows, geometry, judged, made, true_of
 from .intervals import share, spread
 from .runner import Context
@@ -98,7 +99,10 @@ def run(context: Context) -> dict[str, Any]:
     for name, changed in SETTINGS.items():
         row = row_of(in_one(changed(splats), prior), wanted, seeds, judge)
         rows.append({"setting": name, "representation": "gaussians", **row})
-    staged = row_of(in_two(prior, config.rows), wanted, seeds, judge)
+    try:
+        staged = row_of(in_two(prior, config.rows), wanted, seeds, judge)
+    except InputError as error:  # there is no prior of pixels
+        staged = {"waits": " ".join(str(error).split())}
     rows.append({"setting": "two stages, pixels first", "representation": "gaussians", **staged})
     volume = at_seconds(load_recipe(None, prior, None, "text-to-mesh"), prior, rows[1]["seconds"]["mean"])
     row = row_of(in_one(volume, prior), wanted, seeds, judge)

@@ -1,21 +1,33 @@
-"""Distilled students against their teacher and each other: one table, equal data, updates and batch for all.
+"""Distilled students against their teacher and each other: one table, equal pairs, updates and rows of the teacher.
 
-Every method learns from the same pairs in the same number of updates, whatever its stages; what it asks of the teacher
-differs and is counted. Students are drawn from the same noises as the teacher, with the calls that they can take.
+The eleven published methods learn from the same pairs in the same number of updates, whatever their stages, and in
+every update ask the teacher's network for as many rows: the batch follows from what a sample costs (`student_budget`).
+Retraining on pairs asks nothing in training: the rows of InstaFlow go into pairs of its own, Rectified Diffusion has
+those that all have. Students are drawn from the same noises as the teacher, with the calls that they can take. Shipped
+students, whose budget was another one, stand beside them where their weights are.
+
+A row is the mean over 200 pictures (accuracy, distances from renders, paired error to the teacher's run of 50 calls of
+DPM-Solver++, whose own error to 500 calls `sampling` measures at below 1e-4) or over 100 prompts (diversity). Rates are
+those of the recipes; a few dozen updates are far from what the recipes take.
+
+What is finished is kept under runs/bench, method by method, and trainings have checkpoints: an interrupted run goes on.
+All of it takes about 26 minutes of one core, by what an update and a network row took on a busy one (.4 to .9 s, 5 ms):
+13 for 120 updates of each method, 4 for pairs and the teacher's runs, 6 to draw and judge, 3 for heads and views.
 """
 
 from __future__ import annotations
 
-import itertools
-import tempfile
+import shutil
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from ..core.distillation.distil import DistillRecipe, distil
 from ..core.distillation.export import load_student
@@ -28,19 +40,28 @@ from ..toybox.captions import Meaning, say
 from ..toybox.judge import Judge
 from ..toybox.samples import object_prompts, plain_meaning
 from ..utils.configs import load_config
-from ..utils.files import read_json
+from ..utils.errors import Stopped
+from ..utils.files import atomic_path, is_there, read_json, weights_root, write_json
+from ..utils.progress import progress
 from ..utils.seeds import generator
 from .distances import Yardstick
 from .intervals import bootstrapped, digits
+from .kept import Row, kept, place_of
 from .runner import Context
+from .student_budget import Budgeted, Spending, budgeted
+from .student_claims import claims
+from .student_others import head_rows, negative_row, view_rows
+from .student_picture import picture
 from .toy_latents import decoded, features, paired_mse, scores, seeded_noise, yardstick
 
 NONE = "none"
 METHODS = (
-    *("lora-distillation", "guided-distillation", "lcm", "lcm-lora", "scott", "rectified-diffusion"),
-    *("phased-diffusion", "instaflow", "speedupnet", "arcflow", "koala", "asdm", "quest"),
+    *("lora-distillation", "guided-distillation", "lcm-lora", "scott", "instaflow", "rectified-diffusion"),
+    *("speedupnet", "arcflow", "koala", "asdm", "quest"),
 )
+SHIPPED = ("toybox-lcm", "toybox-1step", "toybox-small", "toybox-w4")
 HELDOUT_SEED = 700_000
+COPIES = ("vae", "text_encoder", "plain")  # folders of an export that hold what the prior has, or the same once more
 
 
 @dataclass(frozen=True)
@@ -48,23 +69,39 @@ class StudentsBench:
     """Sizes of the experiment."""
 
     methods: tuple[str, ...] = METHODS
-    pairs: int = 2048
-    updates: int = 1500
-    """of each method, all its stages together"""
-    batch: int = 32
-    prompts: int = 50
-    draws: int = 4
+    spending: Spending = field(default_factory=Spending)
+    prompts: int = 100
+    draws: int = 2
     """pictures of each prompt"""
     reference_groups: int = 150
-    calls: tuple[int, ...] = (1, 2, 4, 8, 20)
-    guidance: float = 3.0
-    reference_steps: int = 500
+    calls: tuple[int, ...] = (1, 2, 4, 8)
+    reference_calls: int = 50
     """of the teacher's run that pictures are paired with"""
     rows: int = 50
     """pictures drawn at once"""
+    decoded: int = 16
+    """pictures decoded at once: more are slower on a processor"""
+    rooms: tuple[int, int] = (24, 12)
+    """four pictures each: a head of geometry learns from the first and is measured on the second"""
+    objects: int = 24
+    """drawn in four views each"""
+    negatives: int = 32
+    """prompts whose negative prompt is changed"""
+    work: str = "runs/bench/students"
 
 
-QUICK = StudentsBench(("lcm-lora", "rectified-diffusion"), 4, 2, 2, 3, 2, 3, (1, 2), reference_steps=4, rows=6)
+QUICK = StudentsBench(
+    spending=Spending(2, 4, 4, 2, 1),
+    prompts=3,
+    reference_groups=2,
+    calls=(1, 2, 4),
+    reference_calls=4,
+    rows=6,
+    rooms=(1, 1),
+    objects=1,
+    negatives=2,
+    work="runs/bench/students-quick",
+)
 
 
 @dataclass(frozen=True)
@@ -76,108 +113,157 @@ class Questions:
     yard: Yardstick
     noise: Tensor
     wanted: Tensor  # latents of the teacher's long run
+    plain: Tensor  # the judge's features of them
+    ms: float  # of the long run, for a picture
     config: StudentsBench
 
     @classmethod
-    def of(cls, prior: DiffusersPrior, config: StudentsBench, seed: int) -> Questions:
-        """Of a prior's test prompts."""
+    def of(cls, prior: DiffusersPrior, config: StudentsBench, seed: int, place: Path) -> Questions:
+        """Of a prior's test prompts; the long run is kept."""
         count = config.prompts * config.draws
         meanings = [plain_meaning("test", i // config.draws) for i in range(count)]
         judge = Judge.from_pretrained()
         yard = yardstick(judge, count, config.reference_groups, first=count, size=prior.image_size)
         noise = seeded_noise(prior.latent_shape, count, seed + HELDOUT_SEED)
-        long = SamplingPlan(steps=config.reference_steps, guidance=config.guidance, solver="ddim")
-        made = drawn(prior, long, prior.encode_text([say(one) for one in meanings]), noise, config.rows)
-        return cls(judge, meanings, yard, noise, made, config)
+        path = place / "reference.safetensors"
+        if not path.exists():
+            condition, began = prior.encode_text([say(one) for one in meanings]), time.process_time()
+            made = drawn(prior, long_plan(config), condition, noise, config.rows)
+            ms = torch.tensor(1000 * (time.process_time() - began) / count)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_path(path) as temporary:
+                save_file({"latents": made.contiguous(), "ms": ms}, temporary)
+        found = load_file(path)
+        plain = features(judge, decoded(prior, found["latents"], config.decoded))
+        return cls(judge, meanings, yard, noise, found["latents"], plain, float(found["ms"]), config)
 
-    def row(self, prior: DiffusersPrior, plan: SamplingPlan) -> dict[str, Any]:
+    def row(self, prior: DiffusersPrior, plan: SamplingPlan) -> Row:
         """Quality and cost of what a prior draws by a plan."""
         condition = prior.encode_text([say(one) for one in self.meanings])
-        rows, began = prior.nfe, time.perf_counter()
+        rows, began = prior.nfe, time.process_time()
         made = drawn(prior, plan, condition, self.noise, self.config.rows)
-        seconds = time.perf_counter() - began
-        images = decoded(prior, made)
-        return {
-            "network_rows": (prior.nfe - rows) // len(made),
-            **scores(self.judge, images, self.meanings, self.yard),
-            "mse_to_teacher": paired_mse(made, self.wanted),
-            "diversity": diversity(features(self.judge, images), self.config.draws),
-            "ms_per_picture": round(1000 * seconds / len(made), 2),
-        }
+        ms = 1000 * (time.process_time() - began) / len(made)
+        return {"network_rows": (prior.nfe - rows) // len(made), **self.said(prior, made, ms)}
+
+    def said(self, prior: DiffusersPrior, made: Tensor, ms: float) -> Row:
+        """What there is to say of latents (N, C, h, w) of all questions."""
+        images = decoded(prior, made, self.config.decoded)
+        row = scores(self.judge, images, self.meanings, self.yard, self.plain)
+        if made is not self.wanted:
+            row["mse_to_teacher"] = paired_mse(made, self.wanted)
+        seen = features(self.judge, images)
+        return {**row, "diversity": diversity(seen, self.config.draws), "ms_per_picture": digits(ms, 3)}
 
 
 def run(context: Context) -> dict[str, Any]:
-    """A row for each student and number of calls, after those of the teacher alone."""
+    """A row for each student and number of calls, after those of the teacher alone; then students elsewhere."""
     config = QUICK if context.quick else StudentsBench()
     prior = load_prior(context.prior)
-    questions = Questions.of(prior, config, context.seed)
-    table = []
-    for calls, solver in itertools.product(config.calls, ("ddim", "unipc")):
-        plan = SamplingPlan(steps=calls, guidance=config.guidance, solver=solver, spacing="trailing")
-        row = {"student": NONE, "solver": solver, "calls": calls, "trained_share": 0.0}
-        table.append(row | questions.row(prior, plan))
-    prompts = object_prompts("train", config.pairs)
-    with tempfile.TemporaryDirectory() as folder:
-        for method in config.methods:
-            made = distilled(method, prior, prompts, config, Path(folder), context.seed)
-            table += student_rows(method, made, context.prior, questions)
-    return {"config": asdict(config), "seeds": [context.seed], "table": table}
+    in_channels_last(prior.network)
+    place = place_of(context, config, SHIPPED)
+    questions = Questions.of(prior, config, context.seed, place)
+    table = kept(place / "teacher.json", lambda: teacher_rows(prior, questions))
+    for method in progress(config.methods, label="students"):
+        make = partial(method_rows, method, prior, questions, place, context)
+        table += kept(place / f"{method}.json", make)
+    table += shipped_rows(questions)
+    heads = kept(place / "head.json", lambda: head_rows(context.prior, config.rooms, config.spending.updates))
+    folders = {method: place / method / "export" for method in config.methods}
+    views = kept(
+        place / "views.json",
+        lambda: view_rows(folders, context.prior, questions.judge, config.objects, config.spending.guidance),
+    )
+    negative = kept(
+        place / "negative.json",
+        lambda: [negative_row(folders["speedupnet"], prior, questions.wanted[: config.negatives])],
+    )
+    picture(table, context.picture())
+    told = {"heads": heads, "views": views, "negative": negative, "claims": claims(table, heads, negative)}
+    return {"config": asdict(config), "seeds": [context.seed], "table": table, **told}
 
 
-@dataclass(frozen=True)
-class Made:
-    """A student and what it cost."""
-
-    folder: Path
-    teacher_rows: int
-    seconds: float
+def long_plan(config: StudentsBench) -> SamplingPlan:
+    """The teacher's run that pictures are paired with."""
+    return SamplingPlan("dpm++", config.reference_calls, "karras", config.spending.guidance)
 
 
-def distilled(
-    method: str, prior: DiffusersPrior, prompts: list[str], config: StudentsBench, root: Path, seed: int
-) -> Made:
-    """A student of a packaged recipe at the experiment's budget; the pairs are drawn once for all methods."""
-    recipe = budgeted(load_config(DistillRecipe, f"distill/{method}"), config, seed)
-    rows, began = prior.nfe, time.perf_counter()
-    ended = distil(recipe, prior, prompts, root / method, method, device="cpu", pairs_root=root / "pairs")
-    assert ended.folder is not None
-    return Made(ended.folder, prior.nfe - rows, time.perf_counter() - began)
+def teacher_rows(prior: DiffusersPrior, questions: Questions) -> list[Row]:
+    """The teacher with the solver that students share, the best one for few steps, without guidance, and at length."""
+    config = questions.config
+    scale, most = config.spending.guidance, config.calls[-1]
+    plans = [SamplingPlan("ddim", calls, "trailing", scale) for calls in config.calls]
+    plans += [SamplingPlan("dpm++", calls, "karras", scale) for calls in config.calls if calls > 2]
+    plans += [SamplingPlan("ddim", most, "trailing", 1.0)]
+    size = digits(sum(p.numel() for p in prior.network.parameters()) * 4 / 1e6, 3)
+    rows = [{**begun(NONE, plan), "megabytes": size, **questions.row(prior, plan)} for plan in plans]
+    whole = questions.said(prior, questions.wanted, questions.ms)
+    long = {**begun(NONE, long_plan(config)), "megabytes": size, "network_rows": 2 * config.reference_calls}
+    return [*rows, {**long, **whole}]
 
 
-def budgeted(recipe: DistillRecipe, config: StudentsBench, seed: int) -> DistillRecipe:
-    """A recipe with the experiment's pairs, batch and updates, which its stages share as they do in the recipe."""
-    total = sum(stage.trainer.steps for stage in recipe.stages.values())
-    stages = {}
-    for name, stage in recipe.stages.items():
-        steps = max(1, round(config.updates * stage.trainer.steps / total))
-        warmup = min(stage.trainer.warmup, steps // 10)
-        trainer = replace(stage.trainer, steps=steps, batch=config.batch, warmup=warmup, seed=seed)
-        own = None if stage.pairs is None else replace(stage.pairs, count=config.pairs)
-        stages[name] = replace(stage, trainer=trainer, pairs=own)
-    pairs = replace(recipe.pairs, count=config.pairs, guidance=config.guidance, steps=25, seed=seed)
-    return replace(recipe, stages=stages, pairs=pairs)
+def begun(student: str, plan: SamplingPlan) -> Row:
+    """Who draws, and how."""
+    return {"student": student, "solver": plan.solver, "calls": plan.steps, "guidance": plan.guidance}
 
 
-def student_rows(method: str, made: Made, prior: str, questions: Questions) -> list[dict[str, Any]]:
+def method_rows(method: str, prior: DiffusersPrior, questions: Questions, place: Path, context: Context) -> list[Row]:
+    """The rows of a method, whose student is distilled first."""
+    config, folder = questions.config, place / method
+    budget = budgeted(load_config(DistillRecipe, f"distill/{method}"), config.spending, context.seed)
+    seconds = taught(method, prior, budget, folder, place)
+    told = {"updates": config.spending.updates, "batch": budget.batch, "teacher_rows": budget.teacher_rows}
+    return student_rows(method, folder / "export", questions, {**told, "train_s": seconds})
+
+
+def taught(method: str, prior: DiffusersPrior, budget: Budgeted, folder: Path, place: Path) -> float:
+    """Distils into folder/export unless it is there; the seconds that took, of the process that ended it. The shared
+    pairs are drawn once for all methods."""
+    done = folder / "taught.json"
+    if not done.exists():
+        prompts, began = object_prompts("train", budget.recipe.pairs.count), time.process_time()
+        pairs = place.parent / "pairs"
+        with torch.enable_grad():
+            ended = distil(budget.recipe, prior, prompts, folder, method, True, "cpu", pairs)
+        if ended.folder is None:
+            total = budget.recipe.stages[ended.stage].trainer.steps
+            raise Stopped(ended.result.step, total, str(folder), ended.result.signal)
+        write_json(done, {"train_s": digits(time.process_time() - began, 3)})
+        for stage in budget.recipe.stages:  # checkpoints are larger than what came out
+            shutil.rmtree(folder / stage, ignore_errors=True)
+    return float(read_json(done)["train_s"])
+
+
+def student_rows(name: str, folder: Path, questions: Questions, told: Row) -> list[Row]:
     """A row for each number of calls that a student can take."""
-    student = load_student(made.folder)
-    student.name = f"{prior}/{method}"
-    about, able = read_json(made.folder / "distill.json"), student.recommended.step_counts
-    weights = [path for path in made.folder.rglob("*.safetensors") if path.parent.name not in ("vae", "text_encoder")]
-    told = {
-        "trained_share": digits(about["trained_share"], 3),
-        "megabytes": digits(sum(path.stat().st_size for path in weights) / 1e6, 3),
-        "teacher_rows": made.teacher_rows,
-        "training_seconds": round(made.seconds, 1),
-    }
+    student = load_student(folder)
+    in_channels_last(student.network)
+    about, able = read_json(folder / "distill.json"), student.recommended.step_counts
+    told = {**told, "trained_share": digits(about["trained_share"], 3), "megabytes": megabytes(folder)}
     rows = []
     for calls in questions.config.calls:
-        if able and calls not in able:
-            continue
-        plan = SamplingPlan.of(student.recommended).changed(steps=calls)
-        row = {"student": method, "solver": student.recommended.solver, "calls": calls}
-        rows.append(row | told | questions.row(student, plan))
+        if not able or calls in able:
+            plan = SamplingPlan.of(student.recommended).changed(steps=calls)
+            rows.append({**begun(name, plan), **told, **questions.row(student, plan)})
     return rows
+
+
+def shipped_rows(questions: Questions) -> list[Row]:
+    """Rows of the students that come along, where they do."""
+    folders = [weights_root() / name for name in SHIPPED]
+    there = [folder for folder in folders if is_there(folder / "distill.json")]
+    return [row for folder in there for row in student_rows(f"shipped {folder.name}", folder, questions, {})]
+
+
+def in_channels_last(network: nn.Module) -> None:
+    """Weights in the order that is quicker on a processor, where all of them have such an order."""
+    if all(value.ndim <= 4 for value in network.parameters()):
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def megabytes(folder: Path) -> float:
+    """What a student's own weights take, without what its prior has already."""
+    files = [path for path in folder.rglob("*.safetensors") if not set(path.relative_to(folder).parts) & set(COPIES)]
+    return digits(sum(path.stat().st_size for path in files) / 1e6, 3)
 
 
 @torch.no_grad()

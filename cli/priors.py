@@ -18,7 +18,7 @@ from .common import Threaded, pick_device
 if TYPE_CHECKING:
     import torch
 
-EMBEDDED = ("toybox", "toybox-mv", "toybox-dit", "toybox-pixels")
+EMBEDDED = ("toybox", "toybox-mv", "toybox-dit")
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 

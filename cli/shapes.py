@@ -179,7 +179,8 @@ class TextToMesh(ShapeCommand):
     """A base colour without light, by a prior that was taught albedo: direct25 paints it so, for other methods the
     painted light is taken out; the pictures are then lit."""
     quality: Literal["fast", "balanced", "best"] = "balanced"
-    """How much --method optimise spends: looks by the prior, and denoising steps of a look; balanced is the recipe."""
+    """What a mesh costs: steps of drawing and of fusion, and a second ring; with --method optimise looks by the prior
+    and denoising steps of a look. balanced is as packaged."""
     method: Literal["auto", "direct25", "optimise", "turbo", "amortised"] = "auto"
     """auto: direct25 where the prior comes with what paints, as the embedded one does, and no option asks for another
     method, else optimise; direct25: normal maps from all around, fused and painted, by priors that draw such maps;
@@ -217,7 +218,7 @@ class TextToMesh(ShapeCommand):
             "--diagnostics": (self.diagnostics is not None, ("optimise",)),
             "--ip-adapter": (bool(self.ip_adapter), ("optimise",)),
             "--recipe": (self.recipe != "default", ("optimise",)),
-            "--quality": (self.quality != "balanced", ("optimise",)),
+            "--quality": (self.quality != "balanced", ("optimise", "direct25")),
             "--turbo": (self.turbo is not None, ("turbo",)),
             "--amortised": (self.amortised is not None, ("amortised",)),
             "--refine": (bool(self.refine), ("turbo", "amortised")),
@@ -296,8 +297,12 @@ class TextToMesh(ShapeCommand):
             return AmortisedTextToMesh.from_pretrained(self.prior, self.amortised, **self.placement())
         if self.chosen == "direct25":
             from ..pipelines.direct25_mesh import Direct25TextToMesh
+            from ..pipelines.drawn_quality import drawn_at_quality
 
-            return Direct25TextToMesh.from_pretrained(self.prior, self.direct25, **self.placement())
+            drawer = Direct25TextToMesh.from_pretrained(self.prior, self.direct25, **self.placement())
+            if self.quality != "balanced":
+                drawer.config = drawn_at_quality(drawer.config, self.quality)
+            return drawer
         from ..pipelines.text_to_mesh import TextToMesh as Pipeline
 
         own: dict[str, Any] = {"rule": self.rule, "quality": self.quality, **self.placement()}

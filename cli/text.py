@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import tyro
 
@@ -140,6 +140,9 @@ class TextToImage(TextCommand, SamplingCommand, SteeredCommand):
     student: str | None = None
     """A distilled student: a folder that `unproject distill` wrote, or the name of an embedded one. Steps, solver and
     guidance come from its distill.json; an adapter goes on --prior where that is given."""
+    quality: Literal["fast", "balanced", "best", "native", "turbo"] = "balanced"  # type: ignore[assignment]  # one more
+    """Solver and steps: few, some or many; native is what the prior's makers recommend; turbo draws with the prior's
+    student of few steps (docs/students.md)."""
     subjects: str | None = None
     """Subjects of --control, words of the prompt, as in "red chair; blue dog" (default: read off the prompt)."""
 
@@ -151,8 +154,8 @@ class TextToImage(TextCommand, SamplingCommand, SteeredCommand):
     def check(self) -> None:
         """Ranges."""
         check_range("--count", self.count, 1, 4096)
-        if self.student is not None:
-            self._check_student(self.student)
+        if self.chosen_student is not None:
+            self._check_student(self.chosen_student)
         check_range("--grid", self.grid, 0, 1024)
         if self.grid and self.count > 1:
             raise InputError(f"give --grid {self.grid} or --count {self.count}, not both")
@@ -161,13 +164,25 @@ class TextToImage(TextCommand, SamplingCommand, SteeredCommand):
             raise InputError(f"--boundary starts every image from one noise: all {images} images would be the same")
         super().check()
 
+    @property
+    def chosen_student(self) -> str | None:
+        """The student that draws: that of --student, or of --quality turbo. Raises InputError where both are given, and
+        for priors without a student for turbo."""
+        if self.quality != "turbo":
+            return self.student
+        if self.student is not None:
+            raise InputError(f"--student {self.student} and --quality turbo both say who draws; give one")
+        from ..pipelines.quality import turbo_student
+
+        return str(turbo_student(self.prior))
+
     def _check_student(self, name: str) -> None:
         from ..utils.files import student_folder
 
         student_folder(name)
         if self.lora or self.model_schedule:
             other = "--lora" if self.lora else "--model-schedule"
-            raise InputError(f"--student {name} and {other} change the network both; give one")
+            raise InputError(f"a student ({name}) and {other} change the network both; give one")
         if self.cache not in (None, "none"):
             raise InputError(f"--cache {self.cache}: a student of few steps has nothing to reuse; leave it out")
 
@@ -207,13 +222,13 @@ class TextToImage(TextCommand, SamplingCommand, SteeredCommand):
         """The pipeline, and the plan with what it needs loaded."""
         from ..pipelines.text_to_image import TextToImage as Pipeline
 
-        if self.student is None:
+        if self.chosen_student is None:
             return Pipeline.from_pretrained(self.prior, **self.placement()), self.loaded_plan()
         from ..core.distillation.export import load_student
 
         given = {name: value for name, value in self.placement().items() if name != "quality"}
         base = None if self.prior == "toybox" else self.prior
-        return Pipeline(load_student(self.student, base, **given), "native"), self.loaded_plan()
+        return Pipeline(load_student(self.chosen_student, base, **given), "native"), self.loaded_plan()
 
     def one(self, pipe: Any, job: Job, record: RunRecord, shown: Shown) -> None:
         """Draws and writes the images."""

@@ -10,7 +10,7 @@ import torch
 from ..core.priors import Prior, load_prior
 from ..core.sampling.plan import SamplingPlan
 from ..utils.errors import InputError
-from .quality import Quality, checked, settings
+from .quality import TURBO, Quality, checked, settings, turbo_student
 
 P = TypeVar("P", bound="PriorPipeline")
 S = TypeVar("S", bound="SamplingPipeline")
@@ -46,7 +46,8 @@ class SamplingPipeline(PriorPipeline):
     """A recipe that draws."""
 
     def __init__(self, prior: Prior, quality: Quality = "balanced") -> None:
-        """`quality`: "fast", "balanced" or "best", or "native" for what the prior's makers recommend."""
+        """`quality`: "fast", "balanced" or "best", "native" for what the prior's makers recommend, or "turbo" for a
+        student of few steps, which the prior then has to be."""
         super().__init__(prior)
         self.quality = checked(quality)
 
@@ -67,8 +68,14 @@ class SamplingPipeline(PriorPipeline):
     ) -> S:
         """Loads a prior by name, folder, registry id or hub repository (`core.priors.load_prior`).
 
-        `torch_dtype` is diffusers' name of `dtype`.
+        `torch_dtype` is diffusers' name of `dtype`. With quality "turbo" it is the prior's student that is loaded
+        (`quality.turbo_student`); raises InputError where there is none.
         """
+        if quality == TURBO:
+            from ..core.distillation.export import load_student  # heavy
+
+            folder = turbo_student(name)
+            return cls(load_student(folder, None, device, torch_dtype or dtype, **options), quality)
         return cls(load_prior(name, device, torch_dtype or dtype, **options), quality)
 
 

@@ -1,10 +1,11 @@
-"""How much score distillation of a mesh spends: fast, balanced or best, the factors of configs/mesh-quality.yaml."""
+"""How much a mesh costs: fast, balanced or best, the settings of configs/mesh-quality.yaml for score distillation and
+for drawn normal maps (`drawn_quality` applies those)."""
 
 from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from ..utils.configs import load_config
 from ..utils.errors import InputError
@@ -22,12 +23,33 @@ class Spent:
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """What a quality changes where normal maps are drawn; None: as it is."""
+
+    steps: int | None = None  # of each drawing
+    solver: str | None = None
+    cache: str | None = None
+    fusion: int | None = None  # steps that the solid takes to follow the maps
+    second_ring: float | None = None  # degrees above the object of more painted views
+
+
+@dataclass(frozen=True)
+class DrawnSpending:
+    """Of drawn normal maps."""
+
+    fast: Drawn = field(default_factory=Drawn)
+    balanced: Drawn = field(default_factory=Drawn)
+    best: Drawn = field(default_factory=Drawn)
+
+
+@dataclass(frozen=True)
 class Spending:
     """configs/mesh-quality.yaml."""
 
     fast: Spent = field(default_factory=Spent)
     balanced: Spent = field(default_factory=Spent)
     best: Spent = field(default_factory=Spent)
+    drawn: DrawnSpending = field(default_factory=DrawnSpending)
 
 
 @functools.cache
@@ -38,9 +60,14 @@ def spending() -> Spending:
 
 def at_quality(recipe: MeshRecipe, quality: str) -> MeshRecipe:
     """The recipe with what a quality spends. Raises InputError for unknown names."""
-    if quality not in vars(spending()):
-        raise InputError(f"quality={quality!r} is unknown; have {', '.join(vars(spending()))}")
+    check_quality(quality)
     return spent(recipe, getattr(spending(), quality))
+
+
+def check_quality(quality: str) -> None:
+    """Raises InputError for unknown names."""
+    if quality not in get_args(MeshQuality):
+        raise InputError(f"quality={quality!r} is unknown; have {', '.join(get_args(MeshQuality))}")
 
 
 def spent(recipe: MeshRecipe, one: Spent) -> MeshRecipe:

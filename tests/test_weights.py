@@ -57,7 +57,7 @@ def test_all_weights_are_half_precision_and_fit_the_budget():
     for path in files:
         with safe_open(path, "pt") as tensors:
             kinds = {tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
-        assert kinds <= {"F16", "I64"}, path
+        assert kinds <= {"F16", "I64", "U8"}, path  # packed weights are bytes
 
 
 def stock_image(code: str, folder: str, path: Path) -> np.ndarray:

@@ -209,15 +209,16 @@ def check_named(name: str | Path, what: str, way_out: str) -> None:
 
 def student_folder(name: str | Path) -> Path:
     """The folder of a student: one on disk, or an embedded one by name. Raises InputError where there is none."""
-    inside = weights_root() / "students"
+    inside = weights_root()
     check_named(name, "the student's name", "name a folder made by `unproject distill`")
     for place in (Path(name), inside / str(name)):
-        if (place / STUDENT).is_file():
+        if is_there(place / STUDENT):
             return place
-    have = ", ".join(sorted(one.name for one in inside.iterdir())) if inside.is_dir() else "none"
-    raise InputError(
-        f"student {str(name)!r}: no folder with {STUDENT}; make one with `unproject distill` (embedded: {have})"
-    )
+    have = ", ".join(sorted(path.parent.name for path in inside.glob(f"*/{STUDENT}"))) or "none"
+    way = "make one with `unproject distill`"
+    if is_there(Path(__file__).resolve().parents[1] / "configs" / "distill" / f"{name}.yaml"):
+        way = f"make it with `unproject distill {name} --out runs/{name}`, then give runs/{name}/export"
+    raise InputError(f"student {str(name)!r}: no folder with {STUDENT}; {way} (embedded: {have})")
 
 
 def cache_root() -> Path:

@@ -22,12 +22,13 @@ from .arcflow import Mixture
 from .asdm import Slim
 from .kinds import Full, Kind, Lora, Told
 from .prune import Pruned
+from .pruned_adapter import PrunedLora
 from .quest import Quantised
 from .speedupnet import NegativeAdapter
 from .student import Student
 
 KINDS: dict[str, type[Kind]] = {
-    kind.name: kind for kind in (Full, Told, Lora, NegativeAdapter, Mixture, Pruned, Slim, Quantised)
+    kind.name: kind for kind in (Full, Told, Lora, NegativeAdapter, Mixture, Pruned, PrunedLora, Slim, Quantised)
 }
 
 

@@ -175,7 +175,7 @@ class Lora(Kind):
         name, config = prior.backbone, prior.network.peft_config[ADAPTER].to_dict()  # type: ignore[union-attr, index]
         metadata = {key: list(value) if isinstance(value, set) else value for key, value in config.items()}
         parts: Mapping[str, Any] = {
-            f"{name}_lora_layers": adapter_weights(prior.network),
+            f"{name}_lora_layers": {key: value.contiguous() for key, value in adapter_weights(prior.network).items()},
             f"{name}_lora_adapter_metadata": metadata,
         }
         prior.pipe.save_lora_weights(folder, **parts)

@@ -42,13 +42,13 @@ def scales_of(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     return delta, (-low / delta).round()
 
 
-def weight_scales(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+def weight_scales(weight: Tensor, bits: int, shrinks: int = SHRINKS) -> tuple[Tensor, Tensor]:
     """(delta, zero), each (channels, 1, ...), of the shrunk ranges with the least error of each output channel."""
     flat = weight.detach().flatten(1)
     low, high = flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)
     best = torch.full_like(low, float("inf"))
     delta, zero = scales_of(low, high, bits)
-    for k in range(SHRINKS):
+    for k in range(shrinks):
         tried = scales_of((1 - k / 100) * low, (1 - k / 100) * high, bits)
         error = (quantised(flat, *tried, bits) - flat).abs().pow(POWER).sum(1, keepdim=True)
         better = error < best
@@ -63,7 +63,8 @@ def input_scales(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     flat = values.detach().flatten().float()
     flat = flat[:: max(1, flat.numel() // 100_000)]
     ranges = [(flat.min(), flat.max())]
-    ranges += [(flat.quantile(1 - q), flat.quantile(q)) for q in QUANTILES]
+    ends = flat.quantile(flat.new_tensor([[1 - q, q] for q in QUANTILES]).flatten()).unflatten(0, (-1, 2))  # one sort
+    ranges += [(low, high) for low, high in ends]
     tried = [scales_of(low, high, bits) for low, high in ranges]
     errors = [float((quantised(flat, *pair, bits) - flat).square().sum()) for pair in tried]
     return tried[errors.index(min(errors))]
@@ -92,10 +93,13 @@ class QuantLayer(nn.Module):
     weight_zero: Tensor
     input_zero: Tensor
 
-    def __init__(self, layer: nn.Linear | nn.Conv2d, weight_bits: int, input_bits: int, clock: Clock) -> None:
+    def __init__(
+        self, layer: nn.Linear | nn.Conv2d, weight_bits: int, input_bits: int, clock: Clock, shrinks: int = SHRINKS
+    ) -> None:
+        """`shrinks`: ranges tried for the weight; 1 where its scales are read from a file."""
         super().__init__()
         self.layer, self.weight_bits, self.input_bits = layer, weight_bits, input_bits
-        delta, zero = weight_scales(layer.weight, weight_bits)
+        delta, zero = weight_scales(layer.weight, weight_bits, shrinks)
         self.register_buffer("weight_delta", delta)
         self.register_buffer("weight_zero", zero)
         count = len(clock.times)

@@ -30,7 +30,7 @@ from ..training.loss import LossOut
 from .kinds import Kind
 from .objective import Distillation, per_row
 from .prune import feature_error
-from .quantised import Clock, QuantLayer, integers, packed, unpacked
+from .quantised import SHRINKS, Clock, QuantLayer, integers, packed, unpacked
 from .states import FromData
 from .student import Student
 from .teacher import Teacher, rollout
@@ -71,8 +71,8 @@ class Quantised(Kind):
         self._calibrate(fitted, seed)
         return fitted
 
-    def _wrapped(self, prior: DiffusersPrior) -> DiffusersPrior:
-        """The prior with layers whose input scales are not known yet."""
+    def _wrapped(self, prior: DiffusersPrior, shrinks: int = SHRINKS) -> DiffusersPrior:
+        """The prior with layers whose input scales are not known yet; `shrinks` as of QuantLayer."""
         network = copy.deepcopy(prior.network).requires_grad_(False)
         levels = NoiseSchedule.from_config(prior.scheduler_config).grid(self.times, "trailing")[:-1]
         clock = Clock(torch.tensor([float(level.model_time) for level in levels])).to(prior.device)
@@ -80,7 +80,7 @@ class Quantised(Kind):
             if isinstance(layer, (nn.Linear, nn.Conv2d)):
                 bits = (OUTER_BITS, OUTER_BITS) if name in OUTER else (self.weight_bits, self.input_bits)
                 parent, _, own = name.rpartition(".")
-                setattr(network.get_submodule(parent), own, QuantLayer(layer, *bits, clock))
+                setattr(network.get_submodule(parent), own, QuantLayer(layer, *bits, clock, shrinks))
         network.add_module(CLOCK, clock)
         network.register_forward_pre_hook(clock.tell, with_kwargs=True)
         return prior.with_network(network, prior.prediction_type)
@@ -119,7 +119,7 @@ class Quantised(Kind):
 
     def loaded(self, prior: DiffusersPrior, folder: Path) -> DiffusersPrior:
         """See Kind.loaded; nothing is calibrated."""
-        fitted = self._wrapped(prior)
+        fitted = self._wrapped(prior, 1)
         self.read(fitted, folder)
         return fitted
 

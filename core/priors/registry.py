@@ -40,7 +40,6 @@ EMBEDDED = {
     "toybox": "embedded, 64 px, single images",
     "toybox-mv": "embedded, 64 px, four views",
     "toybox-dit": "embedded, 64 px and other sizes, single images, flow transformer",
-    "toybox-pixels": "embedded, 32 px without a codec, single images, for the first stage of splats",
 }
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 FLOWS = ("StableDiffusion3Pipeline", "FluxPipeline")
@@ -176,7 +175,7 @@ def load_prior(
     """A frozen prior.
 
     Args:
-        name_or_path: an embedded prior ("toybox", ...), an id of the registry ("sd15", ...), a folder in diffusers'
+        name_or_path: "toybox", "toybox-mv", "toybox-dit", an id of the registry ("sd15", ...), a folder in diffusers'
             layout, a checkpoint file (Stable Diffusion 1.x, 2.x, SDXL or FLUX in safetensors; MVDream's, also as the
             published .pt), or a hub repository "owner/name". Names and ids of the registry win over a folder of that
             name; write "./sd15" for the folder.

@@ -11,10 +11,11 @@ import pytest
 import torch
 import trimesh
 
-from unproject.bench import amortised, mesh_quality, text_to_3d, text_to_mesh
+from unproject.bench import amortised, drawn_quality, kept_shapes, mesh_quality, text_to_3d, text_to_mesh
 from unproject.bench.text_to_mesh import Drawn, MeshBench, Wanted, cameras, true_looks
 from unproject.geometry.meshes import Mesh, join_meshes
 from unproject.geometry.raycast import RayMesh
+from unproject.pipelines.direct25_mesh import Direct25Config
 from unproject.pipelines.image_to_mesh import ImageToMesh
 from unproject.pipelines.mesh_quality import Spent, spending
 from unproject.pipelines.text_to_shape import MeshRecipe
@@ -159,15 +160,14 @@ def test_a_mesh_is_made_once_and_its_failure_is_a_result(tmp_path, monkeypatch):
 
 
 def test_a_shape_that_is_kept_has_the_same_silhouettes_pieces_and_handles():
-    config = mesh_quality.QualityBench(samples=2000, size=32)
     two = join_meshes([ball(), ball(0.7, 0.2)])
-    same, more = mesh_quality.kept(two, two, config), mesh_quality.kept(ball(), two, config)
+    same, more = kept_shapes.kept(two, two, 2000, 32), kept_shapes.kept(ball(), two, 2000, 32)
     assert same["iou"] == 1.0 and same["pieces"] == same["euler"] == 0 and same["chamfer"] < 0.05
     assert 0.5 < more["iou"] < 1 and more["pieces"] == 1 and more["euler"] == 2 and more["chamfer"] > same["chamfer"]
-    assert mesh_quality.kept(None, two, config)["iou"] == 0
+    assert kept_shapes.kept(None, two, 2000, 32)["iou"] == 0
     boxes = [torch.zeros(2, 4, 4, dtype=torch.bool) for _ in range(2)]
     boxes[0][:, :2], boxes[1][:, 1:3] = True, True
-    assert mesh_quality.overlap(*boxes) == pytest.approx(1 / 3)
+    assert kept_shapes.overlap(*boxes) == pytest.approx(1 / 3)
 
 
 def test_settings_of_the_recipe_and_its_caches():
@@ -190,3 +190,31 @@ def test_settings_of_the_recipe_and_its_caches():
         patched.setattr(mesh_quality, "made", failing)
         mesh_quality.made_at(recipe, None, named["16 steps a look, deep:2"], "a cup", 0, 1.0)  # type: ignore[arg-type]
     assert asked[0] == (None, "deep:2", 16) and asked[-1] == "removed"
+
+
+def test_drawn_settings_are_compared_with_what_the_packaged_one_makes_of_a_seed(monkeypatch):
+    asked = []
+
+    class Stub:
+        config = Direct25Config()
+
+        def __call__(self, prompt, seed, num_inference_steps):
+            asked.append((prompt, seed, self.config))
+            if self.config.mesh.steps == spending().drawn.fast.fusion:
+                raise UnprojectError("nothing")
+            return SimpleNamespace(mesh=ball() if seed < 1000 else ball(0.2, 0.3), nfe=seed % 7)
+
+    monkeypatch.setattr(drawn_quality.Direct25TextToMesh, "from_pretrained", lambda name: Stub())
+    seen = {"judged_noun": "x", "judged_colour": "y"}
+    monkeypatch.setattr(drawn_quality, "judge_views", lambda judge, views, one: seen)
+    table = drawn_quality.drawn_table(drawn_quality.DrawnBench(2, 2000, 32), None, 3)
+    rows = {row["setting"]: row for row in table}
+    assert list(rows) == list(drawn_quality.settings())
+    assert rows[drawn_quality.REFERENCE]["iou"]["mean"] == rows["deep:3"]["iou"]["mean"] == 1
+    assert rows[drawn_quality.OTHER_SEED]["iou"]["mean"] < 0.9 and rows["fast"]["iou"]["mean"] == 0
+    assert asked[0][1:] == (3, Direct25Config()) and asked[2][1] == 1003
+    plans = {id(c): c for _, _, c in asked}.values()
+    assert {c.normals.plan.solver for c in plans} >= {"unipc", None} and {c.paint.second_deg for c in plans} == {
+        None,
+        30.0,
+    }

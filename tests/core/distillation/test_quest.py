@@ -155,3 +155,26 @@ def test_a_stage_trains_what_it_says_and_helps(tiny_folders, weights, count):
     assert torch.equal(asked(again.network), asked(student.network))
     with pytest.raises(InputError, match="no quantised layer"):
         SelectiveObjective(Student(prior), Teacher(prior), Selective("all"))
+
+
+def test_what_is_loaded_searches_no_scales(tiny_folders, tmp_path, monkeypatch):
+    """They are in the file; the search over shrunk ranges takes longer than drawing a picture."""
+    from unproject.core.distillation import quantised as layers
+
+    prior, kind = load_prior(tiny_folders["sd"]), Quantised(3, 8, **SMALL)
+    student, tried = Student(prior, kind), []
+    folder = student.save(tmp_path / "s")
+    search = layers.weight_scales
+    monkeypatch.setattr(layers, "weight_scales", lambda *given: tried.append(given[2]) or search(*given))
+    assert torch.equal(asked(kind.loaded(prior, folder).network), asked(student.network)) and set(tried) == {1}
+
+
+def test_ranges_of_inputs_are_the_quantile_with_the_least_error():
+    values = torch.randn(30_000, generator=rng(4)).abs() * 0.1
+    values[7] = 40.0
+    found = input_scales(values, 4)
+    tried = [scales_of(values.min(), values.max(), 4)]
+    tried += [scales_of(values.quantile(1 - q), values.quantile(q), 4) for q in (0.999, 0.9999, 0.99999)]
+    errors = [float((quantised(values, *pair, 4) - values).square().sum()) for pair in tried]
+    best = tried[errors.index(min(errors))]
+    assert torch.equal(found[0], best[0]) and torch.equal(found[1], best[1])

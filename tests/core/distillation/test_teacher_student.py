@@ -300,3 +300,11 @@ def test_an_adapter_trains_resumes_and_keeps_its_teacher_out_of_its_checkpoints(
         prior.network.conv_out.bias += 1.0
     with pytest.raises(InputError, match=r"model\.teacher"):
         run(tmp_path / "whole", resume=True, steps=4)
+
+
+def test_adapters_of_convolutions_are_written_whatever_their_layout(tiny_folders, tmp_path):
+    prior, kind = load_prior(tiny_folders["sd"]), Lora(2, 2, ("conv1", "to_q"))
+    student, fresh = Student(prior, kind), Student(prior, kind, seed=4)
+    student.network.to(memory_format=torch.channels_last)
+    fresh.load(student.save(tmp_path / "s"))
+    assert all(torch.equal(v, fresh.network.state_dict()[k]) for k, v in student.network.state_dict().items())

@@ -269,8 +269,8 @@ def first_prior(name: str, prior: Prior) -> Prior:
         return load_prior(name, prior.device, prior.dtype)
     except InputError as error:
         raise InputError(
-            f"the first stage of the recipe: {error}; `unproject train pixels --out runs/pixels` makes runs/pixels/export, "
-            "and begin.prior of a recipe of one's own names any other prior"
+            f"the first stage of the recipe: {error}; `unproject train pixels --out runs/pixels` makes "
+            "runs/pixels/export, and begin.prior of a recipe of one's own names any other prior"
         ) from error
 
 

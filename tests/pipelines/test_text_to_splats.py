@@ -112,7 +112,7 @@ def test_what_does_not_apply_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"no packaged config 'rules/asdf'.*rules/asd"):
         TextToSplats(prior(), small, "asdf")
     two = load_config(MeshRecipe, {**SMALL, "begin": {"prior": str(tmp_path / "pixels")}})
-    with pytest.raises(InputError, match=r"first stage of the recipe: prior '.*pixels' is.*`unproject train pixels --out"):
+    with pytest.raises(InputError, match=r"first stage of the recipe: prior '.*pixels'.*train pixels --out"):
         TextToSplats(prior(), two)
     mine = tmp_path / "mine.yaml"
     mine.write_text("rule: {kind: asd, csd: {noise: 0.0}}\nform: score\nrescale: 0.0\n")

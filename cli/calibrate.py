@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..utils.errors import InputError
 from ..utils.runs import RunRecord
-from .common import Seeded, Writer, check_range
+from .common import Seeded, Writer, check_file, check_range, check_size
 from .outputs import Target
 from .priors import PriorCommand
 from .prompts import read_prompts
@@ -51,8 +51,9 @@ class MeasureCommand(PriorCommand, Seeded, Writer):
     def check(self) -> None:
         """The prompts have to come from somewhere."""
         check_range("--batch", self.batch, 1, 1024)
-        if self.prompts is not None and not self.prompts.is_file():
-            raise InputError(f"--prompts {self.prompts} does not exist; give a text file with a prompt on each line")
+        check_size(self.size)
+        if self.prompts is not None:
+            check_file("--prompts", self.prompts, "give a text file with a prompt on each line")
         super().check()
         if self.prompts is None and not self._knows_toybox():
             raise InputError(f"--prior {self.prior} has no grammar to draw prompts from; give --prompts FILE")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ..geometry.straight_files import BentSet
 
 COLMAP_TEXT = ("cameras.txt", "images.txt", "points3D.txt")
+MODEL = ("cameras.txt", "cameras.bin")  # one of which every COLMAP model has
 WHOLE = 0.999  # share of a picture's pixels that a lens has to see, or the rest is told
 
 
@@ -42,6 +43,9 @@ def check_cameras(source: Path, destination: Path, undistort: bool) -> None:
     """Raises InputError for what cannot become of cameras."""
     if destination.suffix.lower() not in (".json", ""):
         raise InputError(f"cameras become .json or a folder, not {destination}")
+    if source.is_dir() and not any((source / name).is_file() for name in MODEL):
+        names = " or ".join(MODEL)
+        raise InputError(f"{source} holds no COLMAP model ({names}); give the folder of one, or a transforms.json")
     if undistort:
         silent_set(source)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json as json_module
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -13,7 +14,7 @@ import tyro
 
 from ..utils.configs import to_dict, to_yaml
 from ..utils.errors import InputError, UnprojectError
-from ..utils.files import write_json
+from ..utils.files import atomic_path, write_json
 from ..utils.progress import under_way
 from ..utils.runs import RunRecord, earlier, held, plain
 from ..utils.shares import Share, share
@@ -24,6 +25,8 @@ from .showing import Shown, plain_warnings, show
 from .streams import STREAM, given_by_pipe, to_stdout
 
 LONGEST_NUMBER = 40  # characters of a number in a message
+MOST_THREADS = 1024  # beyond some thousands the process dies where it starts them
+LONGEST_SIDE, SHORTEST_SIDE = 4096, 4  # px of what is drawn
 HOW_TO_TELL = ("json", "print_config", "dry_run", "overwrite")  # of a run, not of its result
 
 
@@ -170,8 +173,9 @@ def check_numbers(command: Command) -> None:
     seed, threads = getattr(command, "seed", None), getattr(command, "threads", None)
     if seed is not None and not 0 <= seed < 2**63:
         raise InputError(f"--seed must be {'0 or more' if seed < 0 else 'below 2^63'}, got {seed}")
-    if threads is not None and threads < 1:
-        raise InputError(f"--threads must be 1 or more, got {threads}")
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        bound = "1 or more" if threads < 1 else f"at most {MOST_THREADS}"
+        raise InputError(f"--threads must be {bound}, got {threads}")
 
 
 def execute(command: Command) -> int:
@@ -199,6 +203,7 @@ def _execute(command: Command) -> int:
         estimate.tell(command.name)
     record = RunRecord(command.name, to_dict(command), getattr(command, "seed", None))
     folders = [one for one in (target.folder, *target.folder.parents) if not os.path.lexists(one)]
+    before = _as_it_is(mine.beside(target.record))
     begun = isinstance(command, Writer) and command.leaves_files and len(command.written(target)) > 1
     if begun:  # killed between its files, it is known again
         record.begin(target.record)
@@ -210,12 +215,11 @@ def _execute(command: Command) -> int:
             shown = command.run(record, target)
             for path in made_beside(map(Path, tuple(record.outputs))) if command.textured else ():
                 record.output(path)
-    except BaseException:
-        if begun and record.place is not None and not any(map(os.path.exists, command.written(target))):
-            record.place.unlink(missing_ok=True)  # it left nothing to go on with
-            with contextlib.suppress(OSError):  # what somebody put there meanwhile stays
-                for folder in folders:
-                    folder.rmdir()
+    except BaseException as error:
+        nothing = begun and not any(map(os.path.exists, command.written(target)))
+        nothing |= isinstance(error, InputError) and not record.outputs
+        if nothing and record.place is not None:  # it left nothing to go on with
+            _take_back(record.place, before if record.place == mine.beside(target.record) else None, folders)
         elif command.leaves_files and (record.outputs or record.place):
             with contextlib.suppress(UnprojectError):  # the first failure is the one to tell
                 record.write(record.place or mine.beside(target.record))
@@ -225,6 +229,26 @@ def _execute(command: Command) -> int:
     written = _write_record(command, record, shown, target)
     show(command, record, shown, written)
     return shown.exit_code or int(record.rescued)
+
+
+def _as_it_is(record: Path) -> bytes | None:
+    """What stands in a record; None where there is none that can be read."""
+    try:
+        return record.read_bytes()
+    except OSError:
+        return None
+
+
+def _take_back(record: Path, before: bytes | None, folders: Sequence[Path]) -> None:
+    """Leaves a record as it was, and of folders that were made for it those in which something lies meanwhile."""
+    if before is not None:
+        with contextlib.suppress(UnprojectError), atomic_path(record) as temporary:
+            temporary.write_bytes(before)
+        return
+    record.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def _write_record(command: Command, record: RunRecord, shown: Shown, target: Target) -> Path | None:
@@ -270,10 +294,21 @@ def check_range(option: str, value: float, low: float, high: float) -> None:
         raise InputError(f"{option} must lie between {low:g} and {high:g}, got {told}")
 
 
+def check_size(size: int | None) -> None:
+    """Raises InputError for a --size that no prior draws; whether one draws the others it tells once it is loaded."""
+    if size is not None:
+        check_range("--size", size, SHORTEST_SIDE, LONGEST_SIDE)
+
+
+def check_file(option: str, path: Path, way_out: str = "give a file") -> None:
+    """Raises InputError for a file that is not there."""
+    if not path.is_file():
+        raise InputError(f"{option} {path} {'is a folder' if path.is_dir() else 'does not exist'}; {way_out}".lstrip())
+
+
 def check_picture(option: str, path: Path) -> None:
     """Raises InputError for a picture that is not there."""
-    if not path.is_file():
-        raise InputError(f"{option} {path} {'is a folder' if path.is_dir() else 'does not exist'}; give a picture")
+    check_file(option, path, "give a picture")
 
 
 def _show_plan(command: Command, target: Target) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import tyro
 
@@ -12,9 +12,13 @@ from ..utils.errors import InputError, Stopped
 from ..utils.locks import alone_in
 from ..utils.runs import RunRecord
 from ..utils.threads import pin
+from .common import check_file
 from .outputs import Target
 from .priors import PriorCommand
 from .showing import Shown
+
+if TYPE_CHECKING:
+    from ..core.distillation.distil import DistillRecipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,16 +47,22 @@ class Distill(PriorCommand):
         return Target(self.out or Path("runs") / self.slug(), self.name)
 
     def check(self) -> None:
-        """The recipe has to be there, and the overrides have to look like KEY=VALUE."""
-        self._source()
-        self._overrides()
-        if self.prompts is not None and not self.prompts.is_file():
-            raise InputError(f"--prompts {self.prompts} does not exist; give a text file with a prompt on each line")
+        """The recipe has to be there, and the overrides have to be known to it."""
+        self._recipe()
+        if self.prompts is not None:
+            check_file("--prompts", self.prompts, "give a text file with a prompt on each line")
         super().check()
 
     def plan(self) -> list[str]:
         """What a dry run says."""
         return [*super().plan(), f"would distill {self.prior} by {self.method} into {self.target().folder}"]
+
+    def _recipe(self) -> DistillRecipe:
+        """The recipe with what --set says of it."""
+        from ..core.distillation.distil import DistillRecipe
+        from ..utils.configs import load_config
+
+        return load_config(DistillRecipe, self._source(), **self._overrides())
 
     def _source(self) -> Path:
         """The recipe's file."""
@@ -74,13 +84,13 @@ class Distill(PriorCommand):
 
     def run(self, record: RunRecord, target: Target) -> Shown:
         """Draws pairs, trains the stages one after the other and exports the last student."""
-        from ..core.distillation.distil import DistillRecipe, distil
+        from ..core.distillation.distil import distil
         from ..core.priors import load_prior
         from ..core.training.checkpoints import remove_checkpoints
-        from ..utils.configs import load_config, to_dict
+        from ..utils.configs import to_dict
         from ..utils.files import cache_root
 
-        recipe = load_config(DistillRecipe, self._source(), **self._overrides())
+        recipe = self._recipe()
         pin(self.threads or 1)
         given = self.placement()
         prior = load_prior(self.prior, **given)

@@ -10,7 +10,7 @@ import tyro
 
 from ..utils.errors import InputError
 from ..utils.runs import RunRecord
-from .common import Seeded, Writer, check_picture, check_range
+from .common import Seeded, Writer, check_file, check_picture, check_range, check_size
 from .outputs import Target, check_apart
 from .priors import QualityCommand
 from .prompts import check_prompt, forewarn
@@ -43,6 +43,7 @@ class PictureCommand(QualityCommand, Writer):
         check_apart(self.out or target.folder, [self.result(target)], self.given())
         if self.steps is not None:
             check_range("--steps", self.steps, 1, 1000)
+        check_size(self.size)
         super().check()
 
     def given(self) -> list[Path]:
@@ -159,8 +160,8 @@ class Restore(PictureCommand, Seeded):
             raise InputError("--mask is what --task inpaint fills in: give both, or neither")
         if self.mask is not None:
             check_picture("--mask", self.mask)
-        if self.curve is not None and not self.curve.is_file():
-            raise InputError(f"--curve {self.curve} does not exist; make it: unproject calibrate-solver")
+        if self.curve is not None:
+            check_file("--curve", self.curve, "make it: unproject calibrate-solver --what error-curve")
         check_range("--noise", self.noise, 0, 1)
         super().check()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import zipfile
+import zlib
 from codecs import BOM_UTF8
 from collections import Counter
 from dataclasses import dataclass
@@ -337,10 +339,15 @@ def _inspect_image(path: Path) -> dict[str, Any]:
 def _inspect_arrays(path: Path) -> dict[str, Any]:
     import numpy as np
 
+    with path.open("rb") as file:
+        begins = file.read(6)
+    if not begins.startswith((b"PK", b"\x93NUMPY")):
+        raise InputError(f"{path} {'is no array file' if begins else 'is empty'}; NPZ or NPY is what numpy saves")
     try:
         loaded = np.load(path, allow_pickle=False)
-        arrays = {"array": loaded} if path.suffix.lower() == ".npy" else {name: loaded[name] for name in loaded.files}
-    except (ValueError, OSError, EOFError) as error:
+        single = isinstance(loaded, np.ndarray)
+        arrays = {"array": loaded} if single else {name: np.asarray(loaded[name]) for name in loaded.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
     facts: dict[str, Any] = {"kind": "arrays"}
     for name, array in arrays.items():

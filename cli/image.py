@@ -79,10 +79,13 @@ class ImageCommand(EachCommand):
                 raise InputError(f"--steps {self.steps}: the head {self.prior} is a one-step regressor; leave it out")
 
     def check_left(self, left: Sequence[Job]) -> None:
-        """See EachCommand.check_left: no picture fits the options; of several the rest goes on."""
+        """See EachCommand.check_left: none is a picture that fits the options; of several the rest goes on."""
+        from ..utils.decoding import image_size
+
         reasons = []
         for job in left:
             try:
+                image_size(job.source)
                 self.check_seen(Path(job.source))
             except InputError as error:
                 reasons.append(error)

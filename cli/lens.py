@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from ..utils.errors import InputError
-from .common import Seeded, check_range
+from .common import Seeded, check_file, check_range
 from .numbers import numbers
 from .priors import PriorCommand
 
@@ -50,8 +50,7 @@ class LensOptions(PriorCommand, Seeded):
 
             if self.fov is not None:
                 raise InputError(f"give --fov {self.fov:g} or --K {self.K}, not both")
-            if not self.K.is_file():
-                raise InputError(f"--K {self.K} does not exist; give a JSON file with a 3 x 3 camera matrix in px")
+            check_file("--K", self.K, "give a JSON file with a 3 x 3 camera matrix in px")
             check_intrinsics(self.K, undistort)
         if self.known_distance is not None:
             if self.camera_height is not None:

@@ -11,7 +11,7 @@ import tyro
 
 from ..utils.errors import InputError
 from ..utils.runs import RunRecord
-from .common import Writer, check_picture, check_range
+from .common import Writer, check_file, check_picture, check_range
 from .outputs import Target, check_apart
 from .priors import PriorCommand
 from .showing import Shown
@@ -201,8 +201,7 @@ class Transfer(PairCommand):
         """The points have to be there."""
         from ..tasks.matches import read_points
 
-        if not self.points.is_file():
-            raise InputError(f"--points {self.points} does not exist; give a JSON file of points")
+        check_file("--points", self.points, "give a JSON file of points")
         read_points(self.points)
         super().check()
 

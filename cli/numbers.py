@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from ..utils.errors import InputError
 
+SMALLEST, LARGEST = 1e-6, 1e9  # of a length, a focal length, a place in a picture
+
 
 def numbers(option: str, text: str, counts: Sequence[int], word: str = "") -> list[float]:
     """Finite numbers above 0. Raises InputError naming the option for anything else."""
@@ -18,4 +20,6 @@ def numbers(option: str, text: str, counts: Sequence[int], word: str = "") -> li
         many = " or ".join(map(str, counts))
         other = f", or the word {word}" if word else ""
         raise InputError(f"{option} {text!r}: give {many} numbers above 0 with commas between{other}")
+    if min(values) < SMALLEST or max(values) > LARGEST:
+        raise InputError(f"{option} {text!r}: each number has to lie between {SMALLEST:g} and {LARGEST:g}")
     return values

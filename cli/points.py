@@ -16,6 +16,7 @@ from .folders import CAMERA, MESH_KINDS, POINT_KINDS, UNDISTORTED
 from .image import ImageCommand
 from .lens import LensOptions
 from .metric import load_metric, seen_in_metres
+from .numbers import LARGEST, SMALLEST
 from .outputs import Target, need_format
 
 if TYPE_CHECKING:
@@ -108,6 +109,8 @@ class Pointcloud(ImageCommand, LensOptions):
             raise InputError(f"--near {self.near:g} and --far {self.far:g} are a choice where the scale is measured")
         if not 0 < self.near < self.far < float("inf"):
             raise InputError(f"--near {self.near:g} and --far {self.far:g}: need 0 < near < far")
+        check_range("--near", self.near, SMALLEST, LARGEST)
+        check_range("--far", self.far, SMALLEST, LARGEST)
         super().check()
 
     def check_seen(self, path: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..utils.errors import InputError
+from .common import check_file
 
 
 def check_prompt(prompt: str) -> None:
@@ -34,10 +35,9 @@ def forewarn(prior: str, prompts: Iterable[str], negative: str = "", size: int |
 
 def read_prompts(path: Path) -> list[str]:
     """The prompts of a text file (UTF-8), one on each line. Raises InputError for a file without any."""
+    check_file("--prompts", path, "give a text file with a prompt on each line")
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise InputError(f"--prompts {path} does not exist; give a text file with a prompt on each line") from error
     except UnicodeDecodeError as error:
         raise InputError(f"--prompts {path} is no text in UTF-8 ({error.reason} at byte {error.start})") from error
     lines = [line.strip() for line in text.splitlines() if line.strip()]

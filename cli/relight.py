@@ -10,7 +10,7 @@ import tyro
 
 from ..utils.errors import InputError
 from ..utils.runs import RunRecord
-from .common import Seeded, Threaded, Writer, check_range
+from .common import Seeded, Threaded, Writer, check_file, check_range
 from .files import MESHES
 from .fit import TOYBOX, Fit
 from .outputs import Target, distinct_slug, slugify
@@ -73,8 +73,8 @@ class InverseRender(OwnWeightsCommand, Seeded, Writer):
             raise InputError(
                 f'{self.source} does not exist; give pictures with cameras, a mesh, or "toybox:a red chair"'
             )
-        if self.mesh is not None and not self.mesh.is_file():
-            raise InputError(f"--mesh {self.mesh} does not exist; give a file, or leave it out")
+        if self.mesh is not None:
+            check_file("--mesh", self.mesh, "give a file, or leave it out")
         check_range("--steps", self.steps, 1, 100_000)
         check_range("--texture", self.texture, 16, 4096)
         check_range("--strength", self.strength, 0, 1000)
@@ -155,8 +155,7 @@ class Relight(Threaded, Writer):
     def check(self) -> None:
         """The files and ranges."""
         for option, path in (("source", self.source), ("--light", self.light)):
-            if not path.is_file():
-                raise InputError(f"{option} {path} {'is a folder' if path.is_dir() else 'does not exist'}; give a file")
+            check_file(option, path)
         if self.source.suffix.lower() not in MESHES:
             raise InputError(f"cannot relight {self.source}; use {', '.join(MESHES)}")
         if self.light.suffix.lower() != ".hdr":

@@ -11,7 +11,7 @@ import tyro
 
 from ..utils.errors import InputError
 from ..utils.runs import RunRecord
-from .common import Threaded, Writer, check_range
+from .common import Threaded, Writer, check_file, check_range
 from .files import MESHES
 from .outputs import Target, slugify
 from .showing import Shown
@@ -68,10 +68,7 @@ class Render(Threaded, Writer):
 
     def check(self) -> None:
         """The file, the cameras and ranges."""
-        if not self.source.is_file():
-            raise InputError(
-                f"{self.source} {'is a folder' if self.source.is_dir() else 'does not exist'}; give a file"
-            )
+        check_file("", self.source)
         suffix = self.source.suffix.lower()
         if suffix not in (*MESHES, *SPLATS):
             raise InputError(f"cannot draw {self.source}; use {', '.join(dict.fromkeys((*MESHES, *SPLATS)))}")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..utils.errors import InputError
-from .common import Seeded, check_range
+from .common import Seeded, check_file, check_range, check_size
 from .priors import PriorCommand, QualityCommand
 
 if TYPE_CHECKING:
@@ -58,10 +58,12 @@ class SamplingCommand(QualityCommand, Seeded):
     def check(self) -> None:
         """Ranges, files that are not there, and options that do not go together."""
         check_range("--batch", self.batch, 1, 1024)
+        check_size(self.size)
         if self.steps is not None:
             check_range("--steps", self.steps, 1, 1000)
         self._check_files()
         self.sampling_plan().check(option)
+        self._check_solver()
         if self.model_schedule is not None:
             self._check_model()
         super().check()
@@ -74,12 +76,24 @@ class SamplingCommand(QualityCommand, Seeded):
             "--time-remap": self.time_remap,
         }
         for option, path in files.items():
-            if path is not None and not path.is_file():
+            if path is not None:
                 kind = option.removeprefix("--")
-                raise InputError(f"{option} {path} does not exist; make it: unproject calibrate-solver --what {kind}")
+                check_file(option, path, f"make it: unproject calibrate-solver --what {kind}")
         schedule = (self.solver or "").partition("usf:")
         if schedule[1] and not schedule[0] and not Path(schedule[2]).is_file():
             raise InputError(f"--solver {self.solver}: {schedule[2]} does not exist; make it: unproject search-solver")
+
+    def _check_solver(self) -> None:
+        """A solver that no file and no prior completes is made once, to see whether there is one."""
+        from ..core.sampling.solvers import CALIBRATED, SOLVERS, make_solver
+
+        name = self.solver or ""
+        if name and name not in SOLVERS and name.partition(":")[0] not in CALIBRATED:
+            try:
+                make_solver(name)
+            except InputError as error:
+                told = str(error).removeprefix(f"solver {name!r}").lstrip(" :")
+                raise InputError(f"--solver {name}: {told}") from error
 
     def _check_model(self) -> None:
         name = str(self.sampling_plan().model_share[0])

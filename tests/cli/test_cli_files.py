@@ -80,6 +80,7 @@ def test_points_only_become_points(in_tmp: Path, capsys: pytest.CaptureFixture[s
     assert main(["convert", "a.ply", "c.ply", "--faces", "5"]) == 2
     assert "--faces 5 simplifies meshes and a.ply is none" in capsys.readouterr().err
     Path("views").mkdir()
+    Path("views/cameras.txt").touch()
     assert main(["convert", "views", "views.json", "--faces", "5"]) == 2
     assert "--faces 5 simplifies meshes and views is none" in capsys.readouterr().err
 

@@ -180,7 +180,7 @@ class SpeedUpObjective(Distillation):
         for k in range(1, steps):
             state = step_to(self.student.ask(state, own[first + k], condition), own[first + k + 1])
             drift = drift + (state - run[k + 1]).square().mean()
-        parts = {"guided": near, "step": far, "drift": drift}
+        parts = {"guided": near, "jump": far, "drift": drift}
         loss = torch.stack([weight * part for weight, part in zip(method.weights, parts.values(), strict=True)]).sum()
         return LossOut(loss, {"loss": loss.detach(), **{name: part.detach() for name, part in parts.items()}})
 

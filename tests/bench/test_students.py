@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 
 from unproject.bench import kept as kept_module
@@ -26,6 +27,7 @@ from unproject.core.distillation.export import kind_of
 from unproject.core.distillation.student import Student
 from unproject.core.distillation.teacher import Teacher
 from unproject.core.priors import load_prior
+from unproject.scripts.random_backbones import seeded
 from unproject.utils.configs import load_config
 from unproject.utils.seeds import generator
 
@@ -57,12 +59,10 @@ def prior():
 @pytest.fixture(scope="module")
 def small(prior):
     """A U-Net of the embedded prior's form with a few channels, on its text encoder and codec."""
-    from diffusers import UNet2DConditionModel
-
-    torch.manual_seed(0)
     config = {**prior.network.config, "block_out_channels": [16, 16, 16], "attention_head_dim": 1}
     config = {key: value for key, value in config.items() if not key.startswith("_")}
-    return prior.with_network(UNet2DConditionModel.from_config(config), prior.prediction_type).freeze()
+    network = seeded(lambda: UNet2DConditionModel.from_config(config))
+    return prior.with_network(network, prior.prediction_type).freeze()
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -33,8 +33,9 @@ from .points import Pointcloud
 from .relight import InverseRender, Relight
 from .render import Render
 from .replay import replayed
-from .shapes import TextToMesh, TextToSplats
+from .shapes import TextToMesh
 from .sim2real import Sim2real
+from .splat_shapes import TextToSplats
 from .text import TextToImage
 from .train import Train
 from .views import ImageToMesh, ImageToViews

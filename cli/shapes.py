@@ -1,4 +1,4 @@
-"""`unproject text-to-mesh` and `unproject text-to-splats`."""
+"""`unproject text-to-mesh`, and what it shares with `unproject text-to-splats`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ..utils.configs import config_path
 from ..utils.errors import InputError
 from ..utils.files import views_come_with
 from ..utils.locks import alone_in
-from ..utils.runs import RunRecord
+from ..utils.runs import RunRecord, earlier
 from .common import check_range
 from .estimates import Estimate, of_meshes
 from .folders import MESH_KINDS
 from .jobs import Job
-from .outputs import Target, need_format
+from .outputs import Target, check_new, need_format
 from .prompts import chosen_prompts
 from .showing import Shown
 from .steering import ImagePromptCommand
@@ -241,6 +241,12 @@ class TextToMesh(ShapeCommand):
             need_format(self.out)
         super().check()
 
+    def check_places(self, target: Target) -> None:
+        """See Command.check_places; pictures of what was drawn do not replace others in --work unasked."""
+        if self.work is not None and self.chosen == "direct25" and not (self.overwrite or earlier(target.record)):
+            check_new((self.work / "normals.png", self.work / "views.png"), name="--work")
+        super().check_places(target)
+
     @property
     def how(self) -> str:
         """See ShapeCommand.how."""
@@ -342,63 +348,3 @@ class TextToMesh(ShapeCommand):
             shown.data.setdefault("meshes", {})[job.source] = report
         else:
             shown.data["mesh"] = report
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextToSplats(ShapeCommand):
-    """Make 3D Gaussian splats from a prompt, with a sheet of views and a turntable film."""
-
-    name: ClassVar[str] = "text-to-splats"
-    kinds: ClassVar[tuple[str, ...]] = (".ply", ".spz", ".glb", ".splat")
-    makes: ClassVar[str] = "set of splats"
-
-    mesh: Path | None = None
-    """Also write a textured mesh of them (.glb .obj .stl .ply)."""
-
-    def check(self) -> None:
-        """The mesh."""
-        if self.mesh is not None and self.mesh.suffix.lower() not in TextToMesh.kinds:
-            raise InputError(f"--mesh {self.mesh}: cannot write that; use {', '.join(TextToMesh.kinds)}")
-        if self.mesh is not None:
-            need_format(self.mesh)
-        if self.mesh is not None and self.many:
-            raise InputError(f"--mesh {self.mesh} is one file and --prompts makes several; leave it out")
-        super().check()
-
-    def ending(self, target: Target) -> str:
-        """See ShapeCommand.ending."""
-        return target.suffix or ".ply"
-
-    def files(self, target: Target) -> list[Path]:
-        """See ShapeCommand.files; and the mesh."""
-        return [*super().files(target), *([self.mesh] if self.mesh is not None else [])]
-
-    def load(self) -> Any:
-        """The pipeline."""
-        from ..pipelines.text_to_splats import TextToSplats as Pipeline
-
-        return Pipeline.from_pretrained(self.prior, self.recipe, rule=self.rule, **self.placement())
-
-    def write(self, made: Any, job: Job, record: RunRecord) -> None:
-        """See ShapeCommand.write."""
-        from ..generate.finish import write_views
-        from ..geometry.splats import save_splats
-        from ..geometry.splats.drawing import SplatView
-
-        def pictures(splats: Path) -> list[Path]:
-            stem, view = job.target.own_stem, SplatView(made.splats)
-            return write_views(view, lambda n: splats.with_name(f"{stem}-{n}"), self.frames, self.view_size)
-
-        record.keep(lambda path: save_splats(made.splats, path), job.files[0])
-        record.keep(made.write_report, job.files[0])
-        record.keep(pictures, job.files[0])
-        if self.mesh is not None:
-            record.keep(made.mesh().save, self.mesh)
-
-    def tell(self, made: Any, job: Job, shown: Shown) -> None:
-        """See ShapeCommand.tell."""
-        shown.lines.append(f"{made.report['splats']} splats")
-        if self.many:
-            shown.data.setdefault("splats", {})[job.source] = made.report
-        else:
-            shown.data["splats"] = made.report

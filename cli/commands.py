@@ -35,7 +35,7 @@ from .render import Render
 from .replay import replayed
 from .shapes import TextToMesh
 from .sim2real import Sim2real
-from .splats import TextToSplats
+from .splat_shapes import TextToSplats
 from .text import TextToImage
 from .train import Train
 from .views import ImageToMesh, ImageToViews

@@ -1,4 +1,4 @@
-"""`unproject text-to-mesh`, and what it shares with `text-to-splats`."""
+"""`unproject text-to-mesh`, and what it shares with `unproject text-to-splats`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ..utils.configs import config_path
 from ..utils.errors import InputError
 from ..utils.files import views_come_with
 from ..utils.locks import alone_in
-from ..utils.runs import RunRecord
+from ..utils.runs import RunRecord, earlier
 from .common import check_range
 from .estimates import Estimate, of_meshes
 from .folders import MESH_KINDS
 from .jobs import Job
-from .outputs import Target, need_format
+from .outputs import Target, check_new, need_format
 from .prompts import chosen_prompts
 from .showing import Shown
 from .steering import ImagePromptCommand
@@ -240,6 +240,12 @@ class TextToMesh(ShapeCommand):
         if self.out is not None:
             need_format(self.out)
         super().check()
+
+    def check_places(self, target: Target) -> None:
+        """See Command.check_places; pictures of what was drawn do not replace others in --work unasked."""
+        if self.work is not None and self.chosen == "direct25" and not (self.overwrite or earlier(target.record)):
+            check_new((self.work / "normals.png", self.work / "views.png"), name="--work")
+        super().check_places(target)
 
     @property
     def how(self) -> str:

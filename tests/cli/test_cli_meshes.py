@@ -89,6 +89,18 @@ def test_a_stopped_mesh_names_the_command_that_goes_on(run: Run, asked: list[dic
     assert Path(".sign.work/LATEST").is_file()
 
 
+def test_pictures_of_others_in_a_folder_of_work_are_not_replaced(run: Run, asked: list[dict[str, Any]]) -> None:
+    Path("maps").mkdir()
+    Path("maps/views.png").write_text("mine")
+    words = ("text-to-mesh", "a red chair", "-o", "chair.glb", "--work", "maps", "--method", "direct25")
+    code, _, err = run(*words)
+    assert (code, asked) == (2, []) and "maps/views.png is already there; choose another --work, or --overwrite" in err
+    code, _, err = run(*words, "--overwrite")
+    assert code == 0 and len(asked) == 1
+    Path("chair.glb").unlink()
+    assert run(*words)[0] == 0 and len(asked) == 2  # what an interrupted run left is its own
+
+
 def test_two_commands_do_not_work_on_one_mesh(run: Run, asked: list[dict[str, Any]]) -> None:
     with alone_in(Path(".chair.work")):  # a lock of this process: another handle is refused likewise
         code, _, err = run("text-to-mesh", "a red chair", "-o", "chair.glb")

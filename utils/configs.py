@@ -25,12 +25,16 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
 def config_path(name: str) -> Path:
-    """The packaged configs/NAME.yaml; NAME may contain folders. Raises InputError listing what exists."""
+    """The packaged configs/NAME.yaml; NAME may contain folders. Raises InputError listing what that folder holds."""
     path = CONFIGS / f"{name.removesuffix('.yaml')}.yaml"
     if path.is_file():
         return path
-    have = sorted(p.relative_to(CONFIGS).with_suffix("").as_posix() for p in CONFIGS.rglob("*.yaml"))
-    raise InputError(f"no packaged config {name!r}; have {', '.join(have) or 'none'}{_nearest(name, have)}")
+    inside = path.parent.is_dir() and path.parent.resolve().is_relative_to(CONFIGS.resolve())
+    beside = path.parent if inside else CONFIGS
+    stems = sorted(p.stem for p in beside.glob("*.yaml"))
+    place = "" if beside == CONFIGS else f"{beside.relative_to(CONFIGS).as_posix()}/"
+    have = ", ".join(place + stem for stem in stems)
+    raise InputError(f"no packaged config {name!r}; have {have or 'none'}{_nearest(path.stem, stems, place)}")
 
 
 def read_yaml(path: str | Path) -> Any:
@@ -112,9 +116,9 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _nearest(word: str, known: Sequence[str]) -> str:
+def _nearest(word: str, known: Sequence[str], place: str = "") -> str:
     close = difflib.get_close_matches(str(word), known, n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    return f" (did you mean {place + close[0]!r}?)" if close else ""
 
 
 def _build(cls: type[T], values: Mapping[str, Any], prefix: str, where: str) -> T:

@@ -43,11 +43,16 @@ def check_cameras(source: Path, destination: Path, undistort: bool) -> None:
     """Raises InputError for what cannot become of cameras."""
     if destination.suffix.lower() not in (".json", ""):
         raise InputError(f"cameras become .json or a folder, not {destination}")
+    check_model(source)
+    if undistort:
+        silent_set(source)
+
+
+def check_model(source: Path) -> None:
+    """Raises InputError for a folder without a COLMAP model."""
     if source.is_dir() and not any((source / name).is_file() for name in MODEL):
         names = " or ".join(MODEL)
         raise InputError(f"{source} holds no COLMAP model ({names}); give the folder of one, or a transforms.json")
-    if undistort:
-        silent_set(source)
 
 
 def convert_cameras(source: Path, destination: Path, undistort: bool, record: RunRecord) -> Shown:

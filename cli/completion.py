@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 import tyro
 
+from ..utils.errors import InputError
 from ..utils.runs import RunRecord
 from .common import Command
 from .outputs import Target
@@ -26,6 +27,13 @@ class Completion(Command):
     def leaves_files(self) -> bool:
         """It only tells something."""
         return False
+
+    def check(self) -> None:
+        """What it prints goes nowhere else."""
+        if self.out is not None:
+            raise InputError(
+                f"--out {self.out}: completion writes to standard output alone; send that to a file with >"
+            )
 
     @property
     def looks_at_out(self) -> bool:

@@ -102,6 +102,9 @@ class Fit(Threaded, Seeded, Writer):
             raise InputError(
                 f'{self.source} does not exist; give pictures with cameras, a mesh, or "toybox:a red chair"'
             )
+        known = (".json", *MESHES)
+        if Path(self.source).is_file() and Path(self.source).suffix.lower() not in known:
+            raise InputError(f"{self.source} has no cameras; give {', '.join(known)}, or a folder with cameras")
         if self.mesh is not None and self.mesh.suffix.lower() not in (".glb", ".obj", ".stl", ".ply"):
             raise InputError(f"--mesh {self.mesh}: cannot write that; use .glb, .obj, .stl or .ply")
         if self.out is not None and self.out.suffix.lower() == ".spz":

@@ -11,6 +11,7 @@ import tyro
 
 from ..utils.errors import InputError
 from ..utils.runs import RunRecord
+from .camera_sets import check_model
 from .common import Threaded, Writer, check_file, check_range
 from .files import MESHES
 from .outputs import Target, slugify
@@ -108,7 +109,8 @@ class Render(Threaded, Writer):
 
         assert self.cameras is not None
         if not self.cameras.exists():
-            raise InputError(f"--cameras {self.cameras} does not exist")
+            raise InputError(f"--cameras {self.cameras} does not exist; give a transforms.json or a COLMAP folder")
+        check_model(self.cameras)
         return load_colmap(self.cameras) if self.cameras.is_dir() else load_nerfstudio(self.cameras)
 
     def viewed(self) -> Viewed:

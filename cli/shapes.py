@@ -80,6 +80,8 @@ class ShapeCommand(TextCommand, ImagePromptCommand):
         if self.rule is not None and not Path(self.rule).is_file():
             config_path(f"rules/{self.rule}")
         for option, folder in (("--work", self.work), ("--diagnostics", self.diagnostics)):
+            if folder is not None and folder.exists() and not folder.is_dir():
+                raise InputError(f"{option} {folder} is a file; give a folder")
             if folder is not None and self.many:
                 raise InputError(
                     f"{option} {folder} is the folder of one {self.makes} and --prompts makes several; leave it out"

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import trimesh
 
 from unproject.cli import main
 from unproject.cli.common import MOST_THREADS
@@ -36,6 +37,7 @@ def desk(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("text.png", "text.npz", "file"):
         Path(name).write_text("a text\n")
     Path("empty.npy").write_bytes(b"")
+    trimesh.creation.box().export("box.glb")
     Path("torn.npz").write_bytes(b"PK\x03\x04 and no more")
     for name in ("dir", "dir.json", "dir.txt"):
         Path(name).mkdir()
@@ -73,6 +75,13 @@ def desk(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (("inspect", "text.npz"), "text.npz is no array file; NPZ or NPY is what numpy saves"),
         (("inspect", "empty.npy"), "empty.npy is empty; NPZ or NPY is what numpy saves"),
         (("inspect", "torn.npz"), "torn.npz cannot be read: "),
+        (("render", "box.glb", "--cameras", "dir"), "dir holds no COLMAP model (cameras.txt or cameras.bin)"),
+        (("render", "box.glb", "--cameras", "no"), "--cameras no does not exist; give a transforms.json or a COLMAP"),
+        (("fit", "ok.png"), "ok.png has no cameras; give .json, .glb, "),
+        (("text-to-mesh", "a cup", "--work", "file"), "--work file is a file; give a folder"),
+        (("text-to-splats", "a cup", "--diagnostics", "ok.png"), "--diagnostics ok.png is a file; give a folder"),
+        (("text-to-mesh", "a cup", "--rule", "sdss"), "no packaged config 'rules/sdss'; have rules/asd, rules/csd, "),
+        (("completion", "bash", "-o", "x"), "--out x: completion writes to standard output alone"),
         (("distill", "lcm", "--set", "x=1", "--dry-run"), "unknown key 'x' in"),
     ],
 )

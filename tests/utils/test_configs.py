@@ -109,6 +109,12 @@ def test_yaml_never_runs_code(tmp_path: Path) -> None:
 def test_unknown_packaged_config_lists_the_known() -> None:
     with pytest.raises(InputError, match=r"no packaged config 'method'; have .*methods.*did you mean 'methods'"):
         config_path("method")
+    with pytest.raises(InputError) as told:
+        config_path("rules/nfsdd")
+    assert str(told.value).endswith("(did you mean 'rules/nfsd'?)") and "train/" not in str(told.value)
+    for name in ("rules/zzzzzz", "nowhere/methods", "../README"):
+        with pytest.raises(InputError, match=r"have .*methods|have rules/asd"):
+            config_path(name)
     assert config_path("methods").name == "methods.yaml"
     with pytest.raises(InputError, match="did you mean 'rules/asd'") as refused:
         config_path("rules/asdf")

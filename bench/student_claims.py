@@ -8,6 +8,7 @@ import numpy as np
 
 from .intervals import digits
 from .kept import Row
+from .student_others import CUT
 
 NONE = "none"
 ADAM = 4  # numbers for each that learns: weight, gradient, two moments
@@ -71,7 +72,7 @@ def claims(table: Sequence[Row], heads: Sequence[Row], negative: Sequence[Row]) 
     bits, whole_row = found("quest", steps), found(NONE, steps)
     if bits is not None and whole_row is not None:
         claim("quest", "file over float32", bits["megabytes"] / whole_row["megabytes"], most=0.16)
-    for row in heads[1:]:
+    for row in (row for row in heads[1:] if row["network"] != CUT):  # a cut that was not taught is no claim
         claim("head of geometry", f"AbsRel over the whole head's, {row['network']}", row["abs_rel_ratio"]["ratio"],
               most=1.05)  # fmt: skip
     return rows

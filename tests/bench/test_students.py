@@ -19,7 +19,7 @@ from unproject.bench.kept import kept, place_of
 from unproject.bench.runner import Context
 from unproject.bench.student_budget import BRANCHES, Spending, budgeted, rows_of_a_sample
 from unproject.bench.student_claims import claims
-from unproject.bench.student_others import head_row, negative_row, rounded, seeing_views
+from unproject.bench.student_others import CUT, head_row, negative_row, rounded, seeing_views
 from unproject.bench.student_picture import distance, picture
 from unproject.bench.students import METHODS, QUICK, SHIPPED, diversity, megabytes
 from unproject.core.distillation.distil import OBJECTIVES, DistillRecipe
@@ -184,6 +184,7 @@ def test_claims_by_hand() -> None:
         row("quest", 8, 126.0, megabytes=3.5),
     ]
     heads = [{"network": "as shipped"}, {"network": "weights of 8 bits", "abs_rel_ratio": {"ratio": 1.01}}]
+    heads += [{"network": CUT, "abs_rel_ratio": {"ratio": 3.0}}]
     found = claims(table, heads, [{"student": "speedupnet", "cosine": {"mean": 0.7}}])
     told = {(one["student"], one["claim"]): (one["measured"]["value"], one["holds"]) for one in found}
     assert told["lcm-lora", "toy-FID of the best at 4 calls over that of 50"] == (1.15, False)
@@ -200,6 +201,7 @@ def test_claims_by_hand() -> None:
     assert told["koala", "toy-FID over the prior's"] == (1.05, True)
     assert told["quest", "file over float32"] == (0.14, True)
     assert told["head of geometry", "AbsRel over the whole head's, weights of 8 bits"] == (1.01, True)
+    assert sum(student == "head of geometry" for student, _ in told) == 1
     assert not any("asdm" in student for student, _ in told)
 
 

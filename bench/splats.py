@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from ..geometry.cameras import Camera
 from ..geometry.splats import rasterization, rasterization_reference
+from ..utils.files import atomic_path
 from ..utils.seeds import generator
 from .intervals import digits
 from .runner import Context
@@ -64,9 +66,32 @@ def run(context: Context) -> dict[str, Any]:
                 row["times_faster"] = digits(rows[0]["seconds"] / row["seconds"])
         table += rows
     table.sort(key=lambda row: row["way"] == TILES)
+    curve_picture(table, context.picture())
     first = config.compared[0]
     grown = memory_growth(splats(first[0], first[2], context.seed), looking(first[1]), config.memory_steps)
     return {"config": asdict(config), "seeds": [context.seed], "table": table, "memory_growth_mb": grown}
+
+
+def curve_picture(table: list[dict[str, Any]], path: Path) -> Path:
+    """Seconds against the number of Gaussians, a line for each size of picture and way, beside proportional growth."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for way, px in dict.fromkeys((row["way"], row["px"]) for row in table):
+        line = [(row["gaussians"], row["seconds"]) for row in table if (row["way"], row["px"]) == (way, px)]
+        axes.plot(*zip(*line, strict=True), "o-", label=f"{way}, {px} px")
+    tiles = [row for row in table if row["way"] == TILES]
+    last = max(tiles, key=lambda row: (row["gaussians"], -row["px"]))
+    ends = (min(row["gaussians"] for row in tiles), last["gaussians"])
+    axes.plot(ends, [last["seconds"] * end / ends[1] for end in ends], "k:", linewidth=1, label="proportional")
+    axes.set(xscale="log", yscale="log", xlabel="Gaussians", ylabel="processor seconds, with all gradients")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7)
+    with atomic_path(path) as temporary:
+        FigureCanvasAgg(figure).print_png(str(temporary))
+    return path
 
 
 def splats(count: int, size: float, seed: int) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from ..geometry.colors import linear_from_srgb, srgb_from_linear
 from ..geometry.meshes import Mesh
 from ..geometry.raycast import RayMesh
 from ..utils.errors import InputError
-from .view_normals import Ring, check_taught
+from .view_normals import Ring, check_taught, worded
 from .view_paint import redraw
 
 DARK = 0.02  # linear light added to both sides of a ratio
@@ -67,7 +67,7 @@ def without_shading(
         raise InputError("albedo: the mesh has no base colour texture; bake or paint one first")
     ring = config.ring.camera(prior.frames, prior.image_size)
     seen = RayMesh(mesh).render(ring, ("rgb",), config.background, supersample=2)
-    words = f"{prompt}, {config.words}"
+    words = worded(prior, prompt, config.words)
     drawn = redraw(prior, seen, words, ring, config.plan, config.redrawn, generator, negative)
     low, high = STOPS
     stops = lost_light(seen.rgb, drawn.permute(0, 2, 3, 1).to(seen.rgb), seen.alpha, config.smooth).clamp(low, high)

@@ -106,6 +106,14 @@ def check_draws_normals(prior: Prior, words: str) -> None:
     check_taught(prior, words, "direct25", "normal maps", "use --method optimise")
 
 
+def worded(prior: Prior, prompt: str, words: str) -> str:
+    """The prompt with words at its end, which the text encoder has to see: the prompt's own last words make room."""
+    kept = prompt.split(" ")
+    while len(kept) > 1 and prior.truncated(f"{' '.join(kept)}, {words}"):
+        kept.pop()
+    return f"{' '.join(kept).rstrip(',')}, {words}" if words else prompt
+
+
 @torch.no_grad()
 def draw_views(
     prior: Prior,
@@ -151,8 +159,7 @@ def draw_normals(
     if config.blob:
         ball = blob_pictures(camera, config.blob / BLOB_FRAME * config.ring.reach, config.code)
         init = ImageInit(prior.encode(ball.to(prior.device)), 1.0)
-    told = f"{prompt}, {config.words}" if config.words else prompt
-    pictures = draw_views(prior, told, camera, config.plan, generator, init=init).cpu()
+    pictures = draw_views(prior, worded(prior, prompt, config.words), camera, config.plan, generator, init=init).cpu()
     normals, masks = config.code.decode(pictures)
     empty = (masks.amax((1, 2)) < 0.5).nonzero()[:, 0].tolist()
     if empty:

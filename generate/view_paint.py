@@ -25,7 +25,7 @@ from ..geometry.outputs import RenderOutput
 from ..geometry.raycast import STUDIO, RayMesh
 from ..geometry.seen import inside_px, view_weights
 from ..utils.errors import InputError
-from .view_normals import NormalCode, Ring, draw_views
+from .view_normals import NormalCode, Ring, draw_views, worded
 
 FRINGE = 2  # pixels of a drawn outline that show more than the object: codecs have blocks of 4 or 8
 
@@ -70,7 +70,7 @@ class Painter:
     def __call__(self, mesh: Mesh, prompt: str, generator: torch.Generator, negative: str | None = None) -> Painted:
         """Paints a mesh that has UV charts. Raises InputError for one without, or that no view shows."""
         config, size = self.config, self.prior.image_size
-        words = f"{prompt}, {config.words}" if config.words else prompt
+        words = worded(self.prior, prompt, config.words)
         against = ", ".join(text for text in (config.negative, negative or "") if text) or None
         ring = config.ring.camera(self.prior.frames, size)
         views = self._drawn(mesh, ring, words, against, generator)

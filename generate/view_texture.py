@@ -71,7 +71,13 @@ class NormalTexture:
         if not (folder / ABOUT).is_file():
             raise InputError(f"{folder} holds no {ABOUT}; give the export/ of a direct25-texture training")
         about = read_json(folder / ABOUT)
-        made = cls(prior, load_config(TextureConfig, about.get("config", {})))
+        if not isinstance(about, dict) or not isinstance(about.get("config", {}), dict):
+            raise InputError(f"{folder / ABOUT} is damaged: a mapping with a mapping 'config' is expected")
+        try:
+            config = load_config(TextureConfig, about.get("config", {}))
+        except InputError as error:
+            raise InputError(f"{folder / ABOUT}: {error}") from error
+        made = cls(prior, config)
         if about.get("base_hash") != prior_hash(prior):
             raise InputError(
                 f"{folder} belongs to the prior {about.get('base')} of other weights than {prior.name} has; train anew "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable
@@ -124,9 +125,11 @@ class Direct25TextToMesh(PriorPipeline):
                 raise InputError(f"the networks in {found} are of SD 2.1; give --prior sd21-base, not {base.name}")
             drawer, painter = load_direct25(found, base)
             return cls(drawer, PUBLISHED, painter=painter)
-        prior = load_prior(multi_view_sibling(str(name)) or name, device, dtype, **options)
+        first = torch.float32 if found is not None and dtype == torch.bfloat16 else dtype  # rounds what is compared
+        prior = load_prior(multi_view_sibling(str(name)) or name, device, first, **options)
         check_draws_normals(prior, Direct25Config().normals.words)
-        return cls(prior, texture=None if found is None else NormalTexture.load(found, prior))
+        made = cls(prior, texture=None if found is None else NormalTexture.load(found, prior))
+        return made if first == dtype else made.to(dtype)
 
     def __call__(
         self,
@@ -242,6 +245,8 @@ class Direct25TextToMesh(PriorPipeline):
         if guidance is not None:
             check_guidance(self.prior, guidance)
         plans = [part.plan.changed(steps=steps, guidance=guidance) for part in (config.normals, config.paint)]
+        if second is not None and not (isinstance(second, (int, float)) and math.isfinite(second)):
+            raise InputError(f"second_ring={second!r} has to be a number of degrees")
         if faces is not None:
             whole_number("faces", faces, 4)
             config = replace(config, mesh=replace(config.mesh, faces=faces))

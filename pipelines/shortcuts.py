@@ -11,7 +11,8 @@ import torch
 
 from ..generate.splat_fit import SplatFitConfig
 from ..geometry.posed import PosedImages
-from .direct25_mesh import Direct25TextToMesh, find_weights
+from ..utils.files import views_come_with
+from .direct25_mesh import Direct25TextToMesh
 from .image_to_geometry import ImageToDepth, ImageToNormals
 from .images_to_splats import ImagesToSplats, ImagesToSplatsOutput
 from .text_to_mesh import MadeMesh, TextToMesh
@@ -46,7 +47,7 @@ def text_to_mesh(prompt: str, prior: str = "toybox", device: str = "cpu", **opti
 def mesh_maker(prior: str | Path, device: str = "cpu", **options: Any) -> Any:
     """The pipeline that `unproject text-to-mesh` takes for a prior, with options of its loading: drawn normal maps
     where what paints them comes with the prior, else score distillation."""
-    kind = TextToMesh if find_weights(prior, None) is None else Direct25TextToMesh
+    kind = Direct25TextToMesh if views_come_with(prior, "direct25") else TextToMesh
     return kind.from_pretrained(prior, device=device, **options)
 
 

@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 
 from unproject.core.priors import MultiViewPrior, load_prior
+from unproject.generate.view_normals import worded
 from unproject.geometry.cameras import Camera, to_mvdream
 from unproject.pipelines import shortcuts
 from unproject.pipelines.direct25_mesh import Direct25TextToMesh
@@ -107,12 +108,29 @@ def test_a_mesh_is_guided_by_the_sibling_that_sees_four_views():
     assert isinstance(prior, MultiViewPrior)
 
 
-def test_meshes_are_drawn_with_the_embedded_prior_and_optimised_with_others(monkeypatch, tmp_path):
+def test_meshes_are_drawn_with_the_embedded_prior_and_optimised_with_others(monkeypatch):
     pipe = mesh_maker("toybox")
     assert isinstance(pipe, Direct25TextToMesh) and pipe.texture is not None
     assert pipe.painter is not None and pipe.painter.name.startswith("toybox-mv")
-    monkeypatch.setattr(shortcuts, "find_weights", lambda name, weights: None)
+    monkeypatch.setattr(shortcuts, "views_come_with", lambda name, kind: False)
     assert isinstance(mesh_maker("toybox"), TextToMesh)
+
+
+def test_in_bfloat16_the_adapter_still_knows_its_prior():
+    pipe = Direct25TextToMesh.from_pretrained("toybox", dtype=torch.bfloat16)
+    assert pipe.prior.dtype == torch.bfloat16 and pipe.texture is not None
+    assert {value.dtype for value in pipe.prior.parameters()} == {torch.bfloat16}
+
+
+def test_maps_are_asked_for_at_the_end_of_a_prompt_that_is_too_long():
+    prior = load_prior("toybox-mv")
+    long = "a red chair with " + " ".join(["a striped wide wooden seat and"] * 20)
+    told = worded(prior, long, "normal map")
+    assert prior.truncated(f"{long}, normal map") and not prior.truncated(told)
+    assert told.startswith("a red chair with a striped") and told.endswith(", normal map")
+    assert prior.truncated(told.replace(", normal", " and more of it and more of it, normal"))
+    assert worded(prior, "a red chair", "normal map") == "a red chair, normal map"
+    assert worded(prior, "a red chair", "") == "a red chair"
 
 
 def test_four_views_are_one_object():

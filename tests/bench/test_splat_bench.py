@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
+
 from unproject.bench import splats
 from unproject.bench.runner import Context
+from unproject.utils.pictures import load_image
 
 
-def test_rows_compare_the_compiled_way_with_the_plain_one() -> None:
-    found = splats.run(Context("splats", quick=True))
+def test_rows_compare_the_compiled_way_with_the_plain_one(tmp_path: Path) -> None:
+    found = splats.run(Context("splats", quick=True, out=tmp_path))
+    assert np.ptp(load_image(tmp_path / "splats.png")) > 0.5
     first, *others = found["table"]
     assert first["way"] == splats.TWIN and first["times_faster"] == 1 and first["seconds"] >= first["drawing"] > 0
     assert [row["way"] for row in others] == [splats.TILES] * 2

@@ -59,8 +59,8 @@ def test_settings_of_a_call_reach_both_drawings(view_priors: ModuleType) -> None
         assert plan.steps == 3 and plan.guidance == 1.5
     assert changed.mesh.faces == 500 and changed.paint.second_deg == 30.0 and pipe.config == SMALL
     assert pipe._adjusted(None, None, None, None) == SMALL
-    for wrong in ({"faces": 3}, {"num_inference_steps": 0}, {"second_ring": 95.0}):
-        with pytest.raises(InputError, match=r"faces|num_inference_steps|second_deg"):
+    for wrong in ({"faces": 3}, {"num_inference_steps": 0}, {"second_ring": 95.0}, {"second_ring": "x"}):
+        with pytest.raises(InputError, match=r"faces|num_inference_steps|second_deg|second_ring"):
             pipe("a red egg", **wrong)
     with pytest.raises(InputError, match="the prompt is empty"):
         pipe(" ")

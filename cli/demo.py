@@ -64,8 +64,12 @@ class Demo(PriorCommand, Seeded):
     def check_places(self, target: Target) -> None:
         """See Command.check_places; what is there must be the demo's own."""
         super().check_places(target)
-        for part in self.parts():
-            part.check_places(part.target()) if self.left(part) else None
+        waits = self.photo is None and not self.room.exists()
+        for part in filter(self.left, self.parts()):
+            if waits and isinstance(part, ImageCommand):  # the picture is rendered before it is looked at
+                PriorCommand.check_places(part, part.target())
+            else:
+                part.check_places(part.target())
 
     def left(self, part: TextToImage | TextToMesh | ImageCommand) -> bool:
         """Whether a part is still to be made. Raises InputError when something else has its place."""

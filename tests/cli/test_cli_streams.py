@@ -245,7 +245,7 @@ def test_outputs_are_tried_before_a_network_is_loaded(
     run: Run, fake_images: list[dict[str, object]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("file").write_text("")
-    Path("photo.png").write_bytes(b"")
+    save_image("photo.png", np.zeros((8, 8, 3)))
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
     for words in (("text-to-image", "a cup"), ("text-to-mesh", "a cup"), ("depth", "photo.png"), ("toybox",)):
         code, _, err = run(*words, "-o", "file/out", "--dry-run")

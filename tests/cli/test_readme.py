@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from unproject.pipelines.direct25_mesh import Direct25Output, Direct25TextToMesh
 from unproject.pipelines.text_to_image import TextToImage
-from unproject.pipelines.text_to_mesh import TextToMesh, TextToMeshOutput
 from unproject.utils.pictures import save_image
 
 Run = Callable[..., tuple[int, str, str]]
@@ -83,9 +83,10 @@ def test_the_python_runs(desk: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
     saved: list[str] = []
     mesh = SimpleNamespace(save=saved.append)
-    assert {"mesh", "report"} <= {one.name for one in fields(TextToMeshOutput)}
+    assert {"mesh", "report"} <= {one.name for one in fields(Direct25Output)}
     fake = ModuleType("unproject")
-    fake.TextToMesh = pretend(TextToMesh, mesh=mesh, report="fine")  # type: ignore[attr-defined]
+    make = pretend(Direct25TextToMesh, mesh=mesh, report="fine").from_pretrained("toybox")
+    fake.text_to_mesh = make  # type: ignore[attr-defined]
     fake.TextToImage = pretend(TextToImage, images=[])  # type: ignore[attr-defined]
     fake.depth = lambda path: Path(path).stat()  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "unproject", fake)

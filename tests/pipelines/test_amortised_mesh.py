@@ -70,7 +70,8 @@ def test_qualities_change_looks_and_never_lengthen_walks():
     assert at_quality(recipe, "balanced") == recipe
     fast, best = at_quality(recipe, "fast"), at_quality(recipe, "best")
     assert fast.optimise.steps < recipe.optimise.steps < best.optimise.steps
-    assert fast.score.target_steps < recipe.score.target_steps == best.score.target_steps
+    assert fast.score.target_steps == recipe.score.target_steps == best.score.target_steps
+    assert spent(recipe, Spent(walk=4)).score.target_steps == 4
     changed = spent(recipe, Spent(looks=0.2, walk=100))
     assert changed.optimise.steps == 9 and changed.score.target_steps == 8
     with pytest.raises(InputError, match="have fast, balanced, best"):

@@ -21,6 +21,8 @@ from ..core.priors import Condition, Rows, StableDiffusionPrior, weights_root
 from ..core.sampling import DDIM, Denoiser, Kind, Level, NoiseSchedule, Sampler
 from ..core.sampling.grids import Spacing
 from ..core.sampling.solvers import Consistency, Solver
+from ..core.training.adapters import adapted, own_weights, packed
+from ..core.training.checkpoints import copy_into
 from ..core.training.export import folder_path
 from ..utils.configs import load_config, to_dict
 from ..utils.errors import InputError
@@ -34,6 +36,8 @@ from .walk import USUAL, Walk
 
 MANIFEST = "head.json"
 PROMPT = "prompt.safetensors"
+ADAPTER = "adapter.safetensors"
+ENDS = ("conv_in", "conv_norm_out", "conv_out")  # what reads and writes latents
 EARLIER = {  # keys of head.json before codecs had their own: (codec, argument)
     "depth_space": ("depth", "space"),
     "shift_invariant": ("depth", "shift"),
@@ -69,6 +73,8 @@ class HeadConfig:
     """of the empty prompt"""
     alignment: Alignment = "consensus"
     """how the members of an ensemble are brought to one scale; published: as diffusers' Marigold does"""
+    rank: int = 0
+    """of the adapters that the network learnt as, beside its first and last layers; 0: all its weights"""
     codecs: dict[str, dict[str, Any]] = field(default_factory=dict)
     """arguments of the targets' codecs that differ from the defaults, e.g. {depth: {space: log}}"""
 
@@ -150,6 +156,8 @@ class GeometryHead:
     def from_prior(cls, prior: StableDiffusionPrior, config: HeadConfig = HeadConfig()) -> GeometryHead:
         """An untrained head that starts from the prior's weights (`expanded_unet`)."""
         unet = expanded_unet(prior.network, len(config.targets), shared=config.timestep is None)
+        if config.rank:
+            adapted(unet, config.rank, whole=ENDS)
         return cls(prior, unet, config)
 
     @classmethod
@@ -165,19 +173,23 @@ class GeometryHead:
         base = str(manifest["base"])
         prior = base_prior(folder, base, device, dtype)
         try:
-            unet = UNet2DConditionModel.from_pretrained(folder / "unet", use_safetensors=True, torch_dtype=dtype)
+            if config.rank:
+                unet = cls.from_prior(prior, config).unet
+                copy_into(own_weights(unet), load_file(folder / ADAPTER), str(folder / ADAPTER))
+            else:
+                unet = UNet2DConditionModel.from_pretrained(folder / "unet", use_safetensors=True, torch_dtype=dtype)
             empty = load_file(folder / PROMPT)["empty"]
         except OSError as error:
             raise InputError(f"{folder} is not a whole head: {str(error).splitlines()[0]}") from error
         beside = folder.resolve().parent / base
         found = str(beside) if beside.is_dir() and beside.parent != weights_root().resolve() else base
-        head = cls(prior, unet.to(device).eval().requires_grad_(False), config, found)
+        head = cls(prior, unet.to(device, dtype).eval().requires_grad_(False), config, found)
         head._empty, head.brings_codec = empty.to(device, dtype), (folder / CODEC).is_dir()
         head.confidence = {k: ErrorModel.read(v) for k, v in manifest.get("confidence", {}).items()}
         return head
 
     def save(self, folder: str | Path, base: str | None = None, **facts: Any) -> Path:
-        """Writes unet/, the empty prompt and a codec of its own (fp16 safetensors), and head.json with `facts`.
+        """Writes unet/ (or adapters), the empty prompt and a codec of its own (fp16), and head.json with `facts`.
 
         `base` names the prior, found as a sibling folder or by name; None: as it was found before. Only its codec is
         used: the prompt is kept here because a text encoder that learns more would change it. A head that is the
@@ -206,7 +218,10 @@ class GeometryHead:
         return folder
 
     def _save_parts(self, folder: Path) -> None:
-        for name, module in {"unet": self.unet, **({CODEC: self.prior.vae} if self.brings_codec else {})}.items():
+        if self.config.rank:
+            save_file(packed(own_weights(self.unet)), folder / ADAPTER)
+        whole = {} if self.config.rank else {"unet": self.unet}
+        for name, module in {**whole, **({CODEC: self.prior.vae} if self.brings_codec else {})}.items():
             copy = type(module).from_config(module.config)
             copy.load_state_dict(module.state_dict())
             copy.half().save_pretrained(folder / name, safe_serialization=True)

@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from ..core.training.adapters import own_weights, packed
+from ..core.training.checkpoints import copy_into
 from ..core.training.export import folder_path
 from ..utils.configs import to_dict
 from ..utils.errors import InputError
@@ -23,14 +25,14 @@ WEIGHTS = "refiner.safetensors"
 def write_head(
     folder: str | Path, modules: Mapping[str, nn.Module], kind: str, base: str, settings: Any, facts: Mapping[str, Any]
 ) -> Path:
-    """Writes modules in half precision, and what they are; `base` names what stands beside them.
+    """Writes what is their own of modules in half precision, and what they are; `base` names what stands beside them.
 
     Raises InputError for a folder that holds something else: the whole folder is replaced.
     """
     folder = Path(folder)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).is_file()):
         raise InputError(f"{folder} is no folder of a head and would be replaced; choose another folder")
-    state = {f"{k}.{name}": v.half().contiguous() for k, m in modules.items() for name, v in m.state_dict().items()}
+    state = packed({f"{k}.{name}": p for k, m in modules.items() for name, p in own_weights(m).items()})
     with folder_path(folder) as temporary:
         save_file(state, temporary / WEIGHTS)
         told = {"kind": kind, "base": base, "config": to_dict(settings), "versions": versions(), **facts}
@@ -45,8 +47,5 @@ def read_weights(folder: Path, modules: Mapping[str, nn.Module], device: torch.d
     state = load_file(folder / WEIGHTS)
     for name, module in modules.items():
         own = {key.removeprefix(f"{name}."): v.float() for key, v in state.items() if key.startswith(f"{name}.")}
-        try:
-            module.load_state_dict(own)
-        except RuntimeError as error:
-            raise InputError(f"{folder / WEIGHTS} does not fit its config: {str(error).splitlines()[0]}") from error
+        copy_into(own_weights(module), own, f"{folder / WEIGHTS}, {name},")
         module.requires_grad_(False).eval().to(device)

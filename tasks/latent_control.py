@@ -8,7 +8,7 @@ the decoder learn. A hint of other channels than the network's goes through a 3 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from ..core.training.checkpoints import copy_into
 from ..core.training.objectives.base import fixed_init
 
-ADAPTER = "lean"
 ENCODER = ("down_blocks", "mid_block")
 DECODER = ("up_blocks", "conv_norm_out", "conv_out")
+CONTROL_ENDS = ("body.conv_in", "merge")  # of a control: what reads the hint
 SKIPPED = ("controlnet_cond_embedding.", "controlnet_down_blocks.", "controlnet_mid_block.")  # of published weights
 
 
@@ -91,30 +91,3 @@ def grown_unet(unet: UNet2DConditionModel, channels: int, seed: int = 0) -> UNet
         state[name] = torch.cat([kept, rest], axis)
     grown.load_state_dict({name: value.float() for name, value in state.items()})
     return grown.to(unet.device, unet.dtype)
-
-
-def learning_decoder(unet: UNet2DConditionModel, first: bool) -> None:
-    """Only the decoder learns, and with `first` the first convolution: it reads other latents than the prior's."""
-    unet.requires_grad_(False)
-    for name in (*DECODER, *(("conv_in",) if first else ())):
-        part = getattr(unet, name)
-        if part is not None:
-            part.requires_grad_(True)
-
-
-def adapted(network: UNet2DConditionModel, parts: Sequence[str], rank: int, seed: int = 0) -> None:
-    """Low-rank adapters (Hu et al. 2021), W + B A with B = 0 at first, on every convolution and linear map of some
-    parts of a network, which are frozen otherwise; the answers are at first what they were."""
-    from peft import LoraConfig  # heavy
-
-    inside = tuple(f"{part}." for part in parts)
-    learning = [p for name, p in network.named_parameters() if p.requires_grad and not name.startswith(inside)]
-    named = [
-        name
-        for name, layer in network.named_modules()
-        if name.startswith(inside) and isinstance(layer, (nn.Conv2d, nn.Linear))
-    ]
-    with fixed_init(seed):
-        network.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=named), ADAPTER)
-    for parameter in learning:  # which adding an adapter froze
-        parameter.requires_grad_(True)

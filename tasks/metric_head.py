@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..core.priors import Condition, Rows, StableDiffusionPrior
 from ..core.priors.latents import latent_affine
 from ..core.sampling import Denoiser, NoiseSchedule
+from ..core.training.adapters import adapted, learning
 from ..core.training.loss import LossOut
 from ..core.training.objectives.base import Objective
 from ..geometry.camera_image import pixel_tangents
@@ -29,7 +30,7 @@ from .bases import base_prior
 from .codecs import CameraCodec
 from .codecs.metric import MetresCodec
 from .data import GeometryData
-from .geometry_head import MANIFEST, expanded_unet
+from .geometry_head import ENDS, MANIFEST, expanded_unet
 from .head_files import read_weights, write_head
 from .train import LossConfig
 
@@ -48,6 +49,8 @@ class MetricConfig:
     """whether it is told the camera"""
     processing_resolution: int = 96
     """px of the longest edge; 0 = the input's own"""
+    rank: int = 0
+    """of the adapters that network and decoder learn as, beside their first and last layers; 0: all their weights"""
 
 
 class MetricHead:
@@ -59,6 +62,9 @@ class MetricHead:
         self.schedule = NoiseSchedule.from_config(prior.scheduler_config)
         self.unet = expanded_unet(prior.network, 1, shared=False)  # type: ignore[arg-type]
         self.decoder: nn.Module = copy.deepcopy(prior.vae.decoder)
+        if settings.rank:
+            for module in self.modules().values():
+                adapted(module, settings.rank, whole=ENDS)
         self.asked = prior.with_network(self.unet, "sample")
         self.text = prior.encode_text([settings.prompt])["cond"]["text"]
 
@@ -157,7 +163,7 @@ class MetricObjective(Objective):
         self.modules: dict[str, nn.Module] = head.modules()
         self.frozen: dict[str, nn.Module] = {"vae": head.prior.vae}
         for module in self.modules.values():
-            module.requires_grad_(True)
+            learning(module)
 
     def loss(self, batch: dict[str, Any], rng: torch.Generator, step: int) -> LossOut:
         """See Objective.loss: the codec's own loss of the decoded picture."""

@@ -20,13 +20,14 @@ from torch import Tensor, nn
 from ..core.priors import Condition, Rows, StableDiffusionPrior
 from ..core.priors.control import CONTROL, PictureControl
 from ..core.sampling import Denoiser, Level, NoiseSchedule
+from ..core.training.adapters import adapted
 from ..utils.configs import load_config
 from ..utils.errors import InputError
 from ..utils.files import read_json
 from .bases import base_prior
-from .geometry_head import MANIFEST, HeadConfig
+from .geometry_head import ENDS, MANIFEST, HeadConfig
 from .head_files import read_weights
-from .latent_control import LatentControl
+from .latent_control import CONTROL_ENDS, LatentControl
 from .one_map import OneMapHead
 from .walk import USUAL, Walk
 
@@ -46,6 +47,8 @@ class OneStepConfig:
     prompt: str = ""
     processing_resolution: int = 96
     """px of the longest edge; 0 = the input's own"""
+    rank: int = 0
+    """of the adapters that both networks learn as, beside first and last layers; 0: all their weights"""
     codecs: dict[str, dict[str, Any]] = field(default_factory=dict)
     """see HeadConfig.codecs"""
 
@@ -77,6 +80,9 @@ class OneStepHead(OneMapHead):
             raise InputError(f"timestep={settings.timestep} must lie in 0 to {self.schedule.steps - 1}")
         self.unet: UNet2DConditionModel = copy.deepcopy(prior.network)
         self.hint = LatentControl(self.unet, prior.latent_shape[0], seed)
+        if settings.rank:
+            adapted(self.unet, settings.rank, whole=ENDS, seed=seed)
+            adapted(self.hint, settings.rank, whole=CONTROL_ENDS, seed=seed)
         self.asked = prior.with_network(self.unet, "sample").controlled([PictureControl(self.hint, row=CONTROL)])
         self.text = prior.encode_text([settings.prompt])["cond"]["text"]
 

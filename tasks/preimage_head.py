@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from ..core.priors import StableDiffusionPrior
 from ..core.sampling.preimage import INDEX, Preimage, decoder_positions, preimage
+from ..core.training.adapters import adapted
 from ..utils.configs import load_config
 from ..utils.errors import InputError
 from ..utils.files import read_json
 from .bases import base_prior
-from .geometry_head import MANIFEST, HeadConfig
+from .geometry_head import ENDS, MANIFEST, HeadConfig
 from .head_files import read_weights
 from .one_map import OneMapHead
 from .refiner import PictureBranch, Refiner, RefinerConfig
@@ -41,6 +42,9 @@ class PreimageConfig:
     sees: Literal["preimage", "latents"] = "preimage"
     """latents: the picture's own at every position, without the prior; to compare with"""
 
+    rank: int = 0
+    """of the adapters that the branch's copy of the decoder learns as, beside its first and last layers; 0: all its
+    weights"""
     free_range: bool = False
     """the branch's numbers have a range of their own: each map is stretched to the codec's"""
 
@@ -68,6 +72,8 @@ class PreimageHead(OneMapHead):
         like = self.seen(torch.zeros(1, channels, side, side, device=prior.device))
         self.refiner = Refiner(prior.network, like, settings.refiner, seed).to(prior.device)
         self.branch = PictureBranch(prior.vae, settings.refiner.out_channels, seed).to(prior.device).float()
+        if settings.rank:
+            adapted(self.branch, settings.rank, whole=[f"decoder.{end}" for end in ENDS], seed=seed)
         self._asked = prior.nfe
 
     @property

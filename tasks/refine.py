@@ -24,17 +24,20 @@ from ..core.priors.control import CONTROL, PictureControl
 from ..core.sampling import Denoiser, Kind, Level, NoiseSchedule, Sampler
 from ..core.sampling.features import Look, picture_features
 from ..core.sampling.solvers.held import HeldGrid, HeldThenDDIM
+from ..core.training.adapters import adapted
 from ..utils.configs import load_config
 from ..utils.errors import InputError
 from ..utils.files import read_json
 from ..utils.seeds import generator
-from .geometry_head import MANIFEST, GeometryHead, HeadConfig
+from .geometry_head import ENDS, MANIFEST, GeometryHead, HeadConfig
 from .head_files import read_weights
-from .latent_control import LatentControl
+from .latent_control import CONTROL_ENDS, LatentControl
 from .meaning import MEANING, AddedMeaning, MeaningEncoder
 from .one_map import OneMapHead
 from .one_step import OneStepHead
 from .walk import USUAL, Walk
+
+READ_WHOLE = {"unet": ENDS, "hint": CONTROL_ENDS, "meaning": ("merge", "gates")}
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,8 @@ class RefineConfig:
     """published: "The normal map" """
     meaning: bool = True
     """whether features of the prior are added inside"""
+    rank: int = 0
+    """of the adapters that its networks learn as, beside what reads and writes; 0: all their weights"""
     look: Look = field(default_factory=Look)
     """how these features are taken"""
 
@@ -93,6 +98,9 @@ class RefinedHead(OneMapHead):
             channels = sum(one.shape[1] for one in self._features(torch.zeros(1, *self.prior.latent_shape)))
             self.meaning = MeaningEncoder(self.unet, channels, seed)
             controls.append(AddedMeaning(self.meaning, unet=self.unet))
+        if settings.rank:
+            for name, module in self.modules().items():
+                adapted(module, settings.rank, whole=READ_WHOLE[name], seed=seed)
         self.asked = self.prior.with_network(self.unet, kind).controlled(controls)
         self.text = self.prior.encode_text([settings.prompt])["cond"]["text"]
         self._before = self.prior.nfe

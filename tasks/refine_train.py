@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.sampling import Denoiser, Level
+from ..core.training.adapters import learning
 from ..core.training.loss import LossOut
 from .data import GeometryData
 from .metrics import masked_mean
@@ -63,7 +64,7 @@ class OneStepObjective(HeadObjective):
         self.modules: dict[str, nn.Module] = head.modules()
         self.frozen: dict[str, nn.Module] = {"vae": head.prior.vae}
         for module in self.modules.values():
-            module.requires_grad_(True)
+            learning(module)
 
     def loss(self, batch: dict[str, Any], rng: torch.Generator, step: int) -> LossOut:
         """See Objective.loss: squared error of x0 over the latents whose pixels are all known."""
@@ -91,7 +92,7 @@ class PreimageObjective(HeadObjective):
         self.modules: dict[str, nn.Module] = head.modules()
         self.frozen: dict[str, nn.Module] = {"vae": head.prior.vae, "unet": head.prior.network}
         for module in self.modules.values():
-            module.requires_grad_(True)
+            learning(module)
 
     def loss(self, batch: dict[str, Any], rng: torch.Generator, step: int) -> LossOut:
         """See Objective.loss: the codecs' own loss of the decoded picture."""
@@ -120,7 +121,7 @@ class RefineObjective(HeadObjective):
             "prior": head.prior.network,
         }
         for module in self.modules.values():
-            module.requires_grad_(True)
+            learning(module)
 
     def loss(self, batch: dict[str, Any], rng: torch.Generator, step: int) -> LossOut:
         """See Objective.loss: squared error of x0 over the latents whose pixels are all known."""

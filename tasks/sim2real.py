@@ -29,6 +29,7 @@ from ..core.priors.rows import COND
 from ..core.sampling import DDIM, Denoiser, Level, NoiseSchedule, Prediction, Sampler
 from ..core.sampling.grids import Spacing
 from ..core.sampling.sampler import StepCallback
+from ..core.training.adapters import adapted, own_weights, packed
 from ..core.training.checkpoints import copy_into
 from ..core.training.export import folder_path
 from ..utils.configs import load_config, to_dict
@@ -38,7 +39,7 @@ from ..utils.runs import versions
 from ..utils.seeds import generator, sample_noise
 from .bases import named_prior
 from .codecs.residual import ResidualDepthCodec, SensorOutput
-from .latent_control import DECODER, ENCODER, LatentControl, adapted, grown_unet, learning_decoder
+from .latent_control import DECODER, ENCODER, LatentControl, grown_unet
 from .tiling import blend, tile_boxes
 
 MANIFEST = "sensor.json"
@@ -95,12 +96,12 @@ class SensorStage:
         hint = self.unit if config.stage == 1 else self.unit + self.channels
         self.unet = grown_unet(prior.network, self.channels, seed)  # type: ignore[arg-type]
         self.control = LatentControl(prior.network, hint, seed)  # type: ignore[arg-type]
-        learning_decoder(self.unet, first=config.latents == "patches" or self.channels != own)
+        first = ("conv_in",) if config.latents == "patches" or self.channels != own else ()
+        ends = DECODER[bool(config.rank) :]  # which write latents
+        adapted(self.unet, config.rank, DECODER[:1], (*ends, *first), seed)
         self.control.requires_grad_(True)
         if config.rank:
-            adapted(self.unet, DECODER[:1], config.rank, seed)
-            self.control.body.requires_grad_(False)
-            adapted(self.control.body, ENCODER, config.rank, seed)
+            adapted(self.control, config.rank, [f"body.{part}" for part in ENCODER], ("merge",), seed)
         asked = prior.with_network(self.unet, "sample")
         self.asked = asked.controlled([PictureControl(self.control)])
         self._empty = Condition({COND: prior.encode_text("")[COND]})
@@ -194,8 +195,7 @@ class SensorStage:
 
     def tensors(self) -> dict[str, Tensor]:
         """The weights that learn, by name; the others are the prior's."""
-        named = nn.ModuleDict(self.modules()).named_parameters()
-        return {name: p for name, p in named if p.requires_grad}
+        return {f"{part}.{name}": p for part, m in self.modules().items() for name, p in own_weights(m).items()}
 
 
 class SensorSimulator:
@@ -311,8 +311,7 @@ class SensorSimulator:
             raise InputError(f"{folder} is no folder of a sensor and would be replaced; choose another folder")
         with folder_path(folder) as temporary:
             for stage in self.stages:
-                weights = {name: p.detach().half().contiguous().cpu() for name, p in stage.tensors().items()}
-                save_file(weights, temporary / f"stage{stage.config.stage}.safetensors")
+                save_file(packed(stage.tensors()), temporary / f"stage{stage.config.stage}.safetensors")
             told = {"base": base, "stages": [to_dict(stage.config) for stage in self.stages]}
             write_json(temporary / MANIFEST, {**told, "versions": versions(), **facts})
         return folder

@@ -18,6 +18,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from ..core.sampling import Prediction
+from ..core.training.adapters import learning
 from ..core.training.loss import LossOut
 from ..core.training.objectives.base import Objective, fixed_init
 from ..utils.pictures import grid, save_image, to_uint8
@@ -56,7 +57,7 @@ class HeadObjective(Objective):
         self.losses, self.head, self.held_out = config, head, held_out
         self.config = HeadTraining(head.config, config)
         self.weights = head.codec.weights(config.weights)
-        head.unet.requires_grad_(True)
+        learning(head.unet)
         head.empty_prompt()
         self.modules: dict[str, nn.Module] = {"unet": head.unet}
         self.frozen: dict[str, nn.Module] = {"vae": head.prior.vae}

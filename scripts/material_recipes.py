@@ -11,7 +11,7 @@ from ..core.distillation.kinds import Told
 from ..core.distillation.student import Student
 from ..core.distillation.teacher import Teacher
 from ..core.training.config import TrainerConfig
-from ..tasks.material_train import MaterialConsistency, MaterialLoss, MaterialObjective
+from ..tasks.material_train import MaterialConsistency, MaterialLoss, MaterialObjective, ToldAdapters
 from ..tasks.materials import MaterialConfig, MaterialGenerator, MaterialPrior, load_materials
 from ..toybox.pbr_set import PbrSet
 from ..utils.configs import load_config
@@ -37,6 +37,8 @@ class MaterialRecipe:
     """name or pipeline folder of the prior"""
     base_name: str = "toybox"
     """name under which the export finds its prior"""
+    rank: int = 0
+    """of the adapters that learn, beside first and last layers; 0: all of the network does"""
     surfaces: Surfaces = field(default_factory=Surfaces)
     model: MaterialLoss = field(default_factory=MaterialLoss)
     asked: MaterialConfig = field(default_factory=MaterialConfig)
@@ -62,7 +64,7 @@ def material_job(values: dict[str, Any]) -> Job:
     """Trains a material prior, exports unet/ and materials.json."""
     recipe = load_config(MaterialRecipe, values)
     base = stable_diffusion(recipe.base)
-    prior, (train, val) = MaterialPrior.from_prior(base), _sets(recipe.surfaces)
+    prior, (train, val) = MaterialPrior.from_prior(base, recipe.rank, recipe.trainer.seed), _sets(recipe.surfaces)
     objective = MaterialObjective(prior, recipe.model, val)
 
     def export(out: Path) -> Path:
@@ -78,7 +80,8 @@ def few_step_job(values: dict[str, Any]) -> Job:
     given = load_materials(recipe.teacher)
     if given.config.distilled:
         raise InputError(f"teacher={recipe.teacher} takes few steps already; give the prior it was made from")
-    student = Student(given.prior, Told(), recipe.trainer.seed)
+    kind = ToldAdapters() if isinstance(given.prior, MaterialPrior) and given.prior.rank else Told()
+    student = Student(given.prior, kind, recipe.trainer.seed)
     objective = MaterialConsistency(student, Teacher(given.prior), recipe.model, recipe.photo)
     asked = MaterialConfig(4, given.config.guidance, given.config.spacing, True, recipe.model.grid)
 

@@ -315,6 +315,8 @@ def geometry_job(values: dict[str, Any]) -> Job:
     prior = stable_diffusion(recipe.base)
     head = GeometryHead.from_prior(prior, recipe.head)
     if recipe.start_from == "random":
+        if recipe.head.rank:
+            raise InputError(f"start_from=random: adapters of rank {recipe.head.rank} go with a prior; use head.rank=0")
         head = GeometryHead(prior, random_unet_like(head.unet, recipe.trainer.seed), recipe.head)
     elif recipe.start_from != "prior":
         begin_with(head.unet, GeometryHead.load(recipe.start_from).unet, recipe.start_from)

@@ -8,10 +8,11 @@ pictures share the latents of the albedo: D judges these alone.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -19,17 +20,20 @@ from torch import Tensor, nn
 
 from ..core.distillation.adversarial import Critic, Critical, critic_loss, realism
 from ..core.distillation.consistency import ConsistencyObjective, Consistent
+from ..core.distillation.kinds import Kind
 from ..core.distillation.student import Student
 from ..core.distillation.teacher import Teacher
+from ..core.priors.diffusers import DiffusersPrior
 from ..core.priors.rows import COND, NULL, Condition, Rows
 from ..core.sampling import Denoiser, NoiseSchedule
+from ..core.training.adapters import learning
 from ..core.training.config import TrainerConfig, optimizer_of
 from ..core.training.loss import LossOut
 from ..core.training.objectives.base import BatchLoss, Objective
 from ..core.training.players import Player
 from ..utils.pictures import grid, save_image, to_uint8
 from .codecs.pbr import GROUPS, MaterialMaps
-from .materials import MaterialConfig, MaterialGenerator, MaterialPrior
+from .materials import MaterialConfig, MaterialGenerator, MaterialPrior, told_scale
 
 
 class MaterialData(Protocol):
@@ -59,7 +63,7 @@ class MaterialObjective(Objective):
     def __init__(self, prior: MaterialPrior, method: MaterialLoss, held_out: MaterialData | None = None) -> None:
         self.prior, self.config, self.held_out = prior, method, held_out
         self.schedule = NoiseSchedule.from_config(prior.scheduler_config)
-        prior.network.requires_grad_(True)
+        learning(prior.network)
         self.modules: dict[str, nn.Module] = {"unet": prior.network}
         self.frozen = {name: part for name, part in prior.modules().items() if part is not prior.network}
         for part in self.frozen.values():
@@ -170,6 +174,20 @@ def photo_latents(prior: MaterialPrior, batch: Mapping[str, Any]) -> Tensor:
 
 def _pictures(values: np.ndarray, prior: MaterialPrior) -> Tensor:
     return torch.as_tensor(values).to(prior.device).permute(0, 3, 1, 2).float() / 255
+
+
+@dataclass(frozen=True)
+class ToldAdapters(Kind):
+    """The adapters of a material prior go on learning, and its U-Net is told the guidance scale."""
+
+    name: ClassVar[str] = "told adapters"
+
+    def fitted(self, prior: DiffusersPrior, seed: int) -> DiffusersPrior:
+        """See Kind.fitted."""
+        network = copy.deepcopy(prior.network)
+        told_scale(network)
+        learning(network)
+        return prior.with_network(network, prior.prediction_type)
 
 
 class MaterialConsistency(ConsistencyObjective):

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from torch import Tensor
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from ..core.priors import Condition, Rows, StableDiffusionPrior, weights_root
 from ..core.priors.base import PredictionType
@@ -29,6 +30,8 @@ from ..core.sampling.sampler import Denoise, StepCallback
 from ..core.sampling.solvers.base import Solver
 from ..core.sampling.solvers.consistency import Consistency
 from ..core.sampling.tileable import Tileable, decode_tileable
+from ..core.training.adapters import adapted, own_weights, packed
+from ..core.training.checkpoints import copy_into
 from ..core.training.export import folder_path
 from ..utils.configs import load_config, to_dict
 from ..utils.errors import InputError
@@ -37,6 +40,7 @@ from ..utils.runs import versions
 from ..utils.seeds import generator, sample_noise
 from .bases import base_prior
 from .codecs.pbr import GROUPS, MaterialMaps, from_pictures, to_pictures
+from .geometry_head import ADAPTER, ENDS
 from .native_materials import NativeMaterialPrior, is_native, load_native
 
 MANIFEST = "materials.json"
@@ -76,14 +80,21 @@ class MaterialPrior(StableDiffusionPrior):
         if given != (own * (1 + GROUPS), own * GROUPS):
             raise InputError(f"a material prior on {base.name} needs {own * (1 + GROUPS)} channels in and "
                              f"{own * GROUPS} out, got {given}")  # fmt: skip
-        self.base, self.prediction_type = base, kind
+        self.base, self.prediction_type, self.rank = base, kind, 0
         self.latent_shape = (own * GROUPS, *base.latent_shape[1:])
         self.scheduler_config = base.scheduler_config
 
     @classmethod
-    def from_prior(cls, base: StableDiffusionPrior) -> MaterialPrior:
-        """Untrained: every picture is drawn as the prior would draw it, the photograph is not looked at yet."""
-        return cls(base, stacked_unet(base.network, GROUPS), base.prediction_type)  # type: ignore[arg-type]
+    def from_prior(cls, base: StableDiffusionPrior, rank: int = 0, seed: int = 0) -> MaterialPrior:
+        """Untrained: every picture is drawn as the prior would draw it, the photograph is not looked at yet.
+
+        rank: of the adapters that learn, beside first and last layers; 0: everything does. `seed` is theirs.
+        """
+        made = cls(base, stacked_unet(base.network, GROUPS), base.prediction_type)  # type: ignore[arg-type]
+        if rank:
+            adapted(made.network, rank, whole=ENDS, seed=seed)
+            made.rank = rank
+        return made
 
     def _state(self, x: Tensor, rows: Rows) -> Tensor:
         photo = rows["concat"].to(x) if "concat" in rows else x.new_zeros(len(x), x.shape[1] // GROUPS, *x.shape[2:])
@@ -130,6 +141,16 @@ def stacked_unet(unet: UNet2DConditionModel, groups: int) -> UNet2DConditionMode
         state[name] = torch.cat([state[name]] * groups)
     grown.load_state_dict({name: value.float() for name, value in state.items()})
     return grown.to(unet.device)
+
+
+def told_scale(unet: Any) -> None:
+    """Makes a U-Net take a guidance scale (`time_cond_proj_dim`), which changes nothing at first."""
+    from ..core.distillation.kinds import SCALE_FEATURES
+
+    time = unet.time_embedding
+    time.cond_proj = nn.Linear(SCALE_FEATURES, time.linear_1.in_features, bias=False).to(unet.device, unet.dtype)
+    nn.init.zeros_(time.cond_proj.weight)
+    unet.register_to_config(time_cond_proj_dim=SCALE_FEATURES)
 
 
 @dataclass
@@ -253,7 +274,7 @@ class MaterialGenerator:
         return F.interpolate(middle, (height, width), mode="bilinear", antialias=True).clamp(0, 1)
 
     def save(self, folder: str | Path, base: str, **facts: Any) -> Path:
-        """Writes unet/ (fp16 safetensors) and materials.json; `base` names the prior whose codec and words it uses.
+        """Writes unet/, or adapters, (fp16 safetensors) and materials.json; `base` names the prior it stands on.
 
         Raises InputError for a folder that holds something else.
         """
@@ -263,9 +284,13 @@ class MaterialGenerator:
         if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).is_file()):
             raise InputError(f"{folder} is no folder of a material prior and would be replaced; choose another folder")
         with folder_path(folder) as temporary:
-            unet = copy.deepcopy(self.prior.network).half()
-            unet.save_pretrained(temporary / "unet", safe_serialization=True)  # type: ignore[operator]
+            if self.prior.rank:
+                save_file(packed(own_weights(self.prior.network)), temporary / ADAPTER)
+            else:
+                unet = copy.deepcopy(self.prior.network).half()
+                unet.save_pretrained(temporary / "unet", safe_serialization=True)  # type: ignore[operator]
             told = {"base": base, "kind": self.prior.prediction_type, "config": to_dict(self.config)}
+            told |= {"rank": self.prior.rank} if self.prior.rank else {}
             write_json(temporary / MANIFEST, {**told, "versions": versions(), **facts})
         return folder
 
@@ -302,10 +327,17 @@ def load_materials(
     told = read_json(folder / MANIFEST)
     if not isinstance(told, dict) or not {"base", "kind", "config"} <= told.keys():
         raise InputError(f"{folder / MANIFEST} must name the base prior, the kind of its output and its config")
-    base = base_prior(folder, str(told["base"]), device, dtype)
+    base, config = base_prior(folder, str(told["base"]), device, dtype), load_config(MaterialConfig, told["config"])
     try:
-        unet = UNet2DConditionModel.from_pretrained(folder / "unet", use_safetensors=True, torch_dtype=dtype)
+        if told.get("rank"):
+            lean = MaterialPrior.from_prior(base, int(told["rank"]))
+            if config.distilled:
+                told_scale(lean.network)
+            copy_into(own_weights(lean.network), load_file(folder / ADAPTER), str(folder / ADAPTER))
+            prior = lean.with_network(lean.network.to(device, dtype), told["kind"])
+        else:
+            unet = UNet2DConditionModel.from_pretrained(folder / "unet", use_safetensors=True, torch_dtype=dtype)
+            prior = MaterialPrior(base, unet.to(device), told["kind"])
     except OSError as error:
         raise InputError(f"{folder} is not a whole material prior: {str(error).splitlines()[0]}") from error
-    prior = MaterialPrior(base, unet.to(device), told["kind"])
-    return MaterialGenerator(prior.freeze(), load_config(MaterialConfig, told["config"]))
+    return MaterialGenerator(prior.freeze(), config)

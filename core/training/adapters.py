@@ -1,6 +1,5 @@
 """Low-rank adapters inside the weights of a network (Hu et al. 2021), and which of its weights are its own.
 
-
     W' = W + B A    B = 0 at first; A: rank x (in k k), B: out x rank
 
 The sum is made when a layer is asked (torch's parametrisations), so that no layer computes twice. What stays as it was
@@ -74,7 +73,7 @@ def _within(name: str, parts: Sequence[str]) -> bool:
 
 def own_weights(module: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that are not lent, by name: all of them where nothing was."""
-    lent = getattr(module, LENT, frozenset())
+    lent: frozenset[str] = getattr(module, LENT, frozenset())
     return {name: parameter for name, parameter in module.named_parameters() if name not in lent}
 
 

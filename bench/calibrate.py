@@ -57,7 +57,7 @@ class CalibrateBench:
     outliers: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4)
     trials: int = 1000
     """of the published RANSAC"""
-    groups: int = 16
+    groups: int = 8
     """of each kind of place, four views each: for the constant (train), confidence (val), and everything (test)"""
     size: int = 96
 

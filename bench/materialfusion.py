@@ -46,18 +46,18 @@ HEAD = HeadConfig(("albedo", "surface"), "v_prediction", "noise", 5, processing_
 class FusionBench:
     """Sizes of the experiment."""
 
-    train: int = 400
+    train: int = 160
     """balls that the prior learns from, each seen once"""
-    steps: int = 900
+    steps: int = 300
     """updates of the prior"""
-    batch: int = 16
+    batch: int = 8
     lr: float = 2e-3
-    balls: int = 5
+    balls: int = 3
     """to explain"""
     views: int = 8
     size: int = 64
-    fit_steps: int = 250
-    strengths: tuple[float, ...] = (0.2, 1.0, 10.0)
+    fit_steps: int = 150
+    strengths: tuple[float, ...] = (1.0, 10.0)
     """of the prior's pull"""
     lights: int = 5
     """held out"""

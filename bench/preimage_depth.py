@@ -46,13 +46,13 @@ TINT = (1.25, 0.9, 0.7)
 class PreimageBench:
     """Sizes of the experiment."""
 
-    test_groups: int = 24
-    train_groups: int = 96
+    test_groups: int = 12
+    train_groups: int = 64
     size: int = 64
-    steps: int = 300
+    steps: int = 200
     batch: int = 8
     lr: float = 3e-3
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[int, ...] = (0, 1)
     out_channels: int = 64
     long: tuple[int, int] = (50, 10)
     """steps and members of the sampler whose time is compared"""

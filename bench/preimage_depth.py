@@ -48,9 +48,9 @@ class PreimageBench:
 
     test_groups: int = 12
     train_groups: int = 64
-    size: int = 64
-    steps: int = 200
-    batch: int = 8
+    size: int = 48
+    steps: int = 250
+    batch: int = 4
     lr: float = 3e-3
     seeds: tuple[int, ...] = (0, 1)
     out_channels: int = 64

@@ -50,8 +50,8 @@ class RefineBench:
     test_groups: int = 4
     """rooms, four eyes each"""
     train_groups: int = 64
-    size: int = 64
-    steps: int = 250
+    size: int = 48
+    steps: int = 200
     """updates of refiner, sampler, and of the first head where none is shipped"""
     batch: int = 8
     lr: float = 3e-3

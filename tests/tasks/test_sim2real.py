@@ -331,5 +331,8 @@ def test_a_stage_of_adapters_begins_like_a_whole_one_and_is_small(tiny_prior, tm
     back = load_sensor(SensorSimulator([lean]).save(tmp_path / "sensor", "tiny")).stages[0]
     one, other = (stage.draw(clean, None, [seeded(5), seeded(6)]) for stage in (lean, back))
     assert float(((one - other).abs() < 0.02).float().mean()) > 0.97  # fp16 on the disk; a pixel may just get lost
+    SensorSimulator([back]).save(tmp_path / "again", "tiny")  # frozen as it is: stage 2 is written with such a stage 1
+    kept = [(tmp_path / name / "stage1.safetensors").stat().st_size for name in ("sensor", "again")]
+    assert kept[0] == kept[1] > 1000
     with pytest.raises(InputError, match="rank=-1"):
         SensorConfig(rank=-1)

@@ -82,13 +82,14 @@ def run(context: Context) -> dict[str, Any]:
     }
     main = list(main_ways(prior, encoder))
     table = [{**measured(way, pairs), "pairs": f"toys, {kind}"} for kind, pairs in kinds.items() for way in main]
-    table += [{**measured(way, kinds["kind"]), "pairs": "toys, kind"} for way in swept(prior, encoder, config)]
-    table += [{**measured(way, [pair]), "pairs": pair.name} for pair in real_pairs() for way in main]
+    sweeps = [{**measured(way, kinds["kind"]), "pairs": "toys, kind"} for way in swept(prior, encoder, config)]
+    real = [{**measured(way, [pair]), "pairs": pair.name} for pair in real_pairs() for way in main]
     pictured = [pair for i, pair in enumerate(kinds["kind"]) if i in SHOWN]
     fused = next(way for way in main if way.name == "fused").pipe
     assert fused is not None
     save_image(context.picture(), sheet(fused, pictured))
-    return {"config": asdict(config), "seeds": list(config.noise_seeds), "table": table, "claims": claims(table)}
+    found = {"table": table, "sweeps": sweeps, "real": real, "claims": claims([*table, *sweeps])}
+    return {"config": asdict(config), "seeds": list(config.noise_seeds), **found}
 
 
 def colours(pictures: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ DIT = "toybox-dit"
 HEAD = "toybox-geometry"
 JUDGE = "judge"
 PAINTER = "toybox-direct25"
+SENSOR = "toybox-sim2real"
 PAIRS = "judge-pairs"  # reads two objects in a picture
 SOLVERS = "core/sampling/solvers"
 CACHES = "core/sampling/caches"
@@ -116,7 +117,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "A second look at one-step normals against a sampler and its ensemble: variance, edges, calls",
         "refined_normals",
         ("method", "one step"),
-        weights=(HEAD,),
+        weights=(),
         method=("tasks",),
     ),
     "preimage-depth": Experiment(
@@ -130,7 +131,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "A simulated depth sensor: residuals, holes, and a net that learns from it, against hand-made noise",
         "sim2real",
         ("method", "gaussian"),
-        weights=(),
+        weights=(SENSOR,),
         method=("tasks", "toybox"),
     ),
     "materials": Experiment(

@@ -1,4 +1,4 @@
-"""Pictures of docs/heads.md that need no weights: what sensors and surfaces look like, and a ball taken apart."""
+"""Pictures of docs/heads.md: what sensors and surfaces look like, and a ball taken apart."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ..generate.inverse_render import InverseConfig
 from ..geometry.posed import PosedImages
 from ..pipelines.inverse_render import ImagesToMaterials, relit
 from ..tasks.codecs.residual import ResidualDepthCodec
+from ..tasks.sim2real import load_sensor
 from ..toybox.pbr import FAMILIES, draw_pbr, pbr_maps
 from ..toybox.sensor import SensorModel
 from ..toybox.sensor_pairs import SensorPairs
@@ -22,10 +23,11 @@ from ..utils.pictures import grid, normals_to_rgb, save_image, to_rgb8
 
 
 def sensor(out: Path, size: int = 96) -> Path:
-    """Four views of a room: their exact depth, and what the toybox's sensor measures."""
+    """Four views of a room: their exact depth, what the toybox's sensor measures, and what the shipped one draws."""
     batch = SensorPairs(RenderedPlaces("val", 1, size, maps=True), SensorModel(window_px=0.7)).batch(np.arange(4), None)
+    batch["drawn"] = load_sensor("toybox")(batch["clean"]).depth_m
     tiles: list[Any] = []
-    for name in ("clean", "measured"):
+    for name in ("clean", "measured", "drawn"):
         for depth, clean in zip(batch[name], batch["clean"], strict=True):
             tiles.append(ResidualDepthCodec(largest_m=min(4.9, float(clean.max()))).picture(depth[..., None]))
     return save_image(out / "sensor.png", grid(tiles, columns=4, scale=2))

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from unproject.bench.rendered import RenderedPlaces
 from unproject.core.priors import MultiViewPrior, load_prior
 from unproject.generate.view_normals import worded
 from unproject.geometry.cameras import Camera, to_mvdream
@@ -19,10 +20,15 @@ from unproject.pipelines.direct25_mesh import Direct25TextToMesh
 from unproject.pipelines.shortcuts import mesh_maker
 from unproject.pipelines.text_to_image import TextToImage
 from unproject.pipelines.text_to_mesh import TextToMesh
+from unproject.tasks.sim2real import load_sensor
+from unproject.tasks.sim2real_train import residuals, wasserstein
+from unproject.toybox.sensor import SensorModel
+from unproject.toybox.sensor_pairs import SensorPairs
 
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = ROOT / "weights"
-BUDGET_MB = 60
+BUDGET_MB = 72
+LEAN_MB = 2  # of a file of adapters
 STOCK = """
 import sys, numpy as np, torch
 from diffusers import StableDiffusionPipeline
@@ -59,6 +65,26 @@ def test_all_weights_are_half_precision_and_fit_the_budget():
         with safe_open(path, "pt") as tensors:
             kinds = {tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
         assert kinds <= {"F16", "I64", "U8"}, path  # packed weights are bytes
+
+
+def test_heads_of_adapters_are_small():
+    lean = [*WEIGHTS.glob("*/adapter.safetensors"), *WEIGHTS.glob("*/refiner.safetensors"), *WEIGHTS.glob("*/stage?.*")]
+    assert lean
+    assert all(path.stat().st_size < LEAN_MB * 1e6 for path in lean)
+
+
+def test_the_shipped_sensor_measures_more_like_the_toyboxs_than_clean_depth_does():
+    pairs = SensorPairs(RenderedPlaces("val", 1, 32, maps=True), SensorModel(window_px=0.7))
+    batch = pairs.batch(np.arange(4), None)
+    clean, real = (torch.from_numpy(batch[name])[:, None] for name in ("clean", "measured"))
+    sensor = load_sensor("toybox")
+    made = sensor(batch["clean"], seed=1)
+    drawn = torch.from_numpy(made.depth_m)[:, None]
+    told = [residuals(sensor.codec, one, clean) for one in (real, drawn, clean)]
+    assert wasserstein(told[0], told[1]) < 0.7 * wasserstein(told[0], told[2])
+    assert 0.01 < float((~made.valid).mean()) < 0.3  # holes
+    alone = torch.from_numpy(sensor(batch["clean"][1:2], seed=2).depth_m)[0]
+    assert float(((alone - drawn[1, 0]).abs() < 0.01).float().mean()) > 0.99  # of the same seed, whatever is beside it
 
 
 def stock_image(code: str, folder: str, path: Path) -> np.ndarray:

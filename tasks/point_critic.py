@@ -108,6 +108,7 @@ class DepthPairs:
         return depth_patches(getattr(self, which), self.clean, self.K, patch)
 
 
+@torch.enable_grad()
 def trained_critic(pairs: DepthPairs, config: CriticConfig = CriticConfig(), seed: int = 0) -> PointCritic:
     """A critic that has learnt to tell real patches from drawn ones (binary cross-entropy, Adam)."""
     critic = PointCritic(config.width, seed).to(pairs.clean.device)

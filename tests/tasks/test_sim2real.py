@@ -263,6 +263,8 @@ def test_what_was_found_out_weighs_more(tiny_prior) -> None:
     second = SensorObjective(make(tiny_prior, 2), flagged, validation=2)
     assert torch.isfinite(second.loss(batch, seeded(), 0).loss)
     assert set(second.validate()) == {"wasserstein_mm", "holes_real", "holes_drawn"}
+    fresh = FlaggedPairs(pairs, flagged.first, CriticConfig(patch=4, steps=2, batch=8))
+    assert SensorObjective(make(tiny_prior, 2), fresh, validation=2).validate()  # its critic learns here
 
 
 def test_saved_stages_answer_as_before(tiny_prior, tmp_path) -> None:

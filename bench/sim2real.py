@@ -44,9 +44,9 @@ CODEC = ResidualDepthCodec((0.1, 10.0), 9.8, 0.5, True, 1e-3)
 class Sim2realBench:
     """Sizes of the experiment."""
 
-    groups: int = 24
+    groups: int = 16
     """rooms that critics, nets and stages that are not shipped learn from, four eyes each"""
-    test_groups: int = 16
+    test_groups: int = 12
     size: int = 32
     steps: tuple[int, int] = (500, 200)
     """updates of stage 1 and stage 2, where none are shipped"""
@@ -55,7 +55,7 @@ class Sim2realBench:
     draw_steps: int = 20
     seeds: tuple[int, ...] = (0, 1)
     """of drawn measurements, of critics and of the nets downstream"""
-    net_steps: int = 200
+    net_steps: int = 150
     sensor: SensorModel = field(default_factory=lambda: SensorModel(window_px=0.7))
 
 

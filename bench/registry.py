@@ -11,7 +11,6 @@ DIT = "toybox-dit"
 HEAD = "toybox-geometry"
 JUDGE = "judge"
 PAINTER = "toybox-direct25"
-SENSOR = "toybox-sim2real"
 PAIRS = "judge-pairs"  # reads two objects in a picture
 SOLVERS = "core/sampling/solvers"
 CACHES = "core/sampling/caches"
@@ -131,7 +130,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "A simulated depth sensor: residuals, holes, and a net that learns from it, against hand-made noise",
         "sim2real",
         ("method", "gaussian"),
-        weights=(SENSOR,),
+        weights=("toybox-sim2real",),
         method=("tasks", "toybox"),
     ),
     "materials": Experiment(

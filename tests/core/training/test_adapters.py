@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from unproject.core.training.adapters import adapted, learning, own_weights, packed
+from unproject.core.training.objectives.base import fixed_init
 from unproject.utils.errors import InputError
 
 
 def network(seed: int = 0) -> nn.Sequential:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with fixed_init(seed):
         inner = nn.ModuleDict({"map": nn.Linear(6, 4), "norm": nn.LayerNorm(4)})
         made = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(3, 5, 3, padding=1))
         made.add_module("inner", inner)

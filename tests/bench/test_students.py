@@ -19,11 +19,12 @@ from unproject.bench.kept import kept, place_of
 from unproject.bench.runner import Context
 from unproject.bench.student_budget import BRANCHES, Spending, budgeted, rows_of_a_sample
 from unproject.bench.student_claims import claims
-from unproject.bench.student_others import CUT, head_row, negative_row, rounded, seeing_views
+from unproject.bench.student_others import CUT, head_row, negative_row, rounded
 from unproject.bench.student_picture import distance, picture
 from unproject.bench.students import METHODS, QUICK, SHIPPED, diversity, megabytes
 from unproject.core.distillation.distil import OBJECTIVES, DistillRecipe
 from unproject.core.distillation.export import kind_of
+from unproject.core.distillation.lent import seeing_views
 from unproject.core.distillation.student import Student
 from unproject.core.distillation.teacher import Teacher
 from unproject.core.priors import load_prior

@@ -43,7 +43,7 @@ PLAIN_LAYOUT = (Slim.name, Lora.name)  # kernels of five axes; files of adapters
 class Spending:
     """The budget of a student."""
 
-    updates: int = 100
+    updates: int = 90
     rows: int = 32
     """of the teacher's network, an update"""
     pairs: int = 768

@@ -15,7 +15,7 @@ calls), and three methods of the field at the same spending (`student_rivals`), 
 
 What is finished is kept under runs/bench, method by method, and trainings have checkpoints: an interrupted run goes on.
 All of it takes about 29 minutes of one core, by what an update and a network row took on a busy one (.4 to .9 s, 5 ms):
-15 for 100 updates of each method, 4 for pairs and the teacher's runs, 7 to draw and judge, 3 for heads, views and times.
+15 for 90 updates of each method, 4 for pairs and the teacher's runs, 7 to draw and judge, 3 for heads, views and times.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class StudentsBench:
     """of layers whose kernels are timed"""
     layers: int | None = None
     """of those, the first so many; None: all"""
-    repeats: int = 5
+    repeats: int = 4
     """of a time"""
     work: str = "runs/bench/students"
 

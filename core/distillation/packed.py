@@ -47,7 +47,8 @@ class PackedLayer(nn.Module):
         """See the layer."""
         if self.conv is None:
             return F.linear(x, self.weight, self.bias)
-        return F.conv2d(x, self.weight, self.bias, *self.conv)
+        stride, padding, dilation, groups = self.conv
+        return F.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups)
 
 
 def packed_network(network: UNet2DConditionModel, bits: int) -> UNet2DConditionModel:

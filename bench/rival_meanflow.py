@@ -64,7 +64,8 @@ class MeanFlowObjective(Distillation):
 
     def __init__(self, student: Student, teacher: Teacher, method: Averaging) -> None:
         super().__init__(student, teacher, method)
-        student.network.to(memory_format=torch.contiguous_format)  # what forward derivatives of group norms can take
+        # forward derivatives of group norms take contiguous maps alone
+        student.network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         self.view, self.flow = flow_view(student.prior), Teacher(flow_view(teacher.prior))
         self.noisiest = float(self.view.levels(1)[0].sigma)
 

@@ -22,7 +22,6 @@ def rng(seed: int = 0) -> torch.Generator:
 
 
 def layer(kind: str) -> nn.Linear | nn.Conv2d:
-    torch.manual_seed(3)
     made = {
         "linear": lambda: nn.Linear(11, 7),
         "no bias": lambda: nn.Linear(11, 7, bias=False),
@@ -31,7 +30,7 @@ def layer(kind: str) -> nn.Linear | nn.Conv2d:
         "point": lambda: nn.Conv2d(5, 6, 1),
     }[kind]()
     with torch.no_grad():
-        made.weight += 0.3  # ranges that are not even around 0
+        made.weight.uniform_(-0.1, 0.7, generator=rng(3))  # ranges that are not even around 0
     return made
 
 

@@ -27,12 +27,12 @@ from ..geometry.cameras import Camera
 from ..geometry.meshes import Mesh
 from ..geometry.unwrap import unwrap
 from ..utils.errors import InputError
-from ..utils.files import beside_weights
+from ..utils.files import beside_weights, check_named
 from ..utils.pictures import grid, save_image
 from ..utils.progress import under_way
 from ..utils.seeds import generator as seeded
 from .base import PriorPipeline, placed
-from .prompts import check_guidance, warn_about, warn_about_negatives
+from .prompts import check_guidance, check_prompt, warn_about, warn_about_negatives
 from .sampling_parts import whole_number
 from .text_to_mesh import MadeMesh
 from .text_to_shape import REAL_BACKBONES, chosen_seed
@@ -118,6 +118,7 @@ class Direct25TextToMesh(PriorPipeline):
         weights: export/ of a direct25-texture training, or a folder with the two published networks (with sd21-base);
         None: those that come with the prior, where there are such. Raises InputError for priors without normal maps.
         """
+        check_named(name, "prior", "give the name or folder of one, such as 'toybox'")
         found = find_weights(name, weights)
         if found is not None and find_networks(found):
             base = load_prior(name, device, dtype, **options)
@@ -163,8 +164,7 @@ class Direct25TextToMesh(PriorPipeline):
 
         Raises DivergedError where a view shows nothing, or no solid looks like the views.
         """
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise InputError("the prompt is empty; say what to make, for example 'a red chair'")
+        check_prompt(prompt)
         config = self._adjusted(num_inference_steps, guidance_scale, faces, second_ring)
         warn_about(self.prior, prompt, REAL_BACKBONES)
         warn_about_negatives(self.prior, negative_prompt, REAL_BACKBONES)

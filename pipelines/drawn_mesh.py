@@ -18,7 +18,7 @@ from ..geometry.shapes import ShapeConfig
 from ..utils.errors import InputError
 from ..utils.files import beside_weights, check_named
 from .base import PriorPipeline, placed
-from .prompts import warn_about
+from .prompts import check_prompt, warn_about
 from .sampling_parts import whole_number
 from .text_to_mesh import TextToMesh, TextToMeshOutput
 from .text_to_shape import REAL_BACKBONES, MeshRecipe, StepEnd, chosen_seed, load_recipe
@@ -115,8 +115,7 @@ class DrawnTextToMesh(PriorPipeline):
             resume: continue from a checkpoint in `out`.
             callback_on_step_end: of refining, as of TextToMesh.
         """
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise InputError("the prompt is empty; say what to make, for example 'a red chair'")
+        check_prompt(prompt)
         whole_number("refine", refine, 0)
         if negative_prompt and not refine:
             raise InputError("negative_prompt is for refining alone: shapes are drawn without guidance; give refine")

@@ -25,12 +25,13 @@ from ..geometry.representation import MeshConfig, Representation
 from ..utils.configs import config_path, load_config, read_yaml, to_dict
 from ..utils.digests import digest
 from ..utils.errors import InputError
+from ..utils.files import check_named
 from ..utils.pictures import grid, save_image
 from ..utils.progress import Progress
 from .base import PriorPipeline
 from .picture_conditions import read_picture
 from .picture_inputs import PictureLike
-from .prompts import check_guidance, warn_about, warn_about_negatives
+from .prompts import check_guidance, check_prompt, warn_about, warn_about_negatives
 from .sampling_parts import whole_number
 
 REAL_BACKBONES = "sd15, sd21-base or an MVDream checkpoint"
@@ -115,6 +116,7 @@ class TextToShape(PriorPipeline):
 
         "toybox" loads its multi-view sibling when that is installed; "toybox" as a folder stays single-view.
         """
+        check_named(name, "prior", "give the name or folder of one, such as 'toybox'")
         chosen = multi_view_sibling(str(name)) or str(name)
         return cls(load_prior(chosen, device, torch_dtype or dtype, **options), recipe, rule)
 
@@ -132,8 +134,7 @@ class TextToShape(PriorPipeline):
         start: Representation | None = None,
     ) -> Optimised:
         """Optimises one shape, from `start` on where there is one; see __call__ for the arguments."""
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise InputError("the prompt is empty; say what to make, for example 'a red chair'")
+        check_prompt(prompt)
         warn_about(self.prior, prompt, REAL_BACKBONES)
         warn_about_negatives(self.prior, negative, REAL_BACKBONES)
         started = datetime.now(timezone.utc)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -80,6 +80,10 @@ class Sources:
         """The digest of every file that the method of an experiment is made of, by path inside the package."""
         files = {*self._reached(made.module), *self._declared(made)}
         return {path.relative_to(self.root).as_posix(): self._file(path).digest for path in sorted(files)}
+
+    def digests(self, names: Iterable[str]) -> dict[str, str]:
+        """The digests of files by path inside the package; those that are gone are left out."""
+        return {name: self._file(self.root / name).digest for name in sorted(names) if (self.root / name).is_file()}
 
     def _file(self, path: Path) -> Parsed:
         if path not in self._files:

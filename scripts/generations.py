@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ..bench.stale import stale
 from ..pipelines.text_to_image import TextToImage, TextToImageOutput
 from ..utils.errors import InputError, UnprojectError
 from ..utils.files import read_json, weights_root, write_json
@@ -103,6 +104,7 @@ MEASURES = (
     Measure("test rooms: normals, degrees", "geometry-heads", HEADS, "normals_mean", 9, True, share=False),
     Measure("transformer: noun and colour", "embedded-dit", TEST, "both", 0.95),
 )
+MEASURED = list(dict.fromkeys(measure.experiment for measure in MEASURES))
 
 
 def number_in(cell: Any) -> float | None:
@@ -115,12 +117,14 @@ def number_in(cell: Any) -> float | None:
 
 
 def compared(results: Path, former: Path | None, kept: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A row for each measure; what was before comes from `former`, or is kept from an earlier comparison."""
+    """A row for each measure; what was before comes from `former`, or is kept from an earlier comparison. A result of
+    other weights than the shipped ones is none of now."""
+    others = [name for name, state in stale(MEASURED, results).items() if state.weights]
     before = {row["measure"]: row.get("before") for row in kept.get("table", [])}
     rows = []
     for measure in MEASURES:
         was = measure.cell_in(former) if former else None
-        now = measure.cell_in(results)
+        now = None if measure.experiment in others else measure.cell_in(results)
         rows.append(
             {
                 "measure": measure.name,
@@ -161,7 +165,7 @@ def main(arguments: list[str] | None = None) -> int:
         rows = compared(path.parent, options.results, kept)
         if options.check:
             return int(rows != kept.get("table"))
-        write_json(path, {"title": "The shipped priors beside the former ones", "table": rows})
+        write_json(path, {"title": "The shipped priors beside the former ones", "script": "generations", "table": rows})
         if options.weights:
             print(side_by_side(options.weights, ROOT / "docs" / "images" / "generations.png"))
     except UnprojectError as error:

@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import save_file
 
 from unproject.bench import fingerprints as marks
+from unproject.bench.experiment import Experiment
 from unproject.bench.fingerprints import ROOT, Sources, fingerprints, parsed, weights_digest
-from unproject.bench.registry import EXPERIMENTS, Experiment
+from unproject.bench.registry import EXPERIMENTS
 from unproject.bench.stale import State, compared, stale, state_of
 from unproject.scripts import make_docs
 from unproject.utils.files import read_json, write_json, write_text

@@ -100,6 +100,7 @@ MEASURES = (
     Measure("text to mesh: two fronts", "text-to-mesh", MESHES, "two_fronts", 0.05, True),
     Measure("text to mesh: F-score", "text-to-mesh", MESHES, "f_score", 0.45, share=False),
     Measure("text to mesh: chamfer", "text-to-mesh", MESHES, "chamfer", 0.06, True, share=False),
+    Measure("meshes from sentences with qualities: noun", "mesh-words", {"words": "any", "of": "meshes"}, "noun", 0.9),
     Measure("test rooms: AbsRel", "geometry-heads", HEADS, "abs_rel", 0.055, True, share=False),
     Measure("test rooms: normals, degrees", "geometry-heads", HEADS, "normals_mean", 9, True, share=False),
     Measure("transformer: noun and colour", "embedded-dit", TEST, "both", 0.95),

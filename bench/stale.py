@@ -40,9 +40,9 @@ def state_of(name: str, results: Path, prior: str | None = None, sources: Source
     if not path.is_file():
         return State(missing=("never measured",))
     record = read_json(path)
-    if name not in EXPERIMENTS:  # a script's, which names the files it rests on
-        code = (sources or Sources()).digests(record["rests_on"]["code"])
-        return compared(record["rests_on"], {"weights": {}, "code": code})
+    if name not in EXPERIMENTS:  # a script's, which names the files it rests on, unless on other results alone
+        code = (record.get("rests_on") or {}).get("code", {})
+        return compared({"code": code}, {"weights": {}, "code": (sources or Sources()).digests(code)})
     own = EXPERIMENTS[name].prior
     wanted = prior or own
     if record.get("quick"):

@@ -166,6 +166,7 @@ def main(arguments: list[str] | None = None) -> int:
         return error.exit_code
     record = {
         "title": "Files of splats beside gsply and splat-transform, differences in last bits",
+        "script": "splat_oracles",
         "prior": "",
         "config": {"count": COUNT, "degrees": DEGREES},
         "seeds": [SEED],

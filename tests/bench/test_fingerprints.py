@@ -155,6 +155,8 @@ def test_a_result_of_a_script_rests_on_the_files_it_names(tmp_path: Path) -> Non
     write_json(tmp_path / "made.json", {"rests_on": {"weights": {}, "code": gone}})
     assert state_of("made", tmp_path).code == ("geometry/splats/spz.py", "scripts/gone.py")
     assert state_of("other", tmp_path).missing == ("never measured",)
+    write_json(tmp_path / "other.json", {"script": "generations"})  # rests on other results
+    assert state_of("other", tmp_path) == State()
 
 
 def test_every_experiment_declares_what_is_there() -> None:
@@ -213,9 +215,8 @@ def test_every_published_result_names_what_it_rests_on() -> None:
     for path in (ROOT / "docs" / "results").glob("*.json"):
         record = read_json(path)
         if path.stem not in EXPERIMENTS:
-            assert "script" in record, path
+            assert (ROOT / "scripts" / f"{record['script']}.py").is_file(), path
             continue
         assert set(record["rests_on"]) == {"weights", "code"}, path
-        made = EXPERIMENTS.get(path.stem)
-        assert set(record["rests_on"]["weights"]) == set(made.rests_on(record["prior"]) if made else ()), path
+        assert set(record["rests_on"]["weights"]) == set(EXPERIMENTS[path.stem].rests_on(record["prior"])), path
     assert marks.FRAME and np.all([(ROOT / "bench" / f"{name}.py").is_file() for name in marks.FRAME])

@@ -76,6 +76,15 @@ def test_a_broken_field_is_told_alone(field: str, suffix: str, files: dict[str, 
     assert [fault.split()[0] for fault in row["faults"]] == [field]
 
 
+def test_a_file_that_is_not_what_was_to_be_written_is_told(files: dict[str, Path]) -> None:
+    """Both readings agree; it is the file that is wrong."""
+    made = replace(splat_oracles.cloud(3), log_scales=splat_oracles.cloud(3).log_scales + 0.1)
+    for suffix in (".spz", ".glb"):
+        read = in_its_axes(load_splats(files[suffix]), files[suffix])
+        row = splat_oracles.case("tool", files[suffix], made, read if suffix == ".spz" else None, True)
+        assert [fault.split()[0] for fault in row["faults"]] == ["sizes"]
+
+
 def test_a_lost_splat_and_a_lost_degree_are_told(files: dict[str, Path]) -> None:
     read = in_its_axes(load_splats(files[".ply"]), files[".ply"])
     with pytest.raises(UnprojectError, match="699 splats instead of 700"):

@@ -18,10 +18,21 @@ from pathlib import Path
 from typing import Any
 
 from ..utils.files import weights_root
-from .registry import Experiment, experiment
+from .experiment import Experiment
+from .registry import experiment
 
 ROOT = Path(__file__).resolve().parents[1]
-FRAME = ("runner", "registry", "fingerprints", "stale", "queue", "tables")  # modules of bench/ that measure nothing
+# modules of bench/ that measure nothing
+FRAME = (
+    "runner",
+    "experiment",
+    "registry",
+    "sampling_registry",
+    "fingerprints",
+    "stale",
+    "queue",
+    "tables",
+)  # modules of bench/ that measure nothing
 NOTES = ("versions", "validation", "confidence")  # of the JSON beside weights: how they were made, not what they are
 
 

@@ -34,6 +34,7 @@ from .picture_inputs import PictureLike
 from .prompts import check_guidance, check_prompt, warn_about, warn_about_negatives
 from .sampling_parts import whole_number
 
+LEAST_TEXTURE = 16  # texels along an edge that charts of a mesh may be packed into
 REAL_BACKBONES = "sd15, sd21-base or an MVDream checkpoint"
 StepEnd = Callable[[Any, int, dict[str, float], dict[str, Any]], None]
 S = TypeVar("S", bound="TextToShape")
@@ -165,7 +166,9 @@ class TextToShape(PriorPipeline):
         self._optimise(work, own, place, f"{prompt}, first with {prior.name}", None)
         return work
 
-    def _adjusted(self, steps: int | None, guidance: float | None, faces: int | None = None) -> MeshRecipe:
+    def _adjusted(
+        self, steps: int | None, guidance: float | None, faces: int | None = None, texture: int | None = None
+    ) -> MeshRecipe:
         """The recipe with what a call changes."""
         changes: dict[str, Any] = {}
         if steps is not None:
@@ -180,6 +183,9 @@ class TextToShape(PriorPipeline):
         if faces is not None:
             whole_number("faces", faces, 4)
             changes["mesh.faces"] = faces
+        if texture is not None:
+            whole_number("texture", texture, LEAST_TEXTURE)
+            changes["mesh.texture"] = texture
         return load_config(MeshRecipe, to_dict(self.recipe), **changes) if changes else self.recipe
 
     def _optimise(

@@ -284,7 +284,8 @@ def test_a_prompt_is_looked_at_before_networks_are_loaded(monkeypatch):
 
 def test_steps_change_nothing_else():
     pipe = TextToMesh(BoxPrior(), recipe())
-    changed = pipe._adjusted(steps=80, guidance=2.0, faces=100)
+    changed = pipe._adjusted(steps=80, guidance=2.0, faces=100, texture=2048)
+    assert changed.mesh == replace(pipe.recipe.mesh, faces=100, texture=2048)
     assert changed.optimise == replace(pipe.recipe.optimise, steps=80)
     assert changed.score == replace(pipe.recipe.score, guidance=2.0) and changed.mesh.faces == 100
     with pytest.raises(InputError, match="num_inference_steps=0"):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..utils.configs import config_path
 from ..utils.errors import InputError
-from ..utils.files import views_come_with
+from ..utils.files import student_folder, views_come_with
 from ..utils.locks import alone_in
 from ..utils.runs import RunRecord, earlier
 from .common import check_range
@@ -201,6 +201,11 @@ class TextToMesh(ShapeCommand):
     direct25: Path | None = None
     """What paints with --method direct25: export/ of `unproject train direct25-texture`, or a folder with the published
     networks (default: what comes with the prior, else renders of the bare mesh are redrawn)."""
+    student: str | None = None
+    """A distilled student in the place of the network of the prior of several views: a folder that `unproject distill`
+    wrote, or the name of an embedded one. With --method direct25 it draws the normal maps, with the steps, solver and
+    guidance of its distill.json; with optimise it is what is asked, for quick previews. Adapters and smaller U-Nets
+    fit; others are told why not."""
     second_ring: float | None = None
     """Degrees above the object of a second ring of views of --method direct25, which paints what the first does not
     show."""
@@ -225,6 +230,7 @@ class TextToMesh(ShapeCommand):
             "--ip-adapter": (bool(self.ip_adapter), ("optimise",)),
             "--recipe": (self.recipe != "default", ("optimise",)),
             "--quality": (self.quality != "balanced", ("optimise", "direct25")),
+            "--student": (self.student is not None, ("optimise", "direct25")),
             "--turbo": (self.turbo is not None, ("turbo",)),
             "--amortised": (self.amortised is not None, ("amortised",)),
             "--refine": (bool(self.refine), ("turbo", "amortised")),
@@ -239,6 +245,10 @@ class TextToMesh(ShapeCommand):
             if given and self.chosen not in methods:
                 told = " or ".join(methods)
                 raise InputError(f"{option} belongs to --method {told}; add that, or leave {option} out")
+        if self.student is not None:
+            student_folder(self.student)
+            if self.lora:
+                raise InputError(f"a student ({self.student}) and --lora change the network both; give one")
         if self.second_ring is not None:
             check_range("--second-ring", self.second_ring, -89, 89)
         if self.faces is not None:
@@ -299,6 +309,8 @@ class TextToMesh(ShapeCommand):
         """See Command.estimate."""
         if not self.known_cost or self.recipe != "default" or self.rule is not None or self.quality != "balanced":
             return None
+        if self.student is not None:  # of a network of another size and other steps
+            return None
         usual = {"optimise": USUAL_MESH_STEPS, "direct25": USUAL_DRAWN_STEPS}.get(self.chosen)
         if usual is None:
             return None
@@ -333,11 +345,20 @@ class TextToMesh(ShapeCommand):
             drawer = Direct25TextToMesh.from_pretrained(self.prior, self.direct25, **self.placement())
             if self.quality != "balanced":
                 drawer.config = drawn_at_quality(drawer.config, self.quality)
+            if self.student is not None:
+                from ..pipelines.students import drawn_by_student
+
+                drawn_by_student(drawer, self.student)
             return drawer
         from ..pipelines.text_to_mesh import TextToMesh as Pipeline
 
         own: dict[str, Any] = {"rule": self.rule, "quality": self.quality, **self.placement()}
-        return Pipeline.from_pretrained(self.prior, self.recipe, **own)
+        optimiser = Pipeline.from_pretrained(self.prior, self.recipe, **own)
+        if self.student is not None:
+            from ..pipelines.students import guided_by_student
+
+            guided_by_student(optimiser, self.student)
+        return optimiser
 
     def finished(self, pipe: Any, made: Any) -> Any:
         """See ShapeCommand.finished."""

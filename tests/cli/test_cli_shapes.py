@@ -112,6 +112,8 @@ def test_several_prompts_cannot_share_a_folder_of_one(run: Run, asked: list[dict
     [
         (("--method", "turbo", "--steps", "3"), "--steps belongs to --method optimise or direct25"),
         (("--method", "turbo", "--recipe", "toybox"), "--recipe belongs to --method optimise"),
+        (("--method", "turbo", "--student", "fast"), "--student belongs to --method optimise or direct25"),
+        (("--student", "nobody"), "student 'nobody': no folder with distill.json"),
         (("--refine", "3"), "--refine belongs to --method turbo or amortised"),
         (("--amortised", "w"), "--amortised belongs to --method amortised"),
         (("--method", "turbo", "--quality", "fast"), "--quality belongs to --method optimise or direct25"),

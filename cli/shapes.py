@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ..generate.diagnostics import Diagnostics
 
 
+TEXTURE = (256, 4096)  # texels along an edge
 USUAL_MESH_STEPS = 45  # of the embedded recipe
 USUAL_DRAWN_STEPS = 30  # of a drawing of the embedded prior of several views
 
@@ -51,8 +52,9 @@ class ShapeCommand(TextCommand, ImagePromptCommand):
     """Classifier-free guidance (default: that of the rule or recipe; with --method direct25 2 for maps, and the prior's
     own for colours)."""
     work: Path | None = None
-    """Folder for checkpoints and preview.png, which stays (default: .NAME.work beside the result, removed at the end).
-    The same command typed again goes on where an interrupted one was."""
+    """Folder of the work, which stays (default: .NAME.work beside the result, removed at the end). Optimisations keep
+    checkpoints and preview.png there, and the same command typed again goes on from them; --method direct25 puts its
+    drawings there, normals.png and views.png."""
     step_memory: float = 2.0
     """Gigabytes that the activations of a step may take; what needs more is computed in parts, with the same
     gradients."""
@@ -177,6 +179,8 @@ class TextToMesh(ShapeCommand):
 
     faces: int | None = None
     """Triangles of the mesh at most (default: the recipe's)."""
+    texture: int | None = None
+    """Texels of a side of the texture, 256 to 4096 (default: the recipe's; 512 with --method direct25)."""
     albedo: bool = False
     """A base colour without light, by a prior that was taught albedo: direct25 paints it so, for other methods the
     painted light is taken out; the pictures are then lit."""
@@ -249,9 +253,27 @@ class TextToMesh(ShapeCommand):
             check_range("--second-ring", self.second_ring, -89, 89)
         if self.faces is not None:
             check_range("--faces", self.faces, 4, 10_000_000)
+        if self.texture is not None:
+            check_range("--texture", self.texture, *TEXTURE)
+        self._check_weights()
         if self.out is not None:
             need_format(self.out)
         super().check()
+
+    def _check_weights(self) -> None:
+        """The weights that an option names have to be there."""
+        if self.direct25 is not None:
+            from ..pipelines.direct25_mesh import find_weights
+
+            find_weights(self.prior, self.direct25)
+        if self.turbo is not None:
+            from ..pipelines.turbo_mesh import TurboTextToMesh
+
+            TurboTextToMesh.find_weights(self.prior, self.turbo)
+        if self.amortised is not None:
+            from ..pipelines.amortised_mesh import AmortisedTextToMesh
+
+            AmortisedTextToMesh.find_weights(self.prior, self.amortised)
 
     def check_places(self, target: Target) -> None:
         """See Command.check_places; pictures of what was drawn do not replace others in --work unasked."""
@@ -275,12 +297,13 @@ class TextToMesh(ShapeCommand):
 
     def settings(self, prior: str) -> dict[str, Any]:
         """See ShapeCommand.settings."""
+        mesh = {"faces": self.faces, "texture": self.texture}
         if self.chosen == "optimise":
-            return {**super().settings(prior), "faces": self.faces}
+            return {**super().settings(prior), **mesh}
         if self.chosen != "direct25":
-            return {"refine": self.refine, "faces": self.faces}
+            return {"refine": self.refine, **mesh}
         drawn = {"num_inference_steps": self.steps, "guidance_scale": self.guidance}
-        return {**drawn, "second_ring": self.second_ring, "faces": self.faces}
+        return {**drawn, "second_ring": self.second_ring, **mesh}
 
     def estimate(self) -> Estimate | None:
         """See Command.estimate."""

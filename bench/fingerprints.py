@@ -11,17 +11,28 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ..utils.files import weights_root
-from .registry import Experiment, experiment
+from .experiment import Experiment
+from .registry import experiment
 
 ROOT = Path(__file__).resolve().parents[1]
-FRAME = ("runner", "registry", "fingerprints", "stale", "queue", "tables")  # modules of bench/ that measure nothing
+# modules of bench/ that measure nothing
+FRAME = (
+    "runner",
+    "experiment",
+    "registry",
+    "sampling_registry",
+    "fingerprints",
+    "stale",
+    "queue",
+    "tables",
+)  # modules of bench/ that measure nothing
 NOTES = ("versions", "validation", "confidence")  # of the JSON beside weights: how they were made, not what they are
 
 
@@ -80,6 +91,10 @@ class Sources:
         """The digest of every file that the method of an experiment is made of, by path inside the package."""
         files = {*self._reached(made.module), *self._declared(made)}
         return {path.relative_to(self.root).as_posix(): self._file(path).digest for path in sorted(files)}
+
+    def digests(self, names: Iterable[str]) -> dict[str, str]:
+        """The digests of files by path inside the package; those that are gone are left out."""
+        return {name: self._file(self.root / name).digest for name in sorted(names) if (self.root / name).is_file()}
 
     def _file(self, path: Path) -> Parsed:
         if path not in self._files:

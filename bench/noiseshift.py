@@ -17,7 +17,7 @@ from ..core.priors import Prior, load_prior
 from ..core.sampling import Level, NoiseSchedule
 from ..core.sampling.noiseshift import RemapFit, RemapSearch, TimeRemap, calibrate_time_remap, resolution_rule
 from ..toybox.judge import Judge
-from .registry import DIT
+from .experiment import DIT
 from .runner import Context
 from .toy_latents import decoded, encoded, features, renders, run_sampler, scores, seeded_noise, yardstick
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..utils.errors import UnprojectError
-from .registry import Experiment
+from .experiment import Experiment
 
 MEASURED = ("value", "mean", "ratio", "fid", "kid", "gain")  # the key that makes a cell a measurement
 

@@ -2,43 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 from ..utils.errors import InputError
-
-DIT = "toybox-dit"
-HEAD = "toybox-geometry"
-JUDGE = "judge"
-PAINTER = "toybox-direct25"
-PAIRS = "judge-pairs"  # reads two objects in a picture
-SOLVERS = "core/sampling/solvers"
-CACHES = "core/sampling/caches"
-FAMILY = ("generate", "core/distillation", "core/distillation/rules", "geometry/splats", "geometry/shapes")
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """A named experiment; `module` holds its `run`."""
-
-    title: str
-    module: str
-    baseline: tuple[str, Any]
-    """key and value of the rows that the others are compared with; ("", None) when the table compares nothing"""
-    prior: str = "toybox"
-    """measured unless another one is asked for; empty: none is used"""
-    entry: str = "run"
-    """the function of the module"""
-    weights: tuple[str, ...] | None = (JUDGE,)
-    """folders of weights besides the prior's; None: its numbers are the same with any weights"""
-    method: tuple[str, ...] = ()
-    """files and folders of the package that its method is made of, besides those that its modules import from"""
-
-    def rests_on(self, prior: str) -> tuple[str, ...]:
-        """Names or folders of all weights its numbers depend on."""
-        own = (prior,) if self.prior else ()
-        return () if self.weights is None else tuple(dict.fromkeys((*own, *self.weights)))
-
+from .experiment import CACHES, FAMILY, HEAD, JUDGE, PAINTER, PAIRS, SOLVERS, Experiment
+from .sampling_registry import SAMPLING
 
 EXPERIMENTS: dict[str, Experiment] = {
     "embedded-prior": Experiment(
@@ -294,57 +260,6 @@ EXPERIMENTS: dict[str, Experiment] = {
     "toy-fid-floor": Experiment(
         "What the toy-FID and the toy-KID say of true renders", "toy_fid_floor", ("views", 1), "", method=("toybox",)
     ),
-    "dpm-solver-v3": Experiment(
-        "DPM-Solver-v3 against DDIM, DPM-Solver++ and UniPC at few calls",
-        "dpm_solver_v3",
-        ("solver", "ddim"),
-        weights=(),
-        method=(SOLVERS,),
-    ),
-    "usf-s3": Experiment(
-        "Searched solver schedules against fixed solvers, on held-out noise and prompts",
-        "usf_s3",
-        ("schedule", "ddim 1"),
-        weights=(),
-        method=(SOLVERS,),
-    ),
-    "ghvb-momentum": Experiment(
-        "Momentum at high guidance and few steps: divergence, toy-FID", "ghvb_momentum", ("solver", "plms 4")
-    ),
-    "painters-gaussian": Experiment(
-        "First steps in closed form: what skipping them costs", "painters_gaussian", ("fit", "none")
-    ),
-    "optimal-boundary": Experiment(
-        "A starting noise chosen on references, on other images", "optimal_boundary", ("noise", "random")
-    ),
-    "noiseshift": Experiment(
-        "Recalibrated times at sizes the prior was not trained at", "noiseshift", ("table", "plain")
-    ),
-    "edict": Experiment(
-        "Exact inversion against DDIM: round trips, edits of one word", "edict", ("method", "ddim"), method=(SOLVERS,)
-    ),
-    "deepcache": Experiment(
-        "DeepCache: quality and cost against interval, branch and fewer steps",
-        "deepcache",
-        ("setting", "plain"),
-        method=(CACHES,),
-    ),
-    "feature-inheritance": Experiment(
-        "Inherited features and switched networks at equal cost",
-        "feature_inheritance",
-        ("setting", "plain"),
-        method=(CACHES,),
-    ),
-    "regions": Experiment(
-        "Region-adaptive sampling of a transformer", "regions", ("setting", "plain"), DIT, method=(CACHES,)
-    ),
-    "q-sched": Experiment("Two factors per step for a quantised few-step run", "q_sched", ("factors", "plain")),
-    "focus": Experiment(
-        "Sentences with two objects under control of the attention", "focus", ("cost", "none"), weights=(JUDGE, PAIRS)
-    ),
-    "flair": Experiment(
-        "Inpainting, super-resolution and deblurring with a frozen prior", "flair", ("method", "start")
-    ),
     "students": Experiment(
         "Distilled students at 1 to 20 calls: equal pairs, updates and batch",
         "students",
@@ -358,38 +273,14 @@ EXPERIMENTS: dict[str, Experiment] = {
         weights=(),
         method=("core/distillation",),
     ),
-    "embedded-dit": Experiment(
-        "What the embedded transformer draws: accuracy, toy-FID, sweeps",
-        "embedded_prior",
-        ("setting", "test prompts"),
-        DIT,
-        method=(SOLVERS,),
+    "mesh-words": Experiment(
+        "Meshes from sentences with patterns, finishes and shapes, beside true instances",
+        "mesh_words",
+        ("of", "true renders"),
+        weights=(JUDGE, "toybox-mv", PAINTER),
+        method=("generate", "core/priors/view_adapter.py", "pipelines/direct25_mesh.py"),
     ),
-    "noiseshift-dit": Experiment(
-        "Recalibrated times of the transformer at its three sizes", "noiseshift", ("table", "plain"), DIT
-    ),
-    "sampling-dit": Experiment(
-        "Every solver on the transformer: quality against calls and seconds",
-        "sampling",
-        ("solver", "euler"),
-        DIT,
-        method=(SOLVERS,),
-    ),
-    "sampling-judged": Experiment(
-        "What solvers draw in 3 to 20 calls: accuracy, toy-FID",
-        "sampling_judged",
-        ("solver", "ddim"),
-        method=(SOLVERS,),
-    ),
-    "sampling-judged-dit": Experiment(
-        "The same of the transformer", "sampling_judged", ("solver", "euler"), DIT, method=(SOLVERS,)
-    ),
-    "sampling-judged-50": Experiment(
-        "The same in 50 calls", "sampling_judged", ("solver", "ddim"), entry="run_long", method=(SOLVERS,)
-    ),
-    "sampling-judged-50-dit": Experiment(
-        "In 50 calls of the transformer", "sampling_judged", ("solver", "euler"), DIT, "run_long", method=(SOLVERS,)
-    ),
+    **SAMPLING,
 }
 
 

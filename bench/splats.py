@@ -1,7 +1,7 @@
-"""What drawing splats and their gradients costs a processor: compiled tiles beside every Gaussian at every pixel.
+"""What drawing splats and their gradients costs a processor: compiled tiles beside other ways, by algorithm.
 
-The comparison is by algorithm: the other way, common in pure-torch rasterisers, evaluates each Gaussian at each pixel
-and lets torch differentiate. Seconds are processor seconds of all threads, which neighbours on the machine disturb
+Every Gaussian at every pixel, differentiated by torch, is the baseline; `splat_ways` has those of OpenSplat's CPU code
+and of ComfyUI's Render Splat. Seconds are processor seconds of all threads, which neighbours on the machine disturb
 least.
 """
 
@@ -23,8 +23,12 @@ from ..utils.files import atomic_path
 from ..utils.seeds import generator
 from .intervals import digits
 from .runner import Context
+from .splat_ways import in_slabs, over_boxes
 
-TWIN, TILES = "every Gaussian at every pixel", "compiled tiles"
+TWIN, SLABS = "every Gaussian at every pixel", "windows in slabs of depth"
+BOXES, TILES = "compiled boxes in turn", "compiled tiles"
+COMPILED: dict[str, Callable[..., Any]] = {BOXES: over_boxes, TILES: rasterization}
+WAYS: dict[str, Callable[..., Any]] = {TWIN: rasterization_reference, SLABS: in_slabs, **COMPILED}
 ARRAYS = ("means", "quats", "scales", "opacities", "colors")
 
 
@@ -54,18 +58,18 @@ def run(context: Context) -> dict[str, Any]:
     table: list[dict[str, Any]] = []
     for index, sizes in enumerate((*config.compared, *config.curve)):
         scene, view = splats(sizes[0], sizes[2], context.seed), looking(sizes[1])
-        ways: dict[str, Callable[..., Any]] = {TILES: rasterization}
-        if index < len(config.compared):
-            ways = {TWIN: rasterization_reference, **ways}
-        rows = [
-            {"way": way, **facts(draw, scene, view, config.rounds if way == TILES else 1)} for way, draw in ways.items()
-        ]
-        for row in rows:
-            row |= {"gaussians": sizes[0], "px": sizes[1]}
-            if len(rows) > 1:
+        ways = WAYS if index < len(config.compared) else COMPILED
+        rows, pictures = [], []
+        for way, draw in ways.items():
+            row, picture = facts(draw, scene, view, config.rounds if way in COMPILED else 1)
+            rows.append({"way": way, **row, "gaussians": sizes[0], "px": sizes[1]})
+            pictures.append(picture)
+        if TWIN in ways:
+            for row, picture in zip(rows, pictures, strict=True):
                 row["times_faster"] = digits(rows[0]["seconds"] / row["seconds"])
+                row["largest_difference"] = digits((picture - pictures[0]).abs().max())
         table += rows
-    table.sort(key=lambda row: row["way"] == TILES)
+    table.sort(key=lambda row: list(WAYS).index(row["way"]))
     curve_picture(table, context.picture())
     first = config.compared[0]
     grown = memory_growth(splats(first[0], first[2], context.seed), looking(first[1]), config.memory_steps)
@@ -117,23 +121,25 @@ def looking(px: int) -> dict[str, Any]:
     return {"viewmats": camera.w2c, "Ks": camera.K, "width": px, "height": px, "sh_degree": 3}
 
 
-def step(draw: Callable[..., Any], scene: dict[str, Tensor], view: dict[str, Any]) -> tuple[float, float]:
-    """Processor seconds of a picture, and of it with all gradients."""
+def step(draw: Callable[..., Any], scene: dict[str, Tensor], view: dict[str, Any]) -> tuple[float, float, Tensor]:
+    """Processor seconds of a picture, and of it with all gradients; the picture."""
     began = time.process_time()
     image, _, _ = draw(**scene, **view)
     drawn = time.process_time()
     image.square().sum().backward()
     for value in scene.values():
         value.grad = None
-    return drawn - began, time.process_time() - began
+    return drawn - began, time.process_time() - began, image.detach()
 
 
-def facts(draw: Callable[..., Any], scene: dict[str, Tensor], view: dict[str, Any], rounds: int) -> dict[str, Any]:
-    """Medians over rounds; the compiled way has a round before to compile."""
-    if draw is rasterization:
+def facts(
+    draw: Callable[..., Any], scene: dict[str, Tensor], view: dict[str, Any], rounds: int
+) -> tuple[dict[str, Any], Tensor]:
+    """Medians over rounds, and the picture; compiled ways have a round before to compile."""
+    if draw in COMPILED.values():
         step(draw, scene, view)
-    seconds = np.median([step(draw, scene, view) for _ in range(rounds)], axis=0)
-    return {"drawing": digits(seconds[0]), "seconds": digits(seconds[1])}
+    drawing, seconds, pictures = zip(*(step(draw, scene, view) for _ in range(rounds)), strict=True)
+    return {"drawing": digits(np.median(drawing)), "seconds": digits(np.median(seconds))}, pictures[0]
 
 
 def memory_growth(scene: dict[str, Tensor], view: dict[str, Any], steps: int) -> float:

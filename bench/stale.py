@@ -34,11 +34,15 @@ class State:
 
 
 def state_of(name: str, results: Path, prior: str | None = None, sources: Sources | None = None) -> State:
-    """The state of results/NAME.json, for another prior than the experiment's own where one is named."""
+    """The state of results/NAME.json of an experiment, for another prior than its own where one is named, or of a
+    script."""
     path = results / f"{name}.json"
     if not path.is_file():
         return State(missing=("never measured",))
     record = read_json(path)
+    if name not in EXPERIMENTS:  # a script's, which names the files it rests on, unless on other results alone
+        code = (record.get("rests_on") or {}).get("code", {})
+        return compared({"code": code}, {"weights": {}, "code": (sources or Sources()).digests(code)})
     own = EXPERIMENTS[name].prior
     wanted = prior or own
     if record.get("quick"):

@@ -16,6 +16,7 @@ import numpy as np
 from ..core.distillation.asdm import Slim
 from ..core.distillation.distil import OBJECTIVES, DistillRecipe, StageRecipe
 from ..core.distillation.kinds import Lora
+from ..core.distillation.pairs import PairPlan
 from ..core.distillation.quest import Quantised
 from ..core.training.config import TrainerConfig
 from ..utils.configs import load_config
@@ -33,6 +34,7 @@ ROWS: dict[str, Callable[[Any], float]] = {
     "incubate": lambda method: 1,
     "selective": lambda method: 1,
 }
+QUEST_4_4, ALL_4_4 = VARIANTS = ("quest-w4a4", "quest-w4a4-all-weights")
 CHECKPOINTS = 3  # of a stage
 PLAIN_LAYOUT = (Slim.name, Lora.name)  # kernels of five axes; files of adapters are written as they lie in memory
 
@@ -41,7 +43,7 @@ PLAIN_LAYOUT = (Slim.name, Lora.name)  # kernels of five axes; files of adapters
 class Spending:
     """The budget of a student."""
 
-    updates: int = 120
+    updates: int = 90
     rows: int = 32
     """of the teacher's network, an update"""
     pairs: int = 768
@@ -110,8 +112,14 @@ def budgeted(recipe: DistillRecipe, spending: Spending, seed: int) -> Budgeted:
             trainer = replace(trainer, channels_last=False)
         stages[name] = replace(stage, trainer=trainer, method=sooner(stage.method, steps / stage.trainer.steps))
         asked += steps * batch * rows
-    shared = replace(
-        recipe.pairs,
+    made = replace(recipe, stages=stages, pairs=shared_pairs(recipe.pairs, spending, seed))
+    return Budgeted(made, round(asked), next(iter(stages.values())).trainer.batch)
+
+
+def shared_pairs(plan: PairPlan, spending: Spending, seed: int) -> PairPlan:
+    """The pairs that all learn from."""
+    return replace(
+        plan,
         count=spending.pairs,
         guidance=spending.guidance,
         steps=spending.pair_steps,
@@ -119,8 +127,21 @@ def budgeted(recipe: DistillRecipe, spending: Spending, seed: int) -> Budgeted:
         spacing="karras",
         seed=seed,
     )
-    made = replace(recipe, stages=stages, pairs=shared)
-    return Budgeted(made, round(asked), next(iter(stages.values())).trainer.batch)
+
+
+def recipe_of(method: str) -> DistillRecipe:
+    """The packaged recipe of a method; of a variant, another with inputs of 4 bits too, by its stages or, as what they
+    are compared with, by one in which all weights learn."""
+    if method not in VARIANTS:
+        return load_config(DistillRecipe, f"distill/{method}")
+    recipe = load_config(DistillRecipe, "distill/quest")
+    stages = {name: replace(stage, student={**stage.student, "input_bits": 4}) for name, stage in recipe.stages.items()}
+    if method == QUEST_4_4:
+        return replace(recipe, stages=stages)
+    first, last = next(iter(stages.values())), list(stages.values())[-1]
+    steps = sum(stage.trainer.steps for stage in stages.values())
+    whole = replace(first, method={"weights": "all"}, trainer=replace(last.trainer, steps=steps))
+    return replace(recipe, stages={"all": whole})
 
 
 def shortened(trainer: TrainerConfig, steps: int, batch: int, seed: int) -> TrainerConfig:

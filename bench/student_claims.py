@@ -8,13 +8,18 @@ import numpy as np
 
 from .intervals import digits
 from .kept import Row
+from .student_budget import ALL_4_4, QUEST_4_4
+from .student_kernels import NETWORK
 from .student_others import CUT
+from .student_rivals import RIVALS
 
 NONE = "none"
 ADAM = 4  # numbers for each that learns: weight, gradient, two moments
 
 
-def claims(table: Sequence[Row], heads: Sequence[Row], negative: Sequence[Row]) -> list[Row]:
+def claims(
+    table: Sequence[Row], heads: Sequence[Row], negative: Sequence[Row], kernels: Sequence[Row] = ()
+) -> list[Row]:
     """A row for each claim of which all parts were measured: what was, what is wanted, whether it holds."""
     rows: list[Row] = []
 
@@ -37,7 +42,8 @@ def claims(table: Sequence[Row], heads: Sequence[Row], negative: Sequence[Row]) 
     long = found(NONE, most, "dpm++")
     steps = max((row["calls"] for row in table if row["student"] not in ("", NONE)), default=0)
     for calls, distance, points in ((4, 1.1, 2.0), (1, 1.35, 6.0)):
-        able = [row for row in table if row["student"] != NONE and row["calls"] == calls and "toy_fid" in row]
+        names = {row["student"] for row in table} - {NONE, *RIVALS}  # those that come with the package
+        able = [row for row in table if row["student"] in names and row["calls"] == calls and "toy_fid" in row]
         if able and long is not None and "toy_fid" in long:
             best = min(able, key=lambda row: row["toy_fid"]["fid"])
             name = best["student"]
@@ -72,6 +78,16 @@ def claims(table: Sequence[Row], heads: Sequence[Row], negative: Sequence[Row]) 
     bits, whole_row = found("quest", steps), found(NONE, steps)
     if bits is not None and whole_row is not None:
         claim("quest", "file over float32", bits["megabytes"] / whole_row["megabytes"], most=0.16)
+    selected, all_weights = found(QUEST_4_4, steps), found(ALL_4_4, steps)
+    if selected is not None and all_weights is not None and "toy_fid" in selected:
+        claim("quest", "toy-FID with weights and inputs of 4 bits over that of a fine-tuning of all weights",
+              _fid(selected) / _fid(all_weights), most=1.2)  # fmt: skip
+    groups: dict[tuple[str, int, bool], list[float]] = {}
+    for row in kernels:
+        groups.setdefault((row["of"], row["batch"], row["layer"] == NETWORK), []).append(row["int8_ratio"])
+    for (of, batch, whole), ratios in groups.items():
+        part = NETWORK if whole else "the slowest layer"
+        claim("quest", f"time of integers over float32, {part}, {of}, batch {batch}", max(ratios), most=1.0)
     for row in (row for row in heads[1:] if row["network"] != CUT):  # a cut that was not taught is no claim
         claim("head of geometry", f"AbsRel over the whole head's, {row['network']}", row["abs_rel_ratio"]["ratio"],
               most=1.05)  # fmt: skip

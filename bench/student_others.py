@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,12 +19,12 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from ..core.distillation.export import load_student
+from ..core.distillation.lent import seeing_views
 from ..core.distillation.prune import Pruned, pruned
 from ..core.distillation.quantised import quantised, weight_scales
 from ..core.distillation.quest import OUTER, OUTER_BITS
 from ..core.priors import MultiViewPrior, load_prior
 from ..core.priors.diffusers import DiffusersPrior
-from ..core.priors.multiview import MultiViewUNet
 from ..core.sampling import Denoiser, NoiseSchedule
 from ..core.sampling.guidance import guided
 from ..core.sampling.plan import SamplingPlan
@@ -33,6 +32,7 @@ from ..core.training.config import TrainerConfig
 from ..geometry.cameras import Camera, to_mvdream
 from ..pipelines.text_to_image import TextToImage, TextToImageOutput
 from ..tasks.data import GeometryData
+from ..tasks.few_bits import with_unet
 from ..tasks.geometry_head import GeometryHead
 from ..tasks.heads import load_head
 from ..tasks.train import HeadObjective, LossConfig
@@ -71,13 +71,6 @@ def head_rows(prior: str, rooms: tuple[int, int], updates: int, size: int = 96, 
     with torch.enable_grad(), trained(HeadObjective(LossConfig("regression"), small), learnt, settings):
         errors = head_errors(small, held)
     return [*rows, {**head_row(f"{CUT}, {updates} updates", small.unet, errors, whole), "updates": updates}]
-
-
-def with_unet(head: GeometryHead, unet: UNet2DConditionModel) -> GeometryHead:
-    """The same head with another network."""
-    other = copy.copy(head)
-    other.unet, other.asked = unet, head.prior.with_network(unet, head.config.kind)
-    return other
 
 
 def head_errors(head: GeometryHead, data: GeometryData, batch: int = 16) -> dict[str, np.ndarray]:
@@ -139,12 +132,6 @@ def view_rows(
             plan = SamplingPlan.of(student.recommended).changed(steps=calls if calls in able else 2 * calls)
             row(name, seeing_views(many, student), plan)
     return rows
-
-
-def seeing_views(many: MultiViewPrior, student: DiffusersPrior) -> MultiViewPrior:
-    """A multi-view prior with a student's network and its own cameras."""
-    network: Any = copy.deepcopy(student.network)
-    return many.with_views(MultiViewUNet(network, many.views.camera_embedding))
 
 
 @torch.no_grad()

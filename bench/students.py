@@ -10,15 +10,19 @@ A row is the mean over 200 pictures (accuracy, distances from renders, paired er
 DPM-Solver++, whose own error to 500 calls `sampling` measures at below 1e-4) or over 100 prompts (diversity). Rates are
 those of the recipes; a few dozen updates are far from what the recipes take.
 
+Beside the eleven stand QuEST with inputs of 4 bits too and a fine-tuning of all weights in its place (at the most
+calls), and three methods of the field at the same spending (`student_rivals`), which the claims leave out.
+
 What is finished is kept under runs/bench, method by method, and trainings have checkpoints: an interrupted run goes on.
-All of it takes about 26 minutes of one core, by what an update and a network row took on a busy one (.4 to .9 s, 5 ms):
-13 for 120 updates of each method, 4 for pairs and the teacher's runs, 6 to draw and judge, 3 for heads and views.
+All of it takes about 29 minutes of one core, by what an update and a network row took on a busy one (.4 to .9 s, 5 ms):
+15 for 90 updates of each method, 4 for pairs and the teacher's runs, 7 to draw and judge, 3 for heads, views and times.
 """
 
 from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -29,8 +33,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..core.distillation.distil import DistillRecipe, distil
+from ..core.distillation.distil import distil
 from ..core.distillation.export import load_student
+from ..core.distillation.pairs import PairPlan, make_pairs
+from ..core.distillation.teacher import Teacher
 from ..core.priors import Condition, Prior, load_prior
 from ..core.priors.diffusers import DiffusersPrior
 from ..core.sampling.drawing import drawing
@@ -39,7 +45,6 @@ from ..core.sampling.plan import SamplingPlan
 from ..toybox.captions import Meaning, say
 from ..toybox.judge import Judge
 from ..toybox.samples import object_prompts, plain_meaning
-from ..utils.configs import load_config
 from ..utils.errors import Stopped
 from ..utils.files import atomic_path, is_there, read_json, weights_root, write_json
 from ..utils.progress import progress
@@ -48,12 +53,15 @@ from .distances import Yardstick
 from .intervals import bootstrapped, digits
 from .kept import Row, kept, place_of
 from .runner import Context
-from .student_budget import Budgeted, Spending, budgeted
+from .student_budget import VARIANTS, Budgeted, Spending, budgeted, recipe_of, shared_pairs
 from .student_claims import claims
+from .student_kernels import STABLE_DIFFUSION, TOYBOX, kernel_rows, network_rows
 from .student_others import head_rows, negative_row, view_rows
 from .student_picture import picture
+from .student_rivals import RIVALS, learnt, rival_draws
 from .toy_latents import decoded, features, paired_mse, scores, seeded_noise, yardstick
 
+Draw = Callable[[Condition, Tensor, Sequence[torch.Generator]], Tensor]
 NONE = "none"
 METHODS = (
     *("lora-distillation", "guided-distillation", "lcm-lora", "scott", "instaflow", "rectified-diffusion"),
@@ -68,7 +76,8 @@ COPIES = ("vae", "text_encoder", "plain")  # folders of an export that hold what
 class StudentsBench:
     """Sizes of the experiment."""
 
-    methods: tuple[str, ...] = METHODS
+    methods: tuple[str, ...] = (*METHODS, *VARIANTS)
+    rivals: tuple[str, ...] = tuple(RIVALS)
     spending: Spending = field(default_factory=Spending)
     prompts: int = 100
     draws: int = 2
@@ -87,6 +96,12 @@ class StudentsBench:
     """drawn in four views each"""
     negatives: int = 32
     """prompts whose negative prompt is changed"""
+    batches: tuple[int, ...] = (1, 8)
+    """of layers whose kernels are timed"""
+    layers: int | None = None
+    """of those, the first so many; None: all"""
+    repeats: int = 4
+    """of a time"""
     work: str = "runs/bench/students"
 
 
@@ -100,6 +115,9 @@ QUICK = StudentsBench(
     rooms=(1, 1),
     objects=1,
     negatives=2,
+    batches=(1,),
+    layers=3,
+    repeats=1,
     work="runs/bench/students-quick",
 )
 
@@ -128,7 +146,7 @@ class Questions:
         path = place / "reference.safetensors"
         if not path.exists():
             condition, began = prior.encode_text([say(one) for one in meanings]), time.process_time()
-            made = drawn(prior, long_plan(config), condition, noise, config.rows)
+            made = drawn(by_plan(prior, long_plan(config)), condition, noise, config.rows)
             ms = torch.tensor(1000 * (time.process_time() - began) / count)
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_path(path) as temporary:
@@ -137,11 +155,12 @@ class Questions:
         plain = features(judge, decoded(prior, found["latents"], config.decoded))
         return cls(judge, meanings, yard, noise, found["latents"], plain, float(found["ms"]), config)
 
-    def row(self, prior: DiffusersPrior, plan: SamplingPlan) -> Row:
-        """Quality and cost of what a prior draws by a plan."""
+    def row(self, prior: DiffusersPrior, plan: SamplingPlan | None = None, draw: Draw | None = None) -> Row:
+        """Quality and cost of what a prior draws by a plan, or otherwise."""
         condition = prior.encode_text([say(one) for one in self.meanings])
+        how = draw or by_plan(prior, plan or SamplingPlan())
         rows, began = prior.nfe, time.process_time()
-        made = drawn(prior, plan, condition, self.noise, self.config.rows)
+        made = drawn(how, condition, self.noise, self.config.rows)
         ms = 1000 * (time.process_time() - began) / len(made)
         return {"network_rows": (prior.nfe - rows) // len(made), **self.said(prior, made, ms)}
 
@@ -163,9 +182,10 @@ def run(context: Context) -> dict[str, Any]:
     place = place_of(context, config, SHIPPED)
     questions = Questions.of(prior, config, context.seed, place)
     table = kept(place / "teacher.json", lambda: teacher_rows(prior, questions))
-    for method in progress(config.methods, label="students"):
-        make = partial(method_rows, method, prior, questions, place, context)
-        table += kept(place / f"{method}.json", make)
+    makers = [(name, partial(method_rows, name, prior, questions, place, context)) for name in config.methods]
+    makers += [(name, partial(rival_rows, name, prior, questions, place, context)) for name in config.rivals]
+    for name, make in progress(makers, label="students"):
+        table += kept(place / f"{name}.json", make)
     table += shipped_rows(questions)
     heads = kept(place / "head.json", lambda: head_rows(context.prior, config.rooms, config.spending.updates))
     folders = {method: place / method / "export" for method in config.methods}
@@ -177,9 +197,17 @@ def run(context: Context) -> dict[str, Any]:
         place / "negative.json",
         lambda: [negative_row(folders["speedupnet"], prior, questions.wanted[: config.negatives])],
     )
+    kernels = kept(place / "kernels.json", lambda: measured_kernels(prior, folders["quest"], config))
     picture(table, context.picture())
-    told = {"heads": heads, "views": views, "negative": negative, "claims": claims(table, heads, negative)}
+    told = {"heads": heads, "views": views, "negative": negative, "kernels": kernels}
+    told["claims"] = claims(table, heads, negative, kernels)
     return {"config": asdict(config), "seeds": [context.seed], "table": table, **told}
+
+
+def measured_kernels(prior: DiffusersPrior, folder: Path, config: StudentsBench) -> list[Row]:
+    """What few bits cost in time: layers of the toybox and of Stable Diffusion 1.5, and the whole student."""
+    layers = kernel_rows((*TOYBOX, *STABLE_DIFFUSION)[: config.layers], config.batches, config.repeats)
+    return layers + network_rows(prior, load_student(folder), config.batches, config.repeats)
 
 
 def long_plan(config: StudentsBench) -> SamplingPlan:
@@ -209,10 +237,29 @@ def begun(student: str, plan: SamplingPlan) -> Row:
 def method_rows(method: str, prior: DiffusersPrior, questions: Questions, place: Path, context: Context) -> list[Row]:
     """The rows of a method, whose student is distilled first."""
     config, folder = questions.config, place / method
-    budget = budgeted(load_config(DistillRecipe, f"distill/{method}"), config.spending, context.seed)
+    budget = budgeted(recipe_of(method), config.spending, context.seed)
     seconds = taught(method, prior, budget, folder, place)
     told = {"updates": config.spending.updates, "batch": budget.batch, "teacher_rows": budget.teacher_rows}
-    return student_rows(method, folder / "export", questions, {**told, "train_s": seconds})
+    counts = config.calls[-1:] if method in VARIANTS else config.calls  # they are compared at the most
+    return student_rows(method, folder / "export", questions, {**told, "train_s": seconds}, counts)
+
+
+def rival_rows(name: str, prior: DiffusersPrior, questions: Questions, place: Path, context: Context) -> list[Row]:
+    """The rows of a method of the field, which is trained first."""
+    config, folder = questions.config, place / name
+    plan = shared_pairs(PairPlan(), config.spending, context.seed)
+    with torch.no_grad():
+        pairs = make_pairs(Teacher(prior), object_prompts("train", plan.count), plan, place.parent / "pairs")
+    made = learnt(name, prior, pairs, config.spending, context.seed, folder)
+    in_channels_last(made.prior.network)
+    draws = rival_draws(name, made.prior, config.calls)
+    about: Row = {"student": name, "solver": RIVALS[name].solver}
+    rows = [
+        {**about, "calls": calls, "guidance": 1.0, **made.told, **questions.row(made.prior, draw=draw)}
+        for calls, draw in draws.items()
+    ]
+    shutil.rmtree(folder, ignore_errors=True)
+    return rows
 
 
 def taught(method: str, prior: DiffusersPrior, budget: Budgeted, folder: Path, place: Path) -> float:
@@ -233,14 +280,14 @@ def taught(method: str, prior: DiffusersPrior, budget: Budgeted, folder: Path, p
     return float(read_json(done)["train_s"])
 
 
-def student_rows(name: str, folder: Path, questions: Questions, told: Row) -> list[Row]:
-    """A row for each number of calls that a student can take."""
+def student_rows(name: str, folder: Path, questions: Questions, told: Row, counts: Sequence[int]) -> list[Row]:
+    """A row for each of these numbers of calls that a student can take."""
     student = load_student(folder)
     in_channels_last(student.network)
     about, able = read_json(folder / "distill.json"), student.recommended.step_counts
     told = {**told, "trained_share": digits(about["trained_share"], 3), "megabytes": megabytes(folder)}
     rows = []
-    for calls in questions.config.calls:
+    for calls in counts:
         if not able or calls in able:
             plan = SamplingPlan.of(student.recommended).changed(steps=calls)
             rows.append({**begun(name, plan), **told, **questions.row(student, plan)})
@@ -251,7 +298,8 @@ def shipped_rows(questions: Questions) -> list[Row]:
     """Rows of the students that come along, where they do."""
     folders = [weights_root() / name for name in SHIPPED]
     there = [folder for folder in folders if is_there(folder / "distill.json")]
-    return [row for folder in there for row in student_rows(f"shipped {folder.name}", folder, questions, {})]
+    calls = questions.config.calls
+    return [row for folder in there for row in student_rows(f"shipped {folder.name}", folder, questions, {}, calls)]
 
 
 def in_channels_last(network: nn.Module) -> None:
@@ -266,15 +314,20 @@ def megabytes(folder: Path) -> float:
     return digits(sum(path.stat().st_size for path in files) / 1e6, 3)
 
 
-@torch.no_grad()
-def drawn(prior: Prior, plan: SamplingPlan, condition: Condition, noise: Tensor, batch: int) -> Tensor:
-    """Latents (N, C, h, w) of N condition rows, from these noises; further noise has a seed for each row."""
+def by_plan(prior: Prior, plan: SamplingPlan) -> Draw:
+    """What draws with a prior as a plan says."""
     draw = drawing(plan, prior)
+    return lambda condition, noise, seeds: draw.run(condition, Start(noise, draw.levels), list(seeds))
+
+
+@torch.no_grad()
+def drawn(draw: Draw, condition: Condition, noise: Tensor, batch: int) -> Tensor:
+    """Latents (N, C, h, w) of N condition rows, from these noises; further noise has a seed for each row."""
     parts = []
     for first in range(0, len(noise), batch):
         part = noise[first : first + batch]
         seeds = [generator(HELDOUT_SEED + first + i) for i in range(len(part))]
-        parts.append(draw.run(condition.index(range(first, first + len(part))), Start(part, draw.levels), seeds))
+        parts.append(draw(condition.index(range(first, first + len(part))), part, seeds))
     return torch.cat(parts)
 
 

@@ -175,6 +175,9 @@ class MapCommand(ImageCommand, OneKind):
     codec: ClassVar[str] = ""
     """of the target"""
 
+    student: str | None = None
+    """A student of few bits (quest, toybox-w4), a folder or a name: the head's weights are packed in as many bits, for
+    less memory. Its steps and guidance are those of drawings and mean nothing here."""
     format: str | None = None
     """Files to write, of npz, npy, exr, tiff (float32) and png (16 bits, and a picture), as in npz,exr (default: what
     --out names, else npz,png)."""
@@ -225,6 +228,12 @@ class MapCommand(ImageCommand, OneKind):
         if self.compression != "fast" and self.formats == ("npy",):
             raise InputError(f"--compression {self.compression}: NPY knows none; leave it out, or take npz")
         self.check_other(self.prior)
+        if self.student is not None:
+            from ..tasks.few_bits import bits_of
+
+            if self.other_kind:
+                raise InputError(f"--student {self.student} serves plain heads, not {self.other_kind}; leave one out")
+            bits_of(self.student)
         super().check()
 
     @property
@@ -239,7 +248,12 @@ class MapCommand(ImageCommand, OneKind):
         from ..pipelines.image_to_geometry import ImageToMap
         from ..tasks.heads import load_head
 
-        return ImageToMap(load_head(self.prior, (self.codec,), **self.placement()), self.codec)
+        head = load_head(self.prior, (self.codec,), **self.placement())
+        if self.student is not None:
+            from ..tasks.few_bits import with_bits_of
+
+            head = with_bits_of(head, self.student)
+        return ImageToMap(head, self.codec)
 
     def one(self, pipe: Any, path: Path, picture: np.ndarray, record: RunRecord, target: Target) -> None:
         """Writes the files of the formats; of an ensemble those of its uncertainty too."""

@@ -174,10 +174,15 @@ def _package_checks() -> list[dict[str, Any]]:
 
 def _extra_checks() -> list[dict[str, Any]]:
     """Optional packages, looked for and not imported."""
+    from ..geometry.rasterisers import RASTERISERS
+
     checks = []
     for name, (extra, use) in EXTRAS.items():
         here = find_spec(name) is not None
         checks.append(_check("extra", extra, here, use + ("" if here else f": pip install 'unproject[{extra}]'")))
+    for name, made in RASTERISERS.items():
+        here, use = find_spec(made.package) is not None, f"draws meshes on {' and '.join(made.devices)}"
+        checks.append(_check("extra", name, here, use + ("" if here else f": {made.source}")))
     return checks
 
 

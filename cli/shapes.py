@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..utils.configs import config_path
 from ..utils.errors import InputError
-from ..utils.files import views_come_with
+from ..utils.files import student_folder, views_come_with
 from ..utils.locks import alone_in
 from ..utils.runs import RunRecord, earlier
 from .common import check_range
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ..generate.diagnostics import Diagnostics
 
 
+TEXTURE = (256, 4096)  # texels along an edge
 USUAL_MESH_STEPS = 45  # of the embedded recipe
 USUAL_DRAWN_STEPS = 30  # of a drawing of the embedded prior of several views
 
@@ -51,8 +52,9 @@ class ShapeCommand(TextCommand, ImagePromptCommand):
     """Classifier-free guidance (default: that of the rule or recipe; with --method direct25 2 for maps, and the prior's
     own for colours)."""
     work: Path | None = None
-    """Folder for checkpoints and preview.png, which stays (default: .NAME.work beside the result, removed at the end).
-    The same command typed again goes on where an interrupted one was."""
+    """Folder of the work, which stays (default: .NAME.work beside the result, removed at the end). Optimisations keep
+    checkpoints and preview.png there, and the same command typed again goes on from them; --method direct25 puts its
+    drawings there, normals.png and views.png."""
     step_memory: float = 2.0
     """Gigabytes that the activations of a step may take; what needs more is computed in parts, with the same
     gradients."""
@@ -177,6 +179,8 @@ class TextToMesh(ShapeCommand):
 
     faces: int | None = None
     """Triangles of the mesh at most (default: the recipe's)."""
+    texture: int | None = None
+    """Texels of a side of the texture, 256 to 4096 (default: the recipe's; 512 with --method direct25)."""
     albedo: bool = False
     """A base colour without light, by a prior that was taught albedo: direct25 paints it so, for other methods the
     painted light is taken out; the pictures are then lit."""
@@ -197,6 +201,11 @@ class TextToMesh(ShapeCommand):
     direct25: Path | None = None
     """What paints with --method direct25: export/ of `unproject train direct25-texture`, or a folder with the published
     networks (default: what comes with the prior, else renders of the bare mesh are redrawn)."""
+    student: str | None = None
+    """A distilled student in the place of the network of the prior of several views: a folder that `unproject distill`
+    wrote, or the name of an embedded one. With --method direct25 it draws the normal maps, with the steps, solver and
+    guidance of its distill.json; with optimise it is what is asked, for quick previews. Adapters and smaller U-Nets
+    fit; others are told why not."""
     second_ring: float | None = None
     """Degrees above the object of a second ring of views of --method direct25, which paints what the first does not
     show."""
@@ -221,6 +230,7 @@ class TextToMesh(ShapeCommand):
             "--ip-adapter": (bool(self.ip_adapter), ("optimise",)),
             "--recipe": (self.recipe != "default", ("optimise",)),
             "--quality": (self.quality != "balanced", ("optimise", "direct25")),
+            "--student": (self.student is not None, ("optimise", "direct25")),
             "--turbo": (self.turbo is not None, ("turbo",)),
             "--amortised": (self.amortised is not None, ("amortised",)),
             "--refine": (bool(self.refine), ("turbo", "amortised")),
@@ -235,13 +245,35 @@ class TextToMesh(ShapeCommand):
             if given and self.chosen not in methods:
                 told = " or ".join(methods)
                 raise InputError(f"{option} belongs to --method {told}; add that, or leave {option} out")
+        if self.student is not None:
+            student_folder(self.student)
+            if self.lora:
+                raise InputError(f"a student ({self.student}) and --lora change the network both; give one")
         if self.second_ring is not None:
             check_range("--second-ring", self.second_ring, -89, 89)
         if self.faces is not None:
             check_range("--faces", self.faces, 4, 10_000_000)
+        if self.texture is not None:
+            check_range("--texture", self.texture, *TEXTURE)
+        self._check_weights()
         if self.out is not None:
             need_format(self.out)
         super().check()
+
+    def _check_weights(self) -> None:
+        """The weights that an option names have to be there."""
+        if self.direct25 is not None:
+            from ..pipelines.direct25_mesh import find_weights
+
+            find_weights(self.prior, self.direct25)
+        if self.turbo is not None:
+            from ..pipelines.turbo_mesh import TurboTextToMesh
+
+            TurboTextToMesh.find_weights(self.prior, self.turbo)
+        if self.amortised is not None:
+            from ..pipelines.amortised_mesh import AmortisedTextToMesh
+
+            AmortisedTextToMesh.find_weights(self.prior, self.amortised)
 
     def check_places(self, target: Target) -> None:
         """See Command.check_places; pictures of what was drawn do not replace others in --work unasked."""
@@ -265,16 +297,19 @@ class TextToMesh(ShapeCommand):
 
     def settings(self, prior: str) -> dict[str, Any]:
         """See ShapeCommand.settings."""
+        mesh = {"faces": self.faces, "texture": self.texture}
         if self.chosen == "optimise":
-            return {**super().settings(prior), "faces": self.faces}
+            return {**super().settings(prior), **mesh}
         if self.chosen != "direct25":
-            return {"refine": self.refine, "faces": self.faces}
+            return {"refine": self.refine, **mesh}
         drawn = {"num_inference_steps": self.steps, "guidance_scale": self.guidance}
-        return {**drawn, "second_ring": self.second_ring, "faces": self.faces}
+        return {**drawn, "second_ring": self.second_ring, **mesh}
 
     def estimate(self) -> Estimate | None:
         """See Command.estimate."""
         if not self.known_cost or self.recipe != "default" or self.rule is not None or self.quality != "balanced":
+            return None
+        if self.student is not None:  # of a network of another size and other steps
             return None
         usual = {"optimise": USUAL_MESH_STEPS, "direct25": USUAL_DRAWN_STEPS}.get(self.chosen)
         if usual is None:
@@ -310,11 +345,20 @@ class TextToMesh(ShapeCommand):
             drawer = Direct25TextToMesh.from_pretrained(self.prior, self.direct25, **self.placement())
             if self.quality != "balanced":
                 drawer.config = drawn_at_quality(drawer.config, self.quality)
+            if self.student is not None:
+                from ..pipelines.students import drawn_by_student
+
+                drawn_by_student(drawer, self.student)
             return drawer
         from ..pipelines.text_to_mesh import TextToMesh as Pipeline
 
         own: dict[str, Any] = {"rule": self.rule, "quality": self.quality, **self.placement()}
-        return Pipeline.from_pretrained(self.prior, self.recipe, **own)
+        optimiser = Pipeline.from_pretrained(self.prior, self.recipe, **own)
+        if self.student is not None:
+            from ..pipelines.students import guided_by_student
+
+            guided_by_student(optimiser, self.student)
+        return optimiser
 
     def finished(self, pipe: Any, made: Any) -> Any:
         """See ShapeCommand.finished."""

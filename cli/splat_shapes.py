@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 
 from ..utils.errors import InputError
 from ..utils.runs import RunRecord
+from .common import check_range
 from .folders import MESH_KINDS
 from .jobs import Job
 from .outputs import Target, need_format
-from .shapes import ShapeCommand
+from .shapes import TEXTURE, ShapeCommand
 from .showing import Shown
 
 
@@ -25,6 +26,8 @@ class TextToSplats(ShapeCommand):
 
     mesh: Path | None = None
     """Also write a textured mesh of them (.glb .obj .stl .ply)."""
+    texture: int | None = None
+    """Texels of a side of the texture of --mesh, 256 to 4096 (default: the recipe's)."""
 
     def check(self) -> None:
         """The mesh."""
@@ -34,6 +37,10 @@ class TextToSplats(ShapeCommand):
             need_format(self.mesh)
         if self.mesh is not None and self.many:
             raise InputError(f"--mesh {self.mesh} is one file and --prompts makes several; leave it out")
+        if self.texture is not None:
+            if self.mesh is None:
+                raise InputError(f"--texture {self.texture} is that of a mesh; give --mesh too, or leave it out")
+            check_range("--texture", self.texture, *TEXTURE)
         super().check()
 
     def ending(self, target: Target) -> str:
@@ -64,7 +71,7 @@ class TextToSplats(ShapeCommand):
         record.keep(made.write_report, job.files[0])
         record.keep(pictures, job.files[0])
         if self.mesh is not None:
-            record.keep(made.mesh().save, self.mesh)
+            record.keep(made.mesh(self.texture).save, self.mesh)
 
     def tell(self, made: Any, job: Job, shown: Shown) -> None:
         """See ShapeCommand.tell."""

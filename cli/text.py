@@ -140,6 +140,9 @@ class TextToImage(TextCommand, SamplingCommand, SteeredCommand):
     student: str | None = None
     """A distilled student: a folder that `unproject distill` wrote, or the name of an embedded one. Steps, solver and
     guidance come from its distill.json; an adapter goes on --prior where that is given."""
+    kernels: Literal["reference", "int8"] = "reference"
+    """How a student of few bits computes: rounded values in floating point, or 8-bit integers where torch multiplies
+    such, which is quicker for large layers (docs/students.md)."""
     quality: Literal["fast", "balanced", "best", "native", "turbo"] = "balanced"  # type: ignore[assignment]  # one more
     """Solver and steps: few, some or many; native is what the prior's makers recommend; turbo draws with the prior's
     student of few steps (docs/students.md)."""
@@ -156,6 +159,8 @@ class TextToImage(TextCommand, SamplingCommand, SteeredCommand):
         check_range("--count", self.count, 1, 4096)
         if self.chosen_student is not None:
             self._check_student(self.chosen_student)
+        elif self.kernels != "reference":
+            raise InputError(f"--kernels {self.kernels} belongs to --student of few bits; add that, or leave it out")
         check_range("--grid", self.grid, 0, 1024)
         if self.grid and self.count > 1:
             raise InputError(f"give --grid {self.grid} or --count {self.count}, not both")
@@ -228,7 +233,8 @@ class TextToImage(TextCommand, SamplingCommand, SteeredCommand):
 
         given = {name: value for name, value in self.placement().items() if name != "quality"}
         base = None if self.prior == "toybox" else self.prior
-        return Pipeline(load_student(self.chosen_student, base, **given), "native"), self.loaded_plan()
+        student = load_student(self.chosen_student, base, kernels=self.kernels, **given)
+        return Pipeline(student, "native"), self.loaded_plan()
 
     def one(self, pipe: Any, job: Job, record: RunRecord, shown: Shown) -> None:
         """Draws and writes the images."""

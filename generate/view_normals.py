@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..core.distillation.score import DivergedError
 from ..core.priors import Prior
+from ..core.sampling.caches import caching
 from ..core.sampling.denoiser import Control
 from ..core.sampling.drawing import drawing
 from ..core.sampling.init import ImageInit, Init
@@ -128,14 +129,18 @@ def draw_views(
 ) -> Tensor:
     """Pictures (B, 3, H, W) in [0, 1] of one object from B cameras, which see each other.
 
-    maps: latents (B, C, h, w) of maps of these views, for priors that read them.
+    maps: latents (B, C, h, w) of maps of these views, for priors that read them. A cache of the plan holds features of
+    all views of a run together.
     """
     condition = prior.encode_text([prompt], negative).with_views(to_mvdream(camera.c2w), camera.batch)
     if maps is not None:
         condition = condition.with_rows(concat=maps)
     made = drawing(plan.changed(init=init), prior, negative=negative)
     noise = sample_noise((camera.batch, *prior.latent_shape), generator, 1, prior.device)[0]
-    return prior.decode(made.run(condition, made.started(noise), generator, controls=controls)).float()
+    start = made.started(noise)
+    with caching(made.prior, made.plan.cache, steps=len(start.levels) - 1, solver=made.solver):
+        latents = made.run(condition, start, generator, controls=controls)
+    return prior.decode(latents).float()
 
 
 def blob_pictures(camera: Camera, radius: float, code: NormalCode) -> Tensor:

@@ -122,11 +122,11 @@ def _check_distortion(source: Matrix, lens: DistortedLens, undistort: bool) -> N
 
 def _read(source: Matrix, picture: str | Path | None) -> tuple[DistortedLens, Size | None]:
     if not isinstance(source, (str, Path)):
-        return DistortedLens(_checked(source, source)), None
+        return DistortedLens(checked_matrix(source, source)), None
     found = read_json(source)
     if not isinstance(found, Mapping):
         check_numbers({"its matrix": found}, source)
-        return DistortedLens(_checked(found, source)), None
+        return DistortedLens(checked_matrix(found, source)), None
     if isinstance(found.get("frames"), list):
         return _lens_of_document(found, Path(source), picture)
     check_numbers({name: found[name] for name in NUMBERS if name in found}, source)
@@ -139,7 +139,7 @@ def _read(source: Matrix, picture: str | Path | None) -> tuple[DistortedLens, Si
         size = None if None in sides else (int(str(sides[0])), int(str(sides[1])))
     except (TypeError, ValueError) as error:
         raise InputError(f"{source}: {error}") from error
-    matrix = _checked(*_matrix_of(found, source))
+    matrix = checked_matrix(*_matrix_of(found, source))
     return DistortedLens(matrix, coefficients, fisheye), size
 
 
@@ -177,7 +177,7 @@ def _lens_of_document(
         odd = sorted(set(lens.bent) - set(FISHEYE if fisheye else COEFFICIENTS))
         if odd:  # k4 of nerfstudio's pinholes is another one than OpenCV's
             raise InputError(f"{path} has the distortion {', '.join(odd)}, which is not undone; undistort the images")
-        matrix = DistortedLens(_checked(lens.K.numpy(), path), lens.bent, fisheye)
+        matrix = DistortedLens(checked_matrix(lens.K.numpy(), path), lens.bent, fisheye)
         lenses.append((name, matrix, (lens.width, lens.height)))
     if not lenses:
         raise InputError(f"{path} has no frames")
@@ -191,14 +191,15 @@ def _lens_of_document(
     return own[0][1], own[0][2]
 
 
-def _checked(values: Any, source: Matrix, shift: float = 0.0) -> np.ndarray:
+def checked_matrix(values: Any, source: Matrix, shift: float = 0.0) -> np.ndarray:
     """The matrix, moved to pixel centres at +0.5. Raises InputError for one that is no pinhole's."""
     try:
         matrix = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise InputError(f"K in {source} is no matrix of numbers") from error
     if matrix.shape != (3, 3) or not np.isfinite(matrix).all() or min(matrix[0, 0], matrix[1, 1]) <= 0:
-        raise InputError(f"K must be a 3 x 3 matrix in px with positive focal lengths, got {matrix.tolist()}")
+        named = f"{source}: " if isinstance(source, (str, Path)) else ""
+        raise InputError(f"{named}K must be a 3 x 3 matrix in px with positive focal lengths, got {matrix.tolist()}")
     if not np.allclose(matrix[2], (0, 0, 1)) or matrix[1, 0] != 0:
         raise InputError(f"K has the rows {matrix[1].tolist()}, {matrix[2].tolist()}; they must be 0 fy cy and 0 0 1")
     return matrix + np.array([[0, 0, shift], [0, 0, shift], [0, 0, 0]])

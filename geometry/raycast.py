@@ -1,4 +1,4 @@
-"""Mesh rendering: Open3D finds which face a pixel sees, torch computes everything else differentiably.
+"""Mesh rendering: Open3D or a rasteriser finds which face a pixel sees, torch computes the rest differentiably.
 
 Gradients reach vertices (through the ray-triangle intersection), vertex colours and normals; visibility and therefore
 silhouettes have none.
@@ -6,9 +6,11 @@ silhouettes have none.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import open3d
@@ -20,6 +22,7 @@ from .cameras import Camera
 from .colors import linear_from_srgb, sample_texture, srgb_from_linear
 from .meshes import Mesh
 from .outputs import Rays, RenderOutput, background_like
+from .rasterisers import Renderer, drawn_faces, rasteriser_of
 
 CHANNELS = ("rgb", "alpha", "depth", "normal", "albedo", "roughness", "metallic", "face_id")
 NO_HIT = 0xFFFFFFFF
@@ -56,25 +59,36 @@ STUDIO = Light()
 class RayMesh:
     """A mesh ready for ray casting; build a new one when the vertices have moved far enough to change visibility."""
 
-    def __init__(self, mesh: Mesh) -> None:
+    def __init__(self, mesh: Mesh, renderer: Renderer = "auto") -> None:
+        """`renderer` finds what pictures show: see rasterisers; all else is asked of rays."""
         if not len(mesh.faces):
             raise InputError("a mesh without faces cannot be rendered")
-        self.mesh = mesh
-        self.scene = open3d.t.geometry.RaycastingScene()
-        self.scene.add_triangles(
-            open3d.core.Tensor(np.ascontiguousarray(mesh.vertices.detach().cpu().float().numpy())),
-            open3d.core.Tensor(np.ascontiguousarray(mesh.faces.cpu().numpy().astype(np.uint32))),
-        )
+        self.mesh, self.renderer = mesh, renderer
         self._images = {
             name: torch.from_numpy(pixels[..., :3].astype(np.float32) / 255).to(mesh.vertices.device)
             for name, pixels in mesh.textures.items()
             if mesh.uv is not None
         }
 
-    def visible_faces(self, camera: Camera) -> Tensor:
-        """Index (B, H, W) of the nearest face between the near and far plane, -1 where there is none."""
-        origins, directions = camera.rays()
-        near, far = camera.planes(ndim=4)
+    @functools.cached_property
+    def scene(self) -> Any:
+        """Open3D's, on the CPU."""
+        scene = open3d.t.geometry.RaycastingScene()
+        scene.add_triangles(
+            open3d.core.Tensor(np.ascontiguousarray(self.mesh.vertices.detach().cpu().float().numpy())),
+            open3d.core.Tensor(np.ascontiguousarray(self.mesh.faces.cpu().numpy().astype(np.uint32))),
+        )
+        return scene
+
+    def visible_faces(self, rays: Rays) -> Tensor:
+        """Index (B, H, W) of the nearest face, -1 where there is none; a camera sees from its near to its far plane."""
+        drawn_by = rasteriser_of(self.renderer, rays, self.mesh.vertices.device)
+        if drawn_by is not None and isinstance(rays, Camera):
+            return drawn_faces(drawn_by, self.mesh.vertices, self.mesh.faces, rays)
+        origins, directions = rays.rays()
+        if not isinstance(rays, Camera):
+            return self.first_faces(origins, directions)
+        near, far = rays.planes(ndim=4)
         return self.first_faces(origins + near * directions, directions, (far - near)[..., 0])
 
     def first_faces(self, origins: Tensor, directions: Tensor, reach: float | Tensor = math.inf) -> Tensor:

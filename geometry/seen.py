@@ -20,6 +20,8 @@ FEATHER = 6.0  # pixels over which a view fades out towards outlines and jumps o
 JUMP = 6.0  # pixel widths that the depth may change from a pixel to the next
 NEIGHBOURS = 6  # of a point that is filled
 TOLERANCE = 3e-4  # of the solution: a texture has 256 steps
+MANY = 100_000  # points to fill at once: steps from one to the next would take long to cross the surface
+GOLDEN = 0.5 * (5**0.5 - 1)  # whose multiples pick points evenly from rows of any length
 
 
 @torch.no_grad()
@@ -103,8 +105,7 @@ def diffused(values: NDArray[np.float32], known: NDArray[np.bool_], points: NDAr
     links = links.maximum(links.T)  # an edge counts for both of its ends
     anchor = coo_matrix((weight[~inner], (row[~inner], column[~inner])), shape=(count, len(points))).tocsr()
     total = np.asarray(links.sum(axis=1) + anchor.sum(axis=1)).reshape(-1)
-    first = cKDTree(points[known]).query(points[unknown])[1]  # begins at the nearest known value
-    filled, start = values.copy(), values[known][first]
+    filled, start = values.copy(), _begun(values, known, points)
     scale = 1 / np.sqrt(np.maximum(total, 1e-12))
     weak = 1e-9 * total  # what hangs together with nothing known keeps its nearest value
     operator = coo_matrix((total + weak, (range(count), range(count))), shape=(count, count)).tocsr() - links
@@ -114,3 +115,16 @@ def diffused(values: NDArray[np.float32], known: NDArray[np.bool_], points: NDAr
         solved, _ = cg(operator, scale * right, x0=start[:, channel] / scale, rtol=TOLERANCE, maxiter=2000)
         filled[unknown, channel] = scale * solved
     return filled
+
+
+def _begun(values: NDArray[np.float32], known: NDArray[np.bool_], points: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Values (M, C) that filling begins with: of the nearest known point, or, where many are to be filled, of the
+    nearest ones among a quarter of all points, which is filled first."""
+    picked = np.arange(len(points)) * GOLDEN % 1 < 0.25
+    if np.count_nonzero(~known) <= MANY or not known[picked].any():
+        return values[known][cKDTree(points[known]).query(points[~known])[1]]
+    coarse = diffused(values[picked], known[picked], points[picked])
+    distance, near = cKDTree(points[picked]).query(points[~known], k=NEIGHBOURS)
+    share = 1 / np.maximum(distance, 1e-9)
+    share /= share.sum(axis=1, keepdims=True)
+    return np.einsum("nk,nkc->nc", share, coarse[near]).astype(np.float32)

@@ -18,6 +18,7 @@ from torch import Tensor
 from .cameras import Camera
 from .meshes import Mesh
 from .outputs import ALPHA_VISIBLE, Rays, RenderOutput, over_background
+from .rasterisers import Renderer
 from .raycast import CHANNELS, RayMesh
 
 HIDDEN = 1e-3  # of the depth: an edge this far behind what its outer pixel shows is hidden
@@ -109,17 +110,15 @@ def draw_mesh(
     cameras: Rays,
     channels: Sequence[str] = ("rgb", "alpha", "depth", "normal"),
     background: float | Tensor = 1.0,
+    renderer: Renderer = "auto",
 ) -> RenderOutput:
     """Maps of a mesh, differentiable in its vertices, colours and the cameras, outlines included.
 
-    Rays that are no camera have no neighbours: alpha is then 0 or 1, without gradient. Extras: "normals" (B, H, W, 3),
-    unit normals times alpha.
+    Rays that are no camera have no neighbours: alpha is then 0 or 1, without gradient. renderer: see rasterisers.
+    Extras: "normals" (B, H, W, 3), unit normals times alpha.
     """
-    scene = RayMesh(mesh)
-    if isinstance(cameras, Camera):
-        faces = scene.visible_faces(cameras)
-    else:
-        faces = scene.first_faces(*cameras.rays())
+    scene = RayMesh(mesh, renderer)
+    faces = scene.visible_faces(cameras)
     maps = scene.shade(cameras, faces, [name for name in channels if name in CHANNELS])
     alpha = (faces >= 0)[..., None].to(mesh.vertices.dtype)
     if isinstance(cameras, Camera):

@@ -27,15 +27,15 @@ from ..geometry.cameras import Camera
 from ..geometry.meshes import Mesh
 from ..geometry.unwrap import unwrap
 from ..utils.errors import InputError
-from ..utils.files import beside_weights
+from ..utils.files import beside_weights, check_named
 from ..utils.pictures import grid, save_image
 from ..utils.progress import under_way
 from ..utils.seeds import generator as seeded
 from .base import PriorPipeline, placed
-from .prompts import check_guidance, warn_about, warn_about_negatives
+from .prompts import check_guidance, check_prompt, warn_about, warn_about_negatives
 from .sampling_parts import whole_number
 from .text_to_mesh import MadeMesh
-from .text_to_shape import REAL_BACKBONES, chosen_seed
+from .text_to_shape import LEAST_TEXTURE, REAL_BACKBONES, chosen_seed
 
 FUSE = FuseConfig(hull=48, steps=80, creases=0.3, faces=8000)  # of drawn views of 64 px, which are not smooth
 DRAWN = NormalsDraw(plan=SamplingPlan(guidance=2.0))  # of maps; pictures want more
@@ -118,6 +118,7 @@ class Direct25TextToMesh(PriorPipeline):
         weights: export/ of a direct25-texture training, or a folder with the two published networks (with sd21-base);
         None: those that come with the prior, where there are such. Raises InputError for priors without normal maps.
         """
+        check_named(name, "prior", "give the name or folder of one, such as 'toybox'")
         found = find_weights(name, weights)
         if found is not None and find_networks(found):
             base = load_prior(name, device, dtype, **options)
@@ -141,6 +142,7 @@ class Direct25TextToMesh(PriorPipeline):
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         faces: int | None = None,
+        texture: int | None = None,
         second_ring: float | None = None,
         out: str | Path | None = None,
         resume: bool = True,
@@ -156,6 +158,7 @@ class Direct25TextToMesh(PriorPipeline):
             num_inference_steps: of both drawings; None: the prior's own.
             guidance_scale: of both; None: that of the settings for maps, the prior's own for colours.
             faces: triangles at most.
+            texture: texels along an edge of the texture.
             second_ring: degrees above the object of a second ring of views, whose unseen parts are painted too.
             out: folder for pictures of what was drawn, normals.png and views.png.
             resume: of other methods; a call is made in one go.
@@ -163,9 +166,8 @@ class Direct25TextToMesh(PriorPipeline):
 
         Raises DivergedError where a view shows nothing, or no solid looks like the views.
         """
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise InputError("the prompt is empty; say what to make, for example 'a red chair'")
-        config = self._adjusted(num_inference_steps, guidance_scale, faces, second_ring)
+        check_prompt(prompt)
+        config = self._adjusted(num_inference_steps, guidance_scale, faces, second_ring, texture)
         warn_about(self.prior, prompt, REAL_BACKBONES)
         warn_about_negatives(self.prior, negative_prompt, REAL_BACKBONES)
         started, seed = datetime.now(timezone.utc), chosen_seed(seed, generator)
@@ -236,7 +238,12 @@ class Direct25TextToMesh(PriorPipeline):
         return self.prior.nfe + (0 if self.painter is None else self.painter.nfe)
 
     def _adjusted(
-        self, steps: int | None, guidance: float | None, faces: int | None, second: float | None
+        self,
+        steps: int | None,
+        guidance: float | None,
+        faces: int | None,
+        second: float | None,
+        texture: int | None = None,
     ) -> Direct25Config:
         """The settings with what a call changes."""
         config = self.config
@@ -250,6 +257,9 @@ class Direct25TextToMesh(PriorPipeline):
         if faces is not None:
             whole_number("faces", faces, 4)
             config = replace(config, mesh=replace(config.mesh, faces=faces))
+        if texture is not None:
+            whole_number("texture", texture, LEAST_TEXTURE)
+            config = replace(config, paint=replace(config.paint, texture=texture))
         paint = replace(config.paint, plan=plans[1], second_deg=config.paint.second_deg if second is None else second)
         return replace(config, normals=replace(config.normals, plan=plans[0]), paint=paint)
 

@@ -18,10 +18,10 @@ from ..geometry.shapes import ShapeConfig
 from ..utils.errors import InputError
 from ..utils.files import beside_weights, check_named
 from .base import PriorPipeline, placed
-from .prompts import warn_about
+from .prompts import check_prompt, warn_about
 from .sampling_parts import whole_number
 from .text_to_mesh import TextToMesh, TextToMeshOutput
-from .text_to_shape import REAL_BACKBONES, MeshRecipe, StepEnd, chosen_seed, load_recipe
+from .text_to_shape import LEAST_TEXTURE, REAL_BACKBONES, MeshRecipe, StepEnd, chosen_seed, load_recipe
 
 FINISH = MeshConfig(resolution=65, faces=5000, texture=512, visibility_views=0)
 D = TypeVar("D", bound="DrawnTextToMesh")
@@ -97,6 +97,7 @@ class DrawnTextToMesh(PriorPipeline):
         seed: int | None = None,
         generator: torch.Generator | None = None,
         faces: int | None = None,
+        texture: int | None = None,
         refine: int = 0,
         out: str | Path | None = None,
         resume: bool = True,
@@ -110,19 +111,22 @@ class DrawnTextToMesh(PriorPipeline):
             seed: of everything random; None: 0.
             generator: the seed is drawn from it (and reported) instead.
             faces: triangles at most.
+            texture: texels along an edge of the texture.
             refine: steps of score distillation that go on from the drawn shape; 0: none.
             out: folder for checkpoints of refining.
             resume: continue from a checkpoint in `out`.
             callback_on_step_end: of refining, as of TextToMesh.
         """
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise InputError("the prompt is empty; say what to make, for example 'a red chair'")
+        check_prompt(prompt)
         whole_number("refine", refine, 0)
         if negative_prompt and not refine:
             raise InputError("negative_prompt is for refining alone: shapes are drawn without guidance; give refine")
         warn_about(self.prior, prompt, REAL_BACKBONES)
         started, seed = datetime.now(timezone.utc), chosen_seed(seed, generator)
         mesh = self.mesh if faces is None else replace(self.mesh, faces=faces)
+        if texture is not None:
+            whole_number("texture", texture, LEAST_TEXTURE)
+            mesh = replace(mesh, texture=texture)
         began, spent = time.perf_counter(), self.generator.nfe
         shape = self.generator.made(prompt, seed)
         drawn = time.perf_counter()

@@ -23,6 +23,8 @@ from ..utils.progress import Progress, under_way
 from .image_to_geometry import ImageToNormals
 from .image_to_views import ImageToViews, ImageToViewsOutput
 from .picture_inputs import PictureLike
+from .sampling_parts import whole_number
+from .text_to_shape import LEAST_TEXTURE
 
 SCALE_FROM = "a picture names no size; the shape was made in a ball of radius 1 m"
 
@@ -83,6 +85,7 @@ class ImageToMesh:
         *,
         faces: int | None = None,
         fuse_steps: int | None = None,
+        texture: int | None = None,
         seed: int = 0,
         out: str | Path | None = None,
         resume: bool = True,
@@ -95,6 +98,7 @@ class ImageToMesh:
             mask: of the object.
             faces: triangles at most; None: the config's.
             fuse_steps: of the fusion; None: the config's.
+            texture: texels along an edge of the texture; None: the config's.
             seed: of everything random.
             out: folder in which finished views are kept, for a run that goes on from them.
             resume: take what is there.
@@ -102,7 +106,10 @@ class ImageToMesh:
         """
         changes: dict[str, Any] = {"faces": faces, "steps": fuse_steps}
         fuse = replace(self.config.fuse, **{name: value for name, value in changes.items() if value is not None})
-        config, times = replace(self.config, fuse=fuse), [time.perf_counter()]
+        if texture is not None:
+            whole_number("texture", texture, LEAST_TEXTURE)
+        config = replace(self.config, fuse=fuse, texture=texture or self.config.texture)
+        times = [time.perf_counter()]
         views = self.views(image, mask, seed=seed, out=out, resume=resume, **options)
         times.append(time.perf_counter())
         before = self.normals.head.nfe

@@ -30,6 +30,14 @@ def check_texts(name: str, texts: Any) -> list[str]:
     return found
 
 
+def check_prompt(prompt: Any) -> None:
+    """Raises InputError for what is no text that says something."""
+    if not isinstance(prompt, str):
+        raise InputError(f"prompt={prompt!r} must be one text that says what to make, for example 'a red chair'")
+    if not prompt.strip():
+        raise InputError("the prompt is empty; say what to make, for example 'a red chair'")
+
+
 def warn_about(prior: Prior | PriorFacts, prompt: str, backbones: str, what: str = "prompt") -> None:
     """Warns of an empty prompt, of an ending the text encoder cannot see and of words the prior has never seen.
 

@@ -11,21 +11,22 @@ import torch
 
 from ..generate.splat_fit import SplatFitConfig
 from ..geometry.posed import PosedImages
-from ..utils.files import views_come_with
+from ..utils.files import check_named, views_come_with
 from .direct25_mesh import Direct25TextToMesh
 from .image_to_geometry import ImageToDepth, ImageToNormals
 from .images_to_splats import ImagesToSplats, ImagesToSplatsOutput
+from .prompts import check_prompt
 from .text_to_mesh import MadeMesh, TextToMesh
 
 
 def depth(image: str | Path | Any, prior: str = "toybox", device: str = "cpu", **options: Any) -> Any:
     """Depth of a picture (a path, or whatever ImageToDepth takes); options go to the pipeline's call."""
-    return _head(ImageToDepth, prior, device)(image, **options)
+    return _head(ImageToDepth, _named(prior), device)(image, **options)
 
 
 def normals(image: str | Path | Any, prior: str = "toybox", device: str = "cpu", **options: Any) -> Any:
     """Surface normals of a picture (a path, or whatever ImageToNormals takes); options go to the pipeline's call."""
-    return _head(ImageToNormals, prior, device)(image, **options)
+    return _head(ImageToNormals, _named(prior), device)(image, **options)
 
 
 def fit_splats(
@@ -40,7 +41,8 @@ def fit_splats(
 
 def text_to_mesh(prompt: str, prior: str = "toybox", device: str = "cpu", **options: Any) -> MadeMesh:
     """A textured mesh of what a prompt says, by `mesh_maker`; options go to the pipeline's call."""
-    made: MadeMesh = _maker(prior, device)(prompt, **options)
+    check_prompt(prompt)
+    made: MadeMesh = _maker(_named(prior), device)(prompt, **options)
     return made
 
 
@@ -51,11 +53,17 @@ def mesh_maker(prior: str | Path, device: str = "cpu", **options: Any) -> Any:
     return kind.from_pretrained(prior, device=device, **options)
 
 
+def _named(prior: str | Path) -> str | Path:
+    """A prior by name. Raises InputError for a list of them and all else, which cannot be remembered."""
+    check_named(prior, "prior", "give the name or folder of one, such as 'toybox'")
+    return prior
+
+
 @functools.lru_cache(maxsize=1)
-def _maker(prior: str, device: str) -> Any:
+def _maker(prior: str | Path, device: str) -> Any:
     return mesh_maker(prior, device)
 
 
 @functools.lru_cache(maxsize=2)
-def _head(kind: type[ImageToDepth] | type[ImageToNormals], prior: str, device: str) -> Any:
+def _head(kind: type[ImageToDepth] | type[ImageToNormals], prior: str | Path, device: str) -> Any:
     return kind.from_pretrained(prior, device=device, dtype=torch.float32)

@@ -109,6 +109,7 @@ class TextToMesh(TextToShape):
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         faces: int | None = None,
+        texture: int | None = None,
         ip_adapter_image: PictureLike | None = None,
         out: str | Path | None = None,
         resume: bool = True,
@@ -126,6 +127,7 @@ class TextToMesh(TextToShape):
             num_inference_steps: optimisation steps; the schedules of the recipe keep their shares.
             guidance_scale: classifier-free guidance; None: the recipe's.
             faces: triangles at most; None: the recipe's.
+            texture: texels along an edge of the texture; None: the recipe's.
             ip_adapter_image: what the prior's IP-Adapter looks at; every view is shown the same.
             out: folder for checkpoints and preview.png; None: nothing is written. With it Ctrl-C and SIGTERM finish
                 the step, save it and raise Stopped, a KeyboardInterrupt; the same call goes on from there.
@@ -135,7 +137,8 @@ class TextToMesh(TextToShape):
             diagnostics: folder for strips of what the prior saw and answered, and numbers of every look.
             start: a shape of the recipe's kind and settings to go on from, instead of a fresh one.
         """
-        recipe, seed = self._adjusted(num_inference_steps, guidance_scale, faces), chosen_seed(seed, generator)
+        recipe = self._adjusted(num_inference_steps, guidance_scale, faces, texture)
+        seed = chosen_seed(seed, generator)
         watch = (callback_on_step_end, diagnostics, ip_adapter_image)
         made = self._made(prompt, negative_prompt, recipe, seed, out, resume, *watch, start)
         work, optimised = made.work, time.perf_counter()

@@ -25,14 +25,16 @@ from ..geometry.representation import MeshConfig, Representation
 from ..utils.configs import config_path, load_config, read_yaml, to_dict
 from ..utils.digests import digest
 from ..utils.errors import InputError
+from ..utils.files import check_named
 from ..utils.pictures import grid, save_image
 from ..utils.progress import Progress
 from .base import PriorPipeline
 from .picture_conditions import read_picture
 from .picture_inputs import PictureLike
-from .prompts import check_guidance, warn_about, warn_about_negatives
+from .prompts import check_guidance, check_prompt, warn_about, warn_about_negatives
 from .sampling_parts import whole_number
 
+LEAST_TEXTURE = 16  # texels along an edge that charts of a mesh may be packed into
 REAL_BACKBONES = "sd15, sd21-base or an MVDream checkpoint"
 StepEnd = Callable[[Any, int, dict[str, float], dict[str, Any]], None]
 S = TypeVar("S", bound="TextToShape")
@@ -115,6 +117,7 @@ class TextToShape(PriorPipeline):
 
         "toybox" loads its multi-view sibling when that is installed; "toybox" as a folder stays single-view.
         """
+        check_named(name, "prior", "give the name or folder of one, such as 'toybox'")
         chosen = multi_view_sibling(str(name)) or str(name)
         return cls(load_prior(chosen, device, torch_dtype or dtype, **options), recipe, rule)
 
@@ -132,8 +135,7 @@ class TextToShape(PriorPipeline):
         start: Representation | None = None,
     ) -> Optimised:
         """Optimises one shape, from `start` on where there is one; see __call__ for the arguments."""
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise InputError("the prompt is empty; say what to make, for example 'a red chair'")
+        check_prompt(prompt)
         warn_about(self.prior, prompt, REAL_BACKBONES)
         warn_about_negatives(self.prior, negative, REAL_BACKBONES)
         started = datetime.now(timezone.utc)
@@ -164,7 +166,9 @@ class TextToShape(PriorPipeline):
         self._optimise(work, own, place, f"{prompt}, first with {prior.name}", None)
         return work
 
-    def _adjusted(self, steps: int | None, guidance: float | None, faces: int | None = None) -> MeshRecipe:
+    def _adjusted(
+        self, steps: int | None, guidance: float | None, faces: int | None = None, texture: int | None = None
+    ) -> MeshRecipe:
         """The recipe with what a call changes."""
         changes: dict[str, Any] = {}
         if steps is not None:
@@ -179,6 +183,9 @@ class TextToShape(PriorPipeline):
         if faces is not None:
             whole_number("faces", faces, 4)
             changes["mesh.faces"] = faces
+        if texture is not None:
+            whole_number("texture", texture, LEAST_TEXTURE)
+            changes["mesh.texture"] = texture
         return load_config(MeshRecipe, to_dict(self.recipe), **changes) if changes else self.recipe
 
     def _optimise(

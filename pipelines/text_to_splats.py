@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar
@@ -45,9 +45,11 @@ class TextToSplatsOutput(BaseOutput):
     history: list[dict[str, float]]  # the log of each step
     config: MeshRecipe
 
-    def mesh(self) -> Mesh:
-        """A textured solid, as the recipe's `mesh` says, fused from what is seen from all around."""
-        return textured_mesh(self.shape, self.config.mesh, views_around(self.config.optimise.views))
+    def mesh(self, texture: int | None = None) -> Mesh:
+        """A textured solid, as the recipe's `mesh` says, fused from what is seen from all around; `texture`: texels
+        along an edge, where they are others."""
+        config = self.config.mesh if texture is None else replace(self.config.mesh, texture=texture)
+        return textured_mesh(self.shape, config, views_around(self.config.optimise.views))
 
     def write_report(self, path: str | Path) -> Path:
         """Writes NAME.report.json beside a file of the splats; where that is another's, NAME.ply.report.json."""

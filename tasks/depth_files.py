@@ -36,7 +36,8 @@ def read_depth(path: str | Path, unit_m: float | None = None) -> MetricDepth:
     NPZ: the array `depth_m`, `depth` or the only one of two dimensions, `K` where it is there; a `valid` mask is
     obeyed. PNG: 16 bits, millimetres. `unit_m` is the length of a unit where it is another (None: 1 m, of PNG .001 m).
 
-    Raises InputError for files that are none, and for depth that its own facts say is not in metres.
+    Raises InputError for files that are none, for depth that its own facts say is not in metres, and for a K that is no
+    pinhole's.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -139,4 +140,8 @@ def _npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         K = arrays["K"].astype(np.float64) if "K" in arrays.files else None
         if K is not None and K.shape != (3, 3):
             raise InputError(f"{path}: K has shape {K.shape}, expected (3, 3)")
+        if K is not None:
+            from ..geometry.intrinsics import checked_matrix
+
+            K = checked_matrix(K, path)
         return values, K

@@ -202,7 +202,10 @@ def views_come_with(name: str | Path, kind: str) -> bool:
 
 
 def check_named(name: str | Path, what: str, way_out: str) -> None:
-    """Raises InputError for an empty name of a file or folder, which as a path would be the working directory."""
+    """Raises InputError for what is no name of a file or folder, or an empty one, which as a path would be the working
+    directory."""
+    if not isinstance(name, (str, os.PathLike)):
+        raise InputError(f"{what} is {name!r}, which is no text; {way_out}")
     if isinstance(name, str) and not name.strip():
         raise InputError(f"{what} is empty ({name!r}); {way_out}")
 

@@ -12,13 +12,22 @@ from .errors import InputError
 
 @contextlib.contextmanager
 def alone_in(folder: Path, way_out: str = "wait for it, or choose another --out") -> Iterator[None]:
-    """Makes a folder and holds it inside. Raises InputError when another process holds it."""
+    """Makes a folder and holds it inside; one that it made goes again where what is inside fails and leaves it empty.
+
+    Raises InputError when another process holds it.
+    """
+    new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     handle = _lock(folder, wait=False)
     if handle is None:
         raise InputError(f"another run is at work in {folder}; {way_out}")
     try:
         yield
+    except BaseException:
+        if new:
+            with contextlib.suppress(OSError):  # there is something in it
+                folder.rmdir()
+        raise
     finally:
         os.close(handle)
 

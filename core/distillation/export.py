@@ -20,6 +20,7 @@ from ..priors.base import Recommended
 from ..priors.diffusers import DiffusersPrior
 from .arcflow import Mixture
 from .asdm import Slim
+from .integer import Kernels, with_kernels
 from .kinds import Full, Kind, Lora, Told
 from .prune import Pruned
 from .pruned_adapter import PrunedLora
@@ -72,6 +73,7 @@ def load_student(
     prior: str | Path | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    kernels: Kernels = "reference",
     **options: Any,
 ) -> DiffusersPrior:
     """A student as a frozen prior whose recommended settings are those of its distill.json.
@@ -81,9 +83,11 @@ def load_student(
         prior: what an adapter is put on; None: the prior that it was made of.
         device: where the networks live.
         dtype: their dtype.
+        kernels: how a student of few bits computes: rounded values in floating point, or integers (`integer`).
         options: as of `load_prior`.
 
-    Raises InputError for folders that are no students, and priors that an adapter does not fit.
+    Raises InputError for folders that are no students, priors that an adapter does not fit, and kernels that the
+    student or the device has no use for.
     """
     folder = student_folder(name)
     values = read_json(folder / STUDENT)
@@ -98,4 +102,7 @@ def load_student(
         made = kind.loaded(base, folder)
     made.name = f"{about.prior if prior is None else prior}/{folder.name}"
     made.recommended = about.sampling
-    return made.freeze()
+    made.freeze()
+    if kernels != "reference":
+        with_kernels(made, kernels)
+    return made

@@ -17,6 +17,7 @@ from ...utils.errors import InputError
 from ..extract import EmptySurfaceError
 from ..meshes import Mesh
 from ..outputs import Rays, RenderOutput
+from ..rasterisers import Renderer
 from ..raycast import RayMesh, interpolate
 from ..representation import CHANNELS, MeshConfig, Representation
 from ..silhouettes import draw_mesh
@@ -36,6 +37,7 @@ class TetrahedraConfig:
     distance_lr: float = 0.003  # metres a step
     move_lr: float = 0.01  # of the reach a step
     color_lr: float = 0.05  # logits a step
+    renderer: Renderer = "auto"  # see rasterisers
 
     def __post_init__(self) -> None:
         if self.resolution < 4 or not 0 < self.radius < self.half or self.half <= 0:
@@ -103,7 +105,7 @@ class Tetrahedra(Representation):
         generator: torch.Generator | None = None,
     ) -> RenderOutput:
         """See Representation; outlines have gradients in pictures of cameras. All channels come at no extra cost."""
-        return draw_mesh(self.mesh, cameras, CHANNELS, background)
+        return draw_mesh(self.mesh, cameras, CHANNELS, background, self.config.renderer)
 
     def regularisers(
         self, seen: RenderOutput, wanted: Collection[str], generator: torch.Generator

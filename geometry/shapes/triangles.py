@@ -21,6 +21,7 @@ from ...utils.regrown import Regrown
 from ..extract import EmptySurfaceError
 from ..meshes import Mesh
 from ..outputs import Rays, RenderOutput
+from ..rasterisers import Renderer
 from ..raycast import RayMesh, interpolate
 from ..remeshing import remeshed
 from ..representation import CHANNELS, MeshConfig, Representation
@@ -39,6 +40,7 @@ class TriangleConfig:
     color_lr: float = 0.05  # logits a step
     remesh_every: int = 0  # steps; 0: the connectivity stays
     edge: float = 0.03  # metres, that remeshed edges have within a factor of two
+    renderer: Renderer = "auto"  # see rasterisers
 
     def __post_init__(self) -> None:
         if not 0 <= self.subdivisions <= 7 or min(self.radius, self.bounds, self.edge) <= 0 or self.remesh_every < 0:
@@ -99,7 +101,7 @@ class Triangles(Representation):
         generator: torch.Generator | None = None,
     ) -> RenderOutput:
         """See Representation; outlines have gradients in pictures of cameras. All channels come at no extra cost."""
-        return draw_mesh(self.mesh, cameras, CHANNELS, background)
+        return draw_mesh(self.mesh, cameras, CHANNELS, background, self.config.renderer)
 
     def regularisers(
         self, seen: RenderOutput, wanted: Collection[str], generator: torch.Generator

@@ -138,5 +138,6 @@ def _rest(table: Element, count: int, where: str) -> Array:
         or set(names) != {f"f_rest_{i}" for i in range(len(names))}
     ):
         raise InputError(f"{where}: element sh has {len(names)} properties for {table.length} splats")
-    steps = np.stack([table.columns[f"f_rest_{i}"] for i in range(len(names))], 1).astype(np.float32)
-    return ((steps - 127.5) * STEP).reshape(count, 3, -1).transpose(0, 2, 1)
+    steps = np.stack([table.columns[f"f_rest_{i}"] for i in range(len(names))], 1).astype(np.float32) - 127.5
+    steps += 0.5 * np.sign(steps) * (np.abs(steps) == 127.5)  # the first and the last byte are the ends of the range
+    return (steps * STEP).reshape(count, 3, -1).transpose(0, 2, 1)

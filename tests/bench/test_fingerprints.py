@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import save_file
 
 from unproject.bench import fingerprints as marks
+from unproject.bench.experiment import Experiment
 from unproject.bench.fingerprints import ROOT, Sources, fingerprints, parsed, weights_digest
-from unproject.bench.registry import EXPERIMENTS, Experiment
+from unproject.bench.registry import EXPERIMENTS
 from unproject.bench.stale import State, compared, stale, state_of
 from unproject.scripts import make_docs
 from unproject.utils.files import read_json, write_json, write_text
@@ -146,6 +147,18 @@ def test_results_are_stale_until_they_are_measured_again(tmp_path: Path) -> None
     assert state_of("regions", tmp_path).missing == ("a quick run",)
 
 
+def test_a_result_of_a_script_rests_on_the_files_it_names(tmp_path: Path) -> None:
+    now = Sources().digests(["scripts/splat_fields.py", "geometry/splats/spz.py"])
+    write_json(tmp_path / "made.json", {"rests_on": {"weights": {}, "code": now}})
+    assert len(now) == 2 and state_of("made", tmp_path) == State()
+    gone = {**now, "geometry/splats/spz.py": "0", "scripts/gone.py": "1"}
+    write_json(tmp_path / "made.json", {"rests_on": {"weights": {}, "code": gone}})
+    assert state_of("made", tmp_path).code == ("geometry/splats/spz.py", "scripts/gone.py")
+    assert state_of("other", tmp_path).missing == ("never measured",)
+    write_json(tmp_path / "other.json", {"script": "generations"})  # rests on other results
+    assert state_of("other", tmp_path) == State()
+
+
 def test_every_experiment_declares_what_is_there() -> None:
     sources = Sources()
     for name, made in EXPERIMENTS.items():
@@ -201,6 +214,9 @@ def test_the_pages_of_this_checkout_hold(capsys: pytest.CaptureFixture[str]) -> 
 def test_every_published_result_names_what_it_rests_on() -> None:
     for path in (ROOT / "docs" / "results").glob("*.json"):
         record = read_json(path)
+        if path.stem not in EXPERIMENTS:
+            assert (ROOT / "scripts" / f"{record['script']}.py").is_file(), path
+            continue
         assert set(record["rests_on"]) == {"weights", "code"}, path
         assert set(record["rests_on"]["weights"]) == set(EXPERIMENTS[path.stem].rests_on(record["prior"])), path
     assert marks.FRAME and np.all([(ROOT / "bench" / f"{name}.py").is_file() for name in marks.FRAME])

@@ -14,16 +14,27 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 
 from unproject.bench import kept as kept_module
-from unproject.bench import student_others
+from unproject.bench import student_kernels, student_others
 from unproject.bench.kept import kept, place_of
 from unproject.bench.runner import Context
-from unproject.bench.student_budget import BRANCHES, Spending, budgeted, rows_of_a_sample
+from unproject.bench.student_budget import (
+    ALL_4_4,
+    BRANCHES,
+    QUEST_4_4,
+    VARIANTS,
+    Spending,
+    budgeted,
+    recipe_of,
+    rows_of_a_sample,
+)
 from unproject.bench.student_claims import claims
-from unproject.bench.student_others import CUT, head_row, negative_row, rounded, seeing_views
+from unproject.bench.student_kernels import NETWORK, Shape, compared, kernel_rows
+from unproject.bench.student_others import CUT, head_row, negative_row, rounded
 from unproject.bench.student_picture import distance, picture
 from unproject.bench.students import METHODS, QUICK, SHIPPED, diversity, megabytes
 from unproject.core.distillation.distil import OBJECTIVES, DistillRecipe
 from unproject.core.distillation.export import kind_of
+from unproject.core.distillation.lent import seeing_views
 from unproject.core.distillation.student import Student
 from unproject.core.distillation.teacher import Teacher
 from unproject.core.priors import load_prior
@@ -114,6 +125,33 @@ def test_every_method_has_the_same_pairs_updates_and_rows_of_the_teacher() -> No
     assert flow is not None and flow.count * BRANCHES * spending.pair_steps == spending.total
 
 
+def test_what_quest_is_compared_with_spends_the_same_on_all_weights() -> None:
+    spending, plain = Spending(), budgeted(recipe_of("quest"), Spending(), 0)
+    for name in VARIANTS:
+        made = budgeted(recipe_of(name), spending, 0)
+        stages = list(made.recipe.stages.values())
+        assert all(stage.student["input_bits"] == stage.student["weight_bits"] == 4 for stage in stages)
+        assert abs(sum(stage.trainer.steps for stage in stages) - spending.updates) <= 1
+        assert made.teacher_rows == pytest.approx(plain.teacher_rows, rel=0.02)
+        wanted = [{"weights": "all"}] if name == ALL_4_4 else [s.method for s in recipe_of("quest").stages.values()]
+        assert [stage.method for stage in stages] == wanted and made.recipe.pairs == plain.recipe.pairs
+    assert recipe_of("koala") == load_config(DistillRecipe, "distill/koala")
+
+
+def test_kernels_are_compared_in_one_run_and_say_whether_integers_are_quicker(monkeypatch) -> None:
+    shapes = (Shape("toybox", "conv", 6, 4, 5), Shape("toybox", "linear", 32, 64, 9))
+    rows = kernel_rows(shapes, (1, 2), 1)
+    assert [(row["layer"], row["batch"]) for row in rows] == [
+        ("conv 6 to 4 at 5", 1), ("conv 6 to 4 at 5", 2), ("linear 32 to 64 at 9", 1), ("linear 32 to 64 at 9", 2)
+    ]  # fmt: skip
+    assert all(row["float32_ms"] > 0 and row["reference_ratio"] > 0 and row["int8_ratio"] > 0 for row in rows)
+    clock = iter([0.0] * 3 + [0.0, 2.0, 2.0, 5.0, 5.0, 6.0] + [0.0, 4.0, 4.0, 9.0, 9.0, 11.0])
+    monkeypatch.setattr(student_kernels.time, "process_time", lambda: next(clock))
+    ways = dict.fromkeys(("float32", "reference", "int8"), lambda: None)
+    told = compared(ways, 2)  # 2 and 4 s, 3 and 5 s, 1 and 2 s; the first turn does not count
+    assert told == {"float32_ms": 3000.0, "reference_ratio": 1.33, "int8_ratio": 0.5, "int8_quicker": True}
+
+
 def test_moments_of_an_objective_come_with_its_share_of_the_updates() -> None:
     def method(name: str, updates: int) -> dict[str, Any]:
         made = budgeted(load_config(DistillRecipe, f"distill/{name}"), Spending(updates), 0)
@@ -182,10 +220,17 @@ def test_claims_by_hand() -> None:
         row("arcflow", 2, 140.0, mse_to_teacher={"mean": 0.1}),
         row("koala", 8, 126.0, ms_per_picture=5.5),
         row("quest", 8, 126.0, megabytes=3.5),
+        row(QUEST_4_4, 8, 150.0),
+        row(ALL_4_4, 8, 120.0),
+        row("dmd2", 4, 60.0),  # the field's, which is no student of ours
+        row("dmd2", 1, 60.0),
     ]
+    kernels = [{"of": "sd 1.5", "layer": "conv", "batch": 8, "int8_ratio": 0.3}]
+    kernels += [{**kernels[0], "layer": "linear", "int8_ratio": 0.6}, {**kernels[0], "of": "toybox", "int8_ratio": 1.4}]
+    kernels += [{"of": "toybox", "layer": NETWORK, "batch": 8, "int8_ratio": 0.9}]
     heads = [{"network": "as shipped"}, {"network": "weights of 8 bits", "abs_rel_ratio": {"ratio": 1.01}}]
     heads += [{"network": CUT, "abs_rel_ratio": {"ratio": 3.0}}]
-    found = claims(table, heads, [{"student": "speedupnet", "cosine": {"mean": 0.7}}])
+    found = claims(table, heads, [{"student": "speedupnet", "cosine": {"mean": 0.7}}], kernels)
     told = {(one["student"], one["claim"]): (one["measured"]["value"], one["holds"]) for one in found}
     assert told["lcm-lora", "toy-FID of the best at 4 calls over that of 50"] == (1.15, False)
     assert told["lcm-lora", "toy-FID of the best at 1 call over that of 50"] == (1.3, True)
@@ -200,6 +245,11 @@ def test_claims_by_hand() -> None:
     assert told["koala", "time of a picture over the prior's"] == (0.55, True)
     assert told["koala", "toy-FID over the prior's"] == (1.05, True)
     assert told["quest", "file over float32"] == (0.14, True)
+    selective = "toy-FID with weights and inputs of 4 bits over that of a fine-tuning of all weights"
+    assert told["quest", selective] == (1.25, False)
+    parts = ("the slowest layer, sd 1.5", "the slowest layer, toybox", f"{NETWORK}, toybox")
+    slowest = [told["quest", f"time of integers over float32, {part}, batch 8"] for part in parts]
+    assert slowest == [(0.6, True), (1.4, False), (0.9, True)]
     assert told["head of geometry", "AbsRel over the whole head's, weights of 8 bits"] == (1.01, True)
     assert sum(student == "head of geometry" for student, _ in told) == 1
     assert not any("asdm" in student for student, _ in told)

@@ -57,6 +57,25 @@ def test_wrong_lines_say_what_is_wrong(run, words, told):
     assert code == 2 and told in err
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["depth", "a.png", "--student", "fast"], "of kind lora, made to draw from words"),
+        (["normals", "a.png", "--student", "nobody"], "no folder with distill.json"),
+        (["depth", "a.png", "--head", "primedepth", "--student", "fast"], "serves plain heads, not --head primedepth"),
+        (["text-to-image", "a dog", "--kernels", "int8"], "--kernels int8 belongs to --student of few bits"),
+        (["text-to-mesh", "a dog", "--student", "fast", "--lora", "x.safetensors"], "change the network both"),
+    ],
+)
+def test_students_in_other_places_are_checked_before_anything_is_loaded(run, in_tmp, words, told):
+    (in_tmp / "fast").mkdir()
+    (in_tmp / "fast" / "distill.json").write_text(json.dumps({"kind": "lora", "settings": {}}))
+    for name in ("a.png", "x.safetensors"):
+        (in_tmp / name).write_bytes(b"")
+    code, _, err = run(*words)
+    assert code == 2 and told in err
+
+
 def test_a_prior_of_the_open_world_needs_prompts(run, tiny_prior_folder, in_tmp, short):
     shutil.copytree(tiny_prior_folder, in_tmp / "open")
     (in_tmp / "open" / "vocabulary.json").unlink()

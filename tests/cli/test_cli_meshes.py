@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from unproject.core.distillation.score import DivergedError
 from unproject.generate import finish
 from unproject.geometry.meshes import Mesh
 from unproject.pipelines import direct25_mesh, text_to_mesh
@@ -99,6 +100,27 @@ def test_pictures_of_others_in_a_folder_of_work_are_not_replaced(run: Run, asked
     assert code == 0 and len(asked) == 1
     Path("chair.glb").unlink()
     assert run(*words)[0] == 0 and len(asked) == 2  # what an interrupted run left is its own
+
+
+def test_a_run_that_fails_at_once_leaves_no_folder(
+    run: Run, asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(self: Any, *_: Any, **__: Any) -> None:
+        raise DivergedError("direct25: the prior drew no object in view 2 of 4; try another seed")
+
+    monkeypatch.setattr(direct25_mesh.Direct25TextToMesh, "__call__", fails)
+    code, _, err = run("text-to-mesh", "a red chair", "-o", "out/chair.glb", "--method", "direct25")
+    assert code == 1 and "drew no object in view 2" in err and not Path("out/.chair.work").exists()
+
+
+@pytest.mark.parametrize("method", ["direct25", "optimise"])
+def test_the_side_of_the_texture_reaches_every_method(run: Run, asked: list[dict[str, Any]], method: str) -> None:
+    words = ("text-to-mesh", "a red chair", "-o", "chair.glb", "--method", method)
+    assert run(*words, "--texture", "2048")[0] == 0 and run(*words, "--overwrite")[0] == 0
+    assert [call["texture"] for call in asked] == [2048, None]
+    for wrong in ("255", "4097"):
+        code, _, err = run(*words, "--texture", wrong, "--overwrite")
+        assert code == 2 and f"--texture must lie between 256 and 4096, got {wrong}" in err
 
 
 def test_two_commands_do_not_work_on_one_mesh(run: Run, asked: list[dict[str, Any]]) -> None:

@@ -88,6 +88,8 @@ def test_packed_splats_have_the_companions_that_are_looked_for(run: Run, asked: 
         (("text-to-splats", "a cup", "--mesh", "cup.splat"), "cannot write that; use .glb"),
         (("text-to-splats", "a cup", "-o", "cup.ply", "--mesh", "x/../cup.ply"), "x/../cup.ply would be written twice"),
         (("text-to-splats", " "), "the prompt is empty"),
+        (("text-to-splats", "a cup", "--texture", "512"), "--texture 512 is that of a mesh; give --mesh too"),
+        (("text-to-splats", "a cup", "--mesh", "cup.glb", "--texture", "99"), "--texture must lie between 256 and"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_loaded(run: Run, words: tuple[str, ...], message: str) -> None:
@@ -110,6 +112,8 @@ def test_several_prompts_cannot_share_a_folder_of_one(run: Run, asked: list[dict
     [
         (("--method", "turbo", "--steps", "3"), "--steps belongs to --method optimise or direct25"),
         (("--method", "turbo", "--recipe", "toybox"), "--recipe belongs to --method optimise"),
+        (("--method", "turbo", "--student", "fast"), "--student belongs to --method optimise or direct25"),
+        (("--student", "nobody"), "student 'nobody': no folder with distill.json"),
         (("--refine", "3"), "--refine belongs to --method turbo or amortised"),
         (("--amortised", "w"), "--amortised belongs to --method amortised"),
         (("--method", "turbo", "--quality", "fast"), "--quality belongs to --method optimise or direct25"),
@@ -126,8 +130,9 @@ def test_several_prompts_cannot_share_a_folder_of_one(run: Run, asked: list[dict
     ],
 )
 def test_options_of_the_other_method_are_refused(run: Run, words: tuple[str, ...], message: str) -> None:
-    code, _, err = run("text-to-mesh", "a red chair", *words)
-    assert code == 2 and message in err
+    for how in ((), ("--dry-run",)):
+        code, _, err = run("text-to-mesh", "a red chair", *words, *how)
+        assert code == 2 and message in err
 
 
 def test_a_dry_run_says_that_planes_make_the_mesh(run: Run) -> None:

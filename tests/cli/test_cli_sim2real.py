@@ -133,12 +133,16 @@ def test_units_masks_and_odd_files(tmp_path: Path) -> None:
     (tmp_path / "broken.npy").write_bytes(b"\x93NUMPY")
     np.save(tmp_path / "flat.npy", np.zeros(7))
     np.savez(tmp_path / "k.npz", depth=depth(), K=np.eye(4))
+    np.savez(tmp_path / "holes.npz", depth=depth(), K=np.array([[9.0, 0, 6], [0, np.nan, 4], [0, 0, 1]]))
+    np.savez(tmp_path / "behind.npz", depth=depth(), K=np.diag([-9.0, 9, 1]))
     for name, message in {
         "two.npz": "name the depth map",
         "broken.npz": "cannot be read",
         "broken.npy": "cannot be read",
         "flat.npy": "expected one depth map",
         "k.npz": "K has shape",
+        "holes.npz": r"holes.npz: K must be a 3 x 3 matrix .* nan",
+        "behind.npz": "with positive focal lengths",
     }.items():
         with pytest.raises(InputError, match=message):
             read_depth(tmp_path / name)

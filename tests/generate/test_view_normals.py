@@ -9,12 +9,28 @@ import pytest
 import torch
 
 from unproject.core.distillation.score import DivergedError
+from unproject.core.priors import MultiViewPrior, inflate
+from unproject.core.sampling.caches import cache_of
+from unproject.core.sampling.caches.hooks import network_of
 from unproject.core.sampling.levels import NoiseSchedule
-from unproject.generate.view_normals import NormalCode, NormalsDraw, Ring, agreement, blob_pictures, draw_normals
+from unproject.core.sampling.plan import SamplingPlan
+from unproject.generate.view_normals import (
+    NormalCode,
+    NormalsDraw,
+    Ring,
+    agreement,
+    blob_pictures,
+    draw_normals,
+    draw_views,
+)
+from unproject.generate.view_texture import NormalTexture, TextureConfig
+from unproject.geometry.cameras import to_mvdream
 from unproject.geometry.meshes import Mesh
 from unproject.geometry.raycast import RayMesh
+from unproject.pipelines.text_to_image import TextToImage
+from unproject.scripts.random_backbones import seeded, tiny_sd
 from unproject.utils.errors import InputError
-from unproject.utils.seeds import generator
+from unproject.utils.seeds import generator, sample_noise
 
 
 def directions(*shape: int) -> torch.Tensor:
@@ -107,3 +123,42 @@ def test_a_view_that_shows_nothing_is_a_failed_run(view_priors: ModuleType) -> N
     prior.mesh = RayMesh(far)
     with pytest.raises(DivergedError, match=r"no object in view 0 of 4; try another seed"):
         draw_normals(prior, "a red egg", NormalsDraw(), generator(0))
+
+
+def tiny_views() -> MultiViewPrior:
+    pipe = tiny_sd()
+    return seeded(lambda: MultiViewPrior(pipe, inflate(pipe.unet), "tiny-mv"))
+
+
+def test_a_cache_of_the_plan_holds_features_of_all_views_together() -> None:
+    """As text-to-image draws them with the same noise; a batch of objects is each of them; nothing stays behind."""
+    prior = tiny_views()
+    camera, plan = Ring().camera(4, prior.image_size), SamplingPlan(steps=9, guidance=3.0)
+
+    def drawn(cache: str | None) -> torch.Tensor:
+        return draw_views(prior, "a cat", camera, plan.changed(cache=cache), generator(5))
+
+    plain, held = drawn(None), drawn("deep:3")
+    assert torch.equal(drawn("deep:1"), plain) and not torch.allclose(held, plain, atol=1e-4)
+    assert cache_of(network_of(prior)) is None and torch.equal(drawn(None), plain)
+    noise = sample_noise((4, *prior.latent_shape), generator(5), 1)[0]
+    pipe, how = TextToImage(prior, "native"), {"cameras": to_mvdream(camera.c2w), "output_type": "pt"}
+    cached = plan.changed(cache="deep:3")
+    theirs = pipe("a cat", plan=cached, latents=noise, **how).images
+    torch.testing.assert_close(torch.as_tensor(theirs), held, atol=1e-5, rtol=0)
+    both = pipe(["a cat", "a dog"], plan=cached, latents=torch.cat([noise.flip(0), noise]), **how).images
+    one = pipe("a dog", plan=cached, latents=noise, **how).images
+    torch.testing.assert_close(both[4:], one, atol=1e-5, rtol=0)
+
+
+def test_priors_that_read_maps_are_cached_on_the_network_that_is_asked() -> None:
+    texture = NormalTexture(tiny_views(), TextureConfig(2))
+    camera, maps = Ring().camera(4, texture.asked.image_size), torch.randn(4, 4, 8, 8, generator=generator(1))
+
+    def drawn(cache: str | None) -> torch.Tensor:
+        plan = SamplingPlan(steps=9, guidance=3.0, cache=cache)
+        return draw_views(texture.asked, "a cat", camera, plan, generator(5), maps=maps)
+
+    assert not torch.allclose(drawn("deep:3"), drawn(None), atol=1e-4)
+    with pytest.raises(InputError, match="inverts its steps exactly"):
+        draw_views(texture.asked, "a cat", camera, SamplingPlan(solver="edict", steps=9, cache="deep:3"), generator(0))

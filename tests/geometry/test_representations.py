@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,8 @@ from unproject.geometry.cameras import Camera, quaternion_from_rotation
 from unproject.geometry.extract import EmptySurfaceError
 from unproject.geometry.fields import FieldConfig, GridConfig, HeadConfig
 from unproject.geometry.meshes import Mesh
+from unproject.geometry.outputs import RenderOutput
+from unproject.geometry.rasterisers import RASTERISERS
 from unproject.geometry.representation import MeshConfig, Representation
 from unproject.geometry.shapes import (
     GaussianConfig,
@@ -36,6 +40,7 @@ from unproject.utils.seeds import generator
 
 KINDS = ("grid", "hash", "triplane", "triangles", "tetrahedra", "gaussians")
 EXPLICIT = ("triangles", "tetrahedra")
+DRAWN = [*KINDS, *(f"{kind} by {name}" for kind in EXPLICIT for name in RASTERISERS)]
 STORED = ("grid", "triangles", "tetrahedra", "gaussians")  # hold the colours of the body
 RADIUS, SHARP = 0.5, 0.0005  # metres; a density of that width is nearly a surface
 BODIES = {  # an ellipsoid A (x - c): the sphere, and one whose axes, size and place are all different
@@ -122,17 +127,37 @@ def shape_of(kind: str, body: str, sharp: float = 0.01) -> Representation:
     return volume
 
 
+def told(drawn: str) -> tuple[str, str]:
+    """(kind, renderer) of an entry of DRAWN; skips where a package, or the device it draws on, is absent."""
+    kind, _, renderer = drawn.partition(" by ")
+    if renderer:
+        pytest.importorskip(RASTERISERS[renderer].module, reason=f"{renderer} is not installed")
+        if "cpu" not in RASTERISERS[renderer].devices and not torch.cuda.is_available():
+            pytest.skip(f"{renderer} draws on CUDA")
+    return kind, renderer or "auto"
+
+
+def looked_at(shape: Representation, renderer: str, view: Camera, *asked: Any, **how: Any) -> RenderOutput:
+    """What a shape's render is, by a renderer, back on the CPU; gradients reach the shape and the camera."""
+    if renderer != "auto":
+        shape.config = replace(shape.config, renderer=renderer)
+        if "cpu" not in RASTERISERS[renderer].devices:
+            shape = shape.to("cuda")
+    return shape.render(view.to(shape.device), *asked, **how).to("cpu")
+
+
 def camera(size: int = 96, views: int = 2) -> Camera:
     return Camera.orbit([25.0, 190.0, 100.0][:views], [20.0, -35.0, 70.0][:views], 3.0, 34.0, size)
 
 
 @pytest.mark.parametrize("body", BODIES)
-@pytest.mark.parametrize("kind", KINDS)
-def test_renders_are_those_of_the_body(kind: str, body: str) -> None:
+@pytest.mark.parametrize("drawn", DRAWN)
+def test_renders_are_those_of_the_body(drawn: str, body: str) -> None:
+    kind, renderer = told(drawn)
     size = 512 if kind == "gaussians" else 96 if kind in EXPLICIT else 44  # outlines are blurred by half a pixel
     view, shape = camera(size), shape_of(kind, body, SHARP)
     with torch.no_grad():
-        seen = shape.render(view, background=0.3)
+        seen = looked_at(shape, renderer, view, background=0.3)
     inside, depth, normal = hit(view, body)
     solid = seen.alpha > 0.5
     assert float((solid & inside).sum() / (solid | inside).sum()) > 0.98
@@ -148,9 +173,10 @@ def test_renders_are_those_of_the_body(kind: str, body: str) -> None:
     assert bool((seen.rgb[outside] == 0.3).all()) and bool((seen.depth[outside] == 0).all())
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_gradients_match_finite_differences(kind: str) -> None:
+@pytest.mark.parametrize("drawn", DRAWN)
+def test_gradients_match_finite_differences(drawn: str) -> None:
     """Four pixels in float64, inside the body; the weights of a volume's normals have no gradient."""
+    kind, renderer = told(drawn)
     if kind == "triangles":
         shape: Representation = Triangles(TriangleConfig(subdivisions=1)).double()
     elif kind == "tetrahedra":
@@ -169,7 +195,7 @@ def test_gradients_match_finite_differences(kind: str) -> None:
     pull = torch.randn(1, 2, 2, 7, generator=generator(9), dtype=torch.float64)
 
     def loss() -> Tensor:
-        seen = shape.render(view, background=0.3)
+        seen = looked_at(shape, renderer, view, background=0.3)
         maps = [seen.rgb, seen.depth, *([seen.normal] if kind in (*EXPLICIT, "gaussians") else [])]
         return sum((m * w).sum() for m, w in zip(maps, pull.split((3, 1, 3), dim=-1), strict=False))
 
@@ -233,16 +259,17 @@ def test_triangles_of_any_number_come_back(tmp_path: Path) -> None:
     assert all(torch.equal(value, back.state_dict()[name]) for name, value in made.state_dict().items())
 
 
-@pytest.mark.parametrize("kind", [*EXPLICIT, "gaussians", "grid"])
-def test_gradients_reach_cameras(kind: str) -> None:
+@pytest.mark.parametrize("drawn", [one for one in DRAWN if one not in ("hash", "triplane")])
+def test_gradients_reach_cameras(drawn: str) -> None:
     """d sum(alpha u) / d shift of the camera to the right, where u is the pixel's column: the picture moves."""
+    kind, renderer = told(drawn)
     shape = shape_of(kind, "body", 0.03) if kind != "gaussians" else Gaussians(GaussianConfig(200), generator(1))
     view = camera(48, views=1)
     columns = torch.arange(48.0)[None, None, :, None] / 48
 
     def seen(shift: Tensor) -> Tensor:
         pose = view.c2w + shift * torch.nn.functional.pad(view.c2w[:, :, :1], (3, 0))
-        return (shape.render(Camera(pose, view.K, 48, 48), ("alpha",)).alpha * columns).mean()
+        return (looked_at(shape, renderer, Camera(pose, view.K, 48, 48), ("alpha",)).alpha * columns).mean()
 
     shift = torch.zeros((), requires_grad=True)
     (gradient,) = torch.autograd.grad(seen(shift), shift)

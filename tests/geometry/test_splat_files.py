@@ -112,6 +112,17 @@ def test_packed_ply_is_as_near_as_its_bits(tmp_path: Path) -> None:
     torch.testing.assert_close(again.sh[:, 1:], back.sh[torch.from_numpy(z_order(back.means.numpy())), 1:])
 
 
+def test_packed_harmonics_reach_the_ends_of_their_range(tmp_path: Path) -> None:
+    """The first and the last of 256 steps are read as -4 and 4, as PlayCanvas does, the others in their middle."""
+    made = cloud(6, 1)
+    steps = torch.tensor([-9.0, -4.0, -3.96, 0.0, 3.96, 7.0])
+    sh = torch.cat([made.sh[:, :1], steps[:, None, None].expand(-1, 3, 3)], dim=1)
+    made = GaussianCloud(made.means, made.log_scales, made.quaternions, made.logits, sh)
+    back = load_splats(save_splats(made, tmp_path / "a.compressed.ply"))
+    back = back[torch.argsort(back.sh[:, 1, 0], stable=True)]
+    assert back.sh[:, 3, 2].tolist() == [-4.0, -4.0, -3.953125, 0.015625, 3.953125, 4.0]
+
+
 def test_the_small_splat_format(tmp_path: Path) -> None:
     made = cloud(50)
     back = load_splats(save_splats(made, tmp_path / "a.splat"))

@@ -54,13 +54,20 @@ def test_a_prompt_becomes_the_solid_that_the_prior_draws(view_priors: ModuleType
 
 def test_settings_of_a_call_reach_both_drawings(view_priors: ModuleType) -> None:
     pipe = pipeline(view_priors)
-    changed = pipe._adjusted(3, 1.5, 500, 30.0)
+    changed = pipe._adjusted(3, 1.5, 500, 30.0, 256)
+    assert changed.paint.texture == 256
     for plan in (changed.normals.plan, changed.paint.plan):
         assert plan.steps == 3 and plan.guidance == 1.5
     assert changed.mesh.faces == 500 and changed.paint.second_deg == 30.0 and pipe.config == SMALL
     assert pipe._adjusted(None, None, None, None) == SMALL
-    for wrong in ({"faces": 3}, {"num_inference_steps": 0}, {"second_ring": 95.0}, {"second_ring": "x"}):
-        with pytest.raises(InputError, match=r"faces|num_inference_steps|second_deg|second_ring"):
+    for wrong in (
+        {"faces": 3},
+        {"texture": 15},
+        {"num_inference_steps": 0},
+        {"second_ring": 95.0},
+        {"second_ring": "x"},
+    ):
+        with pytest.raises(InputError, match=r"faces|texture=15|num_inference_steps|second_deg|second_ring"):
             pipe("a red egg", **wrong)
     with pytest.raises(InputError, match="the prompt is empty"):
         pipe(" ")

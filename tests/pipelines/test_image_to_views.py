@@ -198,7 +198,8 @@ def test_a_mesh_of_a_picture_whose_orbit_is_known(orbit, monkeypatch):
             asked.update(options)
             return NormalsOutput(camera_normals(seen.normal, camera, opengl=True).numpy())  # a head's: y up, z near
 
-    made = ImageToMesh(views, Normals(), SMALL)(photo(), elevation_deg=0, num_frames=4, faces=400)
+    made = ImageToMesh(views, Normals(), SMALL)(photo(), elevation_deg=0, num_frames=4, faces=400, texture=80)
+    assert made.mesh.textures["base_color"].shape == (80, 80, 3) and made.config.texture == 80
     assert made.report.watertight and len(made.mesh.faces) <= 400 and "base_color" in made.mesh.textures
     assert asked["valid"].shape == (4, 32, 32) and asked["processing_resolution"] == 128
     assert made.nfe == {"orbit": 7, "normals": 0} and set(made.seconds) == {"views", "normals", "mesh"}

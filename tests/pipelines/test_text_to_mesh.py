@@ -12,7 +12,7 @@ import trimesh
 from torch import Tensor
 
 from unproject.core.distillation.score import DivergedError, image_loss
-from unproject.core.priors import SD_SCHEDULE, Condition, Prior, Rows
+from unproject.core.priors import SD_SCHEDULE, Condition, Prior, Rows, load_prior
 from unproject.core.sampling import NoiseSchedule
 from unproject.generate.guides import ViewTextGuide, make_guide
 from unproject.generate.health import CollapsedError, Health, HealthConfig
@@ -22,6 +22,8 @@ from unproject.generate.views import ViewConfig, draw_backgrounds, draw_cameras,
 from unproject.geometry.cameras import Camera, opencv_from_opengl
 from unproject.geometry.meshes import Mesh
 from unproject.geometry.raycast import RayMesh
+from unproject.pipelines import shortcuts
+from unproject.pipelines.direct25_mesh import Direct25TextToMesh
 from unproject.pipelines.text_to_mesh import MeshRecipe, TextToMesh, load_recipe
 from unproject.utils.configs import load_config
 from unproject.utils.errors import InputError
@@ -255,11 +257,35 @@ def test_unknown_words_warn_and_empty_prompts_raise():
         TextToMesh(BoxPrior(), short)("a wombat")
     with pytest.raises(InputError, match="empty"):
         TextToMesh(BoxPrior(), short)("  ")
+    with pytest.raises(InputError, match="prompt=None must be one text"):
+        TextToMesh(BoxPrior(), short)(None)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        TextToMesh.from_pretrained,
+        Direct25TextToMesh.from_pretrained,
+        load_prior,
+        lambda prior: shortcuts.text_to_mesh("a red chair", prior=prior),
+        lambda prior: shortcuts.depth("photo.jpg", prior=prior),
+    ],
+)
+def test_a_list_is_no_name_of_a_prior(ask):
+    with pytest.raises(InputError, match=r"prior.* is \['toybox'\], which is no text"):
+        ask(["toybox"])
+
+
+def test_a_prompt_is_looked_at_before_networks_are_loaded(monkeypatch):
+    monkeypatch.setattr(shortcuts, "_maker", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(InputError, match="prompt=None must be one text"):
+        shortcuts.text_to_mesh(None)
 
 
 def test_steps_change_nothing_else():
     pipe = TextToMesh(BoxPrior(), recipe())
-    changed = pipe._adjusted(steps=80, guidance=2.0, faces=100)
+    changed = pipe._adjusted(steps=80, guidance=2.0, faces=100, texture=2048)
+    assert changed.mesh == replace(pipe.recipe.mesh, faces=100, texture=2048)
     assert changed.optimise == replace(pipe.recipe.optimise, steps=80)
     assert changed.score == replace(pipe.recipe.score, guidance=2.0) and changed.mesh.faces == 100
     with pytest.raises(InputError, match="num_inference_steps=0"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -64,7 +65,9 @@ def test_its_mesh_is_told_from_where_colours_were_learnt(monkeypatch):
     asked = []
     monkeypatch.setattr(text_to_splats, "textured_mesh", lambda *given: asked.append(given))
     made.mesh()
-    ((shape, config, cameras),) = asked
+    made.mesh(texture=96)
+    (shape, config, cameras), (_, other, _) = asked
+    assert other == replace(made.config.mesh, texture=96)
     assert shape is made.shape and config == made.config.mesh
     assert torch.equal(cameras.c2w, views_around(made.config.optimise.views).c2w)
 

@@ -43,8 +43,11 @@ def test_a_prompt_becomes_a_closed_textured_mesh(turbo, tmp_path):
     assert made.report.watertight and 4 <= len(made.mesh.faces) <= 200 and "base_color" in made.mesh.textures
     assert made.nfe == 2 * 6 and made.history == [] and made.seconds.keys() == {"draw", "mesh"}
     assert len(Mesh.load(made.mesh.save(tmp_path / "chair.glb")).faces) == len(made.mesh.faces)
-    other = pipe("a red chair", seed=4, faces=60)
+    other = pipe("a red chair", seed=4, faces=60, texture=48)
     assert len(other.mesh.faces) <= 60
+    assert [m.mesh.textures["base_color"].shape[0] for m in (made, other)] == [32, 48]
+    with pytest.raises(InputError, match="texture=8 must be at least 16"):
+        pipe("a red chair", texture=8)
     assert torch.equal(turbo.draw(["a red chair"], [3])[0], made.shape.planes.planes)
     assert not torch.equal(other.shape.planes.planes, made.shape.planes.planes)
 

@@ -119,6 +119,24 @@ def test_two_runs_do_not_share_a_folder_of_work(tmp_path: Path) -> None:
         pass
 
 
+def test_an_empty_folder_of_failed_work_goes_again(tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "a" / "new"
+    old.mkdir()
+    for folder, left in ((new, False), (new, True), (old, False)):
+
+        def work(folder: Path = folder, left: bool = left) -> None:
+            if left:
+                (folder / "ckpt").write_text("")
+            raise ValueError("over")
+
+        with pytest.raises(ValueError, match="over"), alone_in(folder):
+            work()
+        assert folder.is_dir() == (left or folder == old)
+    with alone_in(tmp_path / "done"):
+        pass
+    assert (tmp_path / "done").is_dir()  # what went well stays
+
+
 def test_a_record_is_written_as_it_goes_and_two_keep_apart(tmp_path: Path) -> None:
     first = RunRecord("depth")
     assert first.begin(tmp_path / "depth.run.json").name == "depth.run.json"

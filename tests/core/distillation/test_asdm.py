@@ -13,19 +13,10 @@ from unproject.core.distillation.student import Student
 from unproject.core.distillation.teacher import Teacher
 from unproject.core.priors import load_prior
 from unproject.utils.errors import InputError
+from unproject.utils.seeds import generator as rng
 
 TEXTS = ["a dog", "a red chair"]
 REMOVED = ("mid_block.resnets.1", "up_blocks.0.attentions.1")
-
-
-def rng(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def asked(network) -> torch.Tensor:
-    x, text = torch.randn(2, 4, 8, 8, generator=rng(1)), torch.randn(2, 5, 32, generator=rng(2))
-    with torch.no_grad():
-        return network(x, torch.tensor([100, 700]), text).sample
 
 
 def convolutions(count: int = 3) -> list[nn.Conv2d]:
@@ -88,7 +79,7 @@ def test_regions_that_are_everything_are_full_attention(make_unet, window, pool)
         RegionalAttention(layer, 0, 0)
 
 
-def test_a_unit_that_does_nothing_has_no_score(tiny_folders):
+def test_a_unit_that_does_nothing_has_no_score(tiny_folders, asked):
     prior = load_prior(tiny_folders["sd"])
     with torch.no_grad():
         for part in (prior.network.mid_block.resnets[1].conv2, prior.network.up_blocks[0].attentions[1].proj_out):
@@ -102,7 +93,7 @@ def test_a_unit_that_does_nothing_has_no_score(tiny_folders):
     torch.testing.assert_close(asked(slim.network), asked(prior.network), rtol=0, atol=1e-5)
 
 
-def test_what_is_switched_back_is_the_teacher(tiny_folders):
+def test_what_is_switched_back_is_the_teacher(tiny_folders, asked):
     prior = load_prior(tiny_folders["sd"])
     whole = Student(prior, Slim()).network
     assert torch.equal(asked(whole), asked(prior.network))
@@ -118,7 +109,7 @@ def test_what_is_switched_back_is_the_teacher(tiny_folders):
         Student(prior, Slim(("mid_block.resnets.7",)))
 
 
-def test_kernels_of_removed_units_stay_as_a_choice(tiny_folders):
+def test_kernels_of_removed_units_stay_as_a_choice(tiny_folders, asked):
     prior = load_prior(tiny_folders["sd"])
     network = Student(prior, Slim(("mid_block.resnets.1",))).network
     mixed = network.mid_block.resnets[0].conv2
@@ -128,7 +119,7 @@ def test_kernels_of_removed_units_stay_as_a_choice(tiny_folders):
     torch.testing.assert_close(asked(network), asked(plain), rtol=0, atol=2e-2)
 
 
-def test_incubation_trains_the_cuts_of_a_stage_and_files_come_back(tiny_folders, tmp_path):
+def test_incubation_trains_the_cuts_of_a_stage_and_files_come_back(tiny_folders, tmp_path, asked):
     prior, kind = load_prior(tiny_folders["sd-v"]), Slim(REMOVED, regional=("attn1",), window=2, pool=2)
     student = Student(prior, kind)
     objective = IncubateObjective(student, Teacher(prior), Incubating())

@@ -20,6 +20,7 @@ from unproject.core.distillation.teacher import Teacher
 from unproject.core.priors import load_prior
 from unproject.core.priors.taps import Taps
 from unproject.utils.errors import InputError
+from unproject.utils.seeds import generator as rng
 
 TEXTS = ["a dog", "a red chair"]
 DEEP = {"layers_per_block": 2, "transformer_layers_per_block": (1, 3)}
@@ -38,23 +39,13 @@ SDXL = {
 }
 
 
-def rng(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def asked(unet) -> torch.Tensor:
-    x, text = torch.randn(2, 4, 8, 8, generator=rng(1)), torch.randn(2, 5, 32, generator=rng(2))
-    with torch.no_grad():
-        return unet(x, torch.tensor([100, 700]), text).sample
-
-
-def test_nothing_removed_is_the_teacher_bit_for_bit(make_unet):
+def test_nothing_removed_is_the_teacher_bit_for_bit(make_unet, asked):
     unet = make_unet(seed=1, **DEEP)
     assert torch.equal(asked(pruned(unet, Pruned())), asked(unet))
     assert (asked(pruned(unet, Pruned(fresh=True))) - asked(unet)).abs().max() > 1e-3
 
 
-def test_removing_what_does_nothing_changes_nothing(make_unet):
+def test_removing_what_does_nothing_changes_nothing(make_unet, asked):
     unet = make_unet(seed=1, **DEEP)
     gone = [unet.down_blocks[i].resnets[1].conv2 for i in range(2)]
     gone += [unet.down_blocks[i].attentions[1].proj_out for i in range(2)]
@@ -102,7 +93,7 @@ def test_what_cannot_be_pruned_says_so(tiny_folders, make_unet):
         Student(load_prior(tiny_folders["sd3"]), Pruned())
 
 
-def test_features_are_those_of_the_same_place(make_unet):
+def test_features_are_those_of_the_same_place(make_unet, asked):
     unet = make_unet(seed=1, **DEEP)
     small = pruned(unet, Pruned(1, (1, 2), mid=False))
     counts = {}
@@ -132,7 +123,7 @@ def test_the_whole_network_has_nothing_to_learn_from_its_teacher(tiny_folders, f
     assert less.student.network.conv_in.weight.grad.abs().max() > 0
 
 
-def test_a_pruned_student_is_a_plain_network_of_diffusers(tiny_folders, tmp_path):
+def test_a_pruned_student_is_a_plain_network_of_diffusers(tiny_folders, tmp_path, asked):
     prior = load_prior(tiny_folders["sd"])
     student = Student(prior, Pruned(mid=False))
     folder = student.save(tmp_path / "s")

@@ -12,21 +12,12 @@ from unproject.core.distillation.student import Student
 from unproject.core.distillation.teacher import Teacher
 from unproject.core.priors import load_prior
 from unproject.core.priors.base import Recommended
+from unproject.utils.seeds import generator as rng
 
 SMALL = PrunedLora(mid=False, rank=2)
 
 
-def rng(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def asked(network) -> torch.Tensor:
-    x, text = torch.randn(2, 4, 8, 8, generator=rng(1)), torch.randn(2, 5, 32, generator=rng(2))
-    with torch.no_grad():
-        return network(x, torch.tensor([100, 700]), text).sample
-
-
-def test_it_begins_as_the_pruned_network_and_the_adapter_alone_learns(tiny_folders):
+def test_it_begins_as_the_pruned_network_and_the_adapter_alone_learns(tiny_folders, asked):
     prior = load_prior(tiny_folders["sd"])
     student = Student(prior, SMALL)
     assert torch.equal(asked(student.network), asked(pruned(prior.network, Pruned(mid=False))))
@@ -38,7 +29,7 @@ def test_it_begins_as_the_pruned_network_and_the_adapter_alone_learns(tiny_folde
     assert 0 < student.trained_share < 0.2
 
 
-def test_its_file_is_the_adapter_and_comes_back_as_plain_weights(tiny_folders, tmp_path):
+def test_its_file_is_the_adapter_and_comes_back_as_plain_weights(tiny_folders, tmp_path, asked):
     student = Student(load_prior(tiny_folders["sd"]), SMALL)
     with torch.no_grad():
         for value in student.network.parameters():

@@ -28,19 +28,10 @@ from unproject.core.distillation.student import Student
 from unproject.core.distillation.teacher import Teacher
 from unproject.core.priors import load_prior
 from unproject.utils.errors import InputError
+from unproject.utils.seeds import generator as rng
 
 TEXTS = ["a dog", "a red chair"]
 SMALL = {"times": 3, "runs": 2, "prompts": ("a dog", "")}
-
-
-def rng(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def asked(network) -> torch.Tensor:
-    x, text = torch.randn(2, 4, 8, 8, generator=rng(1)), torch.randn(2, 5, 32, generator=rng(2))
-    with torch.no_grad():
-        return network(x, torch.tensor([990, 350]), text).sample
 
 
 def test_the_gradient_of_a_step_is_the_published_one():
@@ -84,7 +75,7 @@ def test_the_chosen_ranges_lose_less_than_the_whole_one():
     assert (fine - weight).norm() / weight.norm() < 1e-3
 
 
-def test_many_bits_are_the_network_and_off_is_to_the_bit(tiny_folders):
+def test_many_bits_are_the_network_and_off_is_to_the_bit(tiny_folders, asked):
     prior = load_prior(tiny_folders["sd"])
     fine, coarse = (Student(prior, Quantised(bits, 16, **SMALL)).network for bits in (8, 3))
     x, text = torch.randn(2, 4, 8, 8, generator=rng(1)), prior.encode_text(["a dog", ""])["cond"]["text"]
@@ -98,7 +89,7 @@ def test_many_bits_are_the_network_and_off_is_to_the_bit(tiny_folders):
         Quantised(weight_bits=1)
 
 
-def test_inputs_take_the_scale_of_the_nearest_time(tiny_folders):
+def test_inputs_take_the_scale_of_the_nearest_time(tiny_folders, asked):
     network = Student(load_prior(tiny_folders["sd"]), Quantised(8, 8, **SMALL)).network
     clock = network.quantised_clock
     assert clock.times.tolist() == [999.0, 666.0, 332.0]
@@ -117,7 +108,7 @@ def test_inputs_take_the_scale_of_the_nearest_time(tiny_folders):
     assert torch.equal(after[0], before[0]) and (after[1] - before[1]).abs().max() > 1e-3
 
 
-def test_packed_files_are_small_and_come_back(tiny_folders, tmp_path):
+def test_packed_files_are_small_and_come_back(tiny_folders, tmp_path, asked):
     prior = load_prior(tiny_folders["sd"])
     kind = Quantised(4, 8, **SMALL)
     student, fresh = Student(prior, kind), Student(prior, kind, seed=5)
@@ -135,7 +126,7 @@ def test_packed_files_are_small_and_come_back(tiny_folders, tmp_path):
 
 
 @pytest.mark.parametrize(("weights", "count"), [("time", 1), ("sensitive", 1), ("none", 0)])
-def test_a_stage_trains_what_it_says_and_helps(tiny_folders, weights, count):
+def test_a_stage_trains_what_it_says_and_helps(tiny_folders, weights, count, asked):
     prior = load_prior(tiny_folders["sd-v"])
     student = Student(prior, Quantised(3, 4, **SMALL))
     objective = SelectiveObjective(student, Teacher(prior), Selective(weights))
@@ -157,7 +148,7 @@ def test_a_stage_trains_what_it_says_and_helps(tiny_folders, weights, count):
         SelectiveObjective(Student(prior), Teacher(prior), Selective("all"))
 
 
-def test_what_is_loaded_searches_no_scales(tiny_folders, tmp_path, monkeypatch):
+def test_what_is_loaded_searches_no_scales(tiny_folders, tmp_path, monkeypatch, asked):
     """They are in the file; the search over shrunk ranges takes longer than drawing a picture."""
     from unproject.core.distillation import quantised as layers
 

@@ -1,0 +1,66 @@
+"""Students lent to pipelines: what is asked, with which settings, and who refuses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from unproject.core.priors.base import Recommended
+from unproject.core.sampling.plan import SamplingPlan
+from unproject.generate.view_normals import NormalsDraw
+from unproject.pipelines import students
+from unproject.pipelines.direct25_mesh import Direct25Config
+from unproject.pipelines.students import drawn_by_student, guided_by_student, lent
+from unproject.pipelines.text_to_shape import load_recipe
+from unproject.utils.errors import InputError
+
+FAST = Recommended(1.0, 4, None, "lcm", distilled=True, step_counts=(4,))
+WHOLE = Recommended(3.0, 20, "trailing", "ddim")
+
+
+@dataclass
+class Pipe:
+    """What the functions touch of a pipeline."""
+
+    prior: Any
+    config: Any = None
+    recipe: Any = None
+
+
+def given(monkeypatch: pytest.MonkeyPatch, told: Recommended) -> Any:
+    made = SimpleNamespace(name="views with student", recommended=told)
+    monkeypatch.setattr(students, "lent", lambda prior, student: made)
+    return made
+
+
+def test_maps_are_drawn_as_the_student_says_and_nothing_else_changes(monkeypatch) -> None:
+    made = given(monkeypatch, FAST)
+    config = Direct25Config(NormalsDraw(plan=SamplingPlan(guidance=2.0)))
+    pipe: Any = Pipe("views", config)
+    assert drawn_by_student(pipe, "fast") is FAST and pipe.prior is made
+    plan = pipe.config.normals.plan
+    assert (plan.solver, plan.steps, plan.guidance) == ("lcm", 4, 1.0)
+    assert pipe.config.paint == config.paint and pipe.config.normals.ring == config.normals.ring
+
+
+def test_score_distillation_asks_without_guidance_where_it_is_in_the_weights(monkeypatch) -> None:
+    prior: Any = SimpleNamespace(recipe="toybox", name="toybox-mv", frames=4)
+    recipe = load_recipe("toybox", prior, None, "text-to-mesh")
+    assert recipe.score.guidance not in (None, 1.0)
+    pipe: Any = Pipe(prior, recipe=recipe)
+    given(monkeypatch, FAST)
+    with pytest.warns(UserWarning, match="previews by score distillation are coarse"):
+        guided_by_student(pipe, "fast")
+    assert pipe.recipe.score.guidance == 1.0 and pipe.recipe.optimise == recipe.optimise
+    pipe = Pipe(prior, recipe=recipe)
+    given(monkeypatch, WHOLE)
+    guided_by_student(pipe, "small")
+    assert pipe.recipe is recipe  # its guidance is the prior's
+
+
+def test_only_a_prior_of_several_views_takes_a_network() -> None:
+    with pytest.raises(InputError, match="to a prior of several views, which sd15 is not"):
+        lent(SimpleNamespace(name="sd15"), "fast")  # type: ignore[arg-type]

@@ -82,7 +82,7 @@ def test_the_shipped_sensor_measures_more_like_the_toyboxs_than_clean_depth_does
     drawn = torch.from_numpy(made.depth_m)[:, None]
     told = [residuals(sensor.codec, one, clean) for one in (real, drawn, clean)]
     assert wasserstein(told[0], told[1]) < 0.7 * wasserstein(told[0], told[2])
-    assert 0.01 < float((~made.valid).mean()) < 0.3  # holes
+    assert 0 < float((~made.valid).mean()) < 0.3  # holes
     alone = torch.from_numpy(sensor(batch["clean"][1:2], seed=2).depth_m)[0]
     assert float(((alone - drawn[1, 0]).abs() < 0.01).float().mean()) > 0.99  # of the same seed, whatever is beside it
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .pipelines.images_to_splats import ImagesToSplats
     from .pipelines.match_images import MatchImages
     from .pipelines.restore_image import RestoreImage
-    from .pipelines.shortcuts import depth, fit_splats, normals, text_to_mesh
+    from .pipelines.shortcuts import depth, fit_splats, normals, text_to_image, text_to_mesh
     from .pipelines.text_to_image import TextToImage
     from .pipelines.text_to_mesh import TextToMesh
     from .pipelines.text_to_splats import TextToSplats
@@ -64,6 +64,7 @@ __all__ = [
     "fit_splats",
     "load_prior",
     "normals",
+    "text_to_image",
     "text_to_mesh",
 ]
 
@@ -95,6 +96,7 @@ _HOMES = {
     "fit_splats": ".pipelines.shortcuts",
     "load_prior": ".core.priors",
     "normals": ".pipelines.shortcuts",
+    "text_to_image": ".pipelines.shortcuts",
     "text_to_mesh": ".pipelines.shortcuts",
 }
 _SUBPACKAGES = ("core", "geometry", "pipelines", "tasks", "toybox", "utils")

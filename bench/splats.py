@@ -30,6 +30,7 @@ BOXES, TILES = "compiled boxes in turn", "compiled tiles"
 COMPILED: dict[str, Callable[..., Any]] = {BOXES: over_boxes, TILES: rasterization}
 WAYS: dict[str, Callable[..., Any]] = {TWIN: rasterization_reference, SLABS: in_slabs, **COMPILED}
 ARRAYS = ("means", "quats", "scales", "opacities", "colors")
+MARKS = "os^Dv"  # of sizes of pictures
 
 
 @dataclass(frozen=True)
@@ -77,22 +78,25 @@ def run(context: Context) -> dict[str, Any]:
 
 
 def curve_picture(table: list[dict[str, Any]], path: Path) -> Path:
-    """Seconds against the number of Gaussians, a line for each size of picture and way, beside proportional growth."""
+    """Seconds against the number of Gaussians, a colour for each way and a mark for each size of picture, beside
+    proportional growth."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
+    ways, sizes = (list(dict.fromkeys(row[key] for row in table)) for key in ("way", "px"))
     for way, px in dict.fromkeys((row["way"], row["px"]) for row in table):
         line = [(row["gaussians"], row["seconds"]) for row in table if (row["way"], row["px"]) == (way, px)]
-        axes.plot(*zip(*line, strict=True), "o-", label=f"{way}, {px} px")
+        look = f"C{ways.index(way)}{MARKS[sizes.index(px) % len(MARKS)]}-"
+        axes.plot(*zip(*line, strict=True), look, label=f"{way}, {px} px")
     tiles = [row for row in table if row["way"] == TILES]
     last = max(tiles, key=lambda row: (row["gaussians"], -row["px"]))
     ends = (min(row["gaussians"] for row in tiles), last["gaussians"])
     axes.plot(ends, [last["seconds"] * end / ends[1] for end in ends], "k:", linewidth=1, label="proportional")
     axes.set(xscale="log", yscale="log", xlabel="Gaussians", ylabel="processor seconds, with all gradients")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7)
+    figure.legend(loc="outside right upper", fontsize=7)
     with atomic_path(path) as temporary:
         FigureCanvasAgg(figure).print_png(str(temporary))
     return path

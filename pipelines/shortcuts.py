@@ -1,5 +1,5 @@
-"""One-line use: `unproject.text_to_mesh("a red chair")` and `unproject.depth("photo.jpg")`, whose loaded networks are
-kept; `unproject.fit_splats("capture")`."""
+"""One-line use: `unproject.text_to_image("a red chair")`, `unproject.text_to_mesh("a red chair")` and
+`unproject.depth("photo.jpg")`, whose loaded networks are kept; `unproject.fit_splats("capture")`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from .direct25_mesh import Direct25TextToMesh
 from .image_to_geometry import ImageToDepth, ImageToNormals
 from .images_to_splats import ImagesToSplats, ImagesToSplatsOutput
 from .prompts import check_prompt
+from .text_to_image import TextToImage
 from .text_to_mesh import MadeMesh, TextToMesh
 
 
@@ -39,6 +40,13 @@ def fit_splats(
     return ImagesToSplats(recipe, device)(pictures, **options)
 
 
+def text_to_image(prompt: str | list[str], prior: str = "toybox", device: str = "cpu", **options: Any) -> Any:
+    """Pictures of what a prompt, or each of several, says (`TextToImageOutput`); options go to the pipeline's call."""
+    for one in [prompt] if isinstance(prompt, str) or not prompt else prompt:
+        check_prompt(one)
+    return _painter(_named(prior), device)(prompt, **options)
+
+
 def text_to_mesh(prompt: str, prior: str = "toybox", device: str = "cpu", **options: Any) -> MadeMesh:
     """A textured mesh of what a prompt says, by `mesh_maker`; options go to the pipeline's call."""
     check_prompt(prompt)
@@ -57,6 +65,11 @@ def _named(prior: str | Path) -> str | Path:
     """A prior by name. Raises InputError for a list of them and all else, which cannot be remembered."""
     check_named(prior, "prior", "give the name or folder of one, such as 'toybox'")
     return prior
+
+
+@functools.lru_cache(maxsize=1)
+def _painter(prior: str | Path, device: str) -> TextToImage:
+    return TextToImage.from_pretrained(prior, device=device)
 
 
 @functools.lru_cache(maxsize=1)

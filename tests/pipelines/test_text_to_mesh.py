@@ -268,6 +268,7 @@ def test_unknown_words_warn_and_empty_prompts_raise():
         Direct25TextToMesh.from_pretrained,
         load_prior,
         lambda prior: shortcuts.text_to_mesh("a red chair", prior=prior),
+        lambda prior: shortcuts.text_to_image("a red chair", prior=prior),
         lambda prior: shortcuts.depth("photo.jpg", prior=prior),
     ],
 )
@@ -280,6 +281,18 @@ def test_a_prompt_is_looked_at_before_networks_are_loaded(monkeypatch):
     monkeypatch.setattr(shortcuts, "_maker", lambda *_: pytest.fail("loaded"))
     with pytest.raises(InputError, match="prompt=None must be one text"):
         shortcuts.text_to_mesh(None)
+    monkeypatch.setattr(shortcuts, "_painter", lambda *_: pytest.fail("loaded"))
+    for wrong in (None, [], ["a red chair", None]):
+        with pytest.raises(InputError, match="must be one text"):
+            shortcuts.text_to_image(wrong)
+
+
+def test_pictures_in_one_line(monkeypatch):
+    asked = []
+    monkeypatch.setattr(shortcuts, "_painter", lambda *named: lambda *said, **options: asked.append((*named, *said)))
+    shortcuts.text_to_image(["a red chair", "a blue car"], prior="toybox-dit", seed=3)
+    shortcuts.text_to_image("a red chair")
+    assert asked == [("toybox-dit", "cpu", ["a red chair", "a blue car"]), ("toybox", "cpu", "a red chair")]
 
 
 def test_steps_change_nothing_else():

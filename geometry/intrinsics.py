@@ -194,12 +194,16 @@ def _lens_of_document(
 def checked_matrix(values: Any, source: Matrix, shift: float = 0.0) -> np.ndarray:
     """The matrix, moved to pixel centres at +0.5. Raises InputError for one that is no pinhole's."""
     try:
+        if np.iscomplexobj(values):
+            raise TypeError("complex numbers")
         matrix = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise InputError(f"K in {source} is no matrix of numbers") from error
+    named = f"{source}: " if isinstance(source, (str, Path)) else ""
     if matrix.shape != (3, 3) or not np.isfinite(matrix).all() or min(matrix[0, 0], matrix[1, 1]) <= 0:
-        named = f"{source}: " if isinstance(source, (str, Path)) else ""
         raise InputError(f"{named}K must be a 3 x 3 matrix in px with positive focal lengths, got {matrix.tolist()}")
     if not np.allclose(matrix[2], (0, 0, 1)) or matrix[1, 0] != 0:
-        raise InputError(f"K has the rows {matrix[1].tolist()}, {matrix[2].tolist()}; they must be 0 fy cy and 0 0 1")
+        raise InputError(
+            f"{named}K has the rows {matrix[1].tolist()}, {matrix[2].tolist()}; they must be 0 fy cy and 0 0 1"
+        )
     return matrix + np.array([[0, 0, shift], [0, 0, shift], [0, 0, 0]])

@@ -54,7 +54,7 @@ def rasteriser_of(renderer: Renderer, rays: Rays, device: torch.device) -> Raste
         return next(able, None) if straight and device.type != "cpu" else None
     if renderer == "raycast":
         return None
-    if renderer not in RASTERISERS:
+    if not isinstance(renderer, str) or renderer not in RASTERISERS:
         raise InputError(f"renderer={renderer!r} is unknown; have auto, raycast, {', '.join(RASTERISERS)}")
     made = RASTERISERS[renderer]
     if reason := missing(made.module):

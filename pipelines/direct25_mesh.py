@@ -35,7 +35,7 @@ from .base import PriorPipeline, placed
 from .prompts import check_guidance, check_prompt, warn_about, warn_about_negatives
 from .sampling_parts import whole_number
 from .text_to_mesh import MadeMesh
-from .text_to_shape import LEAST_TEXTURE, REAL_BACKBONES, chosen_seed
+from .text_to_shape import REAL_BACKBONES, TEXTURE, chosen_seed
 
 FUSE = FuseConfig(hull=48, steps=80, creases=0.3, faces=8000)  # of drawn views of 64 px, which are not smooth
 DRAWN = NormalsDraw(plan=SamplingPlan(guidance=2.0))  # of maps; pictures want more
@@ -258,7 +258,7 @@ class Direct25TextToMesh(PriorPipeline):
             whole_number("faces", faces, 4)
             config = replace(config, mesh=replace(config.mesh, faces=faces))
         if texture is not None:
-            whole_number("texture", texture, LEAST_TEXTURE)
+            whole_number("texture", texture, *TEXTURE)
             config = replace(config, paint=replace(config.paint, texture=texture))
         paint = replace(config.paint, plan=plans[1], second_deg=config.paint.second_deg if second is None else second)
         return replace(config, normals=replace(config.normals, plan=plans[0]), paint=paint)

@@ -21,7 +21,7 @@ from .base import PriorPipeline, placed
 from .prompts import check_prompt, warn_about
 from .sampling_parts import whole_number
 from .text_to_mesh import TextToMesh, TextToMeshOutput
-from .text_to_shape import LEAST_TEXTURE, REAL_BACKBONES, MeshRecipe, StepEnd, chosen_seed, load_recipe
+from .text_to_shape import REAL_BACKBONES, TEXTURE, MeshRecipe, StepEnd, chosen_seed, load_recipe
 
 FINISH = MeshConfig(resolution=65, faces=5000, texture=512, visibility_views=0)
 D = TypeVar("D", bound="DrawnTextToMesh")
@@ -125,7 +125,7 @@ class DrawnTextToMesh(PriorPipeline):
         started, seed = datetime.now(timezone.utc), chosen_seed(seed, generator)
         mesh = self.mesh if faces is None else replace(self.mesh, faces=faces)
         if texture is not None:
-            whole_number("texture", texture, LEAST_TEXTURE)
+            whole_number("texture", texture, *TEXTURE)
             mesh = replace(mesh, texture=texture)
         began, spent = time.perf_counter(), self.generator.nfe
         shape = self.generator.made(prompt, seed)

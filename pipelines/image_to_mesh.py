@@ -24,7 +24,7 @@ from .image_to_geometry import ImageToNormals
 from .image_to_views import ImageToViews, ImageToViewsOutput
 from .picture_inputs import PictureLike
 from .sampling_parts import whole_number
-from .text_to_shape import LEAST_TEXTURE
+from .text_to_shape import TEXTURE
 
 SCALE_FROM = "a picture names no size; the shape was made in a ball of radius 1 m"
 
@@ -107,7 +107,7 @@ class ImageToMesh:
         changes: dict[str, Any] = {"faces": faces, "steps": fuse_steps}
         fuse = replace(self.config.fuse, **{name: value for name, value in changes.items() if value is not None})
         if texture is not None:
-            whole_number("texture", texture, LEAST_TEXTURE)
+            whole_number("texture", texture, *TEXTURE)
         config = replace(self.config, fuse=fuse, texture=texture or self.config.texture)
         times = [time.perf_counter()]
         views = self.views(image, mask, seed=seed, out=out, resume=resume, **options)

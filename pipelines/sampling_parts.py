@@ -88,12 +88,14 @@ def is_whole(value: Any) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
-def whole_number(name: str, value: Any, least: int = 1) -> None:
-    """Raises InputError for what is no whole number or too small."""
+def whole_number(name: str, value: Any, least: int = 1, most: int | None = None) -> None:
+    """Raises InputError for what is no whole number, too small or too large."""
     if not is_whole(value):
         raise InputError(f"{name}={value!r} must be a whole number")
     if value < least:
         raise InputError(f"{name}={value} must be at least {least}")
+    if most is not None and value > most:
+        raise InputError(f"{name}={value} must be at most {most}")
 
 
 def check_tensors(names: Sequence[str]) -> None:

@@ -34,7 +34,7 @@ from .picture_inputs import PictureLike
 from .prompts import check_guidance, check_prompt, warn_about, warn_about_negatives
 from .sampling_parts import whole_number
 
-LEAST_TEXTURE = 16  # texels along an edge that charts of a mesh may be packed into
+TEXTURE = (16, 4096)  # texels along an edge: charts of a mesh do not fit into fewer, more take all memory
 REAL_BACKBONES = "sd15, sd21-base or an MVDream checkpoint"
 StepEnd = Callable[[Any, int, dict[str, float], dict[str, Any]], None]
 S = TypeVar("S", bound="TextToShape")
@@ -184,7 +184,7 @@ class TextToShape(PriorPipeline):
             whole_number("faces", faces, 4)
             changes["mesh.faces"] = faces
         if texture is not None:
-            whole_number("texture", texture, LEAST_TEXTURE)
+            whole_number("texture", texture, *TEXTURE)
             changes["mesh.texture"] = texture
         return load_config(MeshRecipe, to_dict(self.recipe), **changes) if changes else self.recipe
 

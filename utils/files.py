@@ -211,17 +211,30 @@ def check_named(name: str | Path, what: str, way_out: str) -> None:
 
 
 def student_folder(name: str | Path) -> Path:
-    """The folder of a student: one on disk, or an embedded one by name. Raises InputError where there is none."""
+    """The folder of a student: one on disk, or an embedded one by name. Raises InputError where there is none, and
+    where its distill.json does not say what it is."""
     inside = weights_root()
     check_named(name, "the student's name", "name a folder made by `unproject distill`")
     for place in (Path(name), inside / str(name)):
         if is_there(place / STUDENT):
+            _check_student(place / STUDENT)
             return place
     have = ", ".join(sorted(path.parent.name for path in inside.glob(f"*/{STUDENT}"))) or "none"
     way = "make one with `unproject distill`"
     if is_there(Path(__file__).resolve().parents[1] / "configs" / "distill" / f"{name}.yaml"):
         way = f"make it with `unproject distill {name} --out runs/{name}`, then give runs/{name}/export"
     raise InputError(f"student {str(name)!r}: no folder with {STUDENT}; {way} (embedded: {have})")
+
+
+def _check_student(path: Path) -> None:
+    """Raises InputError for a distill.json without the kind of a student and its settings."""
+    told = read_json(path)
+    if (
+        not isinstance(told, dict)
+        or not isinstance(told.get("kind"), str)
+        or not isinstance(told.get("settings"), dict)
+    ):
+        raise InputError(f"{path} does not say of what kind its student is; export it again with `unproject distill`")
 
 
 def cache_root() -> Path:

@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 
 from unproject.utils.errors import InputError, NotWrittenError, UnprojectError
-from unproject.utils.files import atomic_path, beside_weights, read_json, views_come_with, write_json, write_text
+from unproject.utils.files import (
+    atomic_path,
+    beside_weights,
+    read_json,
+    student_folder,
+    views_come_with,
+    write_json,
+    write_text,
+)
 
 
 def full_disk(*_: object) -> None:
@@ -119,3 +127,18 @@ def test_weights_for_several_views_come_with_priors_that_draw_them(tmp_path, mon
     for prior in ("toybox", "toybox-mv", "shipped/toybox-mv", "mine", "./mine"):
         assert views_come_with(prior, "direct25") and not views_come_with(prior, "orbit"), prior
     assert not views_come_with("shipped/toybox", "direct25")
+
+
+@pytest.mark.parametrize(
+    "told",
+    ["{}", "[1]", '"lora"', '{"kind": "lora"}', '{"kind": 4, "settings": {}}', '{"kind": "lora", "settings": 1}'],
+)
+def test_a_student_says_of_what_kind_it_is(tmp_path: Path, told: str) -> None:
+    (tmp_path / "distill.json").write_text(told)
+    with pytest.raises(InputError, match=r"distill\.json does not say of what kind its student is; export it again"):
+        student_folder(tmp_path)
+    (tmp_path / "distill.json").write_text("{")
+    with pytest.raises(InputError, match="is not valid JSON"):
+        student_folder(tmp_path)
+    (tmp_path / "distill.json").write_text('{"kind": "lora", "settings": {}}')
+    assert student_folder(tmp_path) == tmp_path

@@ -68,8 +68,7 @@ QUICK = CalibrateBench(3, 48, (0.0, 0.3), 200, 1, 64)
 def run(context: Context) -> dict[str, Any]:
     """Solver, fields of view, equivariance, metres, confidence, real photographs."""
     config = QUICK if context.quick else CalibrateBench()
-    head, why = _head(context.prior, "camera")
-    depth_head, _ = _head(context.prior, "depth")
+    head, depth_head = _head(context.prior, "camera"), _head(context.prior, "depth")
     sets = {
         split: [RenderedPlaces(split, config.groups, config.size, kind) for kind in KINDS] for split in ("val", "test")
     }
@@ -85,7 +84,7 @@ def run(context: Context) -> dict[str, Any]:
     return {
         "config": asdict(config),
         "seeds": list(range(config.solver_seeds)),
-        "head": why if head is None else asdict(head.config),
+        "head": "none" if head is None else asdict(head.config),
         "constant_fov_deg": constant,
         "table": table,
         "confidence": sure,
@@ -93,12 +92,12 @@ def run(context: Context) -> dict[str, Any]:
     }
 
 
-def _head(prior: str, target: str) -> tuple[GeometryHead | None, str]:
-    """(the head of a prior that predicts a target, why there is none)."""
+def _head(prior: str, target: str) -> GeometryHead | None:
+    """The head of a prior that predicts a target; None where there are no such weights."""
     try:
-        return load_head(prior, (target,)), ""
-    except InputError as error:
-        return None, f"none: {error}"
+        return load_head(prior, (target,))
+    except InputError:
+        return None
 
 
 def published_ransac(x: np.ndarray, u: np.ndarray, trials: int, rng: np.random.Generator) -> tuple[float, float]:

@@ -35,13 +35,15 @@ def picture(table: Sequence[Row], path: Path) -> None:
         dash = {"teacher, ddim": "--", "teacher, dpm++": ":"}.get(way, "-")
         left.plot([row["calls"] for row in rows], [distance(row) for row in rows], dash, label=way, **style)
         best = min(rows, key=distance)
-        right.plot(best["megabytes"], distance(best), linestyle="none", **style)
-        right.annotate(f"{way}, {best['calls']}", (best["megabytes"], distance(best)), fontsize=6, xytext=(4, 2),
-                       textcoords="offset points")  # fmt: skip
-    right.margins(x=0.3)  # room for the names
+        at = (best["megabytes"], distance(best))
+        right.plot(*at, linestyle="none", **style)
+        right.annotate(str(best["calls"]), at, fontsize=7, xytext=(4, 2), textcoords="offset points")
     floors = [row["toy_fid"]["floor"] for row in table if "toy_fid" in row]
-    for axes, label in ((left, "calls of the network"), (right, "megabytes of its own weights (best number of calls)")):
-        axes.set(xscale="log", xlabel=label)
+    for axes, label in (
+        (left, "calls of the network"),
+        (right, "megabytes of its own weights, best calls"),
+    ):
+        axes.set(xscale="log", yscale="log" if floors else "linear", xlabel=label)
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter("")
         axes.grid(alpha=0.3)
@@ -49,7 +51,7 @@ def picture(table: Sequence[Row], path: Path) -> None:
             axes.axhline(floors[0], color="grey", linewidth=0.8)
     left.set_xticks(sorted({row["calls"] for row in table}))
     left.set_ylabel("toy-FID (grey: that of renders)" if floors else "toy-KID")
-    left.legend(fontsize=6, ncols=2)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", fontsize=7)
     FigureCanvasAgg(figure)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:

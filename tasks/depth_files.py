@@ -137,7 +137,7 @@ def _npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         values = arrays[names[0]]
         if "valid" in arrays.files and arrays["valid"].shape == values.shape:
             values = np.where(arrays["valid"].astype(bool), values, 0)
-        K = arrays["K"].astype(np.float64) if "K" in arrays.files else None
+        K = arrays["K"] if "K" in arrays.files else None
         if K is not None and K.shape != (3, 3):
             raise InputError(f"{path}: K has shape {K.shape}, expected (3, 3)")
         if K is not None:

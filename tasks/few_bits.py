@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import cast
 
 from diffusers import UNet2DConditionModel
 
+from ..core.distillation.export import kind_of
 from ..core.distillation.lent import about_student
 from ..core.distillation.packed import packed_network
 from ..core.distillation.quest import Quantised
@@ -30,7 +32,7 @@ def bits_of(student: str | Path) -> int:
             f"own, which only takes the bits of students of kind {Quantised.name} (quest, toybox-w4). A head that was "
             "taught on a smaller network is a folder: give it as --prior"
         )
-    return int(about["settings"]["weight_bits"])
+    return cast(Quantised, kind_of(about["kind"], about["settings"])).weight_bits
 
 
 def with_bits_of(head: GeometryHead, student: str | Path) -> GeometryHead:

@@ -135,6 +135,8 @@ def test_units_masks_and_odd_files(tmp_path: Path) -> None:
     np.savez(tmp_path / "k.npz", depth=depth(), K=np.eye(4))
     np.savez(tmp_path / "holes.npz", depth=depth(), K=np.array([[9.0, 0, 6], [0, np.nan, 4], [0, 0, 1]]))
     np.savez(tmp_path / "behind.npz", depth=depth(), K=np.diag([-9.0, 9, 1]))
+    np.savez(tmp_path / "turned.npz", depth=depth(), K=np.array([[9.0, 0, 6], [1, 9, 4], [0, 0, 1]]))
+    np.savez(tmp_path / "complex.npz", depth=depth(), K=np.diag([9 + 1j, 9, 1]))
     for name, message in {
         "two.npz": "name the depth map",
         "broken.npz": "cannot be read",
@@ -143,6 +145,8 @@ def test_units_masks_and_odd_files(tmp_path: Path) -> None:
         "k.npz": "K has shape",
         "holes.npz": r"holes.npz: K must be a 3 x 3 matrix .* nan",
         "behind.npz": "with positive focal lengths",
+        "turned.npz": r"turned.npz: K has the rows \[1.0, 9.0, 4.0\]",
+        "complex.npz": "complex.npz is no matrix of numbers",
     }.items():
         with pytest.raises(InputError, match=message):
             read_depth(tmp_path / name)

@@ -261,6 +261,8 @@ def test_what_is_installed_draws_where_it_can(monkeypatch: pytest.MonkeyPatch) -
         draw_mesh(scene(), views(), renderer="nvdiffrast")
     with pytest.raises(InputError, match="renderer='opengl' is unknown; have auto, raycast, nvdiffrast, pytorch3d"):
         draw_mesh(scene(), views(), renderer="opengl")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"renderer=\['raycast'\] is unknown"):
+        draw_mesh(scene(), views(), renderer=["raycast"])  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "nvdiffrast.torch", None)
     monkeypatch.setattr(rasterisers, "find_spec", lambda name: name)
     with pytest.warns(UserWarning, match="nvdiffrast is installed and cannot be imported"):

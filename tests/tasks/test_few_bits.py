@@ -39,3 +39,4 @@ def test_students_that_draw_are_none_of_a_head(tmp_path: Path, kind: str) -> Non
     with pytest.raises(InputError, match=f"of kind {kind}, made to draw from words.*give it as --prior"):
         bits_of(student(tmp_path / "fast", kind))
     assert bits_of(student(tmp_path / "w4", "quantised", weight_bits=4)) == 4
+    assert bits_of(student(tmp_path / "usual", "quantised")) == 4  # what is not said is as it is by default

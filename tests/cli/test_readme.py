@@ -87,7 +87,7 @@ def test_the_python_runs(desk: None, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = ModuleType("unproject")
     make = pretend(Direct25TextToMesh, mesh=mesh, report="fine").from_pretrained("toybox")
     fake.text_to_mesh = make  # type: ignore[attr-defined]
-    fake.TextToImage = pretend(TextToImage, images=[])  # type: ignore[attr-defined]
+    fake.text_to_image = pretend(TextToImage, images=[]).from_pretrained("toybox")  # type: ignore[attr-defined]
     fake.depth = lambda path: Path(path).stat()  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "unproject", fake)
     blocks = [block for kind, block in BLOCKS if kind and "import unproject\n" in block]

@@ -72,7 +72,14 @@ class Measure:
 
 TEST, DRAWINGS, MESHES = {"setting": "test prompts"}, {"of": "drawings"}, {"prompts": "all"}
 HEADS = {"method": "shipped head, ensemble 1"}
+CODEC = {"world": "object", "kind": "picture"}
+CODEC_NORMALS, CODEC_DEPTH = {**CODEC, "kind": "normal map"}, {**CODEC, "kind": "depth map"}
 MEASURES = (
+    Measure("codec, pictures: dB", "codec", CODEC, "psnr", 33, share=False),
+    Measure("codec, pictures: share of gradients", "codec", CODEC, "edges", 0.9, share=False),
+    Measure("codec, object normals: degrees", "codec", CODEC_NORMALS, "degrees", 8, True, share=False),
+    Measure("codec, object normals: median degrees", "codec", CODEC_NORMALS, "degrees_median", 3, True, share=False),
+    Measure("codec, depth: AbsRel", "codec", CODEC_DEPTH, "abs_rel", 0.015, True, share=False),
     Measure("drawings, test prompts: noun", "embedded-prior", TEST, "noun", 0.98),
     Measure("drawings, test prompts: noun and colour", "embedded-prior", TEST, "both", 0.975),
     Measure("drawings, held-out pairs: both", "embedded-prior", {"setting": "held-out pairs"}, "both", 0.97),

@@ -17,12 +17,12 @@ from types import ModuleType
 
 import pytest
 
-COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-
 
 @pytest.fixture(autouse=True)
 def as_many_threads_as_before() -> Iterator[None]:
     """A command that a test runs with `--threads 2` leaves no threads to the next: sums of two have no fixed order."""
+    from unproject.utils.threads import COUNTS
+
     said = {name: os.environ.get(name) for name in COUNTS}
     torch = sys.modules.get("torch")
     before = torch.get_num_threads() if torch else 1

@@ -44,11 +44,6 @@ class Matching:
     """shares of the train indices at which the two are compared"""
 
 
-def kl_gradient(fake: Prediction, real: Prediction) -> Tensor:
-    """alpha (score_fake - score_real), (B, C, h, w): what moves clean samples down KL(fake || real) at a level."""
-    return fake.alpha * (fake.score - real.score)
-
-
 def sized(made: Tensor, fake: Prediction, real: Prediction) -> Tensor:
     """(x0_fake - x0_real) / mean |x - x0_real|, (B, C, h, w): the same direction, of the size that a row has left."""
     size = (made - real.x0).abs().flatten(1).mean(1).clamp_min(1e-6)

@@ -26,7 +26,19 @@ from ..priors.rows import Condition
 from ..priors.taps import Taps
 from ..training.checkpoints import copy_into
 from ..training.loss import LossOut
-from .cuts import Bypass, CondConv2d, RegionalAttention, cuts_of, kept_names, only, own_names, without
+from .cuts import (
+    Bypass,
+    CondConv2d,
+    RegionalAttention,
+    check_units,
+    cuts_of,
+    kept_names,
+    only,
+    own_names,
+    put,
+    units_of,
+    without,
+)
 from .kinds import Kind
 from .objective import Distillation, per_row
 from .states import FromData, State
@@ -34,7 +46,6 @@ from .student import Student
 from .teacher import Teacher
 
 FILE = "slim.safetensors"
-UNIT = re.compile(r"(?:(?:down|up)_blocks\.\d+|mid_block)\.(?:resnets|attentions)\.\d+")
 _PLACE = re.compile(r"(.*)\.resnets\.\d+")
 
 
@@ -65,15 +76,11 @@ class Slim(Kind):
         return prior.with_network(network, prior.prediction_type)
 
     def _cut(self, network: nn.Module) -> None:
-        known = units_of(network)
-        odd = [name for name in self.removed if name not in known]
-        if odd:
-            raise InputError(f"removed={odd[0]!r} is no unit of this network; have {', '.join(known)}")
+        check_units(network, self.removed)
         if self.experts:
             self._mix(network)
         for name in self.removed:
-            parent, _, own = name.rpartition(".")
-            network.get_submodule(parent)[int(own)] = Bypass(network.get_submodule(name))  # type: ignore[operator, index]
+            put(network, name, Bypass(network.get_submodule(name)))
         for name, module in list(network.named_modules()):
             if self.regional and name.endswith(self.regional) and isinstance(module, Attention):
                 module.set_processor(RegionalAttention(module, self.window, self.pool))
@@ -105,11 +112,6 @@ def asked_weights(network: nn.Module) -> dict[str, Tensor]:
     """Weights of all that is asked, by name; the tensors themselves."""
     kept = kept_names(network)
     return {name: value for name, value in network.state_dict().items() if name not in kept}
-
-
-def units_of(network: nn.Module) -> list[str]:
-    """Residual units and transformers that can be left out."""
-    return [name for name, _ in network.named_modules() if UNIT.fullmatch(name)]
 
 
 @torch.no_grad()

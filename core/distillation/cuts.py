@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -21,6 +22,25 @@ from ...utils.errors import InputError
 
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out")  # of an attention
 RARE = -6.0  # log-weight of a further kernel at first
+UNIT = re.compile(r"(?:(?:down|up)_blocks\.\d+|mid_block)\.(?:resnets|attentions)\.\d+")
+
+
+def units_of(network: nn.Module) -> list[str]:
+    """Residual units and transformers that can be left out."""
+    return [name for name, _ in network.named_modules() if UNIT.fullmatch(name)]
+
+
+def check_units(network: nn.Module, names: Sequence[str]) -> None:
+    """Raises InputError for a name of no unit."""
+    known = units_of(network)
+    if odd := [name for name in names if name not in known]:
+        raise InputError(f"removed={odd[0]!r} is no unit of this network; have {', '.join(known)}")
+
+
+def put(network: nn.Module, name: str, module: nn.Module) -> None:
+    """Puts a module in the place of a unit."""
+    parent, _, own = name.rpartition(".")
+    network.get_submodule(parent)[int(own)] = module  # type: ignore[operator, index]
 
 
 class Cut(nn.Module):
@@ -49,6 +69,27 @@ class Bypass(Cut):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """See `passed_by`."""
         return passed_by(self.unit, args) if self.on else self.unit(*args, **kwargs)
+
+
+class LeftOut(nn.Module):
+    """What stays of a residual unit or transformer that is left out for good: its shortcut, where it has one."""
+
+    def __init__(self, unit: nn.Module) -> None:
+        super().__init__()
+        self.conv_shortcut = getattr(unit, "conv_shortcut", None)
+        if hasattr(unit, "transformer_blocks"):
+            self.transformer_blocks = nn.ModuleList()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """See `passed_by`."""
+        return passed_by(self, args)
+
+
+def leave_out(network: nn.Module, names: Sequence[str]) -> None:
+    """Takes units out of a network, with their weights. Raises InputError for a name of no unit."""
+    check_units(network, names)
+    for name in names:
+        put(network, name, LeftOut(network.get_submodule(name)))
 
 
 @contextlib.contextmanager

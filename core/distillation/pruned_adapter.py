@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from ..priors.diffusers import DiffusersPrior
 from ..training.checkpoints import copy_into
+from .cuts import leave_out
 from .kinds import Kind, Lora, adapter_weights
 from .prune import Pruned
 
@@ -27,13 +28,18 @@ class PrunedLora(Kind):
     """see Pruned"""
     depth: tuple[int, ...] | None = None
     mid: bool = True
+    removed: tuple[str, ...] = ()
+    """single units that are left out as well, as in down_blocks.2.attentions.0 (`asdm.redundancy` says of which it
+    costs least)"""
     rank: int = 8
     targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "conv1", "conv2")
     """see Lora"""
 
     def fitted(self, prior: DiffusersPrior, seed: int) -> DiffusersPrior:
-        """See Kind.fitted. Raises InputError for networks that are no U-Nets, and more layers than there are."""
+        """See Kind.fitted. Raises InputError for networks that are no U-Nets, more layers than there are, and names of
+        no unit."""
         small = Pruned(self.layers, self.depth, self.mid).fitted(prior, seed)
+        leave_out(small.network, self.removed)
         return Lora(self.rank, self.rank, self.targets).fitted(small, seed)
 
     def write(self, prior: DiffusersPrior, folder: Path) -> None:

@@ -1,8 +1,8 @@
 """Direct2.5 from text beside score distillation: the same prompts and seeds, shapes, diversity, cost.
 
 Shapes are compared with the nearest of several toybox instances of the same noun and colour, and judged from eight
-sides. Diversity is the mean
-chamfer distance between what different seeds made of one prompt. The rows wait for a prior that draws normal maps: the
+sides. Diversity is the mean chamfer distance between what different seeds made of one prompt. Where a student draws the
+maps, a third way leaves that to the prior. The rows wait for a prior that draws normal maps: the
 experiment refuses others by name.
 """
 
@@ -27,6 +27,7 @@ from ..geometry.metrics import compare_meshes
 from ..geometry.raycast import RayMesh
 from ..geometry.solid import examine
 from ..pipelines.direct25_mesh import Direct25Output, Direct25TextToMesh, find_weights
+from ..pipelines.map_student import USUAL, map_student
 from ..pipelines.text_to_mesh import MadeMesh, TextToMesh
 from ..toybox.judge import Judge
 from ..utils.errors import InputError, UnprojectError
@@ -36,7 +37,7 @@ from .intervals import share, spread
 from .runner import Context
 from .text_to_mesh import MeshBench, Wanted, judge_views, judged_views, nearest_reference, prompts
 
-DISTILLED, DIRECT = "score distillation", "direct25"
+DISTILLED, DIRECT, PLAIN = "score distillation", "direct25", "direct25, maps by the prior"
 FOV_DEG = 32.0
 
 
@@ -56,16 +57,20 @@ QUICK = TextBench(1, 2, 6, references=1, samples=2000, pictured=1)
 
 
 def run(context: Context) -> dict[str, Any]:
-    """Both ways on all prompts and seeds. Raises InputError for a prior that draws no normal maps."""
+    """All ways on all prompts and seeds. Raises InputError for a prior that draws no normal maps."""
     config = QUICK if context.quick else TextBench()
     prior = drawer(context.prior)
     found = find_weights(context.prior, None)
-    direct = Direct25TextToMesh(prior, texture=None if found is None else NormalTexture.load(found, prior))
+    texture = None if found is None else NormalTexture.load(found, prior)
+    direct = Direct25TextToMesh(prior, texture=texture, student=map_student(context.prior, prior, USUAL))
     distil = TextToMesh(prior)
     ways: dict[str, Callable[[str, int], MadeMesh]] = {
         DISTILLED: lambda words, seed: distil(words, seed=seed, num_inference_steps=config.steps),
         DIRECT: lambda words, seed: direct(words, seed=seed),
     }
+    if direct.student is not None:
+        plain = Direct25TextToMesh(prior, texture=texture)
+        ways[PLAIN] = lambda words, seed: plain(words, seed=seed)
     wanted = prompts(MeshBench(test_prompts=config.prompts, heldout_prompts=0))
     seeds, judge = [context.seed + k for k in range(config.seeds)], Judge.from_pretrained()
     table, shown = [], []
@@ -73,8 +78,8 @@ def run(context: Context) -> dict[str, Any]:
         records = [[measured(make, one, seed, config, judge) for seed in seeds] for one in wanted]
         table.append({"way": way, **summary(records, config, context.seed)})
         shown += [pictured(per_seed[0]["mesh"]) for per_seed in records[: config.pictured]]
-    slow, fast = (row["seconds"]["mean"] for row in table)
-    table[1]["time_share"] = round(fast / slow, 4)
+    for row in table[1:]:
+        row["time_share"] = round(row["seconds"]["mean"] / table[0]["seconds"]["mean"], 4)
     save_image(context.picture(), grid(shown, columns=min(config.pictured, len(wanted))))
     reads = "an adapter that reads normals" if found else "renders of the bare mesh, redrawn"
     return {"config": asdict(config), "seeds": seeds, "table": table, "texture": reads}

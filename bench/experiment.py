@@ -8,7 +8,7 @@ from typing import Any
 DIT = "toybox-dit"
 HEAD = "toybox-geometry"
 JUDGE = "judge"
-PAINTER = "toybox-direct25"
+DRAWN = ("toybox-direct25", "toybox-lcm")  # what paints a mesh of drawn maps, and what draws them
 PAIRS = "judge-pairs"  # reads two objects in a picture
 SOLVERS = "core/sampling/solvers"
 CACHES = "core/sampling/caches"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..utils.errors import InputError
-from .experiment import CACHES, FAMILY, HEAD, JUDGE, PAINTER, PAIRS, SOLVERS, Experiment
+from .experiment import CACHES, DRAWN, FAMILY, HEAD, JUDGE, PAIRS, SOLVERS, Experiment
 from .sampling_registry import SAMPLING
 
 EXPERIMENTS: dict[str, Experiment] = {
@@ -24,7 +24,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "Text to mesh as the command makes them: judged views, mesh health, cost",
         "text_to_mesh",
         ("prompts", "the toybox's own"),
-        weights=(JUDGE, "toybox-mv", PAINTER),
+        weights=(JUDGE, "toybox-mv", *DRAWN),
         method=("generate", "core/priors/view_adapter.py", "pipelines/direct25_mesh.py"),
     ),
     "score-distillation": Experiment(
@@ -196,7 +196,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "Meshes from text by normal maps beside score distillation: shapes, diversity, cost",
         "direct25_text",
         ("way", "score distillation"),
-        weights=(JUDGE, "toybox-mv", PAINTER),
+        weights=(JUDGE, "toybox-mv", *DRAWN),
         method=("generate", "core/priors/view_adapter.py", "core/distillation", "geometry/fields", "geometry/shapes"),
     ),
     "triplane-turbo": Experiment(
@@ -217,14 +217,14 @@ EXPERIMENTS: dict[str, Experiment] = {
         "Every way from words to a mesh, with real instances as the ceiling",
         "text_to_3d",
         ("generator", "real instances"),
-        weights=(JUDGE, "toybox-mv", PAINTER),
+        weights=(JUDGE, "toybox-mv", *DRAWN),
         method=("generate", "core/distillation", "core/priors/planes.py", "geometry/fields", "geometry/shapes"),
     ),
     "mesh-quality": Experiment(
         "What may be saved in score distillation of a mesh without losing its shape",
         "mesh_quality",
         ("setting", "the recipe"),
-        weights=(JUDGE, "toybox-mv", PAINTER),
+        weights=(JUDGE, "toybox-mv", *DRAWN),
         method=("generate", "core/distillation", CACHES),
     ),
     "orbits": Experiment(
@@ -277,7 +277,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "Meshes from sentences with patterns, finishes and shapes, beside true instances",
         "mesh_words",
         ("of", "true renders"),
-        weights=(JUDGE, "toybox-mv", PAINTER),
+        weights=(JUDGE, "toybox-mv", *DRAWN),
         method=("generate", "core/priors/view_adapter.py", "pipelines/direct25_mesh.py"),
     ),
     **SAMPLING,

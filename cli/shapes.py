@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 TEXTURE = (256, 4096)  # texels along an edge
 USUAL_MESH_STEPS = 45  # of the embedded recipe
+NO_STUDENT = "none"
 USUAL_DRAWN_STEPS = 30  # of a drawing of the embedded prior of several views
 
 
@@ -205,7 +206,8 @@ class TextToMesh(ShapeCommand):
     """A distilled student in the place of the network of the prior of several views: a folder that `unproject distill`
     wrote, or the name of an embedded one. With --method direct25 it draws the normal maps, with the steps, solver and
     guidance of its distill.json; with optimise it is what is asked, for quick previews. Adapters and smaller U-Nets
-    fit; others are told why not."""
+    fit; others are told why not. Default: with direct25 the one that comes with the prior, where there is one and no
+    --steps, --guidance or --lora say otherwise; none is the prior itself."""
     second_ring: float | None = None
     """Degrees above the object of a second ring of views of --method direct25, which paints what the first does not
     show."""
@@ -245,7 +247,7 @@ class TextToMesh(ShapeCommand):
             if given and self.chosen not in methods:
                 told = " or ".join(methods)
                 raise InputError(f"{option} belongs to --method {told}; add that, or leave {option} out")
-        if self.student is not None:
+        if self.student not in (None, NO_STUDENT):
             student_folder(self.student)
             if self.lora:
                 raise InputError(f"a student ({self.student}) and --lora change the network both; give one")
@@ -342,10 +344,11 @@ class TextToMesh(ShapeCommand):
             from ..pipelines.direct25_mesh import Direct25TextToMesh
             from ..pipelines.drawn_quality import drawn_at_quality
 
-            drawer = Direct25TextToMesh.from_pretrained(self.prior, self.direct25, **self.placement())
+            usual: dict[str, Any] = {} if self.student is None and not self.lora else {"student": None}
+            drawer = Direct25TextToMesh.from_pretrained(self.prior, self.direct25, **usual, **self.placement())
             if self.quality != "balanced":
                 drawer.config = drawn_at_quality(drawer.config, self.quality)
-            if self.student is not None:
+            if self.student not in (None, NO_STUDENT):
                 from ..pipelines.students import drawn_by_student
 
                 drawn_by_student(drawer, self.student)
@@ -354,7 +357,7 @@ class TextToMesh(ShapeCommand):
 
         own: dict[str, Any] = {"rule": self.rule, "quality": self.quality, **self.placement()}
         optimiser = Pipeline.from_pretrained(self.prior, self.recipe, **own)
-        if self.student is not None:
+        if self.student not in (None, NO_STUDENT):
             from ..pipelines.students import guided_by_student
 
             guided_by_student(optimiser, self.student)
@@ -378,7 +381,7 @@ class TextToMesh(ShapeCommand):
             stem = job.target.own_stem
             return write_pictures(made.mesh, lambda n: mesh.with_name(f"{stem}-{n}"), self.frames, self.view_size)
 
-        record.notes["method"] = self.chosen
+        record.notes.update(method=self.chosen, **made.notes)
         record.keep(made.mesh.save, job.files[0])
         record.keep(lambda mesh: write_report(made.mesh, mesh, made.scale_from), job.files[0])
         record.keep(pictures, job.files[0])

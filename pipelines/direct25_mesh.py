@@ -32,6 +32,7 @@ from ..utils.pictures import grid, save_image
 from ..utils.progress import under_way
 from ..utils.seeds import generator as seeded
 from .base import PriorPipeline, placed
+from .map_student import USUAL, map_student
 from .prompts import check_guidance, check_prompt, warn_about, warn_about_negatives
 from .sampling_parts import whole_number
 from .text_to_mesh import MadeMesh
@@ -74,6 +75,12 @@ class Direct25Output(MadeMesh):
     views: Tensor  # (B', H, W, 3) sRGB that the texture was baked from
     view_cameras: Camera
     agreement: dict[str, float]  # of the mesh with the maps: "angle_deg", "iou"
+    student: str = ""  # who drew the maps in the prior's place
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """See MadeMesh.notes."""
+        return {"student": self.student} if self.student else {}
 
     @property
     def radius(self) -> float:
@@ -96,12 +103,14 @@ class Direct25TextToMesh(PriorPipeline):
         config: Direct25Config = Direct25Config(),
         texture: NormalTexture | None = None,
         painter: Prior | None = None,
+        student: Prior | None = None,
     ) -> None:
         """`texture`: what reads normals, on this prior; or `painter`, another prior that does. Neither: the prior
-        redraws renders of the bare mesh. Raises InputError for priors that draw no normal maps of several views."""
+        redraws renders of the bare mesh. `student`: draws the maps in the prior's place, as it recommends, unless a
+        call names steps or guidance. Raises InputError for priors that draw no normal maps of several views."""
         super().__init__(prior)
         check_draws_normals(prior, config.normals.words)
-        self.config, self.texture = config, texture
+        self.config, self.texture, self.student = config, texture, student
         self.painter = texture.asked if texture is not None else painter
 
     @classmethod
@@ -111,12 +120,15 @@ class Direct25TextToMesh(PriorPipeline):
         weights: str | Path | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        student: str | Path | None = USUAL,
         **options: Any,
     ) -> Direct25TextToMesh:
         """Loads a prior of several views (or the multi-view sibling of a 2-D one) and what paints.
 
         weights: export/ of a direct25-texture training, or a folder with the two published networks (with sd21-base);
-        None: those that come with the prior, where there are such. Raises InputError for priors without normal maps.
+        None: those that come with the prior, where there are such. student: a distilled one that draws the maps; "auto"
+        is the one that comes with the prior, where there is one; None: the prior draws. Raises InputError for priors
+        without normal maps, and for a student that does not fit (`map_student`).
         """
         check_named(name, "prior", "give the name or folder of one, such as 'toybox'")
         found = find_weights(name, weights)
@@ -129,7 +141,8 @@ class Direct25TextToMesh(PriorPipeline):
         first = torch.float32 if found is not None and dtype == torch.bfloat16 else dtype  # rounds what is compared
         prior = load_prior(multi_view_sibling(str(name)) or name, device, first, **options)
         check_draws_normals(prior, Direct25Config().normals.words)
-        made = cls(prior, texture=None if found is None else NormalTexture.load(found, prior))
+        texture = None if found is None else NormalTexture.load(found, prior)
+        made = cls(prior, texture=texture, student=map_student(name, prior, student))
         return made if first == dtype else made.to(dtype)
 
     def __call__(
@@ -155,8 +168,9 @@ class Direct25TextToMesh(PriorPipeline):
             negative_prompt: what the colours keep away from; normal maps are drawn without.
             seed: of everything random; None: 0.
             generator: the seed is drawn from it (and reported) instead.
-            num_inference_steps: of both drawings; None: the prior's own.
-            guidance_scale: of both; None: that of the settings for maps, the prior's own for colours.
+            num_inference_steps: of both drawings; None: the prior's own, or its student's.
+            guidance_scale: of both; None: that of the settings for maps, the prior's own for colours. With either, the
+                prior draws the maps and not its student.
             faces: triangles at most.
             texture: texels along an edge of the texture.
             second_ring: degrees above the object of a second ring of views, whose unseen parts are painted too.
@@ -168,12 +182,13 @@ class Direct25TextToMesh(PriorPipeline):
         """
         check_prompt(prompt)
         config = self._adjusted(num_inference_steps, guidance_scale, faces, second_ring, texture)
+        drawer, config = self._drawer(config, num_inference_steps is not None or guidance_scale is not None)
         warn_about(self.prior, prompt, REAL_BACKBONES)
         warn_about_negatives(self.prior, negative_prompt, REAL_BACKBONES)
         started, seed = datetime.now(timezone.utc), chosen_seed(seed, generator)
         rng, spent, clock = seeded(seed), self._nfe(), _Clock()
         with under_way("normal maps"):
-            normals, masks, cameras = draw_normals(self.prior, prompt, config.normals, rng)
+            normals, masks, cameras = draw_normals(drawer, prompt, config.normals, rng)
         clock.stage("normals")
         history: list[dict[str, float]] = []
 
@@ -211,6 +226,7 @@ class Direct25TextToMesh(PriorPipeline):
             views=painted.views,
             view_cameras=painted.cameras,
             agreement=agreement(painted.mesh, normals, masks, cameras),
+            student="" if drawer is self.prior else drawer.name,
         )
 
     def to(self, *where: torch.device | str | int | torch.dtype | None, **named: Any) -> Direct25TextToMesh:
@@ -220,7 +236,16 @@ class Direct25TextToMesh(PriorPipeline):
             self.texture.to(*placed(*where, **named))
         elif self.painter is not None:
             self.painter.to(*placed(*where, **named))
+        if self.student is not None:
+            self.student.to(*placed(*where, **named))
         return self
+
+    def _drawer(self, config: Direct25Config, told: bool) -> tuple[Prior, Direct25Config]:
+        """Who draws the maps, and the settings of that; `told`: a call says how."""
+        if self.student is None or told:
+            return self.prior, config
+        plan = SamplingPlan.of(self.student.recommended)
+        return self.student, replace(config, normals=replace(config.normals, plan=plan))
 
     def _paint(
         self, mesh: Mesh, prompt: str, negative: str | None, config: PaintConfig, rng: torch.Generator
@@ -235,7 +260,7 @@ class Direct25TextToMesh(PriorPipeline):
         return paint(mesh, prompt, rng, negative)
 
     def _nfe(self) -> int:
-        return self.prior.nfe + (0 if self.painter is None else self.painter.nfe)
+        return self.prior.nfe + sum(one.nfe for one in (self.painter, self.student) if one is not None)
 
     def _adjusted(
         self,

@@ -37,6 +37,7 @@ class Drawn:
 class DrawnSpending:
     """Of drawn normal maps."""
 
+    students: dict[str, str] = field(default_factory=dict)  # who draws the maps in a prior's place, by its name
     fast: Drawn = field(default_factory=Drawn)
     balanced: Drawn = field(default_factory=Drawn)
     best: Drawn = field(default_factory=Drawn)

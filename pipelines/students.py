@@ -7,33 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..core.distillation.export import load_student
-from ..core.distillation.lent import seeing_views
-from ..core.priors import MultiViewPrior, Prior
 from ..core.priors.base import Recommended
 from ..core.sampling.plan import SamplingPlan
 from ..utils.configs import load_config, to_dict
-from ..utils.errors import InputError
 from .direct25_mesh import Direct25TextToMesh
+from .map_student import lent
 from .text_to_shape import MeshRecipe, TextToShape
 
 
-def lent(prior: Prior, student: str | Path, **options: Any) -> MultiViewPrior:
-    """A prior of several views with a student's network; `options` as of `load_student`.
-
-    Raises InputError for another prior, and for students that do not fit it.
-    """
-    if not isinstance(prior, MultiViewPrior):
-        raise InputError(
-            f"a student lends its network to a prior of several views, which {prior.name} is not; draw with it by "
-            "text-to-image --student"
-        )
-    return seeing_views(prior, load_student(student, device=prior.device, dtype=prior.dtype, **options))
-
-
 def drawn_by_student(pipe: Direct25TextToMesh, student: str | Path, **options: Any) -> Recommended:
-    """Normal maps are drawn by the student, with its steps, solver and guidance; what paints stays. Returns these."""
-    pipe.prior = lent(pipe.prior, student, **options)
+    """Normal maps are drawn by this student alone, with its steps, solver and guidance; what paints stays. Returns
+    these."""
+    pipe.prior, pipe.student = lent(pipe.prior, student, **options), None
     plan = SamplingPlan.of(pipe.prior.recommended)
     pipe.config = replace(pipe.config, normals=replace(pipe.config.normals, plan=plan))
     return pipe.prior.recommended

@@ -44,6 +44,11 @@ class MadeMesh(BaseOutput):
     config: Any  # MeshRecipe, or what another method was told
 
     @property
+    def notes(self) -> dict[str, Any]:
+        """What else its record says."""
+        return {}
+
+    @property
     def radius(self) -> float:
         """Metres from the origin within which it was made."""
         raise TypeError(f"{type(self).__name__} defines no radius")
@@ -61,7 +66,7 @@ class MadeMesh(BaseOutput):
         record.count("denoiser", self.nfe)
         record.stages.update(self.seconds)
         record.notes.update(prompt=self.prompt, negative_prompt=self.negative_prompt, prior=self.prior)
-        record.notes.update(mesh=self.report.to_dict(), history=self.history)
+        record.notes.update(mesh=self.report.to_dict(), history=self.history, **self.notes)
         with record.stage("write"):
             paths = [self.mesh.save(folder / name)]
             paths.append(write_report(self.mesh, paths[0], self.scale_from))

@@ -5,7 +5,8 @@ geometry.png: rendered rooms and interiors, their true depth, the estimated one 
 camera-NAME.png: what a convention of cameras means. shape-NAME.png: a representation. rule-NAME.png: what a rule made,
 cut from the picture of its bench. textures.png: a mesh from words with and without filled texels.
 turntable.gif: a mesh from words, all around. verb-NAME.png: what a command makes, small. Nothing is chosen: seed 0.
-sensor.png, surfaces.png, relight.png: see head_pictures.
+students-drawn.png: the same prompts by the prior and its students. sensor.png, surfaces.png, relight.png: see
+head_pictures.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from ..core.distillation.export import load_student
+from ..core.priors import load_prior
 from ..generate.finish import surface_of
 from ..generate.views import views_around
 from ..geometry.bake import bake
@@ -50,6 +53,7 @@ from .shape_pictures import representation_pictures, rule_pictures
 
 VERB_PX = 112
 
+STUDENTS = {"toybox": 20, "toybox-lcm": 4, "toybox-1step": 1, "toybox-small": 20, "toybox-w4": 20}  # and their calls
 PROMPTS = (
     "a red chair",
     "a blue car",
@@ -74,6 +78,17 @@ def images(out: Path) -> Path:
     drawn = TextToImage.from_pretrained("toybox")(prompts, seed=0, output_type="np")
     assert isinstance(drawn, TextToImageOutput)
     return save_image(out / "images.png", grid(list(np.asarray(drawn.images)), columns=7, labels=prompts, scale=2))
+
+
+def students(out: Path) -> Path:
+    """The first prompts by the prior and by each student that comes along, a row each, from the same noises."""
+    chosen, tiles, labels = PROMPTS[:8], [], []
+    for name, calls in STUDENTS.items():
+        drawer = TextToImage(load_student(name) if name != "toybox" else load_prior(name))
+        made: Any = drawer(list(chosen), seed=0, num_inference_steps=calls, output_type="np")
+        tiles += list(np.asarray(made.images))
+        labels += [f"{name}, {calls} call" + "s" * (calls > 1)] + [""] * (len(chosen) - 1)
+    return save_image(out / "students-drawn.png", grid(tiles, columns=len(chosen), labels=labels, scale=2))
 
 
 def places(out: Path, count: int = 4) -> Path:
@@ -203,7 +218,7 @@ def _aside(angle_deg: float, depth_m: float) -> torch.Tensor:
     return there @ turn @ torch.linalg.inv(there)
 
 
-OWN = (images, places, geometry, cameras, shapes, rules, textures, turntable, verbs)
+OWN = (images, students, places, geometry, cameras, shapes, rules, textures, turntable, verbs)
 MAKERS = {make.__name__: make for make in (*OWN, sensor, surfaces, taken_apart)}
 
 

@@ -137,6 +137,7 @@ def test_a_mesh_is_guided_by_the_sibling_that_sees_four_views():
 def test_meshes_are_drawn_with_the_embedded_prior_and_optimised_with_others(monkeypatch):
     pipe = mesh_maker("toybox")
     assert isinstance(pipe, Direct25TextToMesh) and pipe.texture is not None
+    assert pipe.student is not None and pipe.student.name.endswith("toybox-lcm")
     assert pipe.painter is not None and pipe.painter.name.startswith("toybox-mv")
     monkeypatch.setattr(shortcuts, "views_come_with", lambda name, kind: False)
     assert isinstance(mesh_maker("toybox"), TextToMesh)
@@ -145,7 +146,8 @@ def test_meshes_are_drawn_with_the_embedded_prior_and_optimised_with_others(monk
 def test_in_bfloat16_the_adapter_still_knows_its_prior():
     pipe = Direct25TextToMesh.from_pretrained("toybox", dtype=torch.bfloat16)
     assert pipe.prior.dtype == torch.bfloat16 and pipe.texture is not None
-    assert {value.dtype for value in pipe.prior.parameters()} == {torch.bfloat16}
+    assert pipe.student is not None
+    assert {value.dtype for one in (pipe.prior, pipe.student) for value in one.parameters()} == {torch.bfloat16}
 
 
 def test_maps_are_asked_for_at_the_end_of_a_prompt_that_is_too_long():

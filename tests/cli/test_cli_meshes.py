@@ -46,7 +46,14 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
             if "stop" in prompt:
                 raise Stopped(18, 45, str(options["out"]), 15)
             most = SimpleNamespace(mesh=SimpleNamespace(faces=options["faces"] or 4))
-            made = {"mesh": TETRAHEDRON, "nfe": 3, "seconds": {}, "history": [], "config": most}
+            made = {
+                "mesh": TETRAHEDRON,
+                "nfe": 3,
+                "seconds": {},
+                "history": [],
+                "config": most,
+                "notes": {"student": "s"},
+            }
             return SimpleNamespace(**made, report=TETRAHEDRON.check(), scale_from="the ball it was made in")
 
     def pictures(mesh: Mesh, place: Callable[[str], Path], frames: int, size: int) -> list[Path]:
@@ -65,7 +72,8 @@ def names(folder: str) -> set[str]:
 
 def test_checkpoints_lie_beside_the_mesh_until_it_is_written(run: Run, asked: list[dict[str, Any]]) -> None:
     assert run("text-to-mesh", "a red chair", "-o", "out/chair.glb")[0] == 0
-    assert json.loads(Path("out/chair.run.json").read_text())["notes"]["method"] in ("direct25", "optimise")
+    notes = json.loads(Path("out/chair.run.json").read_text())["notes"]
+    assert notes["method"] in ("direct25", "optimise") and notes["student"] == "s"
     assert asked[0]["out"] == Path("out/.chair.work") and asked[0]["resume"] is True
     ends = (".glb", ".report.json", "-sheet.png", "-turntable.mp4", "-turntable.gif", ".run.json")
     assert names("out") == {f"chair{end}" for end in ends}

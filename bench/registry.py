@@ -264,6 +264,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "Distilled students at 1 to 20 calls: equal pairs, updates and batch",
         "students",
         ("student", "none"),
+        weights=(JUDGE, "toybox-lcm", "toybox-1step", "toybox-small", "toybox-w4"),
         method=("core/distillation", SOLVERS),
     ),
     "rectified-pairs": Experiment(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from unproject.bench.registry import EXPERIMENTS
 from unproject.bench.students import SHIPPED
 from unproject.core.distillation.export import load_student
 from unproject.core.priors import load_prior
@@ -30,6 +31,10 @@ def right(pipe: TextToImage, meanings, **settings) -> int:
     images = pipe([say(one) for one in meanings], seed=100, output_type="pt", **settings).images
     agrees = Judge.from_pretrained()(images).agrees(meanings)
     return int((agrees["noun"] & agrees["colour"]).sum())
+
+
+def test_their_table_rests_on_them():
+    assert set(SHIPPED) <= set(EXPERIMENTS["students"].rests_on("toybox"))
 
 
 def test_they_are_small_together():

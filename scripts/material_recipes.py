@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..core.distillation.consistency import Consistent
 from ..core.distillation.kinds import Told
@@ -13,6 +13,7 @@ from ..core.distillation.teacher import Teacher
 from ..core.training.config import TrainerConfig
 from ..tasks.material_train import MaterialConsistency, MaterialLoss, MaterialObjective, ToldAdapters
 from ..tasks.materials import MaterialConfig, MaterialGenerator, MaterialPrior, load_materials
+from ..toybox.pbr import FAMILIES, LABELLED, PICTURED
 from ..toybox.pbr_set import PbrSet
 from ..utils.configs import load_config
 from ..utils.errors import InputError
@@ -27,6 +28,8 @@ class Surfaces:
     count: int = 2000
     size: int = 64
     held_out: int = 64
+    labelled: Literal["half", "all"] = "half"
+    """families that come with maps; of the others there are pictures alone, for a critic"""
 
 
 @dataclass(frozen=True)
@@ -93,4 +96,6 @@ def few_step_job(values: dict[str, Any]) -> Job:
 
 
 def _sets(surfaces: Surfaces) -> tuple[PbrSet, PbrSet]:
-    return PbrSet("train", surfaces.count, surfaces.size), PbrSet("val", surfaces.held_out, surfaces.size)
+    families = (tuple(FAMILIES), ()) if surfaces.labelled == "all" else (tuple(LABELLED), tuple(PICTURED))
+    train = PbrSet("train", surfaces.count, surfaces.size, *families)
+    return train, PbrSet("val", surfaces.held_out, surfaces.size, *families)

@@ -76,7 +76,7 @@ class MaterialObjective(Objective):
         """The U-Net, and the critic after it."""
         owns, make = optimizer_of(config, nn.ModuleDict({"unet": self.prior.network}))
         drawer = Player("unet", owns, make, ema=config.ema, clip=config.clip)
-        return [drawer] if self.critic is None else [drawer, self.critic.player(config)]
+        return [drawer] if self.critic is None else [drawer, self.critic.player(config, drawer.name)]
 
     def losses(self) -> Mapping[str, BatchLoss]:
         """See Playing.losses."""

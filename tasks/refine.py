@@ -77,6 +77,12 @@ class RefinedHead(OneMapHead):
         if settings.target not in first.config.targets:
             raise InputError(f"target={settings.target!r}: the head predicts {', '.join(first.config.targets)}")
         self.first, prior = first, first.prior
+        asked, told = int(prior.network.config["in_channels"]), int(prior.vae.config["latent_channels"])  # type: ignore[index]
+        if asked != told:
+            raise InputError(
+                f"the one-step head brings a codec of {told} channels, where the prior's own has {asked}: a refiner "
+                "needs a head on the prior's own, as `unproject train normals-one-step` makes"
+            )
         codecs = {name: first.config.codecs[name] for name in first.config.codecs if name == settings.target}
         kind: Kind = prior.prediction_type if settings.kind == "prior" else "sample"
         config = HeadConfig(

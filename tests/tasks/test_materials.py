@@ -177,7 +177,8 @@ def test_the_critic_pulls_only_when_it_has_begun_and_sees_the_albedo_alone(prior
     objective.critic_loss(batch(), seeded(), 5).loss.backward()
     assert any(p.grad is not None for p in objective.critic.heads.parameters())
     assert all(p.grad is None or not bool(p.grad.any()) for p in prior.network.parameters())
-    assert [player.name for player in objective.players(TrainerConfig())] == ["unet", "critic"]
+    players = objective.players(TrainerConfig())
+    assert [(player.name, player.moves.after) for player in players] == [("unet", ""), ("critic", "unet")]
 
 
 def test_four_steps_are_told_their_guidance(prior, tmp_path) -> None:

@@ -14,6 +14,7 @@ from unproject.pipelines.image_to_geometry import ImageToNormals
 from unproject.tasks.alternatives import load_alternative
 from unproject.tasks.data import GeometryData
 from unproject.tasks.geometry_head import GeometryHead, HeadConfig
+from unproject.tasks.heads import load_head
 from unproject.tasks.latent_control import LatentControl
 from unproject.tasks.meaning import MEANING, AddedMeaning, MeaningEncoder, encoder_layers
 from unproject.tasks.refine import RefineConfig, RefinedHead
@@ -190,6 +191,11 @@ def test_files_name_the_first_head_and_give_the_same_answers(head_folder):
     torch.testing.assert_close(back.predict(z, start), head.predict(z, start), rtol=0.02, atol=0.02)  # fp16 on the disk
     with pytest.raises(InputError, match="predicts normals, not depth"):
         load_alternative(folder, "depth")
+
+
+def test_a_head_on_another_codec_than_its_prior_is_refused():
+    with pytest.raises(InputError, match="codec of 4 channels, where the prior's own has 8"):
+        RefinedHead(load_head("toybox", ("normals",)), RefineConfig())
 
 
 def test_absent_weights_say_how_to_train_them(monkeypatch, tmp_path):

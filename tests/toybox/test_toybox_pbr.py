@@ -122,3 +122,10 @@ def test_sets_shift_maps_together() -> None:
     again = made.batch(np.array([1]), None)
     np.testing.assert_array_equal(plain["photo"], again["photo"])
     assert moved["captions"] == plain["captions"]
+
+
+def test_without_families_of_pictures_alone_the_textures_are_the_albedos() -> None:
+    made = PbrSet("train", 2, 16, tuple(FAMILIES), ())
+    batch = made.batch(np.arange(2), None)
+    np.testing.assert_allclose(batch["textures"] / 255, batch["albedo"], atol=0.003)
+    assert batch["texture_captions"] == batch["captions"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -76,7 +76,11 @@ class MaterialObjective(Objective):
         """The U-Net, and the critic after it."""
         owns, make = optimizer_of(config, nn.ModuleDict({"unet": self.prior.network}))
         drawer = Player("unet", owns, make, ema=config.ema, clip=config.clip)
-        return [drawer] if self.critic is None else [drawer, self.critic.player(config, drawer.name)]
+        if self.critic is None:
+            return [drawer]
+        critic = self.critic.player(config)
+        critic.moves = replace(critic.moves, after=drawer.name)
+        return [drawer, critic]
 
     def losses(self) -> Mapping[str, BatchLoss]:
         """See Playing.losses."""

@@ -71,10 +71,10 @@ class Critic(nn.Module):
         found = self._features(z, level, condition)
         return torch.stack([head(one) for head, one in zip(self.heads, found, strict=True)]).mean(0)
 
-    def player(self, config: TrainerConfig, after: str = "student") -> Player:
-        """It as a player that moves after the one whose pictures it judges."""
+    def player(self, config: TrainerConfig) -> Player:
+        """It as a player that moves after the student."""
         owns, make = optimizer_of(config, nn.ModuleDict({"critic": self}))
-        return Player("critic", owns, make, clip=config.clip, moves=Moves(start=self.settings.start, after=after))
+        return Player("critic", owns, make, clip=config.clip, moves=Moves(start=self.settings.start, after="student"))
 
 
 class _Head(nn.Module):

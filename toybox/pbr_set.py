@@ -38,7 +38,6 @@ class PbrSet:
 
     Batches: the names of MAPS float32 (B, H, W[, 3]), "photo" uint8 (B, H, W, 3), "captions"; and "textures" uint8
     (B, H, W, 3), albedos alone, with "texture_captions". Every visit with `rng` shifts a material around its tile.
-    `families` have maps; `pictured` are seen as pictures alone.
     """
 
     def __init__(
@@ -53,9 +52,8 @@ class PbrSet:
             raise InputError(f"count={count}, size={size}: need count >= 1 and size >= 8")
         self.programs = [draw_pbr(split, i, families) for i in range(count)]
         self.made = [pbr_maps(program, size) for program in self.programs]
-        self.drawn = [draw_pbr(split, i, (*families, *pictured)) for i in range(count)] if pictured else self.programs
-        seen = [pbr_maps(program, size) for program in self.drawn] if pictured else self.made
-        self.textures = np.stack([_bytes(maps.albedo_srgb) for maps in seen])
+        self.drawn = [draw_pbr(split, i, (*families, *pictured)) for i in range(count)]
+        self.textures = np.stack([_bytes(pbr_maps(program, size).albedo_srgb) for program in self.drawn])
         self.size, self.identity = size, {"split": split, "count": count, "size": size, "families": families}
 
     def __len__(self) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..utils.configs import config_path
 from ..utils.errors import InputError
-from ..utils.files import student_folder, views_come_with
+from ..utils.files import views_come_with
 from ..utils.locks import alone_in
 from ..utils.runs import RunRecord, earlier
 from .common import check_range
@@ -20,6 +20,7 @@ from .outputs import Target, check_new, need_format
 from .prompts import chosen_prompts
 from .showing import Shown
 from .steering import ImagePromptCommand
+from .students import NO_STUDENT, check_student, draws_maps, map_drawer
 from .text import TextCommand
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 TEXTURE = (256, 4096)  # texels along an edge
 USUAL_MESH_STEPS = 45  # of the embedded recipe
-NO_STUDENT = "none"
 USUAL_DRAWN_STEPS = 30  # of a drawing of the embedded prior of several views
 
 
@@ -222,6 +222,12 @@ class TextToMesh(ShapeCommand):
         return "direct25" if paints and knows else "optimise"
 
     @property
+    def usual_student(self) -> str | None:
+        """The student that draws normal maps though nobody named one."""
+        told = self.student is not None or self.steps is not None or self.guidance is not None or self.lora
+        return None if told or self.chosen != "direct25" else draws_maps(self.prior)
+
+    @property
     def of_methods(self) -> dict[str, tuple[bool, tuple[str, ...]]]:
         """Whether options that only some methods know were given, and which do."""
         return {
@@ -248,7 +254,7 @@ class TextToMesh(ShapeCommand):
                 told = " or ".join(methods)
                 raise InputError(f"{option} belongs to --method {told}; add that, or leave {option} out")
         if self.student not in (None, NO_STUDENT):
-            student_folder(self.student)
+            check_student(self.student, self.steps if self.chosen == "direct25" else None, self.dtype)
             if self.lora:
                 raise InputError(f"a student ({self.student}) and --lora change the network both; give one")
         if self.second_ring is not None:
@@ -289,7 +295,7 @@ class TextToMesh(ShapeCommand):
         if self.chosen == "optimise":
             return super().how
         if self.chosen == "direct25":
-            return "normal maps, fused and painted"
+            return f"normal maps{f' by {self.usual_student}' if self.usual_student else ''}, fused and painted"
         drawn = "planes" if self.chosen == "turbo" else "one pass of a network"
         return drawn + (f" and {self.refine} steps of score distillation" if self.refine else "")
 
@@ -341,18 +347,8 @@ class TextToMesh(ShapeCommand):
 
             return AmortisedTextToMesh.from_pretrained(self.prior, self.amortised, **self.placement())
         if self.chosen == "direct25":
-            from ..pipelines.direct25_mesh import Direct25TextToMesh
-            from ..pipelines.drawn_quality import drawn_at_quality
-
-            usual: dict[str, Any] = {} if self.student is None and not self.lora else {"student": None}
-            drawer = Direct25TextToMesh.from_pretrained(self.prior, self.direct25, **usual, **self.placement())
-            if self.quality != "balanced":
-                drawer.config = drawn_at_quality(drawer.config, self.quality)
-            if self.student not in (None, NO_STUDENT):
-                from ..pipelines.students import drawn_by_student
-
-                drawn_by_student(drawer, self.student)
-            return drawer
+            student = NO_STUDENT if self.lora and self.student is None else self.student
+            return map_drawer(self.prior, student, self.direct25, self.quality, self.placement())
         from ..pipelines.text_to_mesh import TextToMesh as Pipeline
 
         own: dict[str, Any] = {"rule": self.rule, "quality": self.quality, **self.placement()}

@@ -19,6 +19,7 @@ from .prompts import check_prompt, chosen_prompts, forewarn
 from .sampling import SamplingCommand
 from .showing import Shown
 from .steering import SteeredCommand
+from .students import FEW_BITS, NO_STUDENT, about, check_student, few_steps, of_another, warn_of_settings
 
 if TYPE_CHECKING:
     from ..core.sampling.plan import SamplingPlan
@@ -138,8 +139,9 @@ class TextToImage(TextCommand, SamplingCommand, SteeredCommand):
     control: str | None = None
     """Keeps several subjects apart: focus[:STRENGTH] or attend-and-excite[:STRENGTH], as in focus:2 (default: none)."""
     student: str | None = None
-    """A distilled student: a folder that `unproject distill` wrote, or the name of an embedded one. Steps, solver and
-    guidance come from its distill.json; an adapter goes on --prior where that is given."""
+    """A distilled student: a folder that `unproject distill` wrote, or the name of an embedded one (toybox-lcm,
+    toybox-1step, toybox-small, toybox-w4); none is the prior itself. Steps, solver and guidance come from its
+    distill.json; an adapter goes on --prior where that is given."""
     kernels: Literal["reference", "int8"] = "reference"
     """How a student of few bits computes: rounded values in floating point, or 8-bit integers where torch multiplies
     such, which is quicker for large layers (docs/students.md)."""
@@ -174,7 +176,7 @@ class TextToImage(TextCommand, SamplingCommand, SteeredCommand):
         """The student that draws: that of --student, or of --quality turbo. Raises InputError where both are given, and
         for priors without a student for turbo."""
         if self.quality != "turbo":
-            return self.student
+            return None if self.student == NO_STUDENT else self.student
         if self.student is not None:
             raise InputError(f"--student {self.student} and --quality turbo both say who draws; give one")
         from ..pipelines.quality import turbo_student
@@ -182,14 +184,22 @@ class TextToImage(TextCommand, SamplingCommand, SteeredCommand):
         return str(turbo_student(self.prior))
 
     def _check_student(self, name: str) -> None:
-        from ..utils.files import student_folder
-
-        student_folder(name)
+        check_student(name, self.steps, self.dtype)
         if self.lora or self.model_schedule:
             other = "--lora" if self.lora else "--model-schedule"
             raise InputError(f"a student ({name}) and {other} change the network both; give one")
-        if self.cache not in (None, "none"):
+        if self.cache not in (None, "none") and few_steps(name):
             raise InputError(f"--cache {self.cache}: a student of few steps has nothing to reuse; leave it out")
+
+    def forewarn(self) -> None:
+        """See Command.forewarn; and of what a student does not heed."""
+        super().forewarn()
+        self._warn_of_student()
+
+    def _warn_of_student(self) -> None:
+        if self.chosen_student is not None:
+            quality = "native" if self.student is None else self.quality
+            warn_of_settings(self.chosen_student, self.guidance, self.solver, self.negative, quality)
 
     def check_words(self, words: str) -> None:
         """An empty prompt is allowed here and means whatever the prior likes."""
@@ -229,12 +239,21 @@ class TextToImage(TextCommand, SamplingCommand, SteeredCommand):
 
         if self.chosen_student is None:
             return Pipeline.from_pretrained(self.prior, **self.placement()), self.loaded_plan()
+        import torch
+
         from ..core.distillation.export import load_student
 
         given = {name: value for name, value in self.placement().items() if name != "quality"}
         base = None if self.prior == "toybox" else self.prior
-        student = load_student(self.chosen_student, base, kernels=self.kernels, **given)
-        return Pipeline(student, "native"), self.loaded_plan()
+        self._warn_of_student()
+        if about(self.chosen_student).get("kind") == FEW_BITS:
+            given["dtype"] = torch.float32
+        try:
+            student = load_student(self.chosen_student, base, kernels=self.kernels, **given)
+        except InputError as error:
+            raise of_another(error, self.chosen_student, self.prior) from error
+        asked = self.quality if self.quality in ("fast", "best") and not few_steps(self.chosen_student) else "native"
+        return Pipeline(student, asked), self.loaded_plan()
 
     def one(self, pipe: Any, job: Job, record: RunRecord, shown: Shown) -> None:
         """Draws and writes the images."""

@@ -57,8 +57,8 @@ def settings() -> dict[str, Setting]:
 
 
 def drawn_table(config: DrawnBench, judge: Judge, seed: int) -> list[dict[str, Any]]:
-    """A row for every setting, of the same prompts and seeds."""
-    pipe = Direct25TextToMesh.from_pretrained("toybox")
+    """A row for every setting, of the same prompts and seeds; the prior draws the maps, whose steps are asked about."""
+    pipe = Direct25TextToMesh.from_pretrained("toybox", student=None)
     packaged, references = pipe.config, dict[int, Mesh]()
     wanted = prompts(MeshBench(test_prompts=config.prompts, heldout_prompts=0))
     table = []

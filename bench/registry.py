@@ -224,7 +224,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "What may be saved in score distillation of a mesh without losing its shape",
         "mesh_quality",
         ("setting", "the recipe"),
-        weights=(JUDGE, "toybox-mv", *DRAWN),
+        weights=(JUDGE, "toybox-mv", DRAWN[0]),
         method=("generate", "core/distillation", CACHES),
     ),
     "orbits": Experiment(

@@ -204,7 +204,13 @@ def test_drawn_settings_are_compared_with_what_the_packaged_one_makes_of_a_seed(
                 raise UnprojectError("nothing")
             return SimpleNamespace(mesh=ball() if seed < 1000 else ball(0.2, 0.3), nfe=seed % 7)
 
-    monkeypatch.setattr(drawn_quality.Direct25TextToMesh, "from_pretrained", lambda name: Stub())
+    drawers = []
+
+    def load(name, student="auto"):
+        drawers.append(student)
+        return Stub()
+
+    monkeypatch.setattr(drawn_quality.Direct25TextToMesh, "from_pretrained", load)
     seen = {"judged_noun": "x", "judged_colour": "y"}
     monkeypatch.setattr(drawn_quality, "judge_views", lambda judge, views, one: seen)
     table = drawn_quality.drawn_table(drawn_quality.DrawnBench(2, 2000, 32), None, 3)
@@ -212,6 +218,7 @@ def test_drawn_settings_are_compared_with_what_the_packaged_one_makes_of_a_seed(
     assert list(rows) == list(drawn_quality.settings())
     assert rows[drawn_quality.REFERENCE]["iou"]["mean"] == rows["deep:3"]["iou"]["mean"] == 1
     assert rows[drawn_quality.OTHER_SEED]["iou"]["mean"] < 0.9 and rows["fast"]["iou"]["mean"] == 0
+    assert drawers == [None]  # the steps that are asked about are the prior's
     assert asked[0][1:] == (3, Direct25Config()) and asked[2][1] == 1003
     plans = {id(c): c for _, _, c in asked}.values()
     assert {c.normals.plan.solver for c in plans} >= {"unipc", None} and {c.paint.second_deg for c in plans} == {

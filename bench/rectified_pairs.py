@@ -35,12 +35,12 @@ from .runner import Context
 class RectifiedBench:
     """Sizes of the experiment."""
 
-    pairs: int = 2048
-    heldout: int = 128
-    updates: tuple[int, ...] = (300, 1000)
-    batch: int = 32
+    pairs: int = 512
+    heldout: int = 64
+    updates: tuple[int, ...] = (100, 250)
+    batch: int = 16
     guidance: float = 3.0
-    steps: int = 25
+    steps: int = 15
     """of the teacher, and of the runs whose straightness is measured"""
     lr: float = 3e-4
 

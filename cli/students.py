@@ -109,10 +109,10 @@ def loaded_with(student: str | None, load: Callable[[], T]) -> T:
 
 
 def of_another(error: InputError, student: str | Path, prior: str) -> InputError:
-    """The error of loading a student on a prior, with the prior that it was made for and the ways out."""
+    """The error of loading a student; on another prior than it was made for, with the ways out."""
     made_for = about(str(student)).get("prior", "another one")
     if made_for == prior:
-        return InputError(f"{error}; make the student again with `unproject distill`, or leave it out")
+        return error
     return InputError(
         f"{error}; {student} was made for the prior {made_for}: leave --prior out, or distill one of {prior}"
     )

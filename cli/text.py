@@ -251,7 +251,7 @@ class TextToImage(TextCommand, SamplingCommand, SteeredCommand):
         try:
             student = load_student(self.chosen_student, base, kernels=self.kernels, **given)
         except InputError as error:
-            raise of_another(error, self.chosen_student, self.prior) from error
+            raise of_another(error, self.chosen_student, self.prior) from None
         asked = self.quality if self.quality in ("fast", "best") and not few_steps(self.chosen_student) else "native"
         return Pipeline(student, asked), self.loaded_plan()
 

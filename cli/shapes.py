@@ -20,7 +20,7 @@ from .outputs import Target, check_new, need_format
 from .prompts import chosen_prompts
 from .showing import Shown
 from .steering import ImagePromptCommand
-from .students import NO_STUDENT, check_student, draws_maps, map_drawer
+from .students import NO_STUDENT, check_student, map_drawer
 from .text import TextCommand
 
 if TYPE_CHECKING:
@@ -225,7 +225,11 @@ class TextToMesh(ShapeCommand):
     def usual_student(self) -> str | None:
         """The student that draws normal maps though nobody named one."""
         told = self.student is not None or self.steps is not None or self.guidance is not None or self.lora
-        return None if told or self.chosen != "direct25" else draws_maps(self.prior)
+        if told or self.chosen != "direct25":
+            return None
+        from ..pipelines.mesh_quality import usual_student
+
+        return usual_student(self.prior)
 
     @property
     def of_methods(self) -> dict[str, tuple[bool, tuple[str, ...]]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..utils.errors import InputError
-from ..utils.files import STUDENT, is_there, read_json, student_folder, weights_root
+from ..utils.files import STUDENT, read_json, student_folder
 
 T = TypeVar("T")
 NO_STUDENT = "none"
@@ -78,24 +78,17 @@ def map_drawer(
     that comes with the prior."""
     from ..pipelines.direct25_mesh import Direct25TextToMesh
     from ..pipelines.drawn_quality import drawn_at_quality
+    from ..pipelines.mesh_quality import usual_student
     from ..pipelines.students import drawn_by_student
 
     options: dict[str, Any] = {**placement} if student is None else {"student": None, **placement}
-    usual = draws_maps(prior) if student is None else None
+    usual = usual_student(prior) if student is None else None
     drawer = loaded_with(usual, lambda: Direct25TextToMesh.from_pretrained(prior, direct25, **options))
     if quality != "balanced":
         drawer.config = drawn_at_quality(drawer.config, quality)
     if student not in (None, NO_STUDENT):
         drawn_by_student(drawer, student)
     return drawer
-
-
-def draws_maps(prior: str) -> str | None:
-    """The student that draws the normal maps of meshes for a prior, where its weights are there."""
-    from ..pipelines.mesh_quality import spending
-
-    known = spending().drawn.students.get(prior)
-    return known if known and is_there(weights_root() / known / STUDENT) else None
 
 
 def loaded_with(student: str | None, load: Callable[[], T]) -> T:

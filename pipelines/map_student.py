@@ -9,8 +9,7 @@ from ..core.distillation.export import load_student
 from ..core.distillation.lent import seeing_views
 from ..core.priors import MultiViewPrior, Prior
 from ..utils.errors import InputError
-from ..utils.files import STUDENT, is_there, weights_root
-from .mesh_quality import spending
+from .mesh_quality import usual_student
 
 USUAL = "auto"
 
@@ -23,10 +22,8 @@ def map_student(name: str | Path, prior: Prior, student: str | Path | None) -> M
     """
     if student is None:
         return None
-    if str(student) != USUAL:
-        return lent(prior, student)
-    known = spending().drawn.students.get(str(name))
-    return lent(prior, known) if known and is_there(weights_root() / known / STUDENT) else None
+    chosen = usual_student(str(name)) if str(student) == USUAL else student
+    return None if chosen is None else lent(prior, chosen)
 
 
 def lent(prior: Prior, student: str | Path, **options: Any) -> MultiViewPrior:

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 
 from ..utils.configs import load_config
 from ..utils.errors import InputError
+from ..utils.files import STUDENT, is_there, weights_root
 from .text_to_shape import MeshRecipe
 
 MeshQuality = Literal["fast", "balanced", "best"]
@@ -57,6 +58,12 @@ class Spending:
 def spending() -> Spending:
     """The file, read once."""
     return load_config(Spending, "mesh-quality")
+
+
+def usual_student(prior: str) -> str | None:
+    """The student that draws the normal maps of meshes for a prior, by its name, where its weights are there."""
+    known = spending().drawn.students.get(prior)
+    return known if known and is_there(weights_root() / known / STUDENT) else None
 
 
 def at_quality(recipe: MeshRecipe, quality: str) -> MeshRecipe:

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from unproject.cli.shapes import TextToMesh
 from unproject.core.priors.base import Recommended
 from unproject.core.sampling.plan import SamplingPlan
 from unproject.generate.view_normals import NormalsDraw
-from unproject.pipelines import map_student, students
+from unproject.pipelines import map_student, mesh_quality, students
 from unproject.pipelines.direct25_mesh import Direct25Config, Direct25TextToMesh
 from unproject.pipelines.students import drawn_by_student, guided_by_student, lent
 from unproject.pipelines.text_to_shape import load_recipe
@@ -72,6 +73,18 @@ def test_the_student_that_comes_along_draws_for_its_prior_alone(monkeypatch, tmp
     assert find("toybox", "views", "auto") == find("toybox-mv", "views", "auto") == ("views", "toybox-lcm")
     assert find("runs/mine", "views", "auto") is None and find("toybox", "views", None) is None
     assert find("runs/mine", "views", "runs/fast") == ("views", "runs/fast")
+
+
+def test_the_command_and_the_pipeline_know_one_student_of_a_prior(monkeypatch, tmp_path) -> None:
+    drawn = mesh_quality.DrawnSpending(students={"mine": "quick"})
+    monkeypatch.setattr(mesh_quality, "spending", lambda: mesh_quality.Spending(drawn=drawn))
+    monkeypatch.setattr(map_student, "lent", lambda prior, student: (prior, str(student)))
+    monkeypatch.setenv("UNPROJECT_WEIGHTS", str(tmp_path))
+    (tmp_path / "quick").mkdir()
+    (tmp_path / "quick" / "distill.json").write_text("{}")
+    asked = TextToMesh(prompt=("a red chair",), prior="mine", method="direct25")
+    assert asked.usual_student == "quick" and map_student.map_student("mine", "views", "auto") == ("views", "quick")
+    assert map_student.map_student("toybox", "views", "auto") is None
 
 
 def test_a_call_that_says_how_is_drawn_by_the_prior() -> None:

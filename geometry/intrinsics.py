@@ -14,7 +14,7 @@ import torch
 from ..utils.errors import InputError
 from ..utils.files import read_json
 from .distortion import COEFFICIENTS, FISHEYE, RATIONAL, straightened
-from .lenses import check_numbers, lens_of_frame
+from .lenses import LONGEST, check_field, check_numbers, lens_of_frame
 
 Matrix = str | Path | np.ndarray
 Size = tuple[int, int]  # (width, height) px
@@ -87,13 +87,15 @@ def read_lens(K: Matrix, size: Size | None = None, picture: str | Path | None = 
     """The matrix (3, 3), pixel centres at +0.5, and distortion of a lens, for a picture of a size.
 
     picture: whose lens it shall be where a transforms.json holds several. Raises InputError for what is no matrix, is
-    for another size, or has its principal point outside the picture.
+    for another size, is no camera's at this one, or has its principal point outside the picture.
     """
     lens, said = _read(K, picture)
     if size is None:
         return lens
     if said is not None and said != size:
         raise InputError(f"K is for {said[0]} x {said[1]} px, the picture has {size[0]} x {size[1]}; scale K along")
+    named = "K" if isinstance(K, np.ndarray) else str(K)
+    check_field((float(lens.K[0, 0]), float(lens.K[1, 1])), size, named, lens.fisheye)
     if not (0 <= lens.K[0, 2] <= size[0] and 0 <= lens.K[1, 2] <= size[1]):
         raise InputError(
             f"K has its principal point at ({lens.K[0, 2]:g}, {lens.K[1, 2]:g}), outside the picture of {size[0]} x "
@@ -200,8 +202,11 @@ def checked_matrix(values: Any, source: Matrix, shift: float = 0.0) -> np.ndarra
     except (TypeError, ValueError) as error:
         raise InputError(f"K in {source} is no matrix of numbers") from error
     named = f"{source}: " if isinstance(source, (str, Path)) else ""
-    if matrix.shape != (3, 3) or not np.isfinite(matrix).all() or min(matrix[0, 0], matrix[1, 1]) <= 0:
-        raise InputError(f"{named}K must be a 3 x 3 matrix in px with positive focal lengths, got {matrix.tolist()}")
+    if matrix.shape != (3, 3) or not (np.abs(matrix) < LONGEST).all() or min(matrix[0, 0], matrix[1, 1]) <= 0:
+        raise InputError(
+            f"{named}K must be a 3 x 3 matrix in px with positive focal lengths below {LONGEST:g}, got "
+            f"{matrix.tolist()}"
+        )
     if not np.allclose(matrix[2], (0, 0, 1)) or matrix[1, 0] != 0:
         raise InputError(
             f"{named}K has the rows {matrix[1].tolist()}, {matrix[2].tolist()}; they must be 0 fy cy and 0 0 1"

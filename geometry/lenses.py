@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +35,7 @@ COLMAP: dict[str, tuple[str, int, tuple[str, ...]]] = {
     "OPENCV_FISHEYE": ("fisheye", 4, ("k1", "k2", "k3", "k4")),
 }
 LONGEST = 1e12  # px: more is an affine camera by mistake
+NARROWEST_DEG, WIDEST_DEG, ALL_AROUND_DEG = 0.01, 179.9, 360.0  # fields of view of telescopes, pinholes and fisheyes
 DISTORTION = ("k1", "k2", "k3", "k4", "p1", "p2")
 LENS_NUMBERS = ("w", "h", "fl_x", "fl_y", "cx", "cy", "camera_angle_x", "camera_angle_y", *DISTORTION)
 NOT_BENT = 1e-9  # a smaller coefficient is none
@@ -104,13 +105,30 @@ def colmap_row(lens: Lens) -> tuple[str, list[float]]:
     raise InputError(f"COLMAP knows no {lens.model} cameras; write transforms.json instead")
 
 
+def check_field(focal_px: Sequence[float], size: tuple[int, int], where: str, fisheye: bool = False) -> None:
+    """Raises InputError for focal lengths (of a fisheye px per radian) with which no camera sees a picture of (width,
+    height) px: its longer side would be narrower than a telescope's or wider than the lens can show."""
+    widest, side = ALL_AROUND_DEG if fisheye else WIDEST_DEG, max(size)
+    for focal in focal_px:
+        ratio = side / focal if focal > 0 else math.inf
+        angle_deg = math.degrees(ratio if fisheye else 2 * math.atan(0.5 * ratio))
+        if not NARROWEST_DEG <= angle_deg <= widest:
+            raise InputError(
+                f"{where}: a focal length of {focal:g} px for a side of {side} px is a field of view of "
+                f"{angle_deg:.3g} degrees, which is no camera's ({NARROWEST_DEG:g} to {widest:g}); give the focal "
+                "length in px of this picture"
+            )
+
+
 def check_lens(lens: Lens, where: str) -> None:
-    """Raises InputError for focal lengths that are not positive and for skew, which no file of ours can hold; warns
+    """Raises InputError for focal lengths that are no camera's and for skew, which no file of ours can hold; warns
     of a principal point outside the image."""
     K = lens.K
     focal = (float(K[0, 0]), float(K[1, 1]))
     if not all(0 < f < LONGEST for f in focal):
         raise InputError(f"{where} has focal lengths {focal[0]:g}, {focal[1]:g} px; they must be above 0 and finite")
+    if lens.model != "ortho":
+        check_field(focal, (lens.width, lens.height), where, lens.model == "fisheye")
     if not bool((K.abs() < LONGEST).all()):
         raise InputError(f"{where} has K {K.tolist()}, which holds numbers that are no pixels")
     if abs(float(K[0, 1])) > 1e-6 * focal[0]:

@@ -17,6 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from ..utils.errors import InputError
+from .lenses import check_field
 
 Array = np.ndarray
 ROUNDS = 40
@@ -60,8 +61,11 @@ def fit_pinhole(tangents: Tensor, valid: Tensor, size: tuple[int, int], known: K
         size: (width, height) in px of the pictures; K is in these pixels, whatever the grid.
         known: what is not estimated.
 
-    Raises InputError where the valid rays are too few for a line, or fit no camera.
+    Raises InputError where the valid rays are too few for a line, or fit no camera, and for a known focal length that
+    is no camera's.
     """
+    if known.focal_px is not None:
+        check_field(known.focal_px, size, "focal_px")
     n, _, height, width = tangents.shape
     if valid.shape != (n, 1, height, width):
         raise InputError(f"valid has shape {tuple(valid.shape)}, expected {(n, 1, height, width)}")

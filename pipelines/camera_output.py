@@ -13,6 +13,7 @@ import torch
 from diffusers.utils import BaseOutput
 
 from ..geometry.cameras import Camera, upright_pose
+from ..geometry.lenses import check_field
 from ..utils.files import write_json
 from .photo_exif import LensFacts
 
@@ -116,7 +117,8 @@ class CameraOutput(BaseOutput):
 def given_camera(
     K: np.ndarray, width: int, height: int, source: str, gravity: np.ndarray | None = None
 ) -> CameraOutput:
-    """A camera that is known rather than estimated."""
+    """A camera that is known rather than estimated. Raises InputError for a focal length that is no camera's."""
+    check_field((float(K[0, 0]), float(K[1, 1])), (width, height), source)
     return CameraOutput([SeenCamera(np.asarray(K, np.float64), source, gravity=gravity)], width, height)
 
 

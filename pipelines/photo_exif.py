@@ -10,6 +10,9 @@ from typing import Any
 
 from PIL import Image
 
+from ..geometry.lenses import check_field
+from ..utils.errors import InputError
+
 EXIF_IFD = 0x8769
 FOCAL_MM, FOCAL_35MM, PLANE_RESOLUTION, PLANE_UNIT = 0x920A, 0xA405, 0xA20E, 0xA210
 WIDTH_PX, HEIGHT_PX = 0xA002, 0xA003
@@ -31,16 +34,17 @@ class LensFacts:
     """px of the picture as the camera wrote it, before any turn"""
 
     def focal_px(self, width: int, height: int) -> float | None:
-        """Focal length in px of the picture at this size; None where it was cropped since, so that nobody knows.
+        """Focal length in px of the picture at this size; None where it was cropped since, so that nobody knows, and
+        where what the file says is no camera's.
 
         By the sensor's resolution where the file tells it, else by the 35-mm equivalent, which is rounded to whole mm.
         """
         if self.cropped(width, height):
             return None
         if self.focal_mm is not None and self.px_per_mm is not None and self.size is not None:
-            return self.focal_mm * self.px_per_mm * max(width, height) / max(self.size)
+            return _possible(self.focal_mm * self.px_per_mm * max(width, height) / max(self.size), width, height)
         if self.focal_35mm is not None:
-            return self.focal_35mm / FILM_DIAGONAL_MM * math.hypot(width, height)
+            return _possible(self.focal_35mm / FILM_DIAGONAL_MM * math.hypot(width, height), width, height)
         return None
 
     def mm_per_px(self, width: int, height: int) -> float | None:
@@ -78,6 +82,15 @@ def read_exif(path: str | Path) -> LensFacts:
         None if resolution is None else resolution / unit,
         None if size is None or min(size) < 1 else size,
     )
+
+
+def _possible(focal_px: float, width: int, height: int) -> float | None:
+    """A focal length of a camera that sees such a picture; None for another."""
+    try:
+        check_field((focal_px,), (width, height), "EXIF")
+    except InputError:
+        return None
+    return focal_px
 
 
 def _number(told: Mapping[int, Any], tag: int, low: float = 1e-9, high: float = math.inf) -> float | None:

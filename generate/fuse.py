@@ -23,6 +23,7 @@ from ..geometry.silhouettes import draw_mesh
 from ..geometry.smoothing import creases, umbrella
 from ..geometry.solid import solid_surface
 from ..utils.errors import InputError
+from ..utils.threads import repeatable
 
 RAMP = 5.0  # steps of warm-up for moments that remember nothing
 SETTLING = 0.75  # share of the run after which triangles stay as they are: each collapse costs a little of the shape
@@ -114,8 +115,9 @@ class Fusion:
     def step(self) -> float:
         """One step of the vertices and of the triangles; the loss before it."""
         vertices = self.vertices.clone().requires_grad_(True)
-        loss = self.loss(vertices)
-        (gradient,) = torch.autograd.grad(loss, vertices)
+        with repeatable(vertices.device):
+            loss = self.loss(vertices)
+            (gradient,) = torch.autograd.grad(loss, vertices)
         self._move(gradient)
         if self.steps <= SETTLING * self.config.steps:
             self._remesh()

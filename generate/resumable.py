@@ -28,6 +28,7 @@ from ..utils.configs import to_dict
 from ..utils.errors import InputError, NotWrittenError, Stopped
 from ..utils.ramps import Moment
 from ..utils.seeds import generator as seeded
+from ..utils.threads import repeatable
 
 StepEnd = Callable[[int, dict[str, float]], None]
 
@@ -110,7 +111,8 @@ class ResumableRun(ABC):
                 self.save(out)
                 raise Stopped(step, self.plan.steps, str(out), signals[0])
 
-        with stop_signals(signals.append) if out is not None else contextlib.nullcontext():
+        stopping = stop_signals(signals.append) if out is not None else contextlib.nullcontext()
+        with stopping, repeatable(self.shape.device):
             left = self.step < self.plan.steps
             self.loop.run(self.plan.steps, after)
             if out is not None and left and self.plan.checkpoint_every:

@@ -119,3 +119,16 @@ def test_bad_maps_are_refused_with_the_reason() -> None:
     apart[0, 8:], apart[1, :8] = 0, 0
     with pytest.raises(EmptySurfaceError, match="no point lies inside all masks"):
         visual_hull(apart, camera, 12)
+
+
+def test_steps_add_in_one_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    camera, seen = around(16), list[bool]()
+    loss = Fusion.loss
+
+    def watched(work: Fusion, vertices: Tensor) -> Tensor:
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        return loss(work, vertices)
+
+    monkeypatch.setattr(Fusion, "loss", watched)
+    fuse_normals(*maps(camera, AXES, CENTRE), camera, FuseConfig(hull=12, steps=2, edge=(0.1, 0.3)))
+    assert seen == [True, True] and not torch.are_deterministic_algorithms_enabled()

@@ -50,6 +50,12 @@ def make(folder: Path | None, prompt: str = "a box", prior: Any = None, **option
     return pipe(prompt, **{"seed": 1, **options}, out=folder)
 
 
+def test_steps_add_in_one_order() -> None:
+    seen: list[bool] = []
+    make(None, callback_on_step_end=lambda *_: seen.append(torch.are_deterministic_algorithms_enabled()))
+    assert seen == [True] * 5 and not torch.are_deterministic_algorithms_enabled()
+
+
 def steps(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("ckpt-*"))
 

@@ -65,6 +65,11 @@ class Slim(Kind):
     window: int = 8
     pool: int = 8
 
+    def check(self, prior: DiffusersPrior) -> None:
+        """See Kind.check: the names are those of units."""
+        if not cuts_of(prior.network):
+            check_units(prior.network, self.removed)
+
     def fitted(self, prior: DiffusersPrior, seed: int) -> DiffusersPrior:
         """See Kind.fitted; a slim network goes on. Raises InputError for names of no unit."""
         network = copy.deepcopy(prior.network)

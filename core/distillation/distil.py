@@ -23,6 +23,7 @@ from .asdm import IncubateObjective, Incubating
 from .consistency import ConsistencyObjective, Consistent
 from .export import About, export, kind_of
 from .guided import GuidanceObjective, Guiding, Halving, ProgressiveObjective
+from .kinds import Kind
 from .objective import Distillation
 from .pairs import PairPlan, make_pairs
 from .prune import FeatureMatching, FeatureObjective
@@ -104,12 +105,26 @@ class Distilled(NamedTuple):
     result: TrainResult
 
 
+def check_stages(recipe: DistillRecipe, prior: DiffusersPrior) -> None:
+    """Raises InputError for kinds and settings that are unknown, and for a first student that the prior has not the
+    layers for, before the teacher draws anything."""
+    for number, stage in enumerate(recipe.stages.values()):
+        kind = kind_of_stage(stage)
+        load_config(OBJECTIVES[stage.objective].settings, stage.method)
+        if number == 0:  # the others begin with the student of the stage before
+            kind.check(prior)
+
+
+def kind_of_stage(stage: StageRecipe) -> Kind:
+    """The student's kind. Raises InputError for unknown names and settings."""
+    settings = dict(stage.student)
+    return kind_of(str(settings.pop("kind", "full")), settings)
+
+
 def objective_of(stage: StageRecipe, prior: DiffusersPrior, previous: Student | None, seed: int = 0) -> Distillation:
     """The objective of a stage on a prior, after the student of the stage before."""
     made = OBJECTIVES[stage.objective]
-    settings = dict(stage.student)
-    kind = kind_of(str(settings.pop("kind", "full")), settings)
-    student = Student(previous.prior if previous else prior, kind, seed)
+    student = Student(previous.prior if previous else prior, kind_of_stage(stage), seed)
     base = previous.prior if previous and stage.teacher == "previous" else prior
     teacher = Teacher(base)
     if previous is None:
@@ -139,7 +154,10 @@ def distil(
         resume: go on where an earlier run in `out` was.
         device: "auto" or "cpu".
         pairs_root: folder of pairs; None: pairs/ in `out`.
+
+    Raises InputError for settings that do not fit, before anything is drawn (`check_stages`).
     """
+    check_stages(recipe, prior)
     out, previous, last = Path(out), None, None
     root = Path(pairs_root or out / "pairs")
     pairs = make_pairs(Teacher(prior), prompts, recipe.pairs, root)

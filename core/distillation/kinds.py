@@ -38,6 +38,9 @@ class Kind:
     stock: ClassVar[bool] = True
     """the files are a whole pipeline of diffusers"""
 
+    def check(self, prior: DiffusersPrior) -> None:
+        """Raises InputError for settings that do not suit a prior, as far as they can be told before any work."""
+
     def fitted(self, prior: DiffusersPrior, seed: int) -> DiffusersPrior:
         """The prior with a network of its own, of which learns what requires gradients; the rest is shared."""
         network = copy.deepcopy(prior.network).requires_grad_(True)

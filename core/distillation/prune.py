@@ -70,12 +70,21 @@ class Pruned(Kind):
             "mid_block_type": mid,
         }
 
+    def check(self, prior: DiffusersPrior) -> None:
+        """See Kind.check: there are so many layers."""
+        self.config(unet_of(prior).config)
+
     def fitted(self, prior: DiffusersPrior, seed: int) -> DiffusersPrior:
         """See Kind.fitted. Raises InputError for networks that are no U-Nets."""
-        if not isinstance(prior.network, UNet2DConditionModel):
-            raise InputError(f"only U-Nets are pruned by layers; the network of {prior.name} is none")
-        made = pruned(prior.network, self, seed)
+        made = pruned(unet_of(prior), self, seed)
         return prior.with_network(made.requires_grad_(True), prior.prediction_type)
+
+
+def unet_of(prior: DiffusersPrior) -> UNet2DConditionModel:
+    """The network of a prior. Raises InputError where it is no U-Net."""
+    if not isinstance(prior.network, UNet2DConditionModel):
+        raise InputError(f"only U-Nets are pruned by layers; the network of {prior.name} is none")
+    return prior.network
 
 
 def pruned(network: UNet2DConditionModel, kind: Pruned, seed: int = 0) -> UNet2DConditionModel:

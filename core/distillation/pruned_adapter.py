@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from ..priors.diffusers import DiffusersPrior
 from ..training.checkpoints import copy_into
-from .cuts import leave_out
+from .cuts import check_units, leave_out
 from .kinds import Kind, Lora, adapter_weights
 from .prune import Pruned
 
@@ -34,6 +34,12 @@ class PrunedLora(Kind):
     rank: int = 8
     targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "conv1", "conv2")
     """see Lora"""
+
+    def check(self, prior: DiffusersPrior) -> None:
+        """See Kind.check: there are so many layers, and the names are those of units that they leave."""
+        small = Pruned(self.layers, self.depth, self.mid)
+        small.check(prior)
+        check_units(small.fitted(prior, 0).network, self.removed)
 
     def fitted(self, prior: DiffusersPrior, seed: int) -> DiffusersPrior:
         """See Kind.fitted. Raises InputError for networks that are no U-Nets, more layers than there are, and names of

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from unproject.core.distillation import distil as distil_module
 from unproject.core.distillation.distil import DistillRecipe, distil
 from unproject.core.distillation.export import About, export, kind_of, load_student
 from unproject.core.distillation.kinds import Full, Lora, Told
@@ -144,6 +145,25 @@ def test_recipes_that_make_no_sense_are_refused():
     ):
         with pytest.raises(InputError, match=words):
             load_config(DistillRecipe, values)
+
+
+@pytest.mark.parametrize(
+    ("student", "method", "words"),
+    [
+        ({"kind": "slim", "removed": ["up_blocks.9.resnets.0"]}, {}, "up_blocks.9.resnets.0' is no unit"),
+        ({"kind": "pruned-lora", "removed": ["mid_block.resnets.7"]}, {}, "mid_block.resnets.7' is no unit"),
+        ({"kind": "pruned-lora", "mid": False, "removed": ["mid_block.resnets.0"]}, {}, "is no unit"),
+        ({"kind": "pruned", "layers": 9}, {}, "layers=9"),
+        ({"kind": "half"}, {}, "student kind 'half' is unknown"),
+        ({"kind": "lora"}, {"magic": 1}, "magic"),
+    ],
+)
+def test_what_does_not_fit_is_told_before_pairs_are_drawn(tiny_folders, tmp_path, monkeypatch, student, method, words):
+    monkeypatch.setattr(distil_module, "make_pairs", lambda *_: pytest.fail("pairs were drawn"))
+    stage = {"objective": "features", "student": student, "method": method}
+    recipe = load_config(DistillRecipe, {"stages": {"only": stage}})
+    with pytest.raises(InputError, match=words):
+        distil(recipe, load_prior(tiny_folders["sd"]), TEXTS, tmp_path / "run")
 
 
 CLEAN = """

@@ -8,6 +8,7 @@ formats of the same have a record of their own (depth.exr.run.json). Processes t
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -111,9 +112,9 @@ def run_jobs(
 ) -> tuple[list[str], int]:
     """Loads what the work needs and does what is left. Returns lines about what failed, and how many were made.
 
-    One alone fails as it is; among several the rest goes on. Ctrl-C and SIGTERM finish the one at hand, then raise
-    Stopped. A disk that refuses to take results ends all. Of several processes every one returns what all of them did,
-    and the record of the first says so.
+    One alone fails as it is; Ctrl-C and SIGTERM interrupt it, unless its work is kept step by step. Among several the
+    rest goes on; they finish the one at hand, then raise Stopped. A disk that refuses to take results ends all. Of
+    several processes every one returns what all of them did, and the record of the first says so.
     """
     mine = share()
     mine.gathered({})  # nobody writes before all have looked at what is there
@@ -175,7 +176,8 @@ def _work(
     alone = found.total == 1
     label = command.name if mine.count == 1 else f"{command.name} (process {mine.rank + 1} of {mine.count})"
     shown = not alone and mine.first
-    with stop_signals(asked.append), Progress(total, label, done=len(found.kept), shown=shown) as bar:
+    stopping = contextlib.nullcontext() if alone else stop_signals(asked.append)
+    with stopping, Progress(total, label, done=len(found.kept), shown=shown) as bar:
         for number, job in enumerate(found.left):
             if asked:
                 raise Stopped(len(found.kept) + number, total, str(target.folder), asked[0])

@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from ..utils.configs import config_path
 from ..utils.errors import InputError
 from ..utils.files import views_come_with
-from ..utils.locks import alone_in
+from ..utils.locks import alone_in, gone_if_failed
 from ..utils.runs import RunRecord, earlier
 from .common import check_range
 from .estimates import Estimate, of_meshes
 from .folders import MESH_KINDS
 from .jobs import Job
+from .mesh_methods import check_weights, loaded
 from .outputs import Target, check_new, need_format
 from .prompts import chosen_prompts
 from .showing import Shown
 from .steering import ImagePromptCommand
-from .students import NO_STUDENT, check_student, map_drawer
+from .students import NO_STUDENT, check_student
 from .text import TextCommand
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ class ShapeCommand(TextCommand, ImagePromptCommand):
         """Makes the result and its pictures; checkpoints are removed when all of them are written."""
         work = self.work or job.target.work
         pipe.step_memory_gb = self.step_memory
-        with alone_in(work):
+        with alone_in(work), gone_if_failed(None if self.work or self.goes_on else work):
             made = pipe(
                 job.source,
                 self.negative or None,
@@ -143,6 +144,11 @@ class ShapeCommand(TextCommand, ImagePromptCommand):
         record.stages.update(made.seconds)
         record.notes.update(prior=pipe.prior.name, recipe=made.config, history=made.history)
         self.tell(made, job, shown)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether a work that was stopped is gone on with."""
+        return True
 
     def _watched(self, prior: str) -> Diagnostics | None:
         """Diagnostics; views of targets are told apart by the toybox's judge, which knows its objects alone."""
@@ -222,6 +228,11 @@ class TextToMesh(ShapeCommand):
         return "direct25" if paints and knows else "optimise"
 
     @property
+    def goes_on(self) -> bool:
+        """See ShapeCommand.goes_on: checkpoints are those of optimisations."""
+        return self.chosen == "optimise" or self.refine > 0
+
+    @property
     def usual_student(self) -> str | None:
         """The student that draws normal maps though nobody named one."""
         told = self.student is not None or self.steps is not None or self.guidance is not None or self.lora
@@ -267,25 +278,10 @@ class TextToMesh(ShapeCommand):
             check_range("--faces", self.faces, 4, 10_000_000)
         if self.texture is not None:
             check_range("--texture", self.texture, *TEXTURE)
-        self._check_weights()
+        check_weights(self)
         if self.out is not None:
             need_format(self.out)
         super().check()
-
-    def _check_weights(self) -> None:
-        """The weights that an option names have to be there."""
-        if self.direct25 is not None:
-            from ..pipelines.direct25_mesh import find_weights
-
-            find_weights(self.prior, self.direct25)
-        if self.turbo is not None:
-            from ..pipelines.turbo_mesh import TurboTextToMesh
-
-            TurboTextToMesh.find_weights(self.prior, self.turbo)
-        if self.amortised is not None:
-            from ..pipelines.amortised_mesh import AmortisedTextToMesh
-
-            AmortisedTextToMesh.find_weights(self.prior, self.amortised)
 
     def check_places(self, target: Target) -> None:
         """See Command.check_places; pictures of what was drawn do not replace others in --work unasked."""
@@ -332,36 +328,13 @@ class TextToMesh(ShapeCommand):
 
     def load(self) -> Any:
         """The pipeline."""
-        pipe = self._method()
+        pipe = loaded(self)
         if self.albedo:
             from ..pipelines.mesh_albedo import check_knows_albedo, paint_albedo
 
             check_knows_albedo(pipe.prior)
             return paint_albedo(pipe) if self.chosen == "direct25" else pipe
         return pipe
-
-    def _method(self) -> Any:
-        """The pipeline of --method."""
-        if self.chosen == "turbo":
-            from ..pipelines.turbo_mesh import TurboTextToMesh
-
-            return TurboTextToMesh.from_pretrained(self.prior, self.turbo, **self.placement())
-        if self.chosen == "amortised":
-            from ..pipelines.amortised_mesh import AmortisedTextToMesh
-
-            return AmortisedTextToMesh.from_pretrained(self.prior, self.amortised, **self.placement())
-        if self.chosen == "direct25":
-            student = NO_STUDENT if self.lora and self.student is None else self.student
-            return map_drawer(self.prior, student, self.direct25, self.quality, self.placement())
-        from ..pipelines.text_to_mesh import TextToMesh as Pipeline
-
-        own: dict[str, Any] = {"rule": self.rule, "quality": self.quality, **self.placement()}
-        optimiser = Pipeline.from_pretrained(self.prior, self.recipe, **own)
-        if self.student not in (None, NO_STUDENT):
-            from ..pipelines.students import guided_by_student
-
-            guided_by_student(optimiser, self.student)
-        return optimiser
 
     def finished(self, pipe: Any, made: Any) -> Any:
         """See ShapeCommand.finished."""

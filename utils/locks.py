@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +31,17 @@ def alone_in(folder: Path, way_out: str = "wait for it, or choose another --out"
         raise
     finally:
         os.close(handle)
+
+
+@contextlib.contextmanager
+def gone_if_failed(folder: Path | None) -> Iterator[None]:
+    """Removes a folder where what is inside fails or is interrupted; None: there is none to remove."""
+    try:
+        yield
+    except BaseException:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 @contextlib.contextmanager

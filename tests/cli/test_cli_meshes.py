@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -89,11 +91,11 @@ def test_checkpoints_lie_beside_the_mesh_until_it_is_written(run: Run, asked: li
 
 
 def test_a_stopped_mesh_names_the_command_that_goes_on(run: Run, asked: list[dict[str, Any]]) -> None:
-    code, _, err = run("text-to-mesh", "a stop sign", "-o", "sign.glb")
+    code, _, err = run("text-to-mesh", "a stop sign", "-o", "sign.glb", "--method", "optimise")
     assert code == 128 + 15
     assert err == (
         "stopped after step 18 of 45, which is saved in .sign.work; this goes on: "
-        "unproject text-to-mesh 'a stop sign' -o sign.glb\n"
+        "unproject text-to-mesh 'a stop sign' -o sign.glb --method optimise\n"
     )
     assert Path(".sign.work/LATEST").is_file()
 
@@ -119,6 +121,27 @@ def test_a_run_that_fails_at_once_leaves_no_folder(
     monkeypatch.setattr(direct25_mesh.Direct25TextToMesh, "__call__", fails)
     code, _, err = run("text-to-mesh", "a red chair", "-o", "out/chair.glb", "--method", "direct25")
     assert code == 1 and "drew no object in view 2" in err and not Path("out/.chair.work").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_a_signal_ends_what_is_made_in_one_go_and_leaves_its_record_alone(
+    run: Run, asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, number: int, code: int, word: str
+) -> None:
+    def signalled(self: Any, *_: Any, **options: Any) -> None:
+        Path(options["out"], "normals.png").write_text("drawn")
+        os.kill(os.getpid(), number)
+        pytest.fail("the next stage began")
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by what a shell puts behind
+    try:
+        monkeypatch.setattr(direct25_mesh.Direct25TextToMesh, "__call__", signalled)
+        found, _, err = run("text-to-mesh", "a red chair", "-o", "out/chair.glb", "--method", "direct25")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (found, err) == (code, f"{word}\n") and names("out") == {"chair.run.json"}
+    assert json.loads(Path("out/chair.run.json").read_text())["status"] == "failed"
 
 
 @pytest.mark.parametrize("method", ["direct25", "optimise"])

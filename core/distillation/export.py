@@ -5,6 +5,7 @@ Besides its weights every folder has distill.json: method, kind, prior, hashes o
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from .pruned_adapter import PrunedLora
 from .quest import Quantised
 from .speedupnet import NegativeAdapter
 from .student import Student
+from .teacher import prior_hash
 
 KINDS: dict[str, type[Kind]] = {
     kind.name: kind for kind in (Full, Told, Lora, NegativeAdapter, Mixture, Pruned, PrunedLora, Slim, Quantised)
@@ -87,7 +89,7 @@ def load_student(
         options: as of `load_prior`.
 
     Raises InputError for folders that are no students, priors that an adapter does not fit, and kernels that the
-    student or the device has no use for.
+    student or the device has no use for. Warns of an adapter on another network than it was made for.
     """
     folder = student_folder(name)
     values = read_json(folder / STUDENT)
@@ -99,6 +101,7 @@ def load_student(
         made = load_prior(folder, device, dtype, **options)
     else:
         base = load_prior(prior or about.prior, device, dtype, **options)
+        _warn_of_another(base, name, (values.get("base"), about.teacher))
         made = kind.loaded(base, folder)
     made.name = f"{about.prior if prior is None else prior}/{folder.name}"
     made.recommended = about.sampling
@@ -106,3 +109,18 @@ def load_student(
     if kernels != "reference":
         with_kernels(made, kernels)
     return made
+
+
+def _warn_of_another(base: DiffusersPrior, student: str | Path, known: tuple[str | None, str]) -> None:
+    """Warns where a student goes on a network with none of the hashes (of its base, of its prior) in its distill.json:
+    a fine-tune of it, which often does, or a stranger of the same sizes. Half precisions other than the one that hashes
+    round to are not compared."""
+    if base.dtype not in (torch.float32, torch.float16):
+        return
+    if (found := prior_hash(base)) not in known:
+        warnings.warn(
+            f"the student {student} was made for another network than {base.name} (hash {known[1]}, not {found}): "
+            f"unless that is a fine-tune of the same one, its pictures are noise; distill one of {base.name}",
+            UserWarning,
+            stacklevel=3,
+        )

@@ -136,6 +136,22 @@ def test_steps_caches_and_guidance_of_a_student(tiny_folders, tmp_path):
         kind_of("half", {})
 
 
+def test_an_adapter_on_another_network_is_told_by_name(tiny_folders, tmp_path, recwarn):
+    folder = tiny_folders["sd"]
+    student = Student(load_prior(folder), Lora(2, 2))
+    about = About("lora-distillation", str(folder), student.base, Recommended())
+    export(student, tmp_path / "mine", about)
+    load_student(tmp_path / "mine")
+    load_student(tmp_path / "mine", folder, dtype=torch.float16)
+    assert not [one for one in recwarn if "another network" in str(one.message)]
+    other = load_prior(folder)
+    with torch.no_grad():
+        next(other.network.parameters()).add_(0.1)
+    other.save(tmp_path / "tuned")
+    with pytest.warns(UserWarning, match=r"the student .*mine was made for another network than .*tuned"):
+        load_student(tmp_path / "mine", tmp_path / "tuned")
+
+
 def test_recipes_that_make_no_sense_are_refused():
     stage = {"objective": "guidance"}
     for values, words in (

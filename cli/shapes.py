@@ -21,7 +21,7 @@ from .outputs import Target, check_new, need_format
 from .prompts import chosen_prompts
 from .showing import Shown
 from .steering import ImagePromptCommand
-from .students import NO_STUDENT, check_student
+from .students import NO_STUDENT, check_student, warn_of_settings
 from .text import TextCommand
 
 if TYPE_CHECKING:
@@ -283,6 +283,16 @@ class TextToMesh(ShapeCommand):
             need_format(self.out)
         super().check()
 
+    def forewarn(self) -> None:
+        """See Command.forewarn; and of what a student does not heed."""
+        super().forewarn()
+        self._warn_of_student()
+
+    def _warn_of_student(self) -> None:
+        if self.student not in (None, NO_STUDENT):
+            quality = self.quality if self.chosen == "direct25" else "balanced"  # else it has other things to say
+            warn_of_settings(self.student, self.guidance, quality=quality)
+
     def check_places(self, target: Target) -> None:
         """See Command.check_places; pictures of what was drawn do not replace others in --work unasked."""
         if self.work is not None and self.chosen == "direct25" and not (self.overwrite or earlier(target.record)):
@@ -328,6 +338,7 @@ class TextToMesh(ShapeCommand):
 
     def load(self) -> Any:
         """The pipeline."""
+        self._warn_of_student()
         pipe = loaded(self)
         if self.albedo:
             from ..pipelines.mesh_albedo import check_knows_albedo, paint_albedo

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from unproject.cli import students
+from unproject.cli import shapes, students
 from unproject.cli.shapes import TextToMesh
 from unproject.cli.text import TextToImage
 from unproject.utils.errors import InputError
@@ -66,6 +66,24 @@ def test_steps_and_precision_are_checked_before_anything_is_loaded(made) -> None
 def test_none_is_the_prior_itself() -> None:
     assert TextToImage(prompt=("a red chair",), student="none").chosen_student is None
     assert TextToMesh(prompt=("a red chair",), student="none").usual_student is None
+
+
+@pytest.mark.parametrize("method", ["direct25", "optimise"])
+def test_a_mesh_is_warned_of_what_its_student_does_not_heed(made, monkeypatch, method: str) -> None:
+    monkeypatch.setattr(shapes, "loaded", lambda command: "a pipeline")
+    options = {"student": made(FEW), "guidance": 2.0, "quality": "best", "method": method}
+    asked = TextToMesh(prompt="a red chair", **options)
+    wanted = ["--guidance 2", "--quality best"] if method == "direct25" else ["--guidance 2"]
+    for ask in (asked.forewarn, asked.load):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            ask()
+        assert [str(one.message).partition(":")[0] for one in caught] == wanted
+    quiet = TextToMesh(prompt="a red chair", student=made(FEW), guidance=1.0, steps=4, method=method)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        quiet.load()
+        TextToMesh(prompt="a red chair", student="none", guidance=2.0, quality="best").load()
 
 
 def test_a_dry_run_says_who_draws_the_maps() -> None:

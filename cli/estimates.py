@@ -18,6 +18,7 @@ NATIVE_PX = 64
 USUAL_STEPS = 20
 PICTURE_S, PICTURE_MB = 0.4, 60.0  # of a picture in a geometry head, whatever its size: it is scaled down
 PIXEL_BYTES = 50.0  # of a picture that is read, with its maps
+TEXEL_S, TEXEL_MB = 4.4e-6, 310e-6  # of a texel of a mesh, which views are baked into
 TOLD_S, TOLD_MB = 120.0, 4000.0  # beyond these a run is told before it begins
 
 
@@ -64,11 +65,21 @@ def of_pictures(pixels: list[int], calls: int, seconds_per_megapixel: float) -> 
     return Estimate(seconds, BASE_MB + PICTURE_MB + PIXEL_BYTES * max(pixels, default=0) / 1e6)
 
 
-def of_meshes(count: int, share_of_usual_steps: float, frames: int, view_size: int, drawn: bool = False) -> Estimate:
-    """Meshes of the embedded recipe, or of drawn normal maps, with their films."""
+def of_meshes(
+    count: int,
+    share_of_usual_steps: float,
+    frames: int,
+    view_size: int,
+    drawn: bool = False,
+    texture: int | None = None,
+) -> Estimate:
+    """Meshes of the embedded recipe, or of drawn normal maps, with their films; `texture`: texels of a side, None: as
+    many as are usual."""
     film = frames * 0.02 * (view_size / 256) ** 2
-    steps, rest = (4, 5) if drawn else (32, 6)
-    return Estimate(count * (steps * share_of_usual_steps + rest + film), 900.0)
+    steps, rest, usual = (4, 5, 512) if drawn else (32, 6, 1024)
+    more = (texture or usual) ** 2 - usual**2
+    seconds = steps * share_of_usual_steps + rest + film + TEXEL_S * more
+    return Estimate(count * seconds, 900.0 + TEXEL_MB * more)
 
 
 def in_time(seconds: float) -> str:

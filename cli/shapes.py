@@ -334,7 +334,7 @@ class TextToMesh(ShapeCommand):
             return None
         share = 1.0 if self.steps is None else self.steps / usual
         made = len(chosen_prompts(self.prompt, self.prompts))
-        return of_meshes(made, share, self.frames, self.view_size, drawn=self.chosen == "direct25")
+        return of_meshes(made, share, self.frames, self.view_size, self.chosen == "direct25", self.texture)
 
     def load(self) -> Any:
         """The pipeline."""

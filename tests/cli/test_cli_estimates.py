@@ -11,6 +11,7 @@ import pytest
 
 from unproject.cli import estimates
 from unproject.cli.estimates import in_time, of_drawing, of_meshes, of_pictures
+from unproject.cli.shapes import TextToMesh
 from unproject.utils.pictures import save_image
 
 Run = Callable[..., tuple[int, str, str]]
@@ -27,6 +28,19 @@ def test_estimates_grow_with_the_work() -> None:
     assert of_pictures([10**6, 10**6], 1, 1.0).seconds == pytest.approx(2 * of_pictures([10**6], 1, 1.0).seconds)
     assert of_pictures([48 * 10**6], 1, 0.4).memory_mb > 2000
     assert of_meshes(1, 2.0, 72, 256).seconds > of_meshes(1, 1.0, 72, 256).seconds > of_meshes(1, 1.0, 0, 256).seconds
+
+
+@pytest.mark.parametrize(("method", "usual"), [("direct25", 512), ("optimise", 1024)])
+def test_large_textures_are_counted(method: str, usual: int) -> None:
+    def told(texture: int | None) -> tuple[float, float]:
+        options = {"method": method, "texture": texture, "device": "cpu"}
+        found = TextToMesh(prompt=("a red chair",), **options).estimate()  # type: ignore[arg-type]
+        assert found is not None
+        return found.seconds, found.memory_mb
+
+    seconds, memory_mb = told(4096)
+    assert told(None) == told(usual) and seconds > told(None)[0] + 60 and memory_mb > 5000
+    assert told(256) < told(usual) < told(2048)
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.2, "1 s"), (99, "99 s"), (600, "10 min"), (7200, "2.0 h")])

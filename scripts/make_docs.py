@@ -21,8 +21,9 @@ from ..utils.errors import InputError, UnprojectError
 from ..utils.files import read_json, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
-BEGIN = r"<!-- table:([a-z0-9-]+)(?:/([a-z_]+))?(?::([a-z0-9_,=]+))? -->\n"
+BEGIN = r"<!-- table:([a-z0-9-]+)(?:/([a-z_]+))?(?::([^\s>]+))? -->\n"
 FORMER = "\n*Measured with earlier weights than those that are shipped.*\n"
+MARK = "<!-- table:"
 BLOCK = re.compile(rf"({BEGIN})(.*?)(<!-- /table -->)", re.DOTALL)
 
 
@@ -54,8 +55,9 @@ def spread_rows(rows: list[dict[str, Any]], columns: list[str]) -> tuple[list[st
 def fill(text: str, results: Path, former: Collection[str] = ()) -> str:
     """The page with every table block made anew; `former` are the experiments measured with other weights.
 
-    Raises InputError when an experiment has no result.
+    Raises InputError when an experiment has no result, and for a marker that begins no block.
     """
+    check_markers(text)
 
     def replace(match: re.Match[str]) -> str:
         path = results / f"{match[2]}.json"
@@ -71,6 +73,14 @@ def fill(text: str, results: Path, former: Collection[str] = ()) -> str:
         return match[1] + table(result[rows], columns) + said + match[6]
 
     return BLOCK.sub(replace, text)
+
+
+def check_markers(text: str) -> None:
+    """Raises InputError where a marker of a page begins no block."""
+    for part in text.split(MARK)[1:]:
+        if not BLOCK.match(MARK + part):  # a block ends before the next one begins
+            line = (MARK + part).splitlines()[0]
+            raise InputError(f"{line!r} begins no table: it is not <!-- table:NAME:COLUMNS -->, or is never closed")
 
 
 def on_pages(pages: Sequence[Path]) -> list[str]:

@@ -116,6 +116,14 @@ def test_tables_are_made_from_results(tmp_path):
     assert made.split("\n")[3] == "| 2 | x |"
     with pytest.raises(InputError, match=r"the list 'edit' of judge\.json, which holds table, edits"):
         make_docs.fill("<!-- table:judge/edit -->\n<!-- /table -->", tmp_path)
+    write_json(tmp_path / "judge.json", {"table": [{"size": 64, "at 0.5": 1, "fid.all": 2.5}]})
+    made = make_docs.fill("<!-- table:judge:size,fid.all -->\n<!-- /table -->", tmp_path)
+    assert made.split("\n")[1:4] == ["| size | fid.all |", "| --- | --- |", "| 64 | 2.5 |"]
+    for odd in ("<!-- table:judge:at 0.5 -->\n<!-- /table -->", "<!-- table:Judge -->\n<!-- /table -->"):
+        with pytest.raises(InputError, match=r"<!-- table:.* begins no table"):
+            make_docs.fill(odd, tmp_path)
+    with pytest.raises(InputError, match="never closed"):
+        make_docs.fill("<!-- table:judge:size -->\n<!-- table:judge:size -->\n<!-- /table -->", tmp_path)
     assert tables.cell({"fid": 54.045, "floor": 31.24}) == "54.05 (floor 31.2)"
     assert tables.cell({"kid": 0.0123, "low": -0.4, "high": 1.5}) == "0.0123 (-0.4 to 1.5)"
     assert tables.cell({"ratio": 0.5, "low": 0.25, "high": 1}) == "0.500 (0.250-1.000)"

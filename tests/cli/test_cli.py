@@ -215,6 +215,10 @@ def test_methods_name_their_module(run: Run, root: Path) -> None:
     assert {"mvdream", "score-distillation-family", "stabledreamer", "marigold", "e2e-ft"} <= set(methods)
     assert all((root / method["where"]).is_file() for method in methods.values())
     assert {name for method in methods.values() for name in method["bench"]} <= set(EXPERIMENTS)
+    assert all((root / "docs" / "methods" / f"{method['page']}.md").is_file() for method in methods.values())
+    recipes = {path.stem for path in (root / "configs" / "distill").glob("*.yaml")}
+    named = {name for name, method in methods.items() if method["page"] == "distillation"}
+    assert named <= recipes  # what `unproject distill` takes
 
 
 def test_priors_say_their_state(run: Run, monkeypatch: pytest.MonkeyPatch, in_tmp: Path) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from diffusers import StableDiffusionPipeline
 
 from ..core.priors.embedded import write_vocabulary
@@ -24,7 +25,8 @@ from ..core.training.objectives.vae import VAEConfig, VAEObjective
 from ..core.training.objectives.vae_weights import begin_with_codec, reset_posterior, save_vae
 from ..tasks.data import CameraColumns, GeometryData
 from ..tasks.geometry_head import GeometryHead, HeadConfig
-from ..tasks.train import HeadObjective, LossConfig, random_unet_like
+from ..tasks.other_codec import begun_with
+from ..tasks.train import HeadObjective, LossConfig, random_unet_like, tensors_of
 from ..toybox.captions import vocabulary
 from ..toybox.dataset import RenderedSet
 from ..toybox.judge import Judge
@@ -182,7 +184,8 @@ class GeometryRecipe:
     base_name: str = "toybox"
     """name under which the exported head finds its prior: its sibling"""
     start_from: str = "prior"
-    """prior, random (the baseline without a prior), or the folder of a head that learns more"""
+    """prior, random (the baseline without a prior), or the folder of a head that learns more, with the widths it has;
+    one that learnt on another codec is fitted to the base's first (tasks.other_codec)"""
     head: HeadConfig = field(default_factory=HeadConfig)
     model: LossConfig = field(default_factory=LossConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
@@ -312,26 +315,37 @@ def pairs_job(values: dict[str, Any]) -> Job:
 def geometry_job(values: dict[str, Any]) -> Job:
     """Trains a head, exports unet/ and head.json (which hold the validation numbers)."""
     recipe = load_config(GeometryRecipe, values)
-    prior = stable_diffusion(recipe.base)
-    head = GeometryHead.from_prior(prior, recipe.head)
-    if recipe.start_from == "random":
-        if recipe.head.rank:
-            raise InputError(f"start_from=random: adapters of rank {recipe.head.rank} go with a prior; use head.rank=0")
-        head = GeometryHead(prior, random_unet_like(head.unet, recipe.trainer.seed), recipe.head)
-    elif recipe.start_from != "prior":
-        begin_with(head.unet, GeometryHead.load(recipe.start_from).unet, recipe.start_from)
+    columns = recipe.head.codec().columns()
     train, held_out = (
-        GeometryData(
-            [CameraColumns(RenderedSet(folder)) for folder in folders], recipe.model.augment, head.codec.columns()
-        )
+        GeometryData([CameraColumns(RenderedSet(folder)) for folder in folders], recipe.model.augment, columns)
         for folders in (recipe.train, recipe.val)
     )
+    head = begun_head(recipe, train)
     objective = HeadObjective(recipe.model, head, held_out)
 
     def export(out: Path) -> Path:
         return head.save(out, recipe.base_name, validation=objective.validate())
 
     return Job(recipe.trainer, objective, train, export)
+
+
+def begun_head(recipe: GeometryRecipe, data: GeometryData) -> GeometryHead:
+    """The head that a recipe begins with. Raises InputError for adapters where they can't be."""
+    prior = stable_diffusion(recipe.base)
+    if recipe.start_from == "random":
+        if recipe.head.rank:
+            raise InputError(f"start_from=random: adapters of rank {recipe.head.rank} go with a prior; use head.rank=0")
+        unet = GeometryHead.from_prior(prior, recipe.head).unet
+        return GeometryHead(prior, random_unet_like(unet, recipe.trainer.seed), recipe.head)
+    if recipe.start_from == "prior":
+        return GeometryHead.from_prior(prior, recipe.head)
+    given = GeometryHead.load(recipe.start_from)
+    if given.config.rank != recipe.head.rank:
+        ranks = f"adapters of rank {given.config.rank}, not {recipe.head.rank}"
+        raise InputError(f"start_from={recipe.start_from} has {ranks} (0: all weights); set head.rank to the first")
+    rng = np.random.default_rng(recipe.trainer.seed)
+    some = (tensors_of(given, data.batch(rng.integers(len(data), size=16), rng)) for _ in range(32))
+    return begun_with(given, prior, recipe.head, some, recipe.start_from)
 
 
 def with_vocabulary(folder: Path) -> Path:

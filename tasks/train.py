@@ -74,10 +74,8 @@ class HeadObjective(Objective):
         return self._end_to_end_loss(condition, targets, valid)
 
     def tensors(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """(images (B, 3, H, W) in [0, 1], targets by name, valid (B, 1, H, W))."""
-        images = torch.from_numpy(batch["images"]).to(self.head.device).permute(0, 3, 1, 2).float() / 255
-        targets, valid = self.head.codec.truth(batch, self.head.device)
-        return images, self.head.codec.beside(targets, images), valid
+        """See `tensors_of`."""
+        return tensors_of(self.head, batch)
 
     def predict_pictures(self, condition: Tensor) -> Tensor:
         """The one-step regressor: pictures (B, n, 3, H, W), about [-1, 1], of image latents; differentiable."""
@@ -162,6 +160,13 @@ class HeadObjective(Objective):
             for name, codec in self.head.codec.parts.items():
                 tiles += codec.compared(maps[name][one], targets[name][one], valid[one])
         return [save_image(out / f"geometry-{step:07d}.png", grid(tiles, columns=1 + 2 * self.head.groups))]
+
+
+def tensors_of(head: GeometryHead, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    """(images (B, 3, H, W) in [0, 1], targets by name, valid (B, 1, H, W)) of a batch of `GeometryData`."""
+    images = torch.from_numpy(batch["images"]).to(head.device).permute(0, 3, 1, 2).float() / 255
+    targets, valid = head.codec.truth(batch, head.device)
+    return images, head.codec.beside(targets, images), valid
 
 
 def latent_mask(valid: Tensor, factor: int) -> Tensor:

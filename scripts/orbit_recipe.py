@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.priors import load_prior
-from ..core.priors.multiview import MultiViewUNet
+from ..core.priors.multiview import CameraEmbedding
 from ..core.priors.orbits import OrbitPrior
 from ..core.training.config import TrainerConfig
 from ..core.training.objectives.orbits import OrbitConfig, OrbitObjective
@@ -65,10 +65,10 @@ def begin_with_poses(prior: OrbitPrior, name: str) -> None:
     of single views, and for one of another width."""
     if prior.parts.cameras is None:
         raise InputError(f"cameras={name}: no poses are told; set model.temporal.cameras=true")
-    network = getattr(load_prior(name), "network", None)
-    if not isinstance(network, MultiViewUNet):
+    given = load_prior(name).modules().get("camera_embedding")
+    if not isinstance(given, CameraEmbedding):
         raise InputError(f"cameras={name} is no prior of several views; the embedded one is toybox-mv")
-    begin_with_cameras(prior.parts.cameras, network.camera_embedding, name)
+    begin_with_cameras(prior.parts.cameras, given, name)
 
 
 def _clips(folders: tuple[str, ...], prior: OrbitPrior, least_motion: float) -> OrbitClips:

@@ -4,7 +4,9 @@ Every setting is trained here from the same rendered orbits, in the same order, 
     from scratch              the same network with random weights, all of it learns;
     from the image prior      all of it learns;
     adapter                   what `unproject train orbits` trains: the image prior stays as it is;
-    independent views         the adapter, but the frames of an orbit do not see each other.
+    joint adapter             the adapter, and spatial self-attention reads the pixels of all frames;
+    independent views         the adapter, but the frames of an orbit do not see each other;
+    as shipped                the weights that come with the prior, trained for longer than this; left out without any.
 Held-out orbits are drawn from their first frames and compared with the truth: PSNR and the distance of the judge's
 features over the other frames, and how much neighbouring views disagree about a point of the true surface, found by
 true depth ("disagreement"; that of the true renders is the floor, made by shine). Two further rows learn from a set
@@ -23,14 +25,16 @@ from torch import Tensor
 
 from ..core.priors import load_prior
 from ..core.priors.diffusers import StableDiffusionPrior
-from ..core.priors.orbits import ANGLES, FRAMES, OrbitPrior
+from ..core.priors.orbits import ANGLES, FRAMES, OrbitPrior, load_orbits
 from ..core.priors.rows import Rows
+from ..core.priors.temporal import TemporalConfig
 from ..core.priors.video import TOKEN
 from ..core.training.config import TrainerConfig
 from ..core.training.objectives.orbits import OrbitConfig, OrbitObjective
 from ..core.training.orbit_clips import OrbitClips, encoded_orbits, motion
 from ..geometry.cameras import Camera
 from ..geometry.seen import sample_pixels
+from ..pipelines.image_to_views import find_weights
 from ..tasks.train import random_unet_like
 from ..toybox.dataset import RenderJob, render_group
 from ..toybox.judge import Judge
@@ -42,6 +46,7 @@ from .runner import Context
 from .short_training import trained
 
 SCRATCH, PRIOR, ADAPTER, APART = "from scratch", "from the image prior", "adapter", "independent views"
+JOINT, SHIPPED = "joint adapter", "as shipped"
 MIXED, CURATED = "half stand still", "half stand still, curated"
 BEHIND = 0.03  # m by which a point may lie behind what a view shows there, and still be seen
 
@@ -130,7 +135,8 @@ def run(context: Context) -> dict[str, Any]:
     eyes, table, shown = FeatureMaps(Judge.from_pretrained().net), [], []
     floor = [disagreement(truth, orbit, truth.rgb[rows] / 255.0) for orbit, rows in enumerate(truth.groups())]
     found: dict[str, list[dict[str, float]]] = {}
-    for name in (SCRATCH, PRIOR, ADAPTER, APART, MIXED, CURATED):
+    shipped = (SHIPPED,) if has_weights(context.prior) else ()
+    for name in (SCRATCH, PRIOR, ADAPTER, JOINT, APART, MIXED, CURATED, *shipped):
         for seed in config.seeds:
             drawn, cost = made(name, context.prior, config, train, truth, seed)
             records = [measured(truth, orbit, views, eyes) for orbit, views in enumerate(drawn)]
@@ -153,6 +159,9 @@ def made(
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """(held-out orbits (G, F, H, W, 3) that a setting draws after its training, what that cost)."""
     objective = objective_of(name, prior, seed)
+    if name == SHIPPED:
+        heldout = encoded_orbits(objective.prior.vae, truth, FRAMES)
+        return drawn_orbits(objective, heldout, config, seed), {"parameters": parameters_of(objective)}
     curates = name in (MIXED, CURATED)
     least = config.least_motion if name == CURATED else 0.0
     vae = objective.prior.vae
@@ -167,9 +176,22 @@ def made(
     with trained(objective, clips, settings):
         rows = objective.prior.nfe - before
         drawn = drawn_orbits(objective, heldout, config, seed)
-        learns = sum(p.numel() for module in objective.modules.values() for p in module.parameters())
-    cost = {"updates": updates, "learnt_orbits": len(clips), "parameters": learns, "train_rows": rows}
-    return drawn, cost
+    cost = {"updates": updates, "learnt_orbits": len(clips), "train_rows": rows}
+    return drawn, {**cost, "parameters": parameters_of(objective)}
+
+
+def parameters_of(objective: OrbitObjective) -> int:
+    """How many numbers learn."""
+    return sum(p.numel() for module in objective.modules.values() for p in module.parameters())
+
+
+def has_weights(prior: str) -> bool:
+    """Whether weights of orbits come with a prior."""
+    try:
+        find_weights(prior)
+    except InputError:
+        return False
+    return True
 
 
 def objective_of(name: str, prior: str, seed: int) -> OrbitObjective:
@@ -180,8 +202,10 @@ def objective_of(name: str, prior: str, seed: int) -> OrbitObjective:
     if name == SCRATCH:
         fresh = random_unet_like(base.network, seed)  # type: ignore[arg-type]
         base = base.with_network(fresh, base.prediction_type)
+    if name == SHIPPED:
+        return OrbitObjective(OrbitConfig(), load_orbits(find_weights(prior), base))
     whole = name in (SCRATCH, PRIOR)
-    model = OrbitConfig(trained="all" if whole else "adapter")
+    model = OrbitConfig(trained="all" if whole else "adapter", temporal=TemporalConfig(joint=name == JOINT))
     kind = ApartPrior if name == APART else OrbitPrior
     return OrbitObjective(model, kind(base, model.temporal, FRAMES, seed=seed, frozen=False))
 
@@ -240,7 +264,7 @@ def summary(records: list[dict[str, float]]) -> dict[str, Any]:
 
 
 def claims(found: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
-    """The card's three claims as paired differences and ratios over the same orbits."""
+    """The card's three claims, and ours of joint frames, as paired differences and ratios over the same orbits."""
 
     def values(setting: str, name: str) -> np.ndarray:
         return np.array([record[name] for record in found[setting]])
@@ -248,6 +272,7 @@ def claims(found: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
     return {
         "prior_over_scratch_db": bootstrapped(values(PRIOR, "psnr") - values(SCRATCH, "psnr")),
         "adapter_over_scratch_db": bootstrapped(values(ADAPTER, "psnr") - values(SCRATCH, "psnr")),
+        "joint_over_adapter_db": bootstrapped(values(JOINT, "psnr") - values(ADAPTER, "psnr")),
         "disagreement_of_independent": ratio(values(ADAPTER, "disagreement"), values(APART, "disagreement")),
         "curated_motion_of_mixed": ratio(values(CURATED, "motion"), values(MIXED, "motion")),
     }

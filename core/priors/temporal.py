@@ -17,11 +17,14 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock, TemporalBasicTransformerBlock
+from diffusers.models.attention_processor import Attention
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.resnet import AlphaBlender, ResnetBlock2D, TemporalResnetBlock
 from torch import Tensor, nn
 
+from ...geometry.cameras import orbit_pose, to_mvdream
 from ...utils.errors import InputError
+from .multiview import CameraEmbedding, JointAttention
 from .planes import AttentionAdapter
 
 GROUPS = 32  # of the normalisation in diffusers' temporal convolutions
@@ -43,10 +46,25 @@ class TemporalConfig:
     share: float = 0.375  # width of temporal attention beside the spatial one's
     rank: int = 8  # of the low-rank maps on spatial attention; 0: it stays as it is
     mix: float = 0.5  # mix_factor at the start, of which the sigmoid is the spatial share
+    joint: bool = False  # spatial self-attention reads the pixels of all frames, as MVDream's does
+    cameras: bool = False  # frames are told their pose as well, as MVDream's views are
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1 or self.rank < 0:
             raise InputError(f"temporal: share={self.share} in (0, 1] and rank={self.rank} >= 0 needed")
+
+
+class ClipAttention(JointAttention):
+    """Self-attention over the pixels of all frames of the present clip (Shi et al. 2023, MVDream)."""
+
+    def __init__(self, clip: Clip) -> None:
+        super().__init__(joint=True)
+        self.clip = clip
+
+    def __call__(self, attn: Attention, hidden_states: Tensor, *told: Any, **named: Any) -> Tensor:
+        """See JointAttention; a picture for itself is a clip of one frame."""
+        frames = 1 if self.clip.still else self.clip.frames
+        return super().__call__(attn, hidden_states, *told, **{**named, "frames": frames})
 
 
 class TemporalConvs(nn.Module):
@@ -121,9 +139,11 @@ class TemporalParts(nn.Module):
     def __init__(self, unet: UNet2DConditionModel, channels: int, numbers: int, config: TemporalConfig) -> None:
         """channels: of a picture's latents; numbers: that are told of each frame."""
         super().__init__()
+        self.joint = config.joint
         embedding, context = unet.time_embedding.linear_2.out_features, int(unet.config["cross_attention_dim"])
         self.concat = nn.Conv2d(channels, unet.conv_in.out_channels, unet.conv_in.kernel_size, padding=1, bias=False)
         nn.init.zeros_(self.concat.weight)
+        self.cameras = CameraEmbedding(embedding) if config.cameras else None
         self.angles, self.token = Angles(numbers, embedding), PictureToken(channels, context)
         self.convs = nn.ModuleList(
             [TemporalConvs(one.out_channels, embedding, config.mix) for one in spatial(unet, ResnetBlock2D)]
@@ -134,6 +154,15 @@ class TemporalParts(nn.Module):
         )
         pairs = [attention for one in blocks for attention in (one.attn1, one.attn2)] if config.rank else []
         self.lowrank = nn.ModuleList([AttentionAdapter(one, config.rank, planes=False) for one in pairs])
+
+    def placed(self, numbers: Tensor) -> Tensor:
+        """What is added to the embedding of time: numbers (B F, n), of which the last two are elevation and azimuth in
+        radians where poses are told."""
+        told = self.angles(numbers)
+        if self.cameras is None:
+            return told
+        pose = to_mvdream(orbit_pose(numbers[:, -1], numbers[:, -2], torch.ones_like(numbers[:, -1])))
+        return told + self.cameras(pose.to(told))
 
     def attach(self, unet: UNet2DConditionModel, clip: Clip) -> None:
         """Hangs everything on a U-Net of the form it was made for, whose input gains the concatenated channels."""
@@ -148,6 +177,8 @@ class TemporalParts(nn.Module):
                 return out if clip.still else twin(out, told["encoder_hidden_states"], clip.frames)
 
             block.register_forward_hook(mixed, with_kwargs=True)
+        for block in blocks if self.joint else ():
+            block.attn1.set_processor(ClipAttention(clip))
         pairs = [attention for one in blocks for attention in (one.attn1, one.attn2)]
         for adapter, attention in zip(self.lowrank, pairs, strict=bool(self.lowrank)):
             assert isinstance(adapter, AttentionAdapter)
@@ -223,7 +254,7 @@ class TemporalUNet(nn.Module):
             added = x.new_zeros(())
         else:
             assert token is not None and concat is not None and numbers is not None
-            added, text = self.parts.angles(numbers).to(x.dtype), torch.cat([text, token.to(text)], 1)
+            added, text = self.parts.placed(numbers).to(x.dtype), torch.cat([text, token.to(text)], 1)
             x = torch.cat([x, concat.to(x)], 1)
         answer: Tensor = self.unet(x, time, text, class_labels=added, return_dict=False)[0]
         return answer

@@ -61,9 +61,11 @@ def test_claims_are_paired():
     found = {name: [record, record] for name in (orbits.SCRATCH, orbits.PRIOR, orbits.ADAPTER, orbits.APART)}
     found[orbits.PRIOR] = [{**record, "psnr": 12.0}] * 2
     found[orbits.ADAPTER] = [{**record, "disagreement": 0.1}] * 2
+    found[orbits.JOINT] = [{**record, "psnr": 10.5}] * 2
     found[orbits.MIXED], found[orbits.CURATED] = [record] * 2, [{**record, "motion": 0.75}] * 2
     made = orbits.claims(found)
     assert made["prior_over_scratch_db"]["mean"] == 2 and made["adapter_over_scratch_db"]["mean"] == 0
+    assert made["joint_over_adapter_db"]["mean"] == 0.5
     assert made["disagreement_of_independent"]["ratio"] == pytest.approx(0.5)
     assert made["curated_motion_of_mixed"]["ratio"] == pytest.approx(1.5)
 

@@ -10,10 +10,13 @@ import torch
 from diffusers.models.resnet import AlphaBlender
 
 from unproject.core.priors import from_pipeline, load_prior
+from unproject.core.priors.multiview import inflate
 from unproject.core.priors.orbits import ANGLES, OrbitPrior
+from unproject.core.priors.planes import sharing
 from unproject.core.priors.temporal import TemporalConfig, TemporalParts, TemporalUNet
 from unproject.core.priors.video import TOKEN
 from unproject.core.sampling import DDIM, Denoiser, Sampler
+from unproject.geometry.cameras import orbit_pose, to_mvdream
 from unproject.scripts.random_backbones import seeded, tiny_sd, tiny_unet
 from unproject.utils.errors import InputError
 
@@ -32,8 +35,6 @@ def loud(module, seed=1):
 def inflated(twins=True):
     plain = seeded(lambda: tiny_unet(**WIDE)).requires_grad_(False)
     parts = seeded(lambda: TemporalParts(plain, 4, 3, TemporalConfig()), 2).requires_grad_(False)
-    from unproject.core.priors.planes import sharing
-
     return plain, TemporalUNet(sharing(plain), loud(parts) if twins else parts)
 
 
@@ -110,6 +111,39 @@ def test_temporal_attention_is_per_pixel_and_convolutions_reach_one_frame():
     reach = (convs.conv1(picture) - taps).abs().amax((0, 1))
     assert bool((reach[3:, 1, 2] > 0).all()) and float(reach[:3].max()) == 0 and float(reach[3:].sum((1, 2))[0]) > 0
     assert convs(picture, temb).shape == picture.shape
+
+
+def test_a_fresh_joint_network_with_poses_is_the_multi_view_one(asked):
+    """Spatial attention over all frames, frames told where they look from: MVDream's network, by another way."""
+    plain = seeded(lambda: tiny_unet(**WIDE)).requires_grad_(False)
+    config = TemporalConfig(joint=True, cameras=True)
+    parts = seeded(lambda: TemporalParts(plain, 4, 3, config), 2).requires_grad_(False)
+    whole = TemporalUNet(sharing(plain), parts)
+    twin = inflate(sharing(plain))
+    loud(twin.camera_embedding)
+    parts.cameras.load_state_dict(twin.camera_embedding.state_dict())
+    _, elevation, azimuth = asked["numbers"].unbind(1)
+    cameras = to_mvdream(orbit_pose(azimuth, elevation, torch.tensor(7.0)))  # of any distance
+    text = torch.cat([asked["text"], asked["token"]], 1)
+    wanted = twin(asked["x"], asked["time"], text, cameras, frames=3)
+    answer = whole(**asked, frames=3)
+    torch.testing.assert_close(answer, wanted, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(answer, inflated(twins=False)[1](**asked, frames=3), atol=1e-3)
+    still = plain(asked["x"], asked["time"], asked["text"]).sample
+    assert torch.equal(whole(asked["x"], asked["time"], asked["text"], still=True), still)
+
+
+def test_poses_begin_as_those_of_a_prior_of_several_views():
+    from unproject.scripts.orbit_recipe import begin_with_poses
+
+    prior = OrbitPrior(load_prior("toybox"), TemporalConfig(joint=True, cameras=True))
+    begin_with_poses(prior, "toybox-mv")
+    given = load_prior("toybox-mv").modules()["camera_embedding"].state_dict()
+    assert all(torch.equal(value, given[name]) for name, value in prior.parts.cameras.state_dict().items())
+    with pytest.raises(InputError, match="cameras=toybox is no prior of several views"):
+        begin_with_poses(prior, "toybox")
+    with pytest.raises(InputError, match="no poses are told"):
+        begin_with_poses(OrbitPrior(load_prior("toybox")), "toybox-mv")
 
 
 def test_what_does_not_fit_is_named(asked):

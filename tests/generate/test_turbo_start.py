@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 import torch
 
 from unproject.core.distillation.score import DivergedError
-from unproject.core.priors import MultiViewPrior, StableDiffusionPrior
+from unproject.core.priors import MultiViewPrior, StableDiffusionPrior, inflate
 from unproject.core.sampling.plan import SamplingPlan
 from unproject.core.training.config import TrainerConfig
 from unproject.core.training.trainer import Trainer
@@ -26,7 +25,7 @@ from unproject.geometry.cameras import Camera
 from unproject.geometry.fields import DualConfig, FieldConfig, HeadConfig
 from unproject.geometry.shapes.dual import DualVolume
 from unproject.geometry.shapes.volume import VolumeShapeConfig
-from unproject.scripts.random_backbones import tiny_sd
+from unproject.scripts.random_backbones import seeded, tiny_sd
 from unproject.utils.errors import InputError
 from unproject.utils.ramps import Moment
 
@@ -104,11 +103,9 @@ def test_half_of_the_rays_are_near_the_object():
     assert len(picked(torch.zeros(1, 8, 8), 10, rng())) == 10 and COVERED < 1
 
 
-def tiny_views(drawn: Callable[[int], torch.Tensor] | None = None) -> MultiViewPrior:
-    from unproject.core.priors.multiview import inflate
-
+def tiny_views() -> MultiViewPrior:
     pipe = tiny_sd()
-    return MultiViewPrior(pipe, inflate(pipe.unet), "views")
+    return seeded(lambda: MultiViewPrior(pipe, inflate(pipe.unet), "views"))
 
 
 def faked(monkeypatch: pytest.MonkeyPatch, empty: int = 0) -> list[tuple[str, float, int]]:

@@ -42,7 +42,7 @@ class StartConfig:
     drawn: DrawnViewsConfig = field(default_factory=DrawnViewsConfig)
     rays: int = 768  # of an object and step, half of them near it
     coverage: float = 1.0
-    hull: tuple[float, ...] = (0, 1.0, 0.1, 1)  # a number or [start, v0, v1, end] in shares of these updates
+    hull: tuple[float, ...] = (0, 2.0, 0.5, 1)  # a number or [start, v0, v1, end] in shares of these updates
     colors: float = 1.0
     normals: float = 0.5
     eikonal: float = 0.1

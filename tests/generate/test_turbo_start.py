@@ -18,7 +18,7 @@ from unproject.generate.drawn_views import DrawnViews, DrawnViewsConfig, ViewDra
 from unproject.generate.lessons import Prompts
 from unproject.generate.render_teacher import TeacherConfig
 from unproject.generate.turbo import TurboConfig
-from unproject.generate.turbo_start import COVERED, StartConfig, picked, start_loss
+from unproject.generate.turbo_start import COVERED, StartConfig, hull_of, picked, start_loss
 from unproject.generate.turbo_train import PRDConfig, PRDObjective
 from unproject.generate.view_normals import NormalsDraw, Ring
 from unproject.geometry.cameras import Camera
@@ -69,10 +69,12 @@ def test_the_right_ball_is_nearer_than_smaller_and_larger_ones():
 def test_colours_say_nothing_of_coverage_and_coverage_nothing_of_colours():
     shape, views = silent(0.5), ball(0.5)
     planes = shape.planes.planes
-    only = {"coverage": 0.0, "colors": 0.0, "normals": 0.0, "eikonal": 0.0}
+    only = {"coverage": 0.0, "hull": (0.0,), "colors": 0.0, "normals": 0.0, "eikonal": 0.0}
 
     def pull(name: str) -> torch.Tensor:
-        loss, _ = start_loss(shape, views, StartConfig(rays=200, **{**only, name: 1.0}), NOW, rng())
+        loss, _ = start_loss(
+            shape, views, StartConfig(rays=200, **{**only, name: (1.0,) if name == "hull" else 1.0}), NOW, rng()
+        )
         heads = shape.planes.heads
         weights = [heads.sdf_network.layers[-1].weight, heads.feature_network.layers[-1].weight]
         with torch.no_grad():
@@ -82,15 +84,22 @@ def test_colours_say_nothing_of_coverage_and_coverage_nothing_of_colours():
     with torch.no_grad():
         planes.fill_(0.1)
     assert pull("coverage")[0] > 0 and pull("coverage")[1] == 0
+    assert pull("hull")[0] > 0 and pull("hull")[1] == 0
     assert pull("colors")[1] > 0
     nothing = views._replace(alpha=torch.zeros_like(views.alpha))
     loss, logs = start_loss(shape, nothing, StartConfig(rays=200), NOW, rng())
     assert float(logs["colors"]) == 0 and torch.isfinite(loss)
 
 
+def test_the_hull_is_what_all_views_cover():
+    views = ball(0.5)
+    points = torch.tensor([[0.0, 0.0, 0.0], [0.4, 0.0, 0.0], [0.0, 0.7, 0.0], [0.0, 0.0, 0.7], [5.0, 0.0, 0.0]])
+    assert hull_of(views, points).tolist() == [True, True, False, False, False]
+
+
 def test_views_without_colours_teach_geometry():
     _, logs = start_loss(silent(0.5), ball(0.5)._replace(colors=None), StartConfig(rays=200), NOW, rng())
-    assert logs.keys() == {"coverage", "normals", "eikonal"}
+    assert logs.keys() == {"coverage", "hull", "normals", "eikonal"}
 
 
 def test_half_of_the_rays_are_near_the_object():

@@ -61,7 +61,7 @@ def rng(seed: int = 0) -> torch.Generator:
 def test_the_right_ball_is_nearer_than_smaller_and_larger_ones():
     config = StartConfig(rays=2000, colors=0.0)
     found = {r: start_loss(silent(r), ball(0.5), config, NOW, rng())[0].item() for r in (0.35, 0.5, 0.65)}
-    assert found[0.5] < 0.5 * min(found[0.35], found[0.65])
+    assert found[0.5] < 0.75 * min(found[0.35], found[0.65])
     logs = start_loss(silent(0.5), ball(0.5), config, NOW, rng())[1]
     assert float(logs["normals"]) < 0.01 and float(logs["eikonal"]) < 1e-6
 

@@ -82,8 +82,15 @@ def run(context: Context) -> dict[str, Any]:
 
 def settings(model: PRDConfig, config: TurboBench) -> dict[str, PRDConfig]:
     """The recipe at the sizes of the experiment, with teachers from the first update, and what is changed in it."""
-    sizes = {"schedule": max(config.updates, 1), "volume_px": config.volume_px}
-    base = replace(model, **sizes, start=StartConfig(), taught=0, mesh=(0.0,), normals=TeacherConfig())
+    base = replace(
+        model,
+        schedule=max(config.updates, 1),
+        volume_px=config.volume_px,
+        start=StartConfig(),
+        taught=0,
+        mesh=(0.0,),
+        normals=TeacherConfig(),
+    )
     single = replace(base.turbo, steps=1)
     lonely = replace(base, joint=TeacherConfig())
     return {

@@ -22,6 +22,7 @@ from ..core.training.trainer import Trainer
 from ..generate.finish import surface_of
 from ..generate.lessons import Prompts
 from ..generate.render_teacher import TeacherConfig
+from ..generate.turbo_start import StartConfig
 from ..generate.turbo_train import PRDConfig, PRDObjective
 from ..geometry.cameras import Camera, orbit_distance
 from ..geometry.meshes import Mesh
@@ -80,9 +81,15 @@ def run(context: Context) -> dict[str, Any]:
 
 
 def settings(model: PRDConfig, config: TurboBench) -> dict[str, PRDConfig]:
-    """The recipe at the sizes of the experiment, and what is changed in it."""
+    """The recipe at the sizes of the experiment, with teachers from the first update, and what is changed in it."""
     base = replace(
-        model, schedule=max(config.updates, 1), volume_px=config.volume_px, mesh=(0.0,), normals=TeacherConfig()
+        model,
+        schedule=max(config.updates, 1),
+        volume_px=config.volume_px,
+        start=StartConfig(),
+        taught=0,
+        mesh=(0.0,),
+        normals=TeacherConfig(),
     )
     single = replace(base.turbo, steps=1)
     lonely = replace(base, joint=TeacherConfig())
@@ -104,7 +111,7 @@ def trained(
     seed: int,
 ) -> tuple[PRDObjective, dict[str, Any]]:
     """(a trained generator with its averaged weights, processor seconds and network rows)."""
-    trainer_config = replace(recipe.trainer, steps=config.updates, seed=seed, preview_every=0)
+    trainer_config = replace(recipe.trainer, steps=config.updates, batch=1, seed=seed, preview_every=0)
     teachers = {key: priors[one.prior] for key, one in model.teachers.items() if one.prior}
     objective = PRDObjective(model, priors[prior], teachers, seed=seed)
     folder = Path(config.work) / f"{''.join(c if c.isalnum() else '-' for c in name)}-{seed}"

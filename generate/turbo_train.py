@@ -2,7 +2,9 @@
 
 z_0 ~ N(0, I). For i = 1 .. K: x_i = alpha_i z_{i-1} + sigma_i n_i with noise n_i of its own, z_i the network's x0,
 L_i = (what teachers and regularisers say of the shape of z_i) / K, and no gradient passes from step to step. One
-update follows all K. Each shape is rendered twice, as a volume and as its mesh.
+update follows all K, or some drawn at random (`taught`): the mean of L over those, whose expectation is the same, for a
+part of the cost. Each shape is rendered twice, as a volume and as its mesh. The first updates may follow drawn views in
+the place of teachers (`turbo_start`).
 
 Memory: the gradients of a step are taken where it is done, those of an object where it was rendered, so that networks,
 renders and teachers never meet; what is returned is the scalar whose gradient is their sum.
@@ -10,7 +12,7 @@ renders and teachers never meet; what is returned is the scalar whose gradient i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,11 +33,13 @@ from ..geometry.silhouettes import draw_mesh
 from ..utils.errors import InputError
 from ..utils.ramps import Moment, Ramp
 from ..utils.seeds import generator
+from .drawn_views import ViewDrawer
 from .lessons import Lessons, Logs, add_gradients, as_loss, check_taught, frozen_parts, write_strips
 from .regularisers import LossWeights
 from .render_teacher import TeacherConfig, known_teachers
 from .step_memory import BUDGET_GB
 from .turbo import TriplaneTurbo, TurboConfig
+from .turbo_start import StartConfig, start_loss
 from .views import ViewConfig
 
 
@@ -47,7 +51,9 @@ class PRDConfig:
     single: TeacherConfig = field(default_factory=TeacherConfig)  # a prior of single images
     joint: TeacherConfig = field(default_factory=TeacherConfig)  # of several views at once
     normals: TeacherConfig = field(default_factory=TeacherConfig)  # of normals
+    start: StartConfig = field(default_factory=StartConfig)  # of drawn views
     fresh: bool = True  # noise anew at every step; False: the network's own, as in DDIM
+    taught: int = 0  # steps, drawn at random, that an update follows; 0: all
     schedule: int = 20_000
     views: ViewConfig = field(default_factory=ViewConfig)
     volume_px: int = 64
@@ -67,6 +73,10 @@ class PRDConfig:
         check_taught(self.teachers, "triplane-turbo")
         if twins := [one.score.rule.kind for one in self.teachers.values() if one.score.rule.made.twin]:
             raise InputError(f"triplane-turbo: the rule {twins[0]!r} learns renders in turns of its own; use another")
+        if not 0 <= self.taught <= self.turbo.steps:
+            raise InputError(f"triplane-turbo: taught={self.taught} of {self.turbo.steps} steps; 0 follows all of them")
+        if self.start.updates and not self.joint.prior:
+            raise InputError("triplane-turbo: start.updates needs views, which the prior of `joint` draws; name it")
         if self.schedule < 1 or min(self.volume_px, self.mesh_px) < 4 or self.mesh_resolution < 5:
             raise InputError("triplane-turbo: schedule >= 1, volume_px and mesh_px >= 4, mesh_resolution >= 5 needed")
 
@@ -82,7 +92,7 @@ class Defined:
 
     method: PRDConfig
     base: str  # hash of the prior that is adapted
-    teachers: Mapping[str, str]  # hashes
+    teachers: Mapping[str, str]  # hashes, of who draws at the start too
 
 
 class PRDObjective(Objective):
@@ -95,18 +105,24 @@ class PRDObjective(Objective):
         teachers: Mapping[str, Prior],
         shown: Sequence[str] = (),
         seed: int = 0,
+        drawer: ViewDrawer | None = None,
     ) -> None:
         """`teachers`: the priors that config names, by its names for them. `shown`: prompts of validation and
-        previews. `seed`: of the first weights."""
+        previews. `seed`: of the first weights. `drawer`: of what it begins with. Raises InputError without the one that
+        config.start needs."""
+        if config.start.updates and drawer is None:
+            raise InputError("triplane-turbo: start.updates needs a drawer of views")
         self.method, self.shown = config, list(shown)
         self.turbo = TriplaneTurbo(prior, config.turbo, seed)
         self.teachers = known_teachers(config.teachers, teachers)
         settings = (config.views, config.losses, config.seen_px, config.memory_gb)
         self.lessons = Lessons(self.turbo.shape, self.teachers, *settings)
         hashes = {name: prior_hash(one.prior) for name, one in self.teachers.items()}
+        self.drawer, drawing = drawer, () if drawer is None else drawer.priors
+        hashes.update({f"drawn by {n}": prior_hash(one) for n, one in enumerate(drawing)})
         self.config = Defined(config, prior_hash(prior), hashes)
         self.modules = self.turbo.modules
-        self.frozen = frozen_parts((prior, *(one.prior for one in self.teachers.values())))
+        self.frozen = frozen_parts((prior, *(one.prior for one in self.teachers.values()), *drawing))
 
     def loss(self, batch: dict[str, Any], rng: torch.Generator, step: int) -> LossOut:
         """See Objective: the mean over prompts and steps."""
@@ -116,22 +132,33 @@ class PRDObjective(Objective):
         adapters, heads = (list(module.parameters()) for module in self.modules.values())
         total = [torch.zeros_like(p) for p in (*adapters, *heads)]
         z = turbo.noise(rng, len(prompts))
+        followed = self._followed(rng)
         value, logs, x = 0.0, dict[str, float](), z
-        for level, after in zip(turbo.levels, [*turbo.levels[1:], None], strict=True):
+        for number, (level, after) in enumerate(zip(turbo.levels, [*turbo.levels[1:], None], strict=True)):
+            if number > followed[-1]:
+                break
             if config.fresh:
                 x = turbo.schedule.add_noise(z, turbo.noise(rng, len(prompts)), level)
-            prediction = denoiser(x, level)
-            planes = turbo.decode(prediction.x0)
-            pulls, of_heads, found, told = self._lessons(planes.detach(), prompts, now, rng)
-            grads = torch.autograd.grad(planes, adapters, pulls, allow_unused=True)
-            for sum_, grad in zip(total, (*grads, *of_heads), strict=True):
-                if grad is not None:
-                    sum_ += grad / turbo.config.steps
-            z, value = prediction.x0.detach(), value + found / turbo.config.steps
-            logs = {name: logs.get(name, 0.0) + one / turbo.config.steps for name, one in told.items()}
+            with torch.set_grad_enabled(number in followed):
+                prediction = denoiser(x, level)
+            if number in followed:
+                planes = turbo.decode(prediction.x0)
+                pulls, of_heads, found, told = self._lessons(planes.detach(), prompts, now, rng)
+                grads = torch.autograd.grad(planes, adapters, pulls, allow_unused=True)
+                for sum_, grad in zip(total, (*grads, *of_heads), strict=True):
+                    if grad is not None:
+                        sum_ += grad / len(followed)
+                value += found / len(followed)
+                logs = {name: logs.get(name, 0.0) + one / len(followed) for name, one in told.items()}
+            z = prediction.x0.detach()
             if after is not None and not config.fresh:
                 x = step_to(prediction, after).detach()
         return LossOut(as_loss(value, [*adapters, *heads], total), logs)
+
+    def _followed(self, rng: torch.Generator) -> list[int]:
+        """The numbers of the steps that an update follows, rising."""
+        steps, some = self.turbo.config.steps, self.method.taught
+        return sorted(torch.randperm(steps, generator=rng)[:some].tolist()) if some else list(range(steps))
 
     def _lessons(
         self, planes: Tensor, prompts: Sequence[str], now: Moment, rng: torch.Generator
@@ -145,17 +172,27 @@ class PRDObjective(Objective):
             rows = slice(COUNT * number, COUNT * (number + 1))
             with torch.no_grad():
                 field.planes.copy_(planes[rows])
-            shape.on_step(now, rng)
-            for branch, weight in {"volume": self.method.volume, "mesh": self.method.mesh}.items():
-                strength = Ramp.of(weight).at(now.share)
-                if not strength:
-                    continue
-                loss, told = self._volume(prompt, now, rng) if branch == "volume" else self._mesh(prompt, now, rng)
+            for branch, strength, loss, told in self._branches(prompt, now, rng):
                 add_gradients((pulls[rows], *of_heads), strength * loss / count, [field.planes, *heads])
                 value += strength * float(loss.detach()) / count
                 for name, one in told.items():
                     logs[f"{branch}_{name}"] = logs.get(f"{branch}_{name}", 0.0) + float(one) / count
         return pulls, of_heads, value, logs
+
+    def _branches(self, prompt: str, now: Moment, rng: torch.Generator) -> Iterator[tuple[str, float, Tensor, Logs]]:
+        """(name, weight, loss, logs) of what is said of the present shape, one after the other."""
+        config, shape = self.method, self.turbo.shape
+        if now.step < config.start.updates:
+            assert self.drawer is not None
+            shape.planes.pull = (1.0, 1.0)
+            if (views := self.drawer.of(prompt)) is not None:
+                yield "start", 1.0, *start_loss(shape, views, config.start, now, rng)
+            return
+        shape.on_step(now, rng)
+        if strength := Ramp.of(config.volume).at(now.share):
+            yield "volume", strength, *self._volume(prompt, now, rng)
+        if strength := Ramp.of(config.mesh).at(now.share):
+            yield "mesh", strength, *self._mesh(prompt, now, rng)
 
     def _volume(self, prompt: str, now: Moment, rng: torch.Generator) -> tuple[Tensor, Logs]:
         """Teachers and regularisers on the present shape as a volume."""

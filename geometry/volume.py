@@ -58,7 +58,7 @@ class Occupancy(nn.Module):
         jitter = torch.rand(corner.shape, generator=generator).to(device)
         snapshot, edge = field.snapshot(), 2 * self.half_side / n
         probes = [(corner + offset) * edge - self.half_side for offset in (0.5, jitter)]
-        density = torch.stack([snapshot.density_color(p)[0] for p in probes]).amax(dim=0)
+        density = torch.stack([snapshot.density(p) for p in probes]).amax(dim=0)
         full = (density * self.config.step > self.config.occupied).float().view(1, 1, n, n, n)
         self.mask.copy_(nn.functional.max_pool3d(full, 3, stride=1, padding=1).view(-1) > 0)
 
@@ -165,7 +165,7 @@ def drop_hidden(
     From a pass without gradients. The kept samples have them: points know their rays.
     """
     with torch.no_grad():
-        optical = snapshot.density_color(samples.points)[0] * config.step
+        optical = snapshot.density(samples.points) * config.step
         before = transmittance(optical, samples)
         seen = (before > config.hidden) & (samples.index < samples.rays * samples.steps)
         heavy = seen & (before * -torch.expm1(-optical) > HEAVY)

@@ -7,14 +7,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..core.priors import Prior, load_prior
+from ..core.distillation.export import load_student
+from ..core.distillation.lent import seeing_views
+from ..core.priors import MultiViewPrior, Prior, load_prior
 from ..core.training.config import TrainerConfig
+from ..generate.drawn_views import ViewDrawer
 from ..generate.lessons import Prompts
 from ..generate.render_teacher import TeacherConfig
+from ..generate.turbo_start import StartConfig
 from ..generate.turbo_train import PRDConfig, PRDObjective
+from ..generate.view_texture import NormalTexture
 from ..toybox.samples import object_prompts
 from ..utils.configs import load_config
 from ..utils.errors import InputError
+from ..utils.files import weights_root
 from .job import Job
 
 
@@ -58,7 +64,9 @@ def turbo_job(values: dict[str, Any]) -> Job:
     """Trains adapters and heads, exports turbo.safetensors and turbo.json."""
     recipe = load_config(TurboRecipe, values)
     base, teachers = base_and_teachers(recipe.base, recipe.model.teachers)
-    objective = PRDObjective(recipe.model, base, teachers, recipe.shown, recipe.trainer.seed)
+    start = recipe.model.start
+    drawer = view_drawer(start, teachers["joint"]) if start.updates else None
+    objective = PRDObjective(recipe.model, base, teachers, recipe.shown, recipe.trainer.seed, drawer)
     return Job(recipe.trainer, objective, Prompts(recipe.prompts.read()), objective.save)
 
 
@@ -66,3 +74,19 @@ def base_and_teachers(base: str, configs: Mapping[str, TeacherConfig]) -> tuple[
     """(the prior of a name, those that teachers name by the teachers' names), each loaded once."""
     loaded = {name: load_prior(name) for name in {base, *(one.prior for one in configs.values() if one.prior)}}
     return loaded[base], {name: loaded[one.prior] for name, one in configs.items() if one.prior}
+
+
+def view_drawer(start: StartConfig, prior: Prior) -> ViewDrawer:
+    """Who draws the views that a training begins with, on a prior of several views.
+
+    Raises InputError for students and painters that are not there or belong to another prior.
+    """
+    student, painter = None, None
+    if start.student:
+        if not isinstance(prior, MultiViewPrior):
+            raise InputError(f"start.student={start.student}: {prior.name} draws single images; leave it empty")
+        student = seeing_views(prior, load_student(start.student, device=prior.device, dtype=prior.dtype))
+    if start.painter:
+        shipped = weights_root() / start.painter
+        painter = NormalTexture.load(shipped if shipped.is_dir() else start.painter, prior).asked
+    return ViewDrawer(start.drawn, prior, painter, student)

@@ -59,7 +59,7 @@ class Field(nn.Module, ABC):
 
     def density(self, points: Tensor) -> Tensor:
         """Density (N,) in 1/metre at points (N, 3)."""
-        return self.snapshot().density_color(points)[0]
+        return self.snapshot().density(points)
 
     def color(self, points: Tensor) -> Tensor:
         """sRGB (N, 3) in [0, 1] at points (N, 3)."""
@@ -85,6 +85,10 @@ class Snapshot:
         """Density (N,) in 1/metre and sRGB (N, 3)."""
         value, color = self.value_color(points)
         return self.head.density(value), color
+
+    def density(self, points: Tensor) -> Tensor:
+        """Density (N,) in 1/metre, nothing else being asked where a field can tell it alone."""
+        return self.density_color(points)[0]
 
     def gradient(self, points: Tensor) -> Tensor:
         """d value / d point (N, 3) by central differences over one spacing; differentiable in the parameters."""

@@ -154,6 +154,10 @@ class DualSnapshot(Snapshot):
         color = WIDER * torch.sigmoid(raw[:, 1:]) - 0.5 * (WIDER - 1)
         return raw[:, 0] + self.head.start_shape(points), color
 
+    def density(self, points: Tensor) -> Tensor:
+        """See Snapshot; half of the planes are not read."""
+        return self.head.density(self.field.distance(points))
+
     def gradient(self, points: Tensor) -> Tensor:
         """d f / d p (N, 3) by differentiation, itself differentiable in planes and networks."""
         field, kept = self.field, torch.is_grad_enabled()

@@ -148,6 +148,22 @@ def test_fresh_noise_or_the_networks_own(prior):
     assert values[0] != values[1]
 
 
+def test_some_steps_stand_for_all(prior):
+    """One of them at random, and no step after it is made."""
+    made = objective(prior, replace(PRD, mesh=(0.0,), taught=1))
+    found = {tuple(made._followed(torch.Generator().manual_seed(seed))) for seed in range(20)}
+    assert found == {(0,), (1,)}
+    assert objective(prior)._followed(torch.Generator()) == [0, 1]
+    spent = made.turbo.asked.nfe
+    for number, rows in ((0, 6), (1, 12)):
+        made._followed = lambda rng, number=number: [number]
+        out = made.loss({"captions": ["a red chair"]}, torch.Generator().manual_seed(1), 0)
+        assert torch.isfinite(out.loss) and made.turbo.asked.nfe - spent == rows
+        spent = made.turbo.asked.nfe
+    with pytest.raises(InputError, match="taught=3"):
+        replace(PRD, taught=3)
+
+
 def test_an_interrupted_training_is_a_whole_one(prior, tmp_path):
     config = replace(PRD, mesh=(0.0,), turbo=replace(TURBO, steps=1))
     prompts = Prompts(["a red chair", "a blue car", "a cup"])

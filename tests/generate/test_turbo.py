@@ -164,6 +164,23 @@ def test_some_steps_stand_for_all(prior):
         replace(PRD, taught=3)
 
 
+def test_the_mean_of_updates_that_follow_one_step_is_the_one_that_follows_all(prior):
+    made = objective(prior)
+    moved(made.turbo)
+    adapters, heads = (list(module.parameters()) for module in made.modules.values())
+    made._lessons = lambda planes, prompts, now, rng: (planes.sin(), [torch.ones_like(p) for p in heads], 1.0, {})
+
+    def gradients(numbers: list[int]) -> list[torch.Tensor]:
+        made._followed = lambda rng: numbers
+        out = made.loss({"captions": ["a red chair"]}, torch.Generator().manual_seed(1), 0)
+        return list(torch.autograd.grad(out.loss, [*adapters, *heads], allow_unused=True))
+
+    first, second, both = (gradients(numbers) for numbers in ([0], [1], [0, 1]))
+    assert any(float((a - b).abs().max()) > 1e-4 for a, b in zip(first, second, strict=True) if a is not None)
+    for a, b, mean in zip(first, second, both, strict=True):
+        torch.testing.assert_close(mean, 0.5 * (a + b), atol=1e-6, rtol=1e-4)
+
+
 def test_an_interrupted_training_is_a_whole_one(prior, tmp_path):
     config = replace(PRD, mesh=(0.0,), turbo=replace(TURBO, steps=1))
     prompts = Prompts(["a red chair", "a blue car", "a cup"])

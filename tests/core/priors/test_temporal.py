@@ -130,7 +130,7 @@ def test_a_fresh_joint_network_with_poses_is_the_multi_view_one(asked):
     torch.testing.assert_close(answer, wanted, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(answer, inflated(twins=False)[1](**asked, frames=3), atol=1e-3)
     still = plain(asked["x"], asked["time"], asked["text"]).sample
-    assert torch.equal(whole(asked["x"], asked["time"], asked["text"], still=True), still)
+    assert torch.equal(whole(asked["x"], asked["time"], asked["text"], frames=3, still=True), still)
 
 
 def test_poses_begin_as_those_of_a_prior_of_several_views():

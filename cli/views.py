@@ -18,7 +18,7 @@ from .outputs import Target, check_apart, need_format
 from .priors import PriorCommand
 from .showing import Shown
 
-USUAL_FRAMES = 8  # of the toybox's orbits, known without loading a network
+USUAL_FRAMES = 4  # of the toybox's views, known without loading a network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,22 +28,30 @@ class OrbitCommand(PriorCommand, Seeded, Writer):
     image: tyro.conf.Positional[Path]
     """Picture of one object. Its background is taken away by its transparency, --mask, --plain or --subject."""
     orbit: Path | None = None
-    """Weights of orbits for the image prior in --prior: export/ of `unproject train orbits` (default: those that come
-    with it). --prior may also be a prior of orbits itself: such a folder, or SV3D's in diffusers' layout."""
+    """Weights of orbits for the image prior in --prior: export/ of `unproject train orbits` (default: the prior of
+    several views that comes with it draws). --prior may also be one of several views itself, or of orbits: such a
+    folder, or SV3D's in diffusers' layout."""
     mask: Path | None = None
     """Picture of the same size in which the object is white, or drawn on transparency."""
     plain: bool = False
     """The background is of one colour: what differs from it is the object."""
     subject: str | None = None
     """A word or better a few for the object, as in "red chair": where the prior's own attention finds it."""
+    prompt: str | None = None
+    """What the picture shows, as in "a red chair", for a prior of several views (default: as the embedded prior's judge
+    reads the picture)."""
+    azimuth: float | None = None
+    """Degrees around the object from which the picture was taken, 0 its front, 90 its left, for a prior of several
+    views (default: as that judge reads it; the front for other priors)."""
     elevation: float = 15.0
     """Degrees above the horizon from which the picture was taken."""
     frames: int | None = None
-    """Views of the full turn (default: as many as the prior learnt; 8 of the toybox's)."""
+    """Views of the full turn (default: as many as the prior learnt; 4 of the toybox's)."""
     steps: int | None = None
     """Sampling steps (default: the prior's)."""
     guidance: float | None = None
-    """Guidance on the far side of the object; at the picture it is 1 (default: the prior's)."""
+    """Guidance: of a prior of several views for all of them, else that on the far side of the object, while it is 1 at
+    the picture (default: the prior's)."""
     cond_aug: float | None = None
     """Noise on the picture that the prior is shown, for values of -1 to 1: more lets it leave the picture (default:
     the prior's)."""
@@ -51,8 +59,8 @@ class OrbitCommand(PriorCommand, Seeded, Writer):
     """Pixels of a side of the views (default: the prior's own)."""
     fill: float = 0.75
     """The object's larger side in a view, as a share of it."""
-    background: float = 0.5
-    """Grey behind the object, sRGB from 0 to 1."""
+    background: float | None = None
+    """Grey behind the object, sRGB from 0 to 1 (default: 0.85 for a prior of several views, else 0.5)."""
     work: Path | None = None
     """Folder of finished views, which stays (default: .NAME.work beside the result, removed at the end). The same
     command typed again goes on where an interrupted one was."""
@@ -80,10 +88,13 @@ class OrbitCommand(PriorCommand, Seeded, Writer):
                 "object), --plain (a background of one colour), --subject WORDS (the prior's own attention), or a "
                 "picture without its background"
             )
+        if self.prompt is not None and not self.prompt.strip():
+            raise InputError('--prompt is empty; say what the picture shows, as in --prompt "a red chair"')
         if self.orbit is not None and not self.orbit.is_dir():
             raise InputError(f"--orbit {self.orbit} is no folder; give the export/ of `unproject train orbits`")
         for option, value, low, high in (
             ("--elevation", self.elevation, -90, 90),
+            ("--azimuth", self.azimuth, -360, 360),
             ("--frames", self.frames, 2, 360),
             ("--steps", self.steps, 1, 1000),
             ("--guidance", self.guidance, 0, 100),
@@ -108,6 +119,8 @@ class OrbitCommand(PriorCommand, Seeded, Writer):
         return {
             "plain": self.plain,
             "subject": self.subject,
+            "prompt": self.prompt,
+            "azimuth_deg": self.azimuth,
             "elevation_deg": self.elevation,
             "num_frames": self.frames,
             "num_inference_steps": self.steps,

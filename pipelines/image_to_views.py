@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,47 +17,28 @@ from torch import Tensor
 
 from ..core.priors import Prior, StableDiffusionPrior, load_prior
 from ..core.priors.orbits import MANIFEST, load_orbits
-from ..core.priors.video import FramesPrior
-from ..core.sampling import Denoiser, Sampler
 from ..core.sampling.calibration import fingerprint
-from ..core.sampling.guidance import FrameGuidance
-from ..core.sampling.solvers import make_solver
 from ..geometry.camera_files import save_nerfstudio
 from ..geometry.cameras import Camera
 from ..utils.digests import digest
 from ..utils.errors import InputError
-from ..utils.files import atomic_path, beside_weights, read_json, write_json
+from ..utils.files import atomic_path, beside_weights, read_json, weights_root, write_json
 from ..utils.pictures import grid, save_image
 from ..utils.progress import Progress
 from ..utils.seeds import generator as seeded
-from ..utils.seeds import sample_noise
 from .base import PriorPipeline
 from .cutout import cut_out, plain_background
 from .picture_inputs import PictureLike
+from .picture_views import ViewSettings, drawer_of, drawn_views
 from .sampling_parts import whole_number
 
 FOV_DEG = 33.5  # of the cameras: the middle of what the toybox's orbits have, near SV3D's 33.8
 DISTANCE = 1 / math.sin(math.radians(0.5 * FOV_DEG))  # at which the unit ball fills the view
-WORK = "views.safetensors"
+WORK, VIEWS = "views.safetensors", "mv.json"
 HOW_TO_TRAIN = (
-    "train some with\n  unproject train orbits --out runs/orbits\nand give --orbit runs/orbits/export "
-    "(docs/training.md)"
+    "give a prior of several views (toybox-mv, mvdream), or train weights of orbits with\n"
+    "  unproject train orbits --out runs/orbits\nand give --orbit runs/orbits/export (docs/training.md)"
 )
-
-
-@dataclass(frozen=True)
-class ViewSettings:
-    """What decides the views beside the picture and the prior."""
-
-    seed: int
-    frames: int
-    steps: int
-    guidance: tuple[float, float]  # at the picture, and on the other side
-    elevation_deg: float
-    size: int  # px of a side
-    fill: float  # the object's larger side, of the view's
-    background: float  # sRGB grey
-    cond_aug: float
 
 
 @dataclass
@@ -91,23 +72,17 @@ class ImageToViewsOutput(BaseOutput):
 
 
 class ImageToViews(PriorPipeline):
-    """Orbits from one picture with a prior that draws such: toybox-orbit, or SV3D in diffusers' layout.
+    """Views around the object of one picture, by a prior of several views, one of which is the picture, or by a prior
+    that is told a picture: SV3D in diffusers' layout, weights of `unproject train orbits`.
 
-    >>> pipe = ImageToViews.from_pretrained("toybox", "runs/orbits/export")
+    >>> pipe = ImageToViews.from_pretrained("toybox")
     >>> pipe("cup.png", seed=0).save("views")
     """
 
-    prior: FramesPrior
-
     def __init__(self, prior: Prior) -> None:
-        """Raises InputError for a prior that draws no orbits."""
-        if not isinstance(prior, FramesPrior):
-            raise InputError(f"the prior {prior.name!r} draws no views of a picture; {HOW_TO_TRAIN}")
-        if not prior.orbits:
-            raise InputError(
-                f"the prior {prior.name!r} draws films, whose cameras nobody knows, not orbits; use SV3D's weights"
-            )
+        """Raises InputError for a prior that draws no views of a picture."""
         super().__init__(prior)
+        self.drawer = drawer_of(prior, HOW_TO_TRAIN)
 
     @classmethod
     def from_pretrained(
@@ -118,13 +93,14 @@ class ImageToViews(PriorPipeline):
         device: torch.device | str = "cpu",
         **options: Any,
     ) -> ImageToViews:
-        """Loads a prior of orbits, or an image prior and what was trained on it.
+        """Loads a prior of orbits or of several views, or an image prior and what was trained on it.
 
-        weights: export/ of `unproject train orbits`; None: those that come with the prior. Raises InputError, with the
-        command that trains, where there are none.
+        weights: export/ of `unproject train orbits`; None: those that come with the prior, else the prior of several
+        views that does. Raises InputError, with the command that trains, where there is neither.
         """
-        if weights is None and not _draws_frames(name):
-            weights = find_weights(name)
+        if weights is None and not _draws_views(name):
+            found = find_weights(name)
+            name, weights = (name, found) if (found / MANIFEST).is_file() else (found, None)
         prior: Prior = load_prior(name, device, dtype, **options)
         if weights is not None:
             if not isinstance(prior, StableDiffusionPrior):
@@ -140,6 +116,8 @@ class ImageToViews(PriorPipeline):
         *,
         plain: bool = False,
         subject: str | None = None,
+        prompt: str | None = None,
+        azimuth_deg: float | None = None,
         elevation_deg: float = 15.0,
         num_frames: int | None = None,
         num_inference_steps: int | None = None,
@@ -148,7 +126,7 @@ class ImageToViews(PriorPipeline):
         noise_aug_strength: float | None = None,
         size: int | None = None,
         fill: float = 0.75,
-        background: float = 0.5,
+        background: float | None = None,
         seed: int = 0,
         out: str | Path | None = None,
         resume: bool = True,
@@ -160,6 +138,9 @@ class ImageToViews(PriorPipeline):
             mask: of the object, white; None: what is not transparent.
             plain: the background of a picture without either is of one colour.
             subject: a word or a few for the object of a picture without any of these: the prior's attention finds it.
+            prompt: what is shown, for a prior of several views; None: as the embedded prior's judge reads it.
+            azimuth_deg: from which side of the object the picture looks, 0 the front, 90 its left (+y); for a prior of
+                several views; None: as that judge reads it, else the front.
             elevation_deg: degrees above the horizon from which the picture was taken, which the prior is told.
             num_frames: views of a full turn; None: as many as the prior learnt.
             num_inference_steps: Euler steps on Karras' grid; None: what suits the prior.
@@ -168,31 +149,36 @@ class ImageToViews(PriorPipeline):
             noise_aug_strength: noise on the picture; None: as it learnt.
             size: px of the views; None: the prior's own.
             fill: the object's larger side in the picture that the prior is shown, as a share of it.
-            background: sRGB grey behind the object.
+            background: sRGB grey behind the object; None: what suits the prior.
             seed: of everything random.
             out: folder in which finished views are kept, for a run that goes on from them.
             resume: take what is there.
         """
-        prior = self.prior
-        low, high = prior.scales
+        prior, drawer = self.prior, self.drawer
+        low, high = drawer.scales
+        scale = high if max_guidance_scale is None else float(max_guidance_scale)
+        least = scale if low == high else low  # one scale for all views, or one that grows away from the picture
         whole_number("seed", seed, 0)
+        if azimuth_deg is not None and not math.isfinite(azimuth_deg):
+            raise InputError(f"azimuth_deg={azimuth_deg} must be finite")
         settings = ViewSettings(
             seed,
-            num_frames or prior.frames,
+            num_frames or drawer.frames,
             num_inference_steps or prior.recommended.steps,
-            (
-                low if min_guidance_scale is None else float(min_guidance_scale),
-                high if max_guidance_scale is None else float(max_guidance_scale),
-            ),
+            (least if min_guidance_scale is None else float(min_guidance_scale), scale),
             float(elevation_deg),
+            azimuth_deg or 0.0,
+            prompt or "",
             size or prior.image_size,
             float(fill),
-            float(background),
-            prior.cond_aug if noise_aug_strength is None else float(noise_aug_strength),
+            drawer.background if background is None else float(background),
+            drawer.cond_aug if noise_aug_strength is None else float(noise_aug_strength),
         )
         _check(settings, prior)
-        cut = cut_out(image, mask, plain, subject, getattr(prior, "base", None))
+        cut = cut_out(image, mask, plain, subject, getattr(prior, "base", prior))
         shown = cut.framed(settings.size, settings.fill, settings.background)
+        told = drawer.read(shown[:3], prompt, azimuth_deg)
+        settings = replace(settings, prompt=told.prompt, azimuth_deg=told.azimuth_deg)
         kept = None if out is None else _Kept(Path(out), settings, shown, prior)
         views, nfe = (kept.read() if kept is not None and resume else None) or self._drawn(shown[None, :3], settings)
         if kept is not None:
@@ -201,30 +187,23 @@ class ImageToViews(PriorPipeline):
 
     def _drawn(self, picture: Tensor, settings: ViewSettings) -> tuple[Tensor, int]:
         """(views (F, 3, H, W) in [0, 1], network rows)."""
-        prior, count, before = self.prior, settings.frames, self.prior.nfe
-        rng = seeded(settings.seed)
-        condition = prior.encode_picture(
-            picture.to(prior.device), rng, count, settings.elevation_deg, settings.cond_aug
-        )
-        denoiser = Denoiser(prior, condition, frame_guidance(prior, settings.guidance, count))
-        levels = denoiser.schedule.grid(settings.steps, "karras")
-        side = settings.size // prior.vae_factor
-        noise = sample_noise((count, prior.latent_shape[0], side, side), rng, 1, prior.device)
-        solver = make_solver("ddim", denoiser.schedule.flow, prior.prediction_type)
+        before = self.prior.nfe
         with Progress(settings.steps, "views") as bar:
-            latents = Sampler(solver).run(denoiser, noise[0], levels, callback=lambda *_: bar.advance())
-        return prior.decode(latents).cpu(), prior.nfe - before
+            rng = seeded(settings.seed)
+            views = drawn_views(self.drawer, picture, settings, rng, lambda *_: bar.advance())
+        return views, self.prior.nfe - before
 
     def _finished(
         self, views: Tensor, shown: Tensor, settings: ViewSettings, cut_by: str, nfe: int
     ) -> ImageToViewsOutput:
         """Views with coverage and cameras; the picture's own view is the picture."""
-        prior, place = self.prior, self.prior.picture_frame % settings.frames
+        prior, place = self.prior, self.drawer.picture_frame % settings.frames
         pixels = views.permute(0, 2, 3, 1).float().numpy().copy()
         alpha = plain_background(pixels)[..., None].astype(np.float32)
         own = shown.permute(1, 2, 0).cpu().numpy()
         pixels[place], alpha[place] = own[..., :3].clip(0, 1), own[..., 3:].clip(0, 1)
-        camera = Camera.orbit(prior.azimuths(settings.frames), settings.elevation_deg, DISTANCE, FOV_DEG, settings.size)
+        turns = self.drawer.azimuths(settings)
+        camera = Camera.orbit(turns, settings.elevation_deg, DISTANCE, FOV_DEG, settings.size)
         return ImageToViewsOutput(
             views=pixels,
             alpha=alpha,
@@ -263,32 +242,30 @@ class _Kept:
         write_json(self.folder / "views.json", {"made_from": self.made_from, "nfe": nfe})
 
 
-def frame_guidance(prior: FramesPrior, scales: tuple[float, float], frames: int) -> FrameGuidance:
-    """Guidance that grows away from the picture: by angle, or as SV3D does where the picture is the last frame."""
-    if prior.picture_frame:
-        return FrameGuidance.triangle(*scales, frames)
-    return FrameGuidance.around(*scales, prior.azimuths(frames))
-
-
 def find_weights(name: str | Path) -> Path:
-    """The folder of weights that comes with a prior. Raises InputError, with the command that trains, without one."""
-    path = beside_weights(name, "orbit")
-    if (path / MANIFEST).is_file():
-        return path
-    raise InputError(f"no weights of orbits come with the prior {str(name)!r} yet; {HOW_TO_TRAIN}")
+    """The folder of weights of orbits that comes with a prior, else that of the prior of several views which does.
+
+    Raises InputError, with the command that trains, without either.
+    """
+    for kind, manifest in (("orbit", MANIFEST), ("mv", VIEWS)):
+        path = beside_weights(name, kind)
+        if (path / manifest).is_file():
+            return path
+    raise InputError(f"nothing that draws views of a picture comes with the prior {str(name)!r}; {HOW_TO_TRAIN}")
 
 
-def _draws_frames(name: str | Path) -> bool:
-    """Whether a folder, or an id, is of a prior of frames as it is."""
-    folder = Path(name)
-    if (folder / MANIFEST).is_file():
+def _draws_views(name: str | Path) -> bool:
+    """Whether a prior draws views of a picture as it is, by its files; one that has none here is asked when loaded."""
+    embedded = Path(name).name == str(name) and (weights_root() / name).is_dir()
+    folder = weights_root() / name if embedded else Path(name)
+    if not folder.is_dir() or (folder / MANIFEST).is_file() or (folder / VIEWS).is_file():
         return True
     index = folder / "model_index.json"
     values = read_json(index) if index.is_file() else None
     return isinstance(values, dict) and "StableVideoDiffusionPipeline" in str(values.get("_class_name"))
 
 
-def _check(settings: ViewSettings, prior: FramesPrior) -> None:
+def _check(settings: ViewSettings, prior: Prior) -> None:
     for name, value, least in (("num_frames", settings.frames, 2), ("num_inference_steps", settings.steps, 1)):
         whole_number(name, value, least)
     if settings.size % prior.vae_factor or settings.size < prior.vae_factor:

@@ -173,6 +173,34 @@ class FrameGuidance:
         return "frames " + " ".join(f"{scale:g}" + (f" x{count}" if count > 1 else "") for scale, count in runs)
 
 
+@dataclass(frozen=True, eq=False)
+class KnownRows:
+    """Another guidance, some of whose rows are known: their x0 is what it is told to be, as when a part of a picture is
+    given and the rest drawn (Lugmayr et al. 2022, "RePaint", for whole rows of a batch). The states of these rows are
+    the known picture under the noise that they began with, which the rows beside them see.
+    """
+
+    inner: Guidance
+    x0: Tensor  # (n, C, h, w)
+    rows: tuple[int, ...]
+
+    def needs(self, level: Level) -> tuple[str, ...]:
+        """See Guidance.needs."""
+        return self.inner.needs(level)
+
+    def __call__(self, predictions: Mapping[str, Prediction]) -> Prediction:
+        """See Guidance."""
+        guided = self.inner(predictions)
+        x0, chosen = guided.x0.clone(), list(self.rows)
+        x0[chosen] = self.x0.to(x0)
+        raw = guided.raw.clone()
+        raw[chosen] = Prediction(guided.x, guided.level, x0, "sample").read(guided.kind)[chosen]
+        return guided.with_raw(raw)
+
+    def __str__(self) -> str:
+        return f"{self.inner}, {len(self.rows)} rows known"
+
+
 def _between(low: float, high: float, shares: Sequence[float]) -> tuple[float, ...]:
     return tuple(low + (high - low) * share for share in shares)
 

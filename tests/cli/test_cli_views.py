@@ -11,7 +11,8 @@ from PIL import Image
 
 from unproject.cli.views import USUAL_FRAMES
 from unproject.core.priors import load_prior
-from unproject.core.priors.orbits import FRAMES, OrbitPrior
+from unproject.core.priors.multiview import FRAMES
+from unproject.core.priors.orbits import OrbitPrior
 from unproject.core.priors.temporal import TemporalConfig
 from unproject.pipelines import image_to_mesh
 from unproject.pipelines.image_to_views import ImageToViews
@@ -81,6 +82,10 @@ def test_a_dry_run_names_what_would_be_done(run, files, tmp_path: Path) -> None:
     code, out, _ = run("image-to-mesh", *given(files), "--dry-run", "-o", str(tmp_path / "cup.glb"))
     assert code == 0 and "would make a mesh of" in out and "cup.glb" in out
     assert USUAL_FRAMES == FRAMES
+    code, out, _ = run(
+        "image-to-views", files["cut.png"], "--prompt", "a red cup", "--dry-run", "-o", str(tmp_path / "v")
+    )
+    assert code == 0 and "would draw views around" in out
 
 
 def test_what_is_refused(run, files, tmp_path: Path, monkeypatch) -> None:
@@ -93,6 +98,9 @@ def test_what_is_refused(run, files, tmp_path: Path, monkeypatch) -> None:
         ("image-to-views", full, "--subject", " "): "--subject is empty",
         ("image-to-views", cut, "--mask", "gone.png"): "--mask gone.png does not exist",
         ("image-to-views", cut, "--elevation", "100"): "--elevation must lie between",
+        ("image-to-views", cut, "--azimuth", "400"): "--azimuth must lie between",
+        ("image-to-views", cut, "--prompt", " "): "--prompt is empty",
+        ("image-to-views", *given(files)[0:], "--prompt", "a cup"): "told the picture alone",
         ("image-to-views", cut, "--frames", "1"): "--frames must lie between",
         ("image-to-views", cut, "--orbit", "gone"): "--orbit gone is no folder",
         ("image-to-views", cut, "--prior", files["prior"]): "unproject train orbits",

@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from unproject.core.priors import from_pipeline, load_prior
+from unproject.core.priors import MultiViewPrior, from_pipeline, load_prior
+from unproject.core.priors.multiview import inflate
 from unproject.core.priors.orbits import OrbitPrior
 from unproject.core.priors.temporal import TemporalConfig
 from unproject.generate.fuse import FuseConfig
@@ -22,7 +23,8 @@ from unproject.geometry.raycast import RayMesh
 from unproject.pipelines import image_to_views
 from unproject.pipelines.cutout import Cutout, attended, cut_out, plain_background
 from unproject.pipelines.image_to_mesh import ImageToMesh, MeshOfViews, mesh_of_views
-from unproject.pipelines.image_to_views import ImageToViews, find_weights, frame_guidance
+from unproject.pipelines.image_to_views import ImageToViews, find_weights
+from unproject.pipelines.picture_views import drawer_of, frame_guidance, upright
 from unproject.scripts.random_backbones import tiny_sd, tiny_svd, write_folder
 from unproject.tasks.codecs import NormalsOutput
 from unproject.toybox.dataset import RenderJob, render_group
@@ -135,7 +137,7 @@ def test_guidance_of_one_needs_no_second_branch(orbit):
 
 def test_what_draws_no_orbits_is_refused_by_name(orbit, tmp_path, monkeypatch):
     monkeypatch.setenv("UNPROJECT_WEIGHTS", str(tmp_path))
-    with pytest.raises(InputError, match=r"toybox.*yet; train some with\n  unproject train orbits"):
+    with pytest.raises(InputError, match=r"comes with the prior 'toybox'; give a prior of several views"):
         find_weights("toybox")
     with pytest.raises(InputError, match="draws no views of a picture"):
         ImageToViews(orbit.base)
@@ -154,6 +156,64 @@ def test_what_draws_no_orbits_is_refused_by_name(orbit, tmp_path, monkeypatch):
     ):
         with pytest.raises(InputError, match=message):
             ImageToViews(orbit)(photo(), **{**SHORT, **options})
+
+
+@pytest.fixture(scope="module")
+def several():
+    """A prior of several views with random weights."""
+    pipe = tiny_sd("v_prediction", block_out_channels=(32, 64))
+    views = inflate(pipe.unet)
+    with torch.no_grad():
+        views.camera_embedding[2].weight.normal_(generator=torch.Generator().manual_seed(3))
+    return MultiViewPrior(pipe, views, "tiny-mv")
+
+
+TOLD = {"prompt": "a red cup", "azimuth_deg": 20.0, "num_inference_steps": 3}
+
+
+def test_the_picture_is_a_view_of_a_prior_of_several(several, monkeypatch):
+    """Its x0 is known at every level, the others see it, and cameras go around from where it looks."""
+    pipe = ImageToViews(several)
+    made = pipe(photo(), **TOLD)
+    assert made.views.shape == (4, 32, 32, 3) and made.nfe == 3 * 8 and made.settings.guidance == (5.0, 5.0)
+    shown = cut_out(photo()).framed(32, 0.75, 0.85)
+    np.testing.assert_allclose(made.rgba()[0], shown.permute(1, 2, 0).numpy(), atol=1e-6)
+    turns = torch.rad2deg(torch.atan2(made.cameras.centres[:, 1], made.cameras.centres[:, 0])) % 360
+    torch.testing.assert_close(turns, torch.tensor([20.0, 110.0, 200.0, 290.0]), rtol=1e-4, atol=1e-3)
+    same = pipe(photo(), **TOLD)
+    assert np.array_equal(same.views, made.views)
+    turned = pipe(photo(), **{**TOLD, "azimuth_deg": 200.0})
+    assert not np.allclose(turned.views[1], made.views[1], atol=1e-4)
+    monkeypatch.setattr(several, "decode", lambda latents: latents)
+    first, _ = pipe._drawn(shown[None, :3], made.settings)
+    assert float((first[0] - several.encode(shown[None, :3])[0]).abs().max()) < 0.2  # up to the noise of the last level
+    other, _ = pipe._drawn(1 - shown[None, :3], made.settings)
+    assert float((first[1:] - other[1:]).abs().max()) > 2e-5  # the others see it
+
+
+def test_the_embedded_prior_reads_what_it_is_shown():
+    group = render_group(RenderJob("object", "val", 1, 64, maps=True), 0, 1)  # a yellow duck
+    picture = torch.from_numpy(group["rgb"][0]).permute(2, 0, 1) / 255
+    drawer = drawer_of(load_prior("toybox-mv"), "")
+    found = drawer.read(picture, None, None)
+    assert found.prompt.endswith("yellow duck")
+    x, y = group["c2w"][0, :2, 3]
+    apart = abs((found.azimuth_deg - np.degrees(np.arctan2(y, x)) + 180) % 360 - 180)
+    assert apart < 25
+    assert drawer.read(picture, "a cat", 30.0) == ("a cat", 30.0)
+    assert [upright(a) for a in (4.0, 352.0, 97.0, 130.0)] == [0.0, 0.0, 90.0, 130.0]
+
+
+def test_what_a_prior_of_views_is_not_told_is_refused(several, orbit):
+    for options, message in (
+        ({"min_guidance_scale": 1.0}, "one scale of guidance for all views"),
+        ({"noise_aug_strength": 0.1}, "no noise on the picture"),
+        ({"azimuth_deg": float("nan")}, "azimuth_deg=nan"),
+    ):
+        with pytest.raises(InputError, match=message):
+            ImageToViews(several)(photo(), **{**TOLD, **options})
+    with pytest.raises(InputError, match="told the picture alone"):
+        ImageToViews(orbit)(photo(), prompt="a red cup", **SHORT)
 
 
 def ellipsoid() -> Mesh:

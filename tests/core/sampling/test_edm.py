@@ -10,7 +10,7 @@ import torch
 from unproject.core.priors import FLOW_SCHEDULE, SD_SCHEDULE, GaussianMixturePrior
 from unproject.core.sampling import DDIM, Denoiser, NoiseSchedule, Sampler
 from unproject.core.sampling.edm import EDMDenoiser, karras_sigmas, level_of, lognormal_levels, v_error
-from unproject.core.sampling.guidance import ClassifierFree, Conditional, FrameGuidance
+from unproject.core.sampling.guidance import ClassifierFree, Conditional, FrameGuidance, KnownRows
 from unproject.core.sampling.prediction import Prediction
 from unproject.utils.errors import InputError
 
@@ -199,3 +199,22 @@ def test_one_frame_is_a_single_picture(x):
         for g in (FrameGuidance((2.0,)), ClassifierFree(2.0))
     )
     torch.testing.assert_close(frames, single, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction", "flow_prediction"])
+def test_known_rows_keep_their_noise_and_end_as_what_they_are(kind):
+    """x0 of the known rows is exact at any level, the state of each is that picture under the noise it began with, and
+    the other rows are those of the guidance within."""
+    random = torch.Generator().manual_seed(2)
+    x, cond, null = (torch.randn(3, 2, 3, 2, generator=random, dtype=torch.float64) for _ in range(3))
+    x0 = torch.randn(1, 2, 3, 2, generator=random, dtype=torch.float64)
+    level = CONTINUOUS.at_index(400)
+    told = {"cond": Prediction(x, level, cond, kind), "null": Prediction(x, level, null, kind)}
+    inner = ClassifierFree(3.0)
+    guided, found = inner(told), KnownRows(inner, x0, (1,))(told)
+    torch.testing.assert_close(found.x0[1:2], x0)
+    torch.testing.assert_close(found.alpha * found.x0 + found.sigma * found.eps, x)
+    assert torch.equal(found.raw[[0, 2]], guided.raw[[0, 2]]) and found.kind == kind
+    assert KnownRows(inner, x0, (1,)).needs(level) == inner.needs(level) and "1 rows known" in str(
+        KnownRows(inner, x0, (1,))
+    )

@@ -6,9 +6,12 @@ Every setting is trained here from the same rendered orbits, in the same order, 
     adapter                   what `unproject train orbits` trains: the image prior stays as it is;
     joint adapter             the adapter, and spatial self-attention reads the pixels of all frames;
     independent views         the adapter, but the frames of an orbit do not see each other;
-    as shipped                the weights that come with the prior, trained for longer than this; left out without any.
+    as shipped                the weights of orbits that come with the prior, left out without any;
+    several views             the prior of several views that comes with it, the picture one of four views, words and
+                              azimuth as the judge reads them: what `unproject image-to-views` does. Nothing is trained.
 Held-out orbits are drawn from their first frames and compared with the truth: PSNR and the distance of the judge's
-features over the other frames, and how much neighbouring views disagree about a point of the true surface, found by
+features over the other frames ("quarter": over those a quarter, half and three quarters of a turn away, which four
+views have), and how much neighbouring views disagree about a point of the true surface, found by
 true depth ("disagreement"; that of the true renders is the floor, made by shine). Two further rows learn from a set
 half of whose orbits stand still, as they are and without those that hardly move (curation): "motion" is what the drawn
 orbits have of it, in shares of the truth's.
@@ -17,6 +20,7 @@ orbits have of it, in shares of the truth's.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +29,7 @@ from torch import Tensor
 
 from ..core.priors import load_prior
 from ..core.priors.diffusers import StableDiffusionPrior
-from ..core.priors.orbits import ANGLES, FRAMES, OrbitPrior, load_orbits
+from ..core.priors.orbits import ANGLES, FRAMES, MANIFEST, OrbitPrior, load_orbits
 from ..core.priors.rows import Rows
 from ..core.priors.temporal import TemporalConfig
 from ..core.priors.video import TOKEN
@@ -34,19 +38,22 @@ from ..core.training.objectives.orbits import OrbitConfig, OrbitObjective
 from ..core.training.orbit_clips import OrbitClips, encoded_orbits, motion
 from ..geometry.cameras import Camera
 from ..geometry.seen import sample_pixels
-from ..pipelines.image_to_views import find_weights
+from ..pipelines.image_to_views import VIEWS
+from ..pipelines.picture_views import ViewSettings, drawer_of, drawn_views
 from ..tasks.train import random_unet_like
 from ..toybox.dataset import RenderJob, render_group
 from ..toybox.judge import Judge
 from ..toybox.judge_net import FeatureMaps
 from ..utils.errors import InputError
+from ..utils.files import beside_weights
 from ..utils.pictures import grid, save_image
+from ..utils.seeds import generator as seeded
 from .intervals import bootstrapped, ratio
 from .runner import Context
 from .short_training import trained
 
 SCRATCH, PRIOR, ADAPTER, APART = "from scratch", "from the image prior", "adapter", "independent views"
-JOINT, SHIPPED = "joint adapter", "as shipped"
+JOINT, SHIPPED, SEVERAL = "joint adapter", "as shipped", "several views"
 MIXED, CURATED = "half stand still", "half stand still, curated"
 BEHIND = 0.03  # m by which a point may lie behind what a view shows there, and still be seen
 
@@ -57,8 +64,8 @@ class OrbitsBench:
 
     orbits: int = 160  # to learn from
     heldout: int = 12
-    updates: int = 150
-    curated_updates: int = 80
+    updates: int = 100
+    curated_updates: int = 60
     batch: int = 4
     lr: float = 1e-3
     steps: int = 20  # of the sampler
@@ -135,7 +142,7 @@ def run(context: Context) -> dict[str, Any]:
     eyes, table, shown = FeatureMaps(Judge.from_pretrained().net), [], []
     floor = [disagreement(truth, orbit, truth.rgb[rows] / 255.0) for orbit, rows in enumerate(truth.groups())]
     found: dict[str, list[dict[str, float]]] = {}
-    shipped = (SHIPPED,) if has_weights(context.prior) else ()
+    shipped = (SHIPPED,) if weights_of(context.prior) else ()
     for name in (SCRATCH, PRIOR, ADAPTER, JOINT, APART, MIXED, CURATED, *shipped):
         for seed in config.seeds:
             drawn, cost = made(name, context.prior, config, train, truth, seed)
@@ -143,6 +150,12 @@ def run(context: Context) -> dict[str, Any]:
             found.setdefault(name, []).extend(records)
         table.append({"setting": name, **summary(found[name]), **cost})
         shown += list(drawn[: config.pictured].reshape(-1, *drawn.shape[2:]))
+    if drawn_by := views_of(context.prior):
+        quarters = four_views(drawn_by, config, truth)
+        found[SEVERAL] = [quarter(views, true) for views, true in zip(quarters, truth_of(truth), strict=True)]
+        table.append({"setting": SEVERAL, **summary(found[SEVERAL])})
+        gaps = np.ones_like(quarters[: config.pictured])
+        shown += list(np.stack([quarters[: config.pictured], gaps], 2).reshape(-1, *gaps.shape[2:]))
     rows = truth.groups()[: config.pictured].ravel()
     save_image(context.picture(), grid([*(truth.rgb[rows] / 255.0), *shown], columns=FRAMES))
     return {
@@ -180,18 +193,48 @@ def made(
     return drawn, {**cost, "parameters": parameters_of(objective)}
 
 
+def views_of(prior: str) -> Path | None:
+    """The folder of the prior of several views that comes with a prior."""
+    path = beside_weights(prior, "mv")
+    return path if (path / VIEWS).is_file() else None
+
+
+def four_views(folder: Path, config: OrbitsBench, truth: RenderedOrbits) -> np.ndarray:
+    """(G, F / 2, H, W, 3) in [0, 1]: every second frame of each orbit, by a prior of several views."""
+    drawer, found = drawer_of(load_prior(folder), ""), []
+    for orbit, rows in enumerate(truth.groups()):
+        picture = torch.from_numpy(truth.rgb[rows[0]]).permute(2, 0, 1)[None].float() / 255
+        told, centre = drawer.read(picture[0], None, None), truth.c2w[rows[0], :3, 3]
+        height = float(np.degrees(np.arcsin(centre[2] / np.linalg.norm(centre))))
+        scale = (drawer.scales[1],) * 2
+        settings = ViewSettings(
+            orbit, FRAMES // 2, config.steps, scale, height, told.azimuth_deg, told.prompt, config.size, 1.0, 1.0, 0.0
+        )
+        views = drawn_views(drawer, picture, settings, seeded(orbit), lambda *_: None)
+        found.append(views.permute(0, 2, 3, 1).numpy())
+    return np.stack(found)
+
+
+def truth_of(truth: RenderedOrbits) -> np.ndarray:
+    """(G, F / 2, H, W, 3): every second true frame of each orbit."""
+    return np.stack([truth.rgb[rows[::2]] for rows in truth.groups()]).astype(np.float32) / 255
+
+
+def quarter(views: np.ndarray, true: np.ndarray) -> dict[str, float]:
+    """Nearness of every second frame (F / 2, H, W, 3), behind the first, to the truth."""
+    error = np.square(views[1:] - true[1:]).mean(axis=(1, 2, 3))
+    return {"psnr_quarter": float(np.mean(-10 * np.log10(np.maximum(error, 1e-10))))}
+
+
 def parameters_of(objective: OrbitObjective) -> int:
     """How many numbers learn."""
     return sum(p.numel() for module in objective.modules.values() for p in module.parameters())
 
 
-def has_weights(prior: str) -> bool:
-    """Whether weights of orbits come with a prior."""
-    try:
-        find_weights(prior)
-    except InputError:
-        return False
-    return True
+def weights_of(prior: str) -> Path | None:
+    """The folder of weights of orbits that comes with a prior."""
+    path = beside_weights(prior, "orbit")
+    return path if (path / MANIFEST).is_file() else None
 
 
 def objective_of(name: str, prior: str, seed: int) -> OrbitObjective:
@@ -202,8 +245,8 @@ def objective_of(name: str, prior: str, seed: int) -> OrbitObjective:
     if name == SCRATCH:
         fresh = random_unet_like(base.network, seed)  # type: ignore[arg-type]
         base = base.with_network(fresh, base.prediction_type)
-    if name == SHIPPED:
-        return OrbitObjective(OrbitConfig(), load_orbits(find_weights(prior), base))
+    if name == SHIPPED and (folder := weights_of(prior)):
+        return OrbitObjective(OrbitConfig(), load_orbits(folder, base))
     whole = name in (SCRATCH, PRIOR)
     model = OrbitConfig(trained="all" if whole else "adapter", temporal=TemporalConfig(joint=name == JOINT))
     kind = ApartPrior if name == APART else OrbitPrior
@@ -232,6 +275,7 @@ def measured(truth: RenderedOrbits, orbit: int, views: np.ndarray, eyes: Feature
     moved = motion((255 * views).round().astype(np.uint8)) / max(motion((255 * true).astype(np.uint8)), 1e-6)
     return {
         "psnr": float(np.mean(-10 * np.log10(np.maximum(error, 1e-10)))),
+        **quarter(views[::2], true[::2]),
         "feature_distance": float(torch.stack(apart).mean()),
         "disagreement": disagreement(truth, orbit, views),
         "motion": moved,
@@ -269,7 +313,11 @@ def claims(found: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
     def values(setting: str, name: str) -> np.ndarray:
         return np.array([record[name] for record in found[setting]])
 
+    several = {}
+    if SEVERAL in found:
+        several["several_over_joint_db"] = bootstrapped(values(SEVERAL, "psnr_quarter") - values(JOINT, "psnr_quarter"))
     return {
+        **several,
         "prior_over_scratch_db": bootstrapped(values(PRIOR, "psnr") - values(SCRATCH, "psnr")),
         "adapter_over_scratch_db": bootstrapped(values(ADAPTER, "psnr") - values(SCRATCH, "psnr")),
         "joint_over_adapter_db": bootstrapped(values(JOINT, "psnr") - values(ADAPTER, "psnr")),

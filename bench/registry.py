@@ -228,9 +228,10 @@ EXPERIMENTS: dict[str, Experiment] = {
         method=("generate", "core/distillation", CACHES),
     ),
     "orbits": Experiment(
-        "Orbits from one picture: the image prior against random weights, joint against single views, curation",
+        "Views from one picture: a prior of several views, orbits learnt from the image prior and from random weights",
         "orbits",
         ("setting", "from scratch"),
+        weights=(JUDGE, "toybox-mv"),
         method=("core/priors", "core/training", "toybox"),
     ),
     "solids": Experiment(

@@ -50,6 +50,19 @@ def test_the_truth_measures_as_the_truth(truth):
     assert orbits.measured(truth, 0, still, eyes)["motion"] == 0
 
 
+def test_four_views_are_compared_with_every_second_frame(truth):
+    true = orbits.truth_of(truth)[0]
+    np.testing.assert_array_equal(true, truth.rgb[truth.groups()[0]][::2].astype(np.float32) / 255)
+    off = true.copy()
+    off[0], off[2] = 0, off[2] + 0.1
+    assert orbits.quarter(off, true)["psnr_quarter"] == pytest.approx((100 + 20 + 100) / 3, abs=0.01)
+    eyes = FeatureMaps(Judge.from_pretrained().net)
+    views = truth.rgb[truth.groups()[0]] / 255.0
+    odd = views.copy()
+    odd[1::2] = 0
+    assert orbits.measured(truth, 0, odd, eyes)["psnr_quarter"] == pytest.approx(100)
+
+
 def test_every_other_orbit_stands_still():
     both = orbits.RenderedOrbits.of("train", 2, 16)
     clips = both.half_still().rgb.reshape(2, 8, 16, 16, 3)
@@ -65,7 +78,9 @@ def test_claims_are_paired():
     found[orbits.MIXED], found[orbits.CURATED] = [record] * 2, [{**record, "motion": 0.75}] * 2
     made = orbits.claims(found)
     assert made["prior_over_scratch_db"]["mean"] == 2 and made["adapter_over_scratch_db"]["mean"] == 0
-    assert made["joint_over_adapter_db"]["mean"] == 0.5
+    assert made["joint_over_adapter_db"]["mean"] == 0.5 and "several_over_joint_db" not in made
+    found[orbits.JOINT], found[orbits.SEVERAL] = [{**record, "psnr_quarter": 12.0}] * 2, [{"psnr_quarter": 13.5}] * 2
+    assert orbits.claims(found)["several_over_joint_db"]["mean"] == 1.5
     assert made["disagreement_of_independent"]["ratio"] == pytest.approx(0.5)
     assert made["curated_motion_of_mixed"]["ratio"] == pytest.approx(1.5)
 

@@ -194,7 +194,7 @@ class ImageToMesh(OrbitCommand):
     faces: int | None = None
     """Triangles of the mesh at most (default: 12000)."""
     fuse_steps: int | None = None
-    """Steps in which the visual hull takes on the normals (default: 120)."""
+    """Steps in which the visual hull takes on the normals (default: 80)."""
     texture: int = 1024
     """Texels of a side."""
     normals: str = "toybox"

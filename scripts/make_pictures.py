@@ -5,8 +5,8 @@ geometry.png: rendered rooms and interiors, their true depth, the estimated one 
 camera-NAME.png: what a convention of cameras means. shape-NAME.png: a representation. rule-NAME.png: what a rule made,
 cut from the picture of its bench. textures.png: a mesh from words with and without filled texels.
 turntable.gif: a mesh from words, all around. verb-NAME.png: what a command makes, small. Nothing is chosen: seed 0.
-students-drawn.png: the same prompts by the prior and its students. sensor.png, surfaces.png, relight.png: see
-head_pictures.
+students-drawn.png: the same prompts by the prior and its students. sensor.png, surfaces.png, relight.png,
+picture-to-mesh.png: see head_pictures.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from ..toybox.samples import sample
 from ..utils.errors import InputError
 from ..utils.pictures import colourise, grid, normals_to_rgb, save_gif, save_image, to_rgb8
 from .camera_pictures import write_conventions
-from .head_pictures import sensor, surfaces, taken_apart
+from .head_pictures import pictured, sensor, surfaces, taken_apart
 from .shape_pictures import representation_pictures, rule_pictures
 
 VERB_PX = 112
@@ -219,7 +219,7 @@ def _aside(angle_deg: float, depth_m: float) -> torch.Tensor:
 
 
 OWN = (images, students, places, geometry, cameras, shapes, rules, textures, turntable, verbs)
-MAKERS = {make.__name__: make for make in (*OWN, sensor, surfaces, taken_apart)}
+MAKERS = {make.__name__: make for make in (*OWN, sensor, surfaces, taken_apart, pictured)}
 
 
 def main(arguments: list[str] | None = None) -> int:

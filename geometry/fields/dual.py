@@ -35,8 +35,11 @@ class DualConfig:
     layers: int = 2  # hidden
     plane_lr: float = 0.02  # of planes that are optimised themselves
     network_lr: float = 0.001
+    level: float = 0.0  # metres, of the distance at which a mesh has its surface
 
     def __post_init__(self) -> None:
+        if not 0 <= self.level < 1:
+            raise InputError(f"dual: level={self.level} metres must lie in [0, 1)")
         if min(self.side, self.features, self.width, self.layers) < 1:
             sizes = f"side={self.side}, features={self.features}, width={self.width} and layers={self.layers}"
             raise InputError(f"dual: {sizes} must be at least 1")
@@ -114,6 +117,11 @@ class DualField(Field):
         """Signed distance (N,) at points (N, 3), nothing else being asked."""
         found = self.heads.sdf_network(self.geometry(points))[:, 0]
         return pulled(found, self.pull[0]) + self.head.start_shape(points)
+
+    def outside(self, points: Tensor) -> Tensor:
+        """`distance` less the level, (N,): a volume also shows thin parts in which no distance is negative, and a mesh
+        has them from a level above 0 on."""
+        return self.distance(points) - self.config.level
 
     def deformation(self, points: Tensor) -> Tensor:
         """What the network says of movements (N, 3), not yet bounded."""

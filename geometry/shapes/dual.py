@@ -59,7 +59,7 @@ class DualVolume(Volume):
         """
         field, device = self.planes, self.device
         lattice = surface_lattice(field, resolution, forced)
-        distance = field.distance(lattice.points)
+        distance = field.outside(lattice.points)
         distance = torch.where(lattice.rim, distance.clamp_min(0.5 * lattice.spacing), distance)
         if forced:
             middle = lattice.points.norm(dim=-1).argmin()
@@ -106,7 +106,7 @@ def surface_lattice(field: DualField, resolution: int, forced: bool = False) -> 
         if not len(index):
             return
         points = place(index)
-        found = torch.cat([field.distance(part) for part in points.split(CHUNK)])
+        found = torch.cat([field.outside(part) for part in points.split(CHUNK)])
         if not bool(torch.isfinite(found).all()):
             raise InputError("the field holds values that are not finite; lower lr and train again")
         rim = (points.abs() >= half * (1 - 1e-6)).any(dim=-1)

@@ -123,6 +123,22 @@ def test_silent_networks_give_the_sphere_they_start_from():
     assert inside == pytest.approx(4 / 3 * np.pi * 0.5**3, rel=0.01)
 
 
+def test_a_level_is_how_far_outside_the_mesh_lies():
+    """The ball of the start, larger by the level; what the volume shows stays."""
+    config = replace(SMALL, dual=replace(SMALL.dual, level=0.1))
+    shape = make_shape(ShapeConfig("dual", dual=VolumeShapeConfig(config)), torch.Generator().manual_seed(0))
+    assert isinstance(shape, DualVolume)
+    with torch.no_grad():
+        for layer in shape.planes.heads.parameters():
+            layer.zero_()
+    far = shape.mesh(33).vertices.detach().norm(dim=-1)
+    torch.testing.assert_close(far, torch.full_like(far, 0.6), rtol=0, atol=0.01)
+    points = torch.tensor([[0.55, 0.0, 0.0], [0.0, 0.0, 0.62]])
+    torch.testing.assert_close(shape.planes.distance(points), torch.tensor([0.05, 0.12]), rtol=0, atol=1e-5)
+    with pytest.raises(InputError, match="level=-0"):
+        DualConfig(level=-0.1)
+
+
 @pytest.mark.parametrize("size", [0.3, 2.0])
 def test_meshes_are_closed_however_wild_the_distance(size):
     for seed in range(3):

@@ -94,7 +94,7 @@ class CameraCodec(TargetCodec):
 
     def levels(self, maps: np.ndarray) -> np.ndarray:
         """See TargetCodec.levels: the picture's two channels, and a half."""
-        rays = torch.from_numpy(np.ascontiguousarray(maps)).permute(2, 0, 1)[None]
+        rays = torch.from_numpy(np.ascontiguousarray(maps[..., :2])).permute(2, 0, 1)[None]  # a target has its grey too
         code = code_of_angles(angles_of_tangents(rays)).clamp(-1, 1)[0].permute(1, 2, 0).numpy()
         return np.concatenate([code, np.zeros_like(code[..., :1])], -1) / 2 + 0.5
 

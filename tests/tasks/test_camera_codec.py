@@ -74,6 +74,17 @@ def test_the_third_channel_is_the_picture() -> None:
     assert (plain[1, 2] == 0).all() and torch.equal(plain[1, :2], picture[1, :2])
 
 
+def test_a_preview_compares_rays_with_a_target_that_has_its_picture_beside_it() -> None:
+    codec, rng = CameraCodec(), torch.Generator().manual_seed(4)
+    rays = 0.4 * torch.randn(1, 2, 6, 9, generator=rng)
+    valid = torch.ones(1, 1, 6, 9, dtype=torch.bool)
+    valid[..., 0] = False
+    target = codec.beside(rays, torch.rand(1, 3, 6, 9, generator=rng))
+    drawn, true = codec.compared(rays, target, valid)
+    assert target.shape[1] == 3 and np.array_equal(drawn, true) and drawn.shape == (6, 9, 3)
+    assert (drawn[:, 0] == 255).all() and drawn[:, 1:, :2].std() > 1
+
+
 def test_members_meet_in_angles_and_a_mirror_mirrors_them() -> None:
     codec = CameraCodec()
     members = torch.cat([pixel_tangents(k * K, SIZE, SIZE).float() for k in (1.0, 1.3)])

@@ -217,7 +217,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "Every way from words to a mesh, with real instances as the ceiling",
         "text_to_3d",
         ("generator", "real instances"),
-        weights=(JUDGE, "toybox-mv", *DRAWN),
+        weights=(JUDGE, "toybox-mv", *DRAWN, HEAD, "toybox-turbo"),
         method=("generate", "core/distillation", "core/priors/planes.py", "geometry/fields", "geometry/shapes"),
     ),
     "mesh-quality": Experiment(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import tyro
 
@@ -17,6 +17,9 @@ from .folders import MESH_KINDS
 from .outputs import Target, check_apart, need_format
 from .priors import PriorCommand
 from .showing import Shown
+
+if TYPE_CHECKING:
+    from ..pipelines.picture_views import ViewSettings
 
 USUAL_FRAMES = 4  # of the toybox's views, known without loading a network
 
@@ -53,8 +56,8 @@ class OrbitCommand(PriorCommand, Seeded, Writer):
     """Guidance: of a prior of several views for all of them, else that on the far side of the object, while it is 1 at
     the picture (default: the prior's)."""
     cond_aug: float | None = None
-    """Noise on the picture that the prior is shown, for values of -1 to 1: more lets it leave the picture (default:
-    the prior's)."""
+    """Noise on the picture that weights of orbits are shown, for values of -1 to 1: more lets them leave the picture
+    (default: theirs; a prior of several views takes none)."""
     size: int | None = None
     """Pixels of a side of the views (default: the prior's own)."""
     fill: float = 0.75
@@ -150,6 +153,13 @@ class OrbitCommand(PriorCommand, Seeded, Writer):
             shutil.rmtree(work, ignore_errors=True)
 
 
+def told_of(settings: ViewSettings) -> list[str]:
+    """What a prior of several views was told of the picture, read in it or given; nothing for other priors."""
+    if not settings.prompt:
+        return []
+    return [f'drawn as "{settings.prompt}", seen from {settings.azimuth_deg:.0f} degrees (--prompt, --azimuth)']
+
+
 @dataclass(frozen=True, kw_only=True)
 class ImageToViews(OrbitCommand):
     """Draw views all around the object of a picture: frames with transparency, a sheet, and cameras for `fit`."""
@@ -181,7 +191,8 @@ class ImageToViews(OrbitCommand):
             record.keep(lambda first: views.save(first.parent, target.stem), target.file("-00.png"))
         self.finished(record, work)
         told = {"views": len(views.views), "picture_view": views.picture_view, "cut_by": views.cut_by}
-        return Shown([f"{len(views.views)} views; the object was told by {views.cut_by}"], data=told)
+        lines = [f"{len(views.views)} views; the object was told by {views.cut_by}", *told_of(views.settings)]
+        return Shown(lines, data=told)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,4 +293,5 @@ class ImageToMesh(OrbitCommand):
         closed = "watertight" if report["watertight"] else f"{report['boundary_edges']} open edges"
         unseen = made.mesh.notes.get("unseen_share", 0.0)
         lines = [f"{report['faces']} triangles, {closed}; {unseen:.0%} of the surface is seen by no view"]
+        lines += told_of(made.views.settings)
         return Shown(lines, data={"mesh": report, "unseen_share": unseen, "cut_by": made.views.cut_by})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ class ImageToViewsOutput(BaseOutput):
 
     views: NDArray[np.float32]  # (F, H, W, 3) in [0, 1], sRGB, over the grey of the settings
     alpha: NDArray[np.float32]  # (F, H, W, 1) coverage
-    cameras: Camera  # (F,), of a unit ball around the origin; the picture looks at its front
+    cameras: Camera  # (F,), of a unit ball around the origin, from the settings' azimuth on
     picture_view: int
     cut_by: str  # what told the object from its background
     settings: ViewSettings
@@ -143,10 +144,10 @@ class ImageToViews(PriorPipeline):
                 several views; None: as that judge reads it, else the front.
             elevation_deg: degrees above the horizon from which the picture was taken, which the prior is told.
             num_frames: views of a full turn; None: as many as the prior learnt.
-            num_inference_steps: Euler steps on Karras' grid; None: what suits the prior.
-            min_guidance_scale: at the picture; None: the prior's.
-            max_guidance_scale: on the other side; None: the prior's.
-            noise_aug_strength: noise on the picture; None: as it learnt.
+            num_inference_steps: Euler steps, of orbits on Karras' grid; None: what suits the prior.
+            min_guidance_scale: at the picture, for weights of orbits; None: the prior's.
+            max_guidance_scale: on the other side, of a prior of several views for all of them; None: the prior's.
+            noise_aug_strength: noise on the picture, for weights of orbits; None: as it learnt.
             size: px of the views; None: the prior's own.
             fill: the object's larger side in the picture that the prior is shown, as a share of it.
             background: sRGB grey behind the object; None: what suits the prior.
@@ -154,22 +155,25 @@ class ImageToViews(PriorPipeline):
             out: folder in which finished views are kept, for a run that goes on from them.
             resume: take what is there.
         """
+        whole_number("seed", seed, 0)
+        given = {"azimuth_deg": azimuth_deg, "min_guidance_scale": min_guidance_scale,
+                 "max_guidance_scale": max_guidance_scale}  # fmt: skip
+        for name, value in given.items():
+            if value is not None and (not isinstance(value, Real) or not math.isfinite(value)):
+                raise InputError(f"{name}={value!r} must be a finite number")
         prior, drawer = self.prior, self.drawer
         low, high = drawer.scales
         scale = high if max_guidance_scale is None else float(max_guidance_scale)
         least = scale if low == high else low  # one scale for all views, or one that grows away from the picture
-        whole_number("seed", seed, 0)
-        if azimuth_deg is not None and not math.isfinite(azimuth_deg):
-            raise InputError(f"azimuth_deg={azimuth_deg} must be finite")
         settings = ViewSettings(
             seed,
-            num_frames or drawer.frames,
-            num_inference_steps or prior.recommended.steps,
+            drawer.frames if num_frames is None else num_frames,
+            prior.recommended.steps if num_inference_steps is None else num_inference_steps,
             (least if min_guidance_scale is None else float(min_guidance_scale), scale),
             float(elevation_deg),
             azimuth_deg or 0.0,
             prompt or "",
-            size or prior.image_size,
+            prior.image_size if size is None else size,
             float(fill),
             drawer.background if background is None else float(background),
             drawer.cond_aug if noise_aug_strength is None else float(noise_aug_strength),
@@ -268,6 +272,7 @@ def _draws_views(name: str | Path) -> bool:
 def _check(settings: ViewSettings, prior: Prior) -> None:
     for name, value, least in (("num_frames", settings.frames, 2), ("num_inference_steps", settings.steps, 1)):
         whole_number(name, value, least)
+    whole_number("size", settings.size)
     if settings.size % prior.vae_factor or settings.size < prior.vae_factor:
         raise InputError(f"size={settings.size} must be a positive multiple of {prior.vae_factor} px for {prior.name}")
     if not -90 <= settings.elevation_deg <= 90:

@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..core.priors import Condition, EmbeddedPrior, Prior
+from ..core.priors import Condition, Prior
 from ..core.priors.video import FramesPrior
 from ..core.sampling import ClassifierFree, Denoiser, Guidance, Sampler
 from ..core.sampling.grids import Spacing
@@ -26,7 +26,9 @@ from ..toybox.captions import DEFAULTS
 from ..toybox.judge import Judge
 from ..utils.errors import InputError
 from ..utils.seeds import sample_noise
+from .prompts import check_guidance, check_prompt, warn_about, warn_about_px
 
+BACKBONES = "mvdream"  # priors of several views that know words which the toybox's does not
 NEAR = 10.0  # degrees within which what the judge reads is the front, a side or the back, where drawings are best
 
 
@@ -128,16 +130,14 @@ class JointDrawer:
         self.scales = (prior.recommended.guidance,) * 2
 
     def read(self, picture: Tensor, prompt: str | None, azimuth_deg: float | None) -> Read:
-        """See Drawer."""
-        if isinstance(self.prior, EmbeddedPrior):
-            verdict = Judge.from_pretrained()(picture[None].float().cpu())
-            kinds = [word for word in verdict.best("pattern") if word != DEFAULTS["pattern"]]
-            words = " ".join([*kinds, verdict.colours[0], verdict.nouns[0]])
-            found = Read(f"{'an' if words[0] in 'aeiou' else 'a'} {words}", upright(float(verdict.azimuth_deg[0])))
-        elif prompt is None:
+        """See Drawer. Warns of words that the prior does not read; the judge looks at what it is asked alone."""
+        if prompt is not None:
+            check_prompt(prompt)
+            warn_about(self.prior, prompt, BACKBONES)
+        judged = self.prior.recipe == "toybox"  # the world that the judge knows; other priors draw another
+        if prompt is None and not judged:
             raise InputError(f'{self.prior.name} is told words: say what the picture shows, as in --prompt "a red cup"')
-        else:
-            found = Read(prompt, 0.0)
+        found = judge_read(picture) if judged and (prompt is None or azimuth_deg is None) else Read("", 0.0)
         return Read(
             found.prompt if prompt is None else prompt, found.azimuth_deg if azimuth_deg is None else azimuth_deg
         )
@@ -151,14 +151,32 @@ class JointDrawer:
     ) -> tuple[Condition, Guidance, Spacing]:
         """See Drawer. Raises InputError for guidance that differs from view to view and for noise on the picture."""
         low, high = settings.guidance
-        if low != high or settings.cond_aug:
-            raise InputError(f"{self.prior.name} has one scale of guidance for all views, and no noise on the picture")
+        if low != high:
+            raise InputError(
+                f"{self.prior.name} has one scale of guidance for all views, not {low:g} at the picture and {high:g} "
+                "on the other side; give max_guidance_scale alone"
+            )
+        if settings.cond_aug:
+            raise InputError(
+                f"{self.prior.name} sees the picture as it is; noise on it (noise_aug_strength, --cond-aug), here "
+                f"{settings.cond_aug:g}, is for weights of orbits"
+            )
+        check_guidance(self.prior, high)
+        warn_about_px(self.prior.name, self.prior.image_size, self.prior.known_px, settings.size, settings.size)
         camera = Camera.orbit(
             self.azimuths(settings), settings.elevation_deg, 1.0, 1.0, 8
         )  # the direction is what counts
         condition = self.prior.encode_text([settings.prompt]).with_views(to_mvdream(camera.c2w), settings.frames)
         known = self.prior.encode(picture)
         return condition, KnownRows(ClassifierFree(high), known, (0,)), "trailing"
+
+
+def judge_read(picture: Tensor) -> Read:
+    """What the toybox's judge reads in a picture (3, H, W) of its world."""
+    verdict = Judge.from_pretrained()(picture[None].float().cpu())
+    kinds = [word for word in verdict.best("pattern") if word != DEFAULTS["pattern"]]
+    words = " ".join([*kinds, verdict.colours[0], verdict.nouns[0]])
+    return Read(f"{'an' if words[0] in 'aeiou' else 'a'} {words}", upright(float(verdict.azimuth_deg[0])))
 
 
 def upright(azimuth_deg: float) -> float:

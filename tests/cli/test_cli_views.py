@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from unproject.cli.views import USUAL_FRAMES
-from unproject.core.priors import load_prior
-from unproject.core.priors.multiview import FRAMES
+from unproject.core.priors import MultiViewPrior, load_prior
+from unproject.core.priors.multiview import FRAMES, inflate
 from unproject.core.priors.orbits import OrbitPrior
 from unproject.core.priors.temporal import TemporalConfig
 from unproject.pipelines import image_to_mesh
@@ -57,6 +57,18 @@ def test_views_sheet_cameras_and_record(run, files, tmp_path: Path) -> None:
         np.asarray(Image.open(tmp_path / folder)) for folder in ("new/cut-views-00.png", "m/full-views-00.png")
     )
     assert np.abs(one.astype(int) - other)[..., 3].max() <= 1
+
+
+def test_a_prior_of_several_views_says_what_it_was_told(run, files, tmp_path: Path) -> None:
+    pipe = tiny_sd("v_prediction", block_out_channels=(32, 64))
+    MultiViewPrior(pipe, inflate(pipe.unet), "tiny-mv").save(tmp_path / "mv")
+    words = ("image-to-views", files["cut.png"], "--prior", str(tmp_path / "mv"), "--steps", "1", "--azimuth", "30")
+    code, _, err = run(*words, "-o", str(tmp_path / "new"))
+    assert code == 2 and "say what the picture shows" in err
+    code, out, err = run(*words, "--prompt", "a red cup", "-o", str(tmp_path / "new"))
+    assert code == 0 and 'drawn as "a red cup", seen from 30 degrees' in out, err
+    told = json.loads((tmp_path / "new" / "cut-views.run.json").read_text())["notes"]["views"]
+    assert told["prompt"] == "a red cup" and told["azimuth_deg"] == 30 and told["frames"] == 4
 
 
 def test_an_interrupted_command_goes_on_from_its_views(run, files, tmp_path: Path, monkeypatch) -> None:

@@ -20,7 +20,7 @@ from unproject.geometry.meshes import Mesh
 from unproject.geometry.metrics import compare_meshes
 from unproject.geometry.outputs import camera_normals
 from unproject.geometry.raycast import RayMesh
-from unproject.pipelines import image_to_views
+from unproject.pipelines import image_to_views, picture_views
 from unproject.pipelines.cutout import Cutout, attended, cut_out, plain_background
 from unproject.pipelines.image_to_mesh import ImageToMesh, MeshOfViews, mesh_of_views
 from unproject.pipelines.image_to_views import ImageToViews, find_weights
@@ -204,11 +204,47 @@ def test_the_embedded_prior_reads_what_it_is_shown():
     assert [upright(a) for a in (4.0, 352.0, 97.0, 130.0)] == [0.0, 0.0, 90.0, 130.0]
 
 
+def test_a_prior_of_another_world_is_not_told_what_the_judge_reads(several, monkeypatch):
+    """MVDream's photographs are not the toybox's objects, and who says both needs no judge."""
+
+    def asked(*_):
+        raise AssertionError("the judge was asked")
+
+    monkeypatch.setattr(picture_views, "judge_read", asked)
+    picture = torch.zeros(3, 32, 32)
+    assert drawer_of(several, "").read(picture, "a red cup", None) == ("a red cup", 0.0)
+    monkeypatch.setattr(several, "recipe", "toybox")
+    assert drawer_of(several, "").read(picture, "a red cup", 20.0) == ("a red cup", 20.0)
+    with pytest.raises(AssertionError, match="the judge was asked"):
+        drawer_of(several, "").read(picture, "a red cup", None)
+
+
+def test_words_sizes_and_guidance_that_do_not_help_are_told(several, monkeypatch):
+    pipe = ImageToViews(several)
+    with pytest.warns(UserWarning, match=r"guidance_scale=0 draws without looking at the prompt"):
+        pipe(photo(), **{**TOLD, "num_inference_steps": 1}, max_guidance_scale=0)
+    with pytest.warns(UserWarning, match=r"64 x 64 px is far from the 32 px"):
+        pipe(photo(), **{**TOLD, "num_inference_steps": 1}, size=64)
+    with pytest.warns(UserWarning, match="the last .* words are ignored"):
+        pipe(photo(), **{**TOLD, "num_inference_steps": 1, "prompt": "a red cup " * 60})
+    monkeypatch.setattr(several, "vocabulary", ("red", "cup"))
+    with pytest.warns(UserWarning, match=r"has never seen 'zebra'.*--prior mvdream"):
+        pipe(photo(), **{**TOLD, "num_inference_steps": 1, "prompt": "a red zebra"})
+
+
 def test_what_a_prior_of_views_is_not_told_is_refused(several, orbit):
     for options, message in (
         ({"min_guidance_scale": 1.0}, "one scale of guidance for all views"),
-        ({"noise_aug_strength": 0.1}, "no noise on the picture"),
+        ({"noise_aug_strength": 0.1}, "sees the picture as it is; noise on it .*--cond-aug"),
         ({"azimuth_deg": float("nan")}, "azimuth_deg=nan"),
+        ({"azimuth_deg": "left"}, "azimuth_deg='left' must be a finite number"),
+        ({"max_guidance_scale": float("nan")}, "max_guidance_scale=nan must be a finite number"),
+        ({"size": 32.0}, r"size=32\.0 must be a whole number"),
+        ({"size": 0}, "size=0 must be at least 1"),
+        ({"num_frames": 0}, "num_frames=0 must be at least 2"),
+        ({"num_inference_steps": 0}, "num_inference_steps=0 must be at least 1"),
+        ({"prompt": ""}, "the prompt is empty"),
+        ({"prompt": None}, "tiny-mv is told words: say what the picture shows"),
     ):
         with pytest.raises(InputError, match=message):
             ImageToViews(several)(photo(), **{**TOLD, **options})

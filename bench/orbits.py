@@ -44,6 +44,7 @@ from ..tasks.train import random_unet_like
 from ..toybox.dataset import RenderJob, render_group
 from ..toybox.judge import Judge
 from ..toybox.judge_net import FeatureMaps
+from ..toybox.reading import read_picture
 from ..utils.errors import InputError
 from ..utils.files import beside_weights
 from ..utils.pictures import grid, save_image
@@ -201,7 +202,7 @@ def views_of(prior: str) -> Path | None:
 
 def four_views(folder: Path, config: OrbitsBench, truth: RenderedOrbits) -> np.ndarray:
     """(G, F / 2, H, W, 3) in [0, 1]: every second frame of each orbit, by a prior of several views."""
-    drawer, found = drawer_of(load_prior(folder), ""), []
+    drawer, found = drawer_of(load_prior(folder), "", read_picture), []
     for orbit, rows in enumerate(truth.groups()):
         picture = torch.from_numpy(truth.rgb[rows[0]]).permute(2, 0, 1)[None].float() / 255
         told, centre = drawer.read(picture[0], None, None), truth.c2w[rows[0], :3, 3]

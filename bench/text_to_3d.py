@@ -31,6 +31,7 @@ from ..geometry.raycast import RayMesh
 from ..toybox.judge import Judge
 from ..toybox.objects import build
 from ..toybox.programs import ObjectProgram
+from ..toybox.reading import read_picture
 from ..utils.errors import InputError
 from ..utils.files import weights_root, write_json
 from ..utils.pictures import grid, load_image, save_image
@@ -130,7 +131,7 @@ def pictured(config: MeshBench) -> Callable[[str], Make]:
     def load(prior: str) -> Make:
         from ..pipelines.image_to_mesh import ImageToMesh
 
-        pipe = ImageToMesh.from_pretrained(prior)
+        pipe = ImageToMesh.from_pretrained(prior, reader=read_picture)
 
         def make(wanted: Wanted, seed: int) -> Drawn:
             program = ObjectProgram(wanted.noun, wanted.colour, seed=TRUE_SEED + seed)

@@ -179,8 +179,9 @@ class ImageToViews(OrbitCommand):
     def load(self) -> Any:
         """See OrbitCommand.load."""
         from ..pipelines.image_to_views import ImageToViews as Pipeline
+        from ..toybox.reading import read_picture
 
-        return Pipeline.from_pretrained(self.prior, self.orbit, **self.placement())
+        return Pipeline.from_pretrained(self.prior, self.orbit, reader=read_picture, **self.placement())
 
     def run(self, record: RunRecord, target: Target) -> Shown:
         """Draws and writes the views."""
@@ -249,9 +250,10 @@ class ImageToMesh(OrbitCommand):
         """See OrbitCommand.load."""
         from ..pipelines.image_to_mesh import ImageToMesh as Pipeline
         from ..pipelines.image_to_mesh import MeshOfViews
+        from ..toybox.reading import read_picture
 
-        config = MeshOfViews(texture=self.texture)
-        return Pipeline.from_pretrained(self.prior, self.orbit, self.normals, config=config, **self.placement())
+        told = {"config": MeshOfViews(texture=self.texture), "reader": read_picture, **self.placement()}
+        return Pipeline.from_pretrained(self.prior, self.orbit, self.normals, **told)
 
     def asked(self) -> dict[str, Any]:
         """See OrbitCommand.asked."""

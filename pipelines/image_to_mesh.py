@@ -58,7 +58,7 @@ class ImageToMesh:
     """Meshes from one picture.
 
     >>> pipe = ImageToMesh.from_pretrained("toybox")
-    >>> pipe("cup.png", seed=0).mesh.save("cup.glb")
+    >>> pipe("cup.png", prompt="a red cup", seed=0).mesh.save("cup.glb")
     """
 
     def __init__(self, views: ImageToViews, normals: ImageToNormals, config: MeshOfViews = MeshOfViews()) -> None:

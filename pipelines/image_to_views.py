@@ -30,7 +30,7 @@ from ..utils.seeds import generator as seeded
 from .base import PriorPipeline
 from .cutout import cut_out, plain_background
 from .picture_inputs import PictureLike
-from .picture_views import ViewSettings, drawer_of, drawn_views
+from .picture_views import Reader, ViewSettings, drawer_of, drawn_views
 from .sampling_parts import whole_number
 
 FOV_DEG = 33.5  # of the cameras: the middle of what the toybox's orbits have, near SV3D's 33.8
@@ -76,14 +76,17 @@ class ImageToViews(PriorPipeline):
     """Views around the object of one picture, by a prior of several views, one of which is the picture, or by a prior
     that is told a picture: SV3D in diffusers' layout, weights of `unproject train orbits`.
 
-    >>> pipe = ImageToViews.from_pretrained("toybox")
-    >>> pipe("cup.png", seed=0).save("views")
+    >>> pipe = ImageToViews.from_pretrained("toybox", reader=unproject.toybox.reading.read_picture)
+    >>> pipe("cup.png", seed=0).save("views")  # or without a reader: pipe("cup.png", prompt="a red cup")
     """
 
-    def __init__(self, prior: Prior) -> None:
-        """Raises InputError for a prior that draws no views of a picture."""
+    def __init__(self, prior: Prior, reader: Reader | None = None) -> None:
+        """`reader`: tells words and azimuth of pictures that the embedded prior of several views is shown without.
+
+        Raises InputError for a prior that draws no views of a picture.
+        """
         super().__init__(prior)
-        self.drawer = drawer_of(prior, HOW_TO_TRAIN)
+        self.drawer = drawer_of(prior, HOW_TO_TRAIN, reader)
 
     @classmethod
     def from_pretrained(
@@ -92,6 +95,7 @@ class ImageToViews(PriorPipeline):
         weights: str | Path | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        reader: Reader | None = None,
         **options: Any,
     ) -> ImageToViews:
         """Loads a prior of orbits or of several views, or an image prior and what was trained on it.
@@ -107,7 +111,7 @@ class ImageToViews(PriorPipeline):
             if not isinstance(prior, StableDiffusionPrior):
                 raise InputError(f"--orbit {weights} goes on an image prior, which {prior.name!r} is not")
             prior = load_orbits(weights, prior)
-        return cls(prior)
+        return cls(prior, reader)
 
     @torch.no_grad()
     def __call__(
@@ -139,9 +143,9 @@ class ImageToViews(PriorPipeline):
             mask: of the object, white; None: what is not transparent.
             plain: the background of a picture without either is of one colour.
             subject: a word or a few for the object of a picture without any of these: the prior's attention finds it.
-            prompt: what is shown, for a prior of several views; None: as the embedded prior's judge reads it.
+            prompt: what is shown, for a prior of several views; None: as `reader` says.
             azimuth_deg: from which side of the object the picture looks, 0 the front, 90 its left (+y); for a prior of
-                several views; None: as that judge reads it, else the front.
+                several views; None: as `reader` says, else the front.
             elevation_deg: degrees above the horizon from which the picture was taken, which the prior is told.
             num_frames: views of a full turn; None: as many as the prior learnt.
             num_inference_steps: Euler steps, of orbits on Karras' grid; None: what suits the prior.

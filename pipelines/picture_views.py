@@ -2,8 +2,8 @@
 
 A prior of several views that see each other is told words and cameras, not pictures. So the picture is one of its
 views: at every level its x0 is known (`KnownRows`), and what the others see of it in their attention is that picture
-under as much noise as they have. Nothing is trained. It has to be told what is shown and from which side; the toybox's
-judge reads both for the embedded prior.
+under as much noise as they have. Nothing is trained. It has to be told what is shown and from which side; a reader
+(`toybox.reading`) tells both for the embedded prior.
 """
 
 from __future__ import annotations
@@ -22,14 +22,11 @@ from ..core.sampling.grids import Spacing
 from ..core.sampling.guidance import FrameGuidance, KnownRows
 from ..core.sampling.solvers import make_solver
 from ..geometry.cameras import Camera, to_mvdream
-from ..toybox.captions import DEFAULTS
-from ..toybox.judge import Judge
 from ..utils.errors import InputError
 from ..utils.seeds import sample_noise
 from .prompts import check_guidance, check_prompt, warn_about, warn_about_px
 
 BACKBONES = "mvdream"  # priors of several views that know words which the toybox's does not
-NEAR = 10.0  # degrees within which what the judge reads is the front, a side or the back, where drawings are best
 
 
 @dataclass(frozen=True)
@@ -47,6 +44,9 @@ class ViewSettings:
     fill: float  # the object's larger side, of the view's
     background: float  # sRGB grey
     cond_aug: float
+
+
+Reader = Callable[[Tensor], tuple[str, float]]  # (prompt, azimuth in degrees) of a picture (3, H, W)
 
 
 class Read(NamedTuple):
@@ -125,19 +125,21 @@ class JointDrawer:
 
     background, cond_aug, picture_frame = 0.85, 0.0, 0
 
-    def __init__(self, prior: Prior) -> None:
-        self.prior, self.frames = prior, prior.frames
+    def __init__(self, prior: Prior, reader: Reader | None = None) -> None:
+        """`reader`: of pictures of the embedded prior's world."""
+        self.prior, self.frames, self.reader = prior, prior.frames, reader
         self.scales = (prior.recommended.guidance,) * 2
 
     def read(self, picture: Tensor, prompt: str | None, azimuth_deg: float | None) -> Read:
-        """See Drawer. Warns of words that the prior does not read; the judge looks at what it is asked alone."""
+        """See Drawer. Warns of words that the prior does not read; the reader looks at what it is asked alone."""
         if prompt is not None:
             check_prompt(prompt)
             warn_about(self.prior, prompt, BACKBONES)
-        judged = self.prior.recipe == "toybox"  # the world that the judge knows; other priors draw another
-        if prompt is None and not judged:
+        reader = self.reader if self.prior.recipe == "toybox" else None  # it knows that world alone
+        if prompt is None and reader is None:
             raise InputError(f'{self.prior.name} is told words: say what the picture shows, as in --prompt "a red cup"')
-        found = judge_read(picture) if judged and (prompt is None or azimuth_deg is None) else Read("", 0.0)
+        asked = reader is not None and (prompt is None or azimuth_deg is None)
+        found = Read(*reader(picture)) if reader is not None and asked else Read("", 0.0)
         return Read(
             found.prompt if prompt is None else prompt, found.azimuth_deg if azimuth_deg is None else azimuth_deg
         )
@@ -171,26 +173,13 @@ class JointDrawer:
         return condition, KnownRows(ClassifierFree(high), known, (0,)), "trailing"
 
 
-def judge_read(picture: Tensor) -> Read:
-    """What the toybox's judge reads in a picture (3, H, W) of its world."""
-    verdict = Judge.from_pretrained()(picture[None].float().cpu())
-    kinds = [word for word in verdict.best("pattern") if word != DEFAULTS["pattern"]]
-    words = " ".join([*kinds, verdict.colours[0], verdict.nouns[0]])
-    return Read(f"{'an' if words[0] in 'aeiou' else 'a'} {words}", upright(float(verdict.azimuth_deg[0])))
-
-
-def upright(azimuth_deg: float) -> float:
-    """An azimuth in [0, 360), of the front, a side or the back exactly where it is near one of them."""
-    nearest = 90.0 * round(azimuth_deg / 90.0)
-    return (nearest if abs(azimuth_deg - nearest) <= NEAR else azimuth_deg) % 360
-
-
-def drawer_of(prior: Prior, way_out: str) -> Drawer:
-    """How a prior draws views of a picture. Raises InputError for one that draws single views of words."""
+def drawer_of(prior: Prior, way_out: str, reader: Reader | None = None) -> Drawer:
+    """How a prior draws views of a picture; `reader` says what the embedded prior is shown. Raises InputError for one
+    that draws single views of words."""
     if isinstance(prior, FramesPrior):
         return OrbitDrawer(prior)
     if prior.multiview:
-        return JointDrawer(prior)
+        return JointDrawer(prior, reader)
     raise InputError(f"the prior {prior.name!r} draws no views of a picture; {way_out}")
 
 

@@ -23,6 +23,7 @@ from ..tasks.codecs.residual import ResidualDepthCodec
 from ..tasks.sim2real import load_sensor
 from ..toybox.pbr import FAMILIES, draw_pbr, pbr_maps
 from ..toybox.programs import ObjectProgram
+from ..toybox.reading import read_picture
 from ..toybox.sensor import SensorModel
 from ..toybox.sensor_pairs import SensorPairs
 from ..utils.pictures import grid, normals_to_rgb, save_image, to_rgb8
@@ -67,7 +68,7 @@ def taken_apart(out: Path, size: int = 96, steps: int = 200) -> Path:
 def pictured(out: Path, px: int = 112) -> Path:
     """One picture of a toy, the views that are drawn beside it, and the mesh of all from three sides; the first row is
     verb-image-to-mesh.png as well, shorter."""
-    pipe, rows = ImageToMesh.from_pretrained("toybox"), []
+    pipe, rows = ImageToMesh.from_pretrained("toybox", reader=read_picture), []
     for noun, colour in (("duck", "yellow"), ("mug", "blue"), ("chair", "red")):
         camera = Camera.orbit([20.0], 15.0, 3.5, 33.5, 96)
         rgb, alpha = true_looks(ObjectProgram(noun, colour, seed=0), 0, camera)

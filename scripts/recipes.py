@@ -315,6 +315,8 @@ def pairs_job(values: dict[str, Any]) -> Job:
 def geometry_job(values: dict[str, Any]) -> Job:
     """Trains a head, exports unet/ and head.json (which hold the validation numbers)."""
     recipe = load_config(GeometryRecipe, values)
+    if recipe.start_from == "random" and recipe.head.rank:
+        raise InputError(f"start_from=random: adapters of rank {recipe.head.rank} go with a prior; use head.rank=0")
     columns = recipe.head.codec().columns()
     train, held_out = (
         GeometryData([CameraColumns(RenderedSet(folder)) for folder in folders], recipe.model.augment, columns)
@@ -330,11 +332,9 @@ def geometry_job(values: dict[str, Any]) -> Job:
 
 
 def begun_head(recipe: GeometryRecipe, data: GeometryData) -> GeometryHead:
-    """The head that a recipe begins with. Raises InputError for adapters where they can't be."""
+    """The head that a recipe begins with. Raises InputError where the one it goes on from has other adapters."""
     prior = stable_diffusion(recipe.base)
     if recipe.start_from == "random":
-        if recipe.head.rank:
-            raise InputError(f"start_from=random: adapters of rank {recipe.head.rank} go with a prior; use head.rank=0")
         unet = GeometryHead.from_prior(prior, recipe.head).unet
         return GeometryHead(prior, random_unet_like(unet, recipe.trainer.seed), recipe.head)
     if recipe.start_from == "prior":

@@ -45,6 +45,7 @@ def desk(in_tmp: Path) -> None:
     mask = np.zeros((64, 64))
     mask[20:30] = 1
     save_image("mask.png", mask)
+    save_image("duck.png", np.dstack([picture, mask]))
     import trimesh
 
     trimesh.creation.box().export("chair.glb")

@@ -20,14 +20,15 @@ from unproject.geometry.meshes import Mesh
 from unproject.geometry.metrics import compare_meshes
 from unproject.geometry.outputs import camera_normals
 from unproject.geometry.raycast import RayMesh
-from unproject.pipelines import image_to_views, picture_views
+from unproject.pipelines import image_to_views
 from unproject.pipelines.cutout import Cutout, attended, cut_out, plain_background
 from unproject.pipelines.image_to_mesh import ImageToMesh, MeshOfViews, mesh_of_views
 from unproject.pipelines.image_to_views import ImageToViews, find_weights
-from unproject.pipelines.picture_views import drawer_of, frame_guidance, upright
+from unproject.pipelines.picture_views import drawer_of, frame_guidance
 from unproject.scripts.random_backbones import tiny_sd, tiny_svd, write_folder
 from unproject.tasks.codecs import NormalsOutput
 from unproject.toybox.dataset import RenderJob, render_group
+from unproject.toybox.reading import read_picture, upright
 from unproject.utils.errors import InputError
 
 
@@ -194,7 +195,7 @@ def test_the_picture_is_a_view_of_a_prior_of_several(several, monkeypatch):
 def test_the_embedded_prior_reads_what_it_is_shown():
     group = render_group(RenderJob("object", "val", 1, 64, maps=True), 0, 1)  # a yellow duck
     picture = torch.from_numpy(group["rgb"][0]).permute(2, 0, 1) / 255
-    drawer = drawer_of(load_prior("toybox-mv"), "")
+    drawer = drawer_of(load_prior("toybox-mv"), "", read_picture)
     found = drawer.read(picture, None, None)
     assert found.prompt.endswith("yellow duck")
     x, y = group["c2w"][0, :2, 3]
@@ -204,19 +205,18 @@ def test_the_embedded_prior_reads_what_it_is_shown():
     assert [upright(a) for a in (4.0, 352.0, 97.0, 130.0)] == [0.0, 0.0, 90.0, 130.0]
 
 
-def test_a_prior_of_another_world_is_not_told_what_the_judge_reads(several, monkeypatch):
-    """MVDream's photographs are not the toybox's objects, and who says both needs no judge."""
+def test_a_prior_of_another_world_is_not_told_what_the_reader_says(several, monkeypatch):
+    """MVDream's photographs are not the toybox's objects, and who says both needs no reader."""
 
     def asked(*_):
-        raise AssertionError("the judge was asked")
+        raise AssertionError("the reader was asked")
 
-    monkeypatch.setattr(picture_views, "judge_read", asked)
     picture = torch.zeros(3, 32, 32)
-    assert drawer_of(several, "").read(picture, "a red cup", None) == ("a red cup", 0.0)
+    assert drawer_of(several, "", asked).read(picture, "a red cup", None) == ("a red cup", 0.0)
     monkeypatch.setattr(several, "recipe", "toybox")
-    assert drawer_of(several, "").read(picture, "a red cup", 20.0) == ("a red cup", 20.0)
-    with pytest.raises(AssertionError, match="the judge was asked"):
-        drawer_of(several, "").read(picture, "a red cup", None)
+    assert drawer_of(several, "", asked).read(picture, "a red cup", 20.0) == ("a red cup", 20.0)
+    with pytest.raises(AssertionError, match="the reader was asked"):
+        drawer_of(several, "", asked).read(picture, "a red cup", None)
 
 
 def test_words_sizes_and_guidance_that_do_not_help_are_told(several, monkeypatch):

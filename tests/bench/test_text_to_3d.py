@@ -22,6 +22,7 @@ from unproject.pipelines.text_to_shape import MeshRecipe
 from unproject.toybox.materials import COLOURS_SRGB
 from unproject.toybox.objects import build
 from unproject.toybox.programs import ObjectProgram
+from unproject.toybox.reading import read_picture
 from unproject.utils.configs import load_config
 from unproject.utils.errors import InputError, UnprojectError
 
@@ -97,7 +98,9 @@ def test_a_picture_of_the_instance_itself_is_what_image_to_mesh_is_given(monkeyp
             given.append((picture, mask, seed, elevation_deg))
             return SimpleNamespace(mesh=ball(), nfe={"orbit": 3, "normals": 4})
 
-    monkeypatch.setattr(ImageToMesh, "from_pretrained", lambda prior: Stub())
+    monkeypatch.setattr(
+        ImageToMesh, "from_pretrained", lambda prior, reader: Stub() if reader is read_picture else None
+    )
     drawn = text_to_3d.pictured(CONFIG.meshes)("toybox")(CHAIR, 5)
     real = text_to_3d.instances(CONFIG.meshes)("toybox")(CHAIR, 5)
     ((picture, mask, seed, elevation),) = given

@@ -203,7 +203,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "Meshes in four calls: progressive rendering distillation against one step and against the network's own noise",
         "triplane_turbo",
         ("setting", "K = 4"),
-        weights=(JUDGE, "toybox-mv"),
+        weights=(JUDGE, "toybox-mv", *DRAWN, "toybox-turbo"),
         method=("generate", "core/priors/planes.py", "core/distillation", "geometry/fields", "geometry/shapes"),
     ),
     "amortised": Experiment(

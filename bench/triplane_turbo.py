@@ -1,9 +1,10 @@
 """TriplaneTurbo on the embedded priors: K = 4 against K = 1 and against the network's own noise at equal updates.
 
-Every setting trains adapters of its own from the packaged recipe with the same prompts, seeds and number of updates;
-runs are kept under runs/bench, so that an interrupted one goes on. Shapes of noun-colour pairs that no training saw are
-compared with exact renders of toybox instances, the nearest of several. One setting lacks the multi-view teacher: the
-two-front rate has to rise.
+Three settings learn from nothing, by the packaged recipe's start from drawn views, with the same prompts, seeds and
+number of updates. Two more go on from the shipped weights by the priors' scores, one of them without any teacher of
+several views: the two-front rate has to rise; the shipped weights stand beside them. Runs are kept under runs/bench, so
+that an interrupted one goes on. Shapes of noun-colour pairs that no training saw are compared with exact renders of
+toybox instances, the nearest of several.
 """
 
 from __future__ import annotations
@@ -17,29 +18,36 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.priors import Prior, load_prior
+from ..core.priors import Prior
 from ..core.training.trainer import Trainer
+from ..generate.drawn_views import ViewDrawer
 from ..generate.finish import surface_of
 from ..generate.lessons import Prompts
 from ..generate.render_teacher import TeacherConfig
+from ..generate.turbo import TriplaneTurbo
 from ..generate.turbo_start import StartConfig
 from ..generate.turbo_train import PRDConfig, PRDObjective
 from ..geometry.cameras import Camera, orbit_distance
 from ..geometry.meshes import Mesh
 from ..geometry.raycast import RayMesh
 from ..pipelines.drawn_mesh import FINISH
-from ..scripts.turbo_recipe import TurboRecipe
+from ..scripts.turbo_recipe import TurboRecipe, base_and_teachers, view_drawer
 from ..toybox.judge import Judge
 from ..toybox.programs import ObjectProgram
 from ..utils.configs import CONFIGS, load_config, read_yaml
 from ..utils.errors import UnprojectError
+from ..utils.files import weights_root
 from ..utils.pictures import grid, save_image
 from .embedded_prior import heldout_pairs, plain_prompt
 from .intervals import share, spread
 from .runner import Context
 from .text_to_mesh import AZIMUTHS, TRUE_SEED, Wanted, judge_views, true_looks
 
-FULL_K, ONE, OWN, LONELY = "K = 4", "K = 1", "K = 4, the network's own noise", "K = 4, no multi-view teacher"
+FULL_K, ONE, OWN = "K = 4", "K = 1", "K = 4, the network's own noise"
+SHIPPED, SCORED = "as shipped", "as shipped, then scores"
+LONELY = "as shipped, then scores, no multi-view teacher"
+WEIGHTS = "toybox-turbo"
+TRAINED = ("train_seconds", "train_rows")
 FOV_DEG, ELEVATION_DEG = 40.0, 15.0
 
 
@@ -47,82 +55,98 @@ FOV_DEG, ELEVATION_DEG = 40.0, 15.0
 class TurboBench:
     """Sizes of the experiment."""
 
-    updates: int = 100  # of every setting and seed
+    updates: int = 200  # of every setting and seed that learns from nothing
+    scored: int = 100  # of those that go on from the shipped weights
+    prompts: int = 100  # objects, whose texts all of them learn
     seeds: tuple[int, ...] = (0,)
     heldout: int = 12  # noun-colour pairs
     references: int = 4  # instances, the nearest of which is compared
     size: int = 64  # px of the views
-    volume_px: int = 48
     work: str = "runs/bench/triplane-turbo"
 
 
-QUICK = TurboBench(updates=1, heldout=2, references=1, size=32, volume_px=24)
+QUICK = TurboBench(updates=1, scored=1, prompts=1, heldout=2, references=1, size=32)
+
+
+@dataclass(frozen=True)
+class Shop:
+    """What all settings share."""
+
+    recipe: TurboRecipe
+    base: Prior
+    teachers: dict[str, Prior]
+    drawer: ViewDrawer
+    prompts: list[str]
+
+    @classmethod
+    def of(cls, prior: str, count: int) -> Shop:
+        """The packaged recipe on a prior, with the texts of some objects."""
+        values = read_yaml(CONFIGS / "train" / "triplane-turbo.yaml")
+        values.pop("objective")
+        recipe = load_config(TurboRecipe, values)
+        base, teachers = base_and_teachers(prior, recipe.model.teachers)
+        drawer = view_drawer(recipe.model.start, teachers["joint"])
+        return cls(recipe, base, teachers, drawer, replace(recipe.prompts, count=count).read())
+
+    @property
+    def rows(self) -> int:
+        """That all networks were asked so far."""
+        return sum(one.nfe for one in {id(p): p for p in (*self.teachers.values(), *self.drawer.priors)}.values())
 
 
 def run(context: Context) -> dict[str, Any]:
     """Every setting trained and measured; the table and a picture."""
     config = replace(QUICK, work=f"{QUICK.work}-quick") if context.quick else TurboBench()
-    values = read_yaml(CONFIGS / "train" / "triplane-turbo.yaml")
-    values.pop("objective")
-    recipe = load_config(TurboRecipe, values)
-    priors: dict[str, Prior] = {name: load_prior(name) for name in {context.prior, recipe.model.joint.prior}}
-    pairs, judge = heldout_pairs(config.heldout), Judge.from_pretrained()
+    shop, judge, pairs = Shop.of(context.prior, config.prompts), Judge.from_pretrained(), heldout_pairs(config.heldout)
     table, shown = [], []
-    for name, model in settings(recipe.model, config).items():
+    for name, (model, updates) in settings(shop.recipe.model, config).items():
         records: list[dict[str, Any]] = []
         for seed in config.seeds:
-            objective, cost = trained(name, model, recipe, context.prior, priors, config, seed)
-            made = [measured(objective, pair, judge, config, seed) for pair in pairs]
+            turbo, cost = trained(name, model, updates, shop, config, seed)
+            made = [measured(turbo, pair, judge, config, seed) for pair in pairs]
             records += [{**record, **cost} for record, _ in made]
-        shown += [views for _, views in made[:6]]
-        table.append({"setting": name, **summary(records)})
+            if seed == config.seeds[0]:
+                shown += [views for _, views in made[:6]]
+        table.append({"setting": name, "updates": updates, **summary(records)})
     save_image(context.picture(), grid(shown, columns=min(6, len(pairs))))
-    return {"config": asdict(config), "seeds": list(config.seeds), "table": table, "recipe": asdict(recipe.model)}
+    return {"config": asdict(config), "seeds": list(config.seeds), "table": table, "recipe": asdict(shop.recipe.model)}
 
 
-def settings(model: PRDConfig, config: TurboBench) -> dict[str, PRDConfig]:
-    """The recipe at the sizes of the experiment, with teachers from the first update, and what is changed in it."""
-    base = replace(
-        model,
-        schedule=max(config.updates, 1),
-        volume_px=config.volume_px,
-        start=StartConfig(),
-        taught=0,
-        mesh=(0.0,),
-        normals=TeacherConfig(),
-    )
-    single = replace(base.turbo, steps=1)
-    lonely = replace(base, joint=TeacherConfig())
+def settings(model: PRDConfig, config: TurboBench) -> dict[str, tuple[PRDConfig, int]]:
+    """(method, updates) by name: the recipe at the sizes of the experiment, and what is changed in it."""
+    base = replace(model, schedule=max(config.updates, 1), start=replace(model.start, updates=config.updates))
+    scored = replace(model, schedule=max(config.scored, 1), start=StartConfig())
     return {
-        FULL_K: base,
-        ONE: replace(base, turbo=single),
-        OWN: replace(base, fresh=False),
-        LONELY: lonely,
+        FULL_K: (base, config.updates),
+        ONE: (replace(base, turbo=replace(base.turbo, steps=1)), config.updates),
+        OWN: (replace(base, fresh=False), config.updates),
+        SHIPPED: (scored, 0),
+        SCORED: (scored, config.scored),
+        LONELY: (replace(scored, joint=TeacherConfig(), normals=TeacherConfig()), config.scored),
     }
 
 
 def trained(
-    name: str,
-    model: PRDConfig,
-    recipe: TurboRecipe,
-    prior: str,
-    priors: dict[str, Prior],
-    config: TurboBench,
-    seed: int,
-) -> tuple[PRDObjective, dict[str, Any]]:
-    """(a trained generator with its averaged weights, processor seconds and network rows)."""
-    trainer_config = replace(recipe.trainer, steps=config.updates, batch=1, seed=seed, preview_every=0)
-    teachers = {key: priors[one.prior] for key, one in model.teachers.items() if one.prior}
-    objective = PRDObjective(model, priors[prior], teachers, seed=seed)
+    name: str, model: PRDConfig, updates: int, shop: Shop, config: TurboBench, seed: int
+) -> tuple[TriplaneTurbo, dict[str, Any]]:
+    """(a generator with its averaged weights, processor seconds and network rows)."""
+    teachers = {key: shop.teachers[key] for key, one in model.teachers.items() if one.prior}
+    objective = PRDObjective(model, shop.base, teachers, seed=seed, drawer=shop.drawer)
+    turbo = objective.turbo
+    if not model.start.updates:
+        turbo.take(TriplaneTurbo.load(weights_root() / WEIGHTS, shop.base).state(), WEIGHTS)
+    if not updates:
+        return turbo, {}
+    trainer_config = replace(shop.recipe.trainer, steps=updates, seed=seed, preview_every=0)
     folder = Path(config.work) / f"{''.join(c if c.isalnum() else '-' for c in name)}-{seed}"
-    before, began = sum(one.nfe for one in priors.values()), time.process_time()
-    trainer = Trainer(trainer_config, objective, Prompts(recipe.prompts.read()), folder, "cpu")
+    before, began = shop.rows, time.process_time()
+    trainer = Trainer(trainer_config, objective, Prompts(shop.prompts), folder, "cpu")
     trainer.run(resume=True)
-    rows = sum(one.nfe for one in priors.values()) - before + objective.turbo.asked.nfe
+    rows = shop.rows - before + turbo.asked.nfe
     with trainer.averaged():
-        weights = {name: value.clone() for name, value in objective.turbo.state().items()}
-    objective.turbo.take(weights, name)
-    return objective, {"train_seconds": time.process_time() - began, "train_rows": rows}
+        weights = {key: value.clone() for key, value in turbo.state().items()}
+    turbo.take(weights, name)
+    return turbo, {"train_seconds": time.process_time() - began, "train_rows": rows}
 
 
 def orbit(config: TurboBench) -> Camera:
@@ -131,10 +155,10 @@ def orbit(config: TurboBench) -> Camera:
 
 
 def measured(
-    objective: PRDObjective, pair: tuple[str, str], judge: Judge, config: TurboBench, seed: int
+    turbo: TriplaneTurbo, pair: tuple[str, str], judge: Judge, config: TurboBench, seed: int
 ) -> tuple[dict[str, Any], Tensor]:
     """(how near a shape is to the real thing, its front) for one noun and colour."""
-    began, turbo = time.process_time(), objective.turbo
+    began = time.process_time()
     shape = turbo.made(plain_prompt(*pair), seed)
     blank = torch.ones(config.size, config.size, 3)
     try:
@@ -176,6 +200,5 @@ def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
         "solid": share([r["solid"] for r in records]),
         "two_fronts": share([r.get("two_fronts", False) for r in records]),
         "seconds": spread([r["seconds"] for r in records]),
-        "train_seconds": round(float(np.mean([r["train_seconds"] for r in records])), 1),
-        "train_rows": int(np.mean([r["train_rows"] for r in records])),
+        **{key: round(float(np.mean([r[key] for r in records])), 1) for key in TRAINED if key in records[0]},
     }

@@ -143,7 +143,7 @@ class ImageToViews(PriorPipeline):
             mask: of the object, white; None: what is not transparent.
             plain: the background of a picture without either is of one colour.
             subject: a word or a few for the object of a picture without any of these: the prior's attention finds it.
-            prompt: what is shown, for a prior of several views; None: as `reader` says.
+            prompt: what is shown, for a prior of several views; None: as `reader` says, else `subject`.
             azimuth_deg: from which side of the object the picture looks, 0 the front, 90 its left (+y); for a prior of
                 several views; None: as `reader` says, else the front.
             elevation_deg: degrees above the horizon from which the picture was taken, which the prior is told.
@@ -185,7 +185,7 @@ class ImageToViews(PriorPipeline):
         _check(settings, prior)
         cut = cut_out(image, mask, plain, subject, getattr(prior, "base", prior))
         shown = cut.framed(settings.size, settings.fill, settings.background)
-        told = drawer.read(shown[:3], prompt, azimuth_deg)
+        told = drawer.read(shown[:3], subject if prompt is None and drawer.asks_words else prompt, azimuth_deg)
         settings = replace(settings, prompt=told.prompt, azimuth_deg=told.azimuth_deg)
         kept = None if out is None else _Kept(Path(out), settings, shown, prior)
         views, nfe = (kept.read() if kept is not None and resume else None) or self._drawn(shown[None, :3], settings)

@@ -64,6 +64,7 @@ class Drawer(Protocol):
     cond_aug: float
     background: float
     picture_frame: int
+    asks_words: bool  # whether it cannot do without being told what the picture shows
 
     @property
     def prior(self) -> Prior:
@@ -88,7 +89,7 @@ class Drawer(Protocol):
 class OrbitDrawer:
     """A prior that is told a picture: toybox-orbit, SV3D."""
 
-    background = 0.5
+    background, asks_words = 0.5, False
 
     def __init__(self, prior: FramesPrior) -> None:
         """Raises InputError for a prior of films."""
@@ -129,13 +130,16 @@ class JointDrawer:
         """`reader`: of pictures of the embedded prior's world."""
         self.prior, self.frames, self.reader = prior, prior.frames, reader
         self.scales = (prior.recommended.guidance,) * 2
+        if prior.recipe != "toybox":
+            self.reader = None  # it knows that world alone
+        self.asks_words = self.reader is None
 
     def read(self, picture: Tensor, prompt: str | None, azimuth_deg: float | None) -> Read:
         """See Drawer. Warns of words that the prior does not read; the reader looks at what it is asked alone."""
         if prompt is not None:
             check_prompt(prompt)
             warn_about(self.prior, prompt, BACKBONES)
-        reader = self.reader if self.prior.recipe == "toybox" else None  # it knows that world alone
+        reader = self.reader
         if prompt is None and reader is None:
             raise InputError(f'{self.prior.name} is told words: say what the picture shows, as in --prompt "a red cup"')
         asked = reader is not None and (prompt is None or azimuth_deg is None)

@@ -232,6 +232,15 @@ def test_words_sizes_and_guidance_that_do_not_help_are_told(several, monkeypatch
         pipe(photo(), **{**TOLD, "num_inference_steps": 1, "prompt": "a red zebra"})
 
 
+def test_the_subject_is_what_a_prior_of_views_is_told_where_nothing_else_says_it(several, monkeypatch):
+    short = {**TOLD, "num_inference_steps": 1, "prompt": None}
+    monkeypatch.setattr(image_to_views, "cut_out", lambda image, mask, plain, subject, prior: cut_out(image, mask))
+    told = ImageToViews(several)(photo(), **short, subject="red cup")
+    assert told.settings.prompt == "red cup"
+    both = ImageToViews(several)(photo(), **{**short, "prompt": "a blue cup"}, subject="red cup")
+    assert both.settings.prompt == "a blue cup"
+
+
 def test_what_a_prior_of_views_is_not_told_is_refused(several, orbit):
     for options, message in (
         ({"min_guidance_scale": 1.0}, "one scale of guidance for all views"),

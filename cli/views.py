@@ -42,7 +42,7 @@ class OrbitCommand(PriorCommand, Seeded, Writer):
     """A word or better a few for the object, as in "red chair": where the prior's own attention finds it."""
     prompt: str | None = None
     """What the picture shows, as in "a red chair", for a prior of several views (default: as the embedded prior's judge
-    reads the picture; --subject for other priors)."""
+    reads the picture, unless --subject says something else; --subject for other priors)."""
     azimuth: float | None = None
     """Degrees around the object from which the picture was taken, 0 its front, 90 its left, for a prior of several
     views (default: as that judge reads it; the front for other priors)."""

@@ -8,6 +8,7 @@ finds the edges in the picture itself.
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,6 +126,13 @@ def attended(images: Tensor, subject: str, prior: Prior) -> Mask:
     """
     from skimage.segmentation import random_walker
 
+    if unknown := [word for word, _ in prior.unknown_words(subject)]:
+        listed = ", ".join(repr(word) for word in unknown)
+        warnings.warn(
+            f"the prior {prior.name!r} has never seen {listed} of the subject, so its attention to that may lie "
+            "anywhere: look at what is cut out, or give a mask",
+            stacklevel=3,
+        )
     side = prior.latent_shape[-1] * prior.vae_factor
     square = F.interpolate(images.to(prior.device), (side, side), mode="bilinear", antialias=True)
     latents, prompt = prior.encode(square), f"a {subject}"

@@ -76,7 +76,8 @@ class ImageToViews(PriorPipeline):
     """Views around the object of one picture, by a prior of several views, one of which is the picture, or by a prior
     that is told a picture: SV3D in diffusers' layout, weights of `unproject train orbits`.
 
-    >>> pipe = ImageToViews.from_pretrained("toybox", reader=unproject.toybox.reading.read_picture)
+    >>> from unproject.toybox.reading import read_picture
+    >>> pipe = ImageToViews.from_pretrained("toybox", reader=read_picture)
     >>> pipe("cup.png", seed=0).save("views")  # or without a reader: pipe("cup.png", prompt="a red cup")
     """
 
@@ -143,7 +144,8 @@ class ImageToViews(PriorPipeline):
             mask: of the object, white; None: what is not transparent.
             plain: the background of a picture without either is of one colour.
             subject: a word or a few for the object of a picture without any of these: the prior's attention finds it.
-            prompt: what is shown, for a prior of several views; None: as `reader` says, else `subject`.
+            prompt: what is shown, for a prior of several views; None: as `reader` says, unless it contradicts
+                `subject`, else `subject`.
             azimuth_deg: from which side of the object the picture looks, 0 the front, 90 its left (+y); for a prior of
                 several views; None: as `reader` says, else the front.
             elevation_deg: degrees above the horizon from which the picture was taken, which the prior is told.
@@ -186,6 +188,8 @@ class ImageToViews(PriorPipeline):
         cut = cut_out(image, mask, plain, subject, getattr(prior, "base", prior))
         shown = cut.framed(settings.size, settings.fill, settings.background)
         told = drawer.read(shown[:3], subject if prompt is None and drawer.asks_words else prompt, azimuth_deg)
+        if prompt is None and subject and told.prompt and not set(subject.lower().split()) <= set(told.prompt.split()):
+            told = told._replace(prompt=subject)  # who names the object knows it better than who reads it
         settings = replace(settings, prompt=told.prompt, azimuth_deg=told.azimuth_deg)
         kept = None if out is None else _Kept(Path(out), settings, shown, prior)
         views, nfe = (kept.read() if kept is not None and resume else None) or self._drawn(shown[None, :3], settings)

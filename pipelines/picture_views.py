@@ -141,7 +141,10 @@ class JointDrawer:
             warn_about(self.prior, prompt, BACKBONES)
         reader = self.reader
         if prompt is None and reader is None:
-            raise InputError(f'{self.prior.name} is told words: say what the picture shows, as in --prompt "a red cup"')
+            raise InputError(
+                f"{self.prior.name} is told words: say what the picture shows, as prompt or subject (--prompt "
+                '"a red cup"), or give a reader'
+            )
         asked = reader is not None and (prompt is None or azimuth_deg is None)
         found = Read(*reader(picture)) if reader is not None and asked else Read("", 0.0)
         return Read(

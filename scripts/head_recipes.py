@@ -69,8 +69,8 @@ class RefineRecipe:
     val: tuple[str, ...]
     base: str = "toybox"
     """name or folder of the one-step head"""
-    base_name: str = "toybox-geometry"
-    """name under which the exported refiner finds it: its sibling"""
+    base_name: str = ""
+    """name under which the exported refiner finds it, as a sibling; empty: as base is given"""
     head: RefineConfig = field(default_factory=RefineConfig)
     model: LossConfig = field(default_factory=lambda: LossConfig(loss="regression"))
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
@@ -144,7 +144,7 @@ def _job(
     objective = objective_of(held_out)
 
     def export(out: Path) -> Path:
-        return head.save(out, recipe.base_name, validation=objective.validate())
+        return head.save(out, recipe.base_name or recipe.base, validation=objective.validate())
 
     return Job(recipe.trainer, objective, train, export)
 

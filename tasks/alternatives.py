@@ -5,6 +5,7 @@ A head whose weights are not here yet is no failure of the machine: the message 
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -65,13 +66,25 @@ def load_alternative(
     elif kind == OneStepHead.kind:
         head = OneStepHead.load(folder, device, dtype)
     elif kind == RefinedHead.kind:
-        base = str(read_json(folder / MANIFEST)["base"])
-        beside = folder.resolve().parent / base
-        begun = load_first(first or (beside if beside.is_dir() else base), target, device, dtype, **options)
+        begun = load_first(_first_of(folder, first), target, device, dtype, **options)
         head = RefinedHead.load(folder, begun)
     else:
         raise InputError(f"{folder} holds no head of these kinds: {', '.join(KINDS)}; plain heads are given as --prior")
     return _of_target(head, target, str(folder))
+
+
+def _first_of(folder: Path, first: str | Path) -> str | Path:
+    """The one-step head that a refiner goes on from: the one that was asked for, with a warning where the refiner
+    learnt on another, else its own."""
+    base = str(read_json(folder / MANIFEST)["base"])
+    beside = folder.resolve().parent / base
+    own = beside if beside.is_dir() else Path(base)
+    if not first:
+        return own if beside.is_dir() else base
+    places = (own, weights_root() / base)
+    if not any(place.is_dir() and place.resolve() == Path(first).resolve() for place in places):
+        warnings.warn(f"{folder} learnt to refine {base}, and is given {first} to go on from", stacklevel=3)
+    return first
 
 
 def _of_target(head: MapHead, target: str, where: str) -> MapHead:

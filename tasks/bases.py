@@ -27,7 +27,11 @@ def named_prior(
     Raises InputError for a prior of other kinds.
     """
     beside = folder.resolve().parent / base
-    prior = load_prior(beside if beside.is_dir() else base, device, dtype, **own_codec(folder, device, dtype))
+    codec = own_codec(folder, device, dtype)
+    try:
+        prior = load_prior(beside if beside.is_dir() else base, device, dtype, **codec)
+    except InputError as error:
+        raise InputError(f"{folder} stands on the prior {base!r}, which cannot be loaded: {error}") from error
     if not isinstance(prior, kinds):
         raise InputError(f"the base {base!r} of {folder} is not a Stable Diffusion prior")
     return prior

@@ -169,6 +169,9 @@ class GeometryHead:
         manifest = read_json(folder / MANIFEST)
         if not isinstance(manifest, dict) or not {"base", "config"} <= manifest.keys():
             raise InputError(f"{folder / MANIFEST} must name the base prior and hold the head's config")
+        if kind := manifest.get("kind"):
+            how = f"--refine --refiner {folder}" if kind == "refined" else f"--head {folder}"
+            raise InputError(f"{folder} holds a head of the kind {kind!r}, not a plain one; give it as {how}")
         config = HeadConfig.read(manifest["config"])
         base = str(manifest["base"])
         prior = base_prior(folder, base, device, dtype)

@@ -98,6 +98,8 @@ def reason(error: BaseException, repo: str, filename: str, known: Sequence[str] 
         return f"{repo} has no such revision; see {PAGE}/{repo}/tree/main"
     if isinstance(error, errors.LocalEntryNotFoundError):
         return f"{repo} is not in the cache and the hub cannot be reached{hint}"
+    if isinstance(error, errors.HFValidationError):
+        return f"{repo} is no folder here and cannot be an id of the hub{hint}"
     if isinstance(error, errors.EntryNotFoundError):
         return f"{repo} has no {filename}"
     return f"{repo}: {type(error).__name__}: {first_line(error)}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -89,6 +91,13 @@ def test_the_priors_attention_finds_a_word():
     images = torch.from_numpy(group["rgb"]).permute(0, 3, 1, 2).float() / 255
     found, true = attended(images, "yellow duck", load_prior("toybox")), group["alpha"][0] > 127
     assert (found & true).sum() / (found | true).sum() > 0.6
+
+
+def test_a_subject_that_a_prior_has_never_seen_is_warned_of():
+    prior, looked = load_prior("toybox"), torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with warnings.catch_warnings(record=True) as told, contextlib.suppress(InputError):  # it need not find anything
+        attended(looked, "xylophone", prior)
+    assert "never seen 'xylophone' of the subject" in str(told[0].message)
 
 
 @pytest.fixture(scope="module")
@@ -239,6 +248,11 @@ def test_the_subject_is_what_a_prior_of_views_is_told_where_nothing_else_says_it
     assert told.settings.prompt == "red cup"
     both = ImageToViews(several)(photo(), **{**short, "prompt": "a blue cup"}, subject="red cup")
     assert both.settings.prompt == "a blue cup"
+    monkeypatch.setattr(several, "recipe", "toybox")
+    reader = lambda picture: ("a red cup", 90.0)  # noqa: E731
+    for subject, words in (("red cup", "a red cup"), ("Cup", "a red cup"), ("red mug", "red mug")):
+        read = ImageToViews(several, reader)(photo(), **{**short, "azimuth_deg": None}, subject=subject)
+        assert (read.settings.prompt, read.settings.azimuth_deg) == (words, 90.0)
 
 
 def test_what_a_prior_of_views_is_not_told_is_refused(several, orbit):

@@ -80,6 +80,13 @@ def test_an_embedded_head_goes_with_its_prior_by_name(
     assert json.loads((saved / "head.json").read_text())["base"] == "toybox"
 
 
+def test_a_folder_beside_a_head_that_is_no_prior_is_told_with_the_head(head_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(head_folder, tmp_path / "mine")
+    (tmp_path / "tiny").mkdir()
+    with pytest.raises(InputError, match=r"mine stands on the prior 'tiny', which cannot be loaded: .*tiny holds no"):
+        GeometryHead.load(tmp_path / "mine")
+
+
 def test_a_head_of_unknown_origin_needs_a_base(tiny_prior: Any, tmp_path: Path) -> None:
     head = GeometryHead.from_prior(tiny_prior, HeadConfig())
     with pytest.raises(InputError, match=r'not loaded from files; name its prior, for example base="toybox"'):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import shutil
+import warnings
 
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL
 
 from unproject.core.sampling import Denoiser
 from unproject.core.training.objectives.base import Objective
@@ -193,9 +196,29 @@ def test_files_name_the_first_head_and_give_the_same_answers(head_folder):
         load_alternative(folder, "depth")
 
 
-def test_a_head_on_another_codec_than_its_prior_is_refused():
-    with pytest.raises(InputError, match="codec of 4 channels, where the prior's own has 8"):
-        RefinedHead(load_head("toybox", ("normals",)), RefineConfig())
+def test_another_head_to_go_on_from_is_warned_of(head_folder, tmp_path):
+    root = tmp_path / "heads"
+    shutil.copytree(head_folder.parent, root)
+    first = GeometryHead.load(root / head_folder.name)
+    folder = RefinedHead(first, SETTINGS).save(root / "refined", head_folder.name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_alternative(folder, "normals", first=root / head_folder.name)
+    shutil.copytree(root / head_folder.name, root / "other")
+    with pytest.warns(UserWarning, match=rf"learnt to refine {head_folder.name}, and is given .*other to go on from"):
+        load_alternative(folder, "normals", first=root / "other")
+    with pytest.raises(InputError, match=r"a head of the kind 'refined', not a plain one; give it as --refine --refi"):
+        load_head(folder)
+
+
+def test_a_head_on_another_codec_than_its_prior_is_refused(first):
+    other = copy.copy(first)
+    other.prior = copy.copy(first.prior)
+    other.prior.vae = AutoencoderKL(latent_channels=8, block_out_channels=(8,), norm_num_groups=4)
+    with pytest.raises(InputError, match="codec of 8 channels, where the prior's own has 4"):
+        RefinedHead(other, RefineConfig())
+    shipped = load_head("toybox", ("normals",))
+    assert RefinedHead(shipped, RefineConfig(meaning=False)).first is shipped
 
 
 def test_absent_weights_say_how_to_train_them(monkeypatch, tmp_path):

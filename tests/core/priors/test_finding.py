@@ -256,6 +256,7 @@ RESPONSE = SimpleNamespace(headers={}, request=None)
         (errors.RevisionNotFoundError("x", response=RESPONSE), "has no such revision"),
         (errors.LocalEntryNotFoundError("x"), r"not in the cache and the hub cannot be reached; did you mean a/bc\?"),
         (errors.EntryNotFoundError("x"), r"a/b has no model_index\.json"),
+        (errors.HFValidationError("x"), "a/b is no folder here and cannot be an id of the hub; did you mean a/bc"),
         (RuntimeError("one\ntwo"), "a/b: RuntimeError: one$"),
     ],
 )

@@ -152,7 +152,11 @@ class ImageCommand(EachCommand):
         target = self.target()
         left = sort_out(self, self.jobs(target)[0], target, self.overwrite).left
         pixels = [pixels_of(Path(job.source)) for job in left]
-        return of_pictures(pixels, self.ensemble * (self.steps or 1), self.seconds_per_megapixel())
+        return of_pictures(pixels, self.ensemble * self.calls(), self.seconds_per_megapixel())
+
+    def calls(self) -> int:
+        """Network calls of a prediction."""
+        return self.steps or 1
 
     def seconds_per_megapixel(self) -> float:
         """Of writing a picture's files."""
@@ -228,6 +232,8 @@ class MapCommand(ImageCommand, OneKind):
         if self.compression != "fast" and self.formats == ("npy",):
             raise InputError(f"--compression {self.compression}: NPY knows none; leave it out, or take npz")
         self.check_other(self.prior)
+        if self.steps is not None:
+            self.check_steps(self.steps)
         if self.student is not None:
             from ..tasks.few_bits import bits_of
 
@@ -235,6 +241,22 @@ class MapCommand(ImageCommand, OneKind):
                 raise InputError(f"--student {self.student} serves plain heads, not {self.other_kind}; leave one out")
             bits_of(self.student)
         super().check()
+        self.check_weights()
+
+    def check_weights(self) -> None:
+        """Raises InputError where the weights of a head of another kind are not there, as far as files tell it."""
+        if self.other_kind:
+            from ..tasks.alternatives import find_alternative
+
+            find_alternative(self.name_of_other(), self.codec)
+
+    def calls(self) -> int:
+        """See ImageCommand.calls."""
+        if not self.other_kind or getattr(self, "metric", False):
+            return super().calls()
+        from ..tasks.alternatives import calls_of
+
+        return calls_of(self.name_of_other(), self.codec)
 
     @property
     def draws(self) -> bool:

@@ -122,6 +122,8 @@ def test_several_prompts_cannot_share_a_folder_of_one(run: Run, asked: list[dict
         (("--method", "amortised", "--amortised", "none"), "do not exist"),
         (("--turbo", "weights"), "--turbo belongs to --method turbo"),
         (("--method", "turbo", "--turbo", "none"), "do not exist"),
+        (("--method", "turbo", "--prior", "toybox-dit"), "no weights of turbo come with the prior 'toybox-dit' yet"),
+        (("--method", "amortised"), "no weights of amortised come with the prior 'toybox' yet; train some with"),
         (("--direct25", "weights"), "direct25 weights weights do not exist"),
         (("--method", "turbo", "--second-ring", "30"), "--second-ring belongs to --method direct25"),
         (("--method", "direct25", "--rule", "sds"), "--rule belongs to --method optimise"),
@@ -138,7 +140,9 @@ def test_options_of_the_other_method_are_refused(run: Run, words: tuple[str, ...
 def test_a_dry_run_says_that_planes_make_the_mesh(run: Run) -> None:
     code, out, err = run("text-to-mesh", "a red chair", "--method", "turbo", "--refine", "4", "--dry-run")
     assert code == 0 and "planes and 4 steps of score distillation" in out + err
-    code, out, err = run("text-to-mesh", "a red chair", "--method", "amortised", "--dry-run")
+    Path("made").mkdir()
+    amortised = ("--method", "amortised", "--amortised", "made")
+    code, out, err = run("text-to-mesh", "a red chair", *amortised, "--dry-run")
     assert code == 0 and "with one pass of a network" in out + err
     code, out, err = run("text-to-mesh", "a red chair", "--method", "direct25", "--steps", "9", "--dry-run")
     assert code == 0 and "a mesh of 'a red chair' with normal maps, fused and painted" in out + err

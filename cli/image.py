@@ -87,6 +87,8 @@ class ImageCommand(EachCommand):
             try:
                 image_size(job.source)
                 self.check_seen(Path(job.source))
+                if not self.many:
+                    self.check_shows(Path(job.source))
             except InputError as error:
                 reasons.append(error)
         if reasons and len(reasons) == len(left):
@@ -94,6 +96,12 @@ class ImageCommand(EachCommand):
 
     def check_seen(self, path: Path) -> None:
         """Raises InputError for a picture that the options do not fit, as far as its header tells."""
+
+    def check_shows(self, path: Path, picture: np.ndarray | None = None) -> None:
+        """Raises InputError for a picture that shows nothing; `picture`: its pixels where they were read already."""
+        from ..pipelines.validity import check_shows
+
+        check_shows(path, picture)
 
     def bytes_per_pixel(self) -> int:
         """Of the files of a picture, on the disk."""
@@ -134,7 +142,10 @@ class ImageCommand(EachCommand):
         """See EachCommand.planned."""
         from ..utils.pictures import load_image
 
-        height, width, _ = load_image(job.source).shape
+        picture = load_image(job.source)
+        self.check_seen(Path(job.source))
+        self.check_shows(Path(job.source), picture)
+        height, width, _ = picture.shape
         return f"read {job.source} ({width} x {height} px)"
 
     def do(self, pipe: Any, job: Job, record: RunRecord) -> None:

@@ -171,6 +171,16 @@ def test_without_weights_a_photo_still_has_its_exif(run: Run, in_tmp: Path, monk
     assert json.loads(Path("given.json").read_text())["K"][0][0] == 70
 
 
+def test_an_absent_camera_head_is_told_by_its_files(run: Run, in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNPROJECT_WEIGHTS", str(in_tmp))
+    Image.new("RGB", (60, 40), (90, 20, 40)).save("plain.png")
+    told = [run("calibrate", "plain.png", *how) for how in ((), ("--dry-run",))]
+    assert [code for code, _, _ in told] == [2, 2] and told[0][2] == told[1][2]
+    assert "there is no camera head: the weights of the embedded camera head are not in" in told[0][2]
+    assert run("calibrate", "plain.png", "--prior", "owner/head", "--dry-run")[0] == 0
+    assert run("calibrate", "plain.png", "--focal", "50", "--dry-run")[0] == 0
+
+
 @pytest.mark.parametrize(
     ("scale", "words"),
     [

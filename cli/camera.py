@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ..utils.errors import InputError
 from ..utils.runs import RunRecord
 from .image import ImageCommand
-from .jobs import go_on, name_of, sort_out, stand
+from .jobs import Job, go_on, name_of, sort_out, stand
 from .numbers import numbers
 from .outputs import Target
 from .showing import Shown, Table
@@ -66,6 +67,41 @@ class Calibrate(ImageCommand):
         if self.two_focals and self.focal is not None:
             raise InputError(f"--two-focals estimates what --focal {self.focal} says; give one of them")
         super().check()
+
+    def headless(self) -> str:
+        """Why there is no camera head, as far as files tell it; empty where there may be one."""
+        from ..tasks.heads import embedded_folder
+        from ..tasks.table import task_table
+
+        if self.prior != ImageCommand.prior:
+            return ""
+        try:
+            embedded_folder(next(task for task in task_table().values() if task.codec == "camera"))
+        except InputError as error:
+            return str(error)
+        return ""
+
+    def check_left(self, left: Sequence[Job]) -> None:
+        """See ImageCommand.check_left; a camera that is shared needs a head."""
+        if left and self.shared and (why := self.headless()):
+            raise InputError(f"--shared needs a camera head: {why}")
+        super().check_left(left)
+
+    def check_seen(self, path: Path) -> None:
+        """See ImageCommand.check_seen: something has to tell the focal length."""
+        from ..utils.decoding import image_size
+
+        if self.shared:
+            return  # by the first of the pictures
+        width, height = image_size(path)
+        known = self.known_of(path, width, height)
+        if why := self.headless():
+            self._focal_without_head(path, width, height, known, why)
+
+    def check_shows(self, path: Path, picture: np.ndarray | None = None) -> None:
+        """See ImageCommand.check_shows; without a head no picture is looked at."""
+        if not self.headless():
+            super().check_shows(path, picture)
 
     def load(self) -> Any:
         """The pipeline, or the reason why there is none: then EXIF or --focal have to do."""
@@ -125,17 +161,24 @@ class Calibrate(ImageCommand):
         import numpy as np
 
         from ..pipelines.camera_output import given_camera
-        from ..pipelines.picture_inputs import exif_focal_px
 
-        focal, source = known.focal_px, f"--focal {self.focal}"
-        if focal is None:
-            found = exif_focal_px(path, width, height)
-            if found is None:
-                raise InputError(f"{path}: its EXIF tells no focal length and there is no camera head: {why}")
-            focal, source = (found, found), "EXIF of the photo"
+        focal, source = self._focal_without_head(path, width, height, known, why)
         cx, cy = known.principal_px or (width / 2, height / 2)
         K = np.array([[focal[0], 0, cx], [0, focal[1], cy], [0, 0, 1.0]])
         return given_camera(K, width, height, f"{source}; no camera head")
+
+    def _focal_without_head(
+        self, path: Path, width: int, height: int, known: Known, why: str
+    ) -> tuple[tuple[float, float], str]:
+        """(focal lengths in px, where they come from). Raises InputError where neither EXIF nor --focal tells them."""
+        from ..pipelines.picture_inputs import exif_focal_px
+
+        if known.focal_px is not None:
+            return known.focal_px, f"--focal {self.focal}"
+        found = exif_focal_px(path, width, height)
+        if found is None:
+            raise InputError(f"{path}: its EXIF tells no focal length and there is no camera head: {why}")
+        return (found, found), "EXIF of the photo"
 
     def _together(self, record: RunRecord, target: Target) -> Shown:
         """One camera of all pictures; a file for each."""

@@ -22,6 +22,13 @@ class OneKind:
     def check_other(self, prior: str) -> None:
         """Raises InputError for options of other kinds that are at odds, with each other or with --prior."""
 
+    def check_steps(self, steps: int) -> None:
+        """Raises InputError for --steps of a head of another kind, which has its own."""
+
+    def name_of_other(self) -> str:
+        """The name or folder of the head of another kind."""
+        raise TypeError(f"{type(self).__name__} knows no head of another kind")
+
     def load_other(self, codec: str, prior: str, options: dict[str, Any]) -> Any:
         """The pipeline of the head of another kind; `options` say where it lives."""
         raise TypeError(f"{type(self).__name__} knows no head of another kind")
@@ -48,11 +55,21 @@ class HeadChoice(OneKind):
         if self.head is not None and prior != USUAL:
             raise InputError(f"--head {self.head} names its own prior; leave --prior {prior} out")
 
+    def check_steps(self, steps: int) -> None:
+        """See OneKind.check_steps; they answer in one call."""
+        super().check_steps(steps)
+        if self.head is not None and steps != 1:
+            raise InputError(f"--steps {steps}: the steps of --head {self.head} are its own; leave --steps out")
+
+    def name_of_other(self) -> str:
+        """See OneKind.name_of_other."""
+        return super().name_of_other() if self.head is None else self.head
+
     def load_other(self, codec: str, prior: str, options: dict[str, Any]) -> Any:
         """See OneKind.load_other."""
         if self.head is None:
             return super().load_other(codec, prior, options)
-        return loaded(str(self.head), codec, **options)
+        return loaded(self.head, codec, **options)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +91,20 @@ class SecondLook(OneKind):
         if self.refiner is not None and not self.refine:
             raise InputError(f"--refiner {self.refiner} is of --refine; give that too, or leave it out")
 
+    def check_steps(self, steps: int) -> None:
+        """See OneKind.check_steps."""
+        super().check_steps(steps)
+        if self.refine:
+            raise InputError(f"--steps {steps}: the steps of --refine are the refiner's own; leave --steps out")
+
+    def name_of_other(self) -> str:
+        """See OneKind.name_of_other."""
+        return "refiner" if self.refiner is None else str(self.refiner)
+
     def load_other(self, codec: str, prior: str, options: dict[str, Any]) -> Any:
         """See OneKind.load_other."""
         first = "" if prior == USUAL else prior
-        return loaded(str(self.refiner or "refiner"), codec, first=first, **options)
+        return loaded(self.name_of_other(), codec, first=first, **options)
 
 
 def loaded(name: str, codec: str, **options: Any) -> Any:

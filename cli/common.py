@@ -27,6 +27,7 @@ from .streams import STREAM, given_by_pipe, to_stdout
 LONGEST_NUMBER = 40  # characters of a number in a message
 MOST_THREADS = 1024  # beyond some thousands the process dies where it starts them
 LONGEST_SIDE, SHORTEST_SIDE = 4096, 4  # px of what is drawn
+NAMED = 5  # files that a dry run names
 HOW_TO_TELL = ("json", "print_config", "dry_run", "overwrite")  # of a run, not of its result
 
 
@@ -313,12 +314,16 @@ def check_picture(option: str, path: Path) -> None:
 
 def _show_plan(command: Command, target: Target) -> int:
     where = str(target.file(target.suffix) if target.suffix else target.folder)
+    names = [] if target.suffix else [os.path.relpath(path, target.folder) for path in command.written(target)]
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    files = f": {', '.join(names[:NAMED])}{more}" if names else ""
     estimate = command.estimate()
     taken = [] if estimate is None else estimate.lines()
     record = RunRecord(command.name)
     with plain_warnings(record):
         command.forewarn()
-    lines = [*command.plan(), *taken, *([f"would write to {where}"] if command.leaves_files else [])]
+        plan = command.plan()
+    lines = [*plan, *taken, *([f"would write to {where}{files}"] if command.leaves_files else [])]
     if command.json:
         print(
             json_module.dumps(

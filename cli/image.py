@@ -87,6 +87,8 @@ class ImageCommand(EachCommand):
             try:
                 image_size(job.source)
                 self.check_seen(Path(job.source))
+                if not self.many:
+                    self.check_shows(Path(job.source))
             except InputError as error:
                 reasons.append(error)
         if reasons and len(reasons) == len(left):
@@ -94,6 +96,12 @@ class ImageCommand(EachCommand):
 
     def check_seen(self, path: Path) -> None:
         """Raises InputError for a picture that the options do not fit, as far as its header tells."""
+
+    def check_shows(self, path: Path, picture: np.ndarray | None = None) -> None:
+        """Raises InputError for a picture that shows nothing; `picture`: its pixels where they were read already."""
+        from ..pipelines.validity import check_shows
+
+        check_shows(path, picture)
 
     def bytes_per_pixel(self) -> int:
         """Of the files of a picture, on the disk."""
@@ -134,7 +142,10 @@ class ImageCommand(EachCommand):
         """See EachCommand.planned."""
         from ..utils.pictures import load_image
 
-        height, width, _ = load_image(job.source).shape
+        picture = load_image(job.source)
+        self.check_seen(Path(job.source))
+        self.check_shows(Path(job.source), picture)
+        height, width, _ = picture.shape
         return f"read {job.source} ({width} x {height} px)"
 
     def do(self, pipe: Any, job: Job, record: RunRecord) -> None:
@@ -152,7 +163,11 @@ class ImageCommand(EachCommand):
         target = self.target()
         left = sort_out(self, self.jobs(target)[0], target, self.overwrite).left
         pixels = [pixels_of(Path(job.source)) for job in left]
-        return of_pictures(pixels, self.ensemble * (self.steps or 1), self.seconds_per_megapixel())
+        return of_pictures(pixels, self.ensemble * self.calls(), self.seconds_per_megapixel())
+
+    def calls(self) -> int:
+        """Network calls of a prediction."""
+        return self.steps or 1
 
     def seconds_per_megapixel(self) -> float:
         """Of writing a picture's files."""
@@ -228,6 +243,8 @@ class MapCommand(ImageCommand, OneKind):
         if self.compression != "fast" and self.formats == ("npy",):
             raise InputError(f"--compression {self.compression}: NPY knows none; leave it out, or take npz")
         self.check_other(self.prior)
+        if self.steps is not None:
+            self.check_steps(self.steps)
         if self.student is not None:
             from ..tasks.few_bits import bits_of
 
@@ -235,6 +252,22 @@ class MapCommand(ImageCommand, OneKind):
                 raise InputError(f"--student {self.student} serves plain heads, not {self.other_kind}; leave one out")
             bits_of(self.student)
         super().check()
+        self.check_weights()
+
+    def check_weights(self) -> None:
+        """Raises InputError where the weights of a head of another kind are not there, as far as files tell it."""
+        if self.other_kind:
+            from ..tasks.alternatives import find_alternative
+
+            find_alternative(self.name_of_other(), self.codec)
+
+    def calls(self) -> int:
+        """See ImageCommand.calls."""
+        if not self.other_kind or getattr(self, "metric", False):
+            return super().calls()
+        from ..tasks.alternatives import calls_of
+
+        return calls_of(self.name_of_other(), self.codec)
 
     @property
     def draws(self) -> bool:

@@ -61,6 +61,11 @@ class MetricMapCommand(ColouredMapCommand, LensOptions):
             raise InputError(f"--{given[0].replace('_', '-')} belongs to --metric; give that too, or leave it out")
         super().check()
 
+    def check_weights(self) -> None:
+        """See MapCommand.check_weights; a head of metres is of none of these kinds."""
+        if not (self.metric and self.told_metres):
+            super().check_weights()
+
     def check_seen(self, path: Path) -> None:
         """See ImageCommand.check_seen."""
         LensOptions.check_seen(self, path)

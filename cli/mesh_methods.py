@@ -11,16 +11,16 @@ if TYPE_CHECKING:
 
 
 def check_weights(command: TextToMesh) -> None:
-    """Raises InputError where the weights that an option names are not there."""
+    """Raises InputError where the weights that the method needs, or an option names, are not there."""
     if command.direct25 is not None:
         from ..pipelines.direct25_mesh import find_weights
 
         find_weights(command.prior, command.direct25)
-    if command.turbo is not None:
+    if command.chosen == "turbo":
         from ..pipelines.turbo_mesh import TurboTextToMesh
 
         TurboTextToMesh.find_weights(command.prior, command.turbo)
-    if command.amortised is not None:
+    if command.chosen == "amortised":
         from ..pipelines.amortised_mesh import AmortisedTextToMesh
 
         AmortisedTextToMesh.find_weights(command.prior, command.amortised)

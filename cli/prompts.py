@@ -15,9 +15,11 @@ def check_prompt(prompt: str) -> None:
         raise InputError(f"the prompt is empty ({prompt!r}); describe what to make, for example 'a red chair'")
 
 
-def forewarn(prior: str, prompts: Iterable[str], negative: str = "", size: int | None = None) -> None:
+def forewarn(
+    prior: str, prompts: Iterable[str], negative: str = "", size: int | None = None, backbones: str = ""
+) -> None:
     """Warns of words that a prior has never seen or will not read, and of pictures of `size` px far from its own, by
-    its files alone."""
+    its files alone. backbones: that are suggested for unknown words; empty: those that draw pictures."""
     from ..core.priors.facts import prior_facts  # heavy
     from ..pipelines.prompts import warn_about, warn_about_px
     from ..pipelines.text_to_image import REAL_BACKBONES
@@ -26,9 +28,9 @@ def forewarn(prior: str, prompts: Iterable[str], negative: str = "", size: int |
     if facts is None:
         return
     for prompt in prompts:
-        warn_about(facts, prompt, REAL_BACKBONES)
+        warn_about(facts, prompt, backbones or REAL_BACKBONES)
     if negative:
-        warn_about(facts, negative, REAL_BACKBONES, "negative prompt")
+        warn_about(facts, negative, backbones or REAL_BACKBONES, "negative prompt")
     if size is not None:
         warn_about_px(facts.name, facts.own_px, facts.known_px, size, size)
 

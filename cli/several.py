@@ -116,14 +116,17 @@ class EachCommand(HeadCommand, Seeded):
         target = self.target()
         jobs, skipped = self.jobs(target)
         found = sort_out(self, jobs, target, self.overwrite)
-        lines = []
+        lines, failed = [], list[InputError]()
         for job in found.left:
             try:
                 lines.append(f"would {self.planned(job)}")
             except InputError as error:
                 if not self.many:
                     raise
-                lines.append(f"would skip {error}")
+                failed.append(error)
+                lines.append(f"would skip {job.source}: {str(error).removeprefix(job.source).lstrip(': ')}")
+        if failed and len(failed) == len(found.left) and not found.kept:
+            raise self._none_of(len(jobs), failed[0])
         return [*super().plan(), *lines, *(f"would skip {text}" for text in (*found.kept, *skipped))]
 
     def planned(self, job: Job) -> str:
@@ -136,10 +139,13 @@ class EachCommand(HeadCommand, Seeded):
         found = sort_out(self, jobs, target, self.overwrite)
         failed, made = run_jobs(self, found, record, target, self.load, lambda pipe, job: self.do(pipe, job, record))
         if failed and not made and not found.kept:
-            raise InputError(f"none of the {len(jobs)} {self.plural} could be used: {failed[0]}")
+            raise self._none_of(len(jobs), failed[0])
         told = [*failed, *found.kept, *skipped]
         record.notes.update(skipped=told)
         return Shown([f"skipped: {t}" for t in told], data={"skipped": told}, exit_code=SOME_FAILED if failed else 0)
+
+    def _none_of(self, count: int, first: InputError | str) -> InputError:
+        return InputError(f"none of the {count} {self.plural} could be used: {first}")
 
     def load(self) -> Any:
         """The pipeline."""

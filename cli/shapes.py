@@ -97,6 +97,12 @@ class ShapeCommand(TextCommand, ImagePromptCommand):
         listed = chosen_prompts(self.prompt, self.prompts)
         return [*super().plan(), *(f"would make a {self.makes} of {words!r} with {self.how}" for words in listed)]
 
+    def backbones(self) -> str:
+        """See TextCommand.backbones: those that make shapes."""
+        from ..pipelines.text_to_shape import REAL_BACKBONES
+
+        return REAL_BACKBONES
+
     @property
     def how(self) -> str:
         """What makes it, in words."""

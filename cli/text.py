@@ -75,7 +75,11 @@ class TextCommand(PriorCommand, Seeded):
     def forewarn(self) -> None:
         """See Command.forewarn."""
         words = chosen_prompts(self.prompt, self.prompts)
-        forewarn(self.prior, words, getattr(self, "negative", ""), getattr(self, "size", None))
+        forewarn(self.prior, words, getattr(self, "negative", ""), getattr(self, "size", None), self.backbones())
+
+    def backbones(self) -> str:
+        """The priors that are suggested where words are unknown; empty: those that draw pictures."""
+        return ""
 
     def files(self, target: Target) -> list[Path]:
         """What is written for one prompt."""

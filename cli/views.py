@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -112,6 +113,17 @@ class OrbitCommand(PriorCommand, Seeded, Writer):
         given = [self.image, *([self.mask] if self.mask is not None else [])]
         check_apart(self.out or target.folder, self.written(target), given)
         super().check()
+        self._check_seen()
+
+    def _check_seen(self) -> None:
+        """Raises InputError where no object is seen, or nothing draws views of it, as far as files tell it."""
+        from ..pipelines.cutout import check_object
+        from ..pipelines.image_to_views import drawing_files
+
+        drawing_files(self.prior, self.orbit)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the work tells them
+            check_object(self.image, self.mask, self.plain, self.subject)
 
     def size_bytes(self) -> int:
         """Of views, mesh and films."""

@@ -38,6 +38,7 @@ WAYS = (
     "give a picture with transparency, --mask FILE (white is the object), --plain (what stands before a background of "
     "one colour), or --subject WORDS (the prior's own attention)"
 )
+UNTOLD = f"nothing says what the object is: the picture has no transparency; {WAYS}"
 
 
 @dataclass(frozen=True)
@@ -89,22 +90,38 @@ def cut_out(
 
     Raises InputError where none of them says what the object is, or nothing is.
     """
+    images, cut = _told_apart(image, mask, plain)
+    if cut is not None:
+        return cut
+    if subject is None or prior is None:
+        raise InputError(UNTOLD)
+    found = attended(images, subject, prior)
+    return _checked(Cutout(images[0], torch.from_numpy(found)[None].float(), f"attention to {subject!r}"))
+
+
+def check_object(image: PictureLike, mask: PictureLike | None, plain: bool, subject: str | None) -> None:
+    """Raises InputError where `cut_out` would, as far as it can be said without a prior."""
+    _, cut = _told_apart(image, mask, plain)
+    if cut is None and subject is None:
+        raise InputError(UNTOLD)
+
+
+def _told_apart(image: PictureLike, mask: PictureLike | None, plain: bool) -> tuple[Tensor, Cutout | None]:
+    """(the picture (1, 3, H, W), its object by what needs no prior), None where nothing of that says it."""
     layers = layers_given(image)
     images = pictures(image) if layers is None else _straight(layers)
     if len(images) != 1:
         raise InputError(f"got {len(images)} pictures; give one at a time")
     if mask is not None:
         marked = hidden_pixels(mask, images, means="the object")
-        return _checked(Cutout(images[0], marked[0], "mask"))
+        return images, _checked(Cutout(images[0], marked[0], "mask"))
     if layers is not None and layers.alpha is not None and bool((layers.alpha < 0.5).any()):
-        return _checked(Cutout(images[0], torch.from_numpy(np.ascontiguousarray(layers.alpha))[None], "transparency"))
+        alpha = torch.from_numpy(np.ascontiguousarray(layers.alpha))[None]
+        return images, _checked(Cutout(images[0], alpha, "transparency"))
     if plain:
         found = plain_background(images.permute(0, 2, 3, 1).cpu().numpy())[0]
-        return _checked(Cutout(images[0], torch.from_numpy(found)[None].float(), "a plain background"))
-    if subject is None or prior is None:
-        raise InputError(f"nothing says what the object is: the picture has no transparency; {WAYS}")
-    found = attended(images, subject, prior)
-    return _checked(Cutout(images[0], torch.from_numpy(found)[None].float(), f"attention to {subject!r}"))
+        return images, _checked(Cutout(images[0], torch.from_numpy(found)[None].float(), "a plain background"))
+    return images, None
 
 
 def _straight(layers: Layers) -> Tensor:

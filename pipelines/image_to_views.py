@@ -104,9 +104,7 @@ class ImageToViews(PriorPipeline):
         weights: export/ of `unproject train orbits`; None: those that come with the prior, else the prior of several
         views that does. Raises InputError, with the command that trains, where there is neither.
         """
-        if weights is None and not _draws_views(name):
-            found = find_weights(name)
-            name, weights = (name, found) if (found / MANIFEST).is_file() else (found, None)
+        name, weights = drawing_files(name, weights)
         prior: Prior = load_prior(name, device, dtype, **options)
         if weights is not None:
             if not isinstance(prior, StableDiffusionPrior):
@@ -252,6 +250,17 @@ class _Kept:
         with atomic_path(self.folder / WORK) as temporary:
             save_file({"views": views.contiguous()}, temporary)
         write_json(self.folder / "views.json", {"made_from": self.made_from, "nfe": nfe})
+
+
+def drawing_files(name: str | Path, weights: str | Path | None) -> tuple[str | Path, str | Path | None]:
+    """(prior, weights of orbits on it or None) of what draws views of a picture, as far as files tell it.
+
+    Raises InputError as `find_weights` does.
+    """
+    if weights is not None or _draws_views(name):
+        return name, weights
+    found = find_weights(name)
+    return (name, found) if (found / MANIFEST).is_file() else (found, None)
 
 
 def find_weights(name: str | Path) -> Path:

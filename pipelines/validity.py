@@ -66,6 +66,15 @@ def file_valid(path: Path, picture: np.ndarray) -> np.ndarray:
         raise InputError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
 
 
+def check_shows(path: Path, picture: np.ndarray | None = None) -> None:
+    """Raises InputError, with its name, for a file that shows nothing; only one with transparency can, others are not
+    read. picture: (H, W, 3) where it was read already."""
+    if has_transparency(path):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the work tells them
+            file_valid(path, read_layers(path).over_white() if picture is None else picture)
+
+
 def covered(image: PictureLike | Sequence[PictureLike], images: Tensor) -> Tensor:
     """(N, 1, H, W) bool: alpha of at least a half, where files and PIL images have one."""
     shape = (len(images), 1, *images.shape[2:])

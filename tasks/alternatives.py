@@ -12,17 +12,19 @@ from typing import Any
 import torch
 
 from ..core.priors import weights_root
+from ..utils.configs import load_config
 from ..utils.errors import InputError
 from ..utils.files import check_named, read_json
 from .geometry_head import MANIFEST, GeometryHead
-from .heads import head_table, load_head, published_place
+from .heads import head_table, layout_entry, load_head, published_place
 from .map_head import MapHead
 from .one_step import OneStepHead
 from .preimage_head import PreimageHead
 from .published import Loading, load_published
-from .refine import RefinedHead
+from .refine import RefineConfig, RefinedHead
 from .table import Alternative, task_table
 
+REFINER = "refiner"  # the name of the refiner of a task
 KINDS = (PreimageHead.kind, RefinedHead.kind, OneStepHead.kind)
 
 
@@ -65,11 +67,9 @@ def load_alternative(
         head: MapHead = PreimageHead.load(folder, device, dtype)
     elif kind == OneStepHead.kind:
         head = OneStepHead.load(folder, device, dtype)
-    elif kind == RefinedHead.kind:
+    else:
         begun = load_first(_first_of(folder, first), target, device, dtype, **options)
         head = RefinedHead.load(folder, begun)
-    else:
-        raise InputError(f"{folder} holds no head of these kinds: {', '.join(KINDS)}; plain heads are given as --prior")
     return _of_target(head, target, str(folder))
 
 
@@ -85,6 +85,27 @@ def _first_of(folder: Path, first: str | Path) -> str | Path:
     if not any(place.is_dir() and place.resolve() == Path(first).resolve() for place in places):
         warnings.warn(f"{folder} learnt to refine {base}, and is given {first} to go on from", stacklevel=3)
     return first
+
+
+def find_alternative(name: str | Path, target: str) -> Path | None:
+    """The folder of a head of another kind, by its files alone; None for a published one, which loading looks at.
+
+    Raises InputError as `load_alternative` does, for unknown names and absent weights.
+    """
+    check_named(name, "the head's name", "give one of an alternative or a folder")
+    if layout_entry(name) is not None or published_place(name, {}) is not None:
+        return None
+    return _folder_of(str(name), target)
+
+
+def calls_of(name: str | Path, target: str) -> int:
+    """Network calls of a prediction by a head of another kind: one, of a refiner also its steps and its look for what
+    the picture means. Raises InputError as `find_alternative` does."""
+    folder = find_alternative(name, target)
+    if folder is None or kind_of(folder) != RefinedHead.kind:
+        return 1
+    config = load_config(RefineConfig, read_json(folder / MANIFEST).get("config", {}))
+    return 1 + config.meaning + config.steps
 
 
 def _of_target(head: MapHead, target: str, where: str) -> MapHead:
@@ -111,18 +132,28 @@ def _folder_of(name: str, target: str) -> Path:
     if name in known:
         folder = weights_root() / known[name].weights
         if not (folder / MANIFEST).is_file():
+            recipe, option = known[name].recipe, "--refiner" if name == REFINER else "--head"
             raise InputError(
-                f"the weights of {name!r} are not in {folder}; train them with `unproject train {known[name].recipe} "
-                f"--out {known[name].weights}` and give that run's export folder, or set UNPROJECT_WEIGHTS"
+                f"the weights of {name!r} are not in {folder}; train them with `unproject train {recipe} "
+                f"--out runs/{recipe}` and give {option} runs/{recipe}/export, or set UNPROJECT_WEIGHTS"
             )
-        return folder
+        return _of_a_kind(folder)
     if Path(name).is_dir():
-        return Path(name)
+        return _of_a_kind(Path(name))
     ids = [label for label, entry in head_table().items() if entry.layout and entry.target == target]
     have = ", ".join([*known, *ids]) or "none"
     raise InputError(f"head {name!r} is neither a folder nor one of {have} for {target}")
 
 
+def _of_a_kind(folder: Path) -> Path:
+    """A folder that holds a head of another kind. Raises InputError for others."""
+    if kind_of(folder):
+        return folder
+    if not (folder / MANIFEST).is_file() and kind_of(folder / "export"):
+        raise InputError(f"{folder} is the folder of a training; give {folder / 'export'}")
+    raise InputError(f"{folder} holds no head of these kinds: {', '.join(KINDS)}; plain heads are given as --prior")
+
+
 def named(task: Any) -> dict[str, Alternative]:
     """The alternatives of a task by name, its refiner among them."""
-    return {**task.heads, **({"refiner": task.refiner} if task.refiner is not None else {})}
+    return {**task.heads, **({REFINER: task.refiner} if task.refiner is not None else {})}

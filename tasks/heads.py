@@ -89,7 +89,8 @@ def load_head(
     check_options(options, ("start", *PARTS))
     own = {task.weights: task for task in task_table().values()}
     if text == EMBEDDED or text in own:
-        head = _embedded(own[text] if text in own else _task_of(targets), device, dtype)
+        folder = embedded_folder(own[text] if text in own else _task_of(targets))
+        head = GeometryHead.load(folder, device, dtype)
     elif (place := published_place(name, options)) is not None:
         head = _plain(load_published(place, Loading(device, dtype, options.pop("base", None))), text)
     elif isinstance(name, str) and (entry := _entry_of(text)) is not None:  # a folder of that name is "./NAME"
@@ -107,6 +108,12 @@ def load_head(
     if missing:
         raise InputError(f"head {text!r} predicts {', '.join(head.config.targets)}, not {', '.join(missing)}")
     return head
+
+
+def layout_entry(name: str | Path) -> HeadEntry | None:
+    """The entry of an id of the table whose layout is not Marigold's; None: it is none."""
+    entry = _entry_of(name) if isinstance(name, str) else None
+    return entry if entry is not None and entry.layout else None
 
 
 def published_place(name: str | Path, options: Mapping[str, Any]) -> Path | None:
@@ -131,14 +138,15 @@ def _task_of(targets: Sequence[str]) -> TaskConfig:
     return next((task for task in tasks if task.codec in targets[:1]), usual)
 
 
-def _embedded(task: TaskConfig, device: Any, dtype: torch.dtype) -> GeometryHead:
+def embedded_folder(task: TaskConfig) -> Path:
+    """Where the embedded head of a task lies. Raises InputError, with the command that trains one, without."""
     folder = weights_root() / task.weights
     if not (folder / MANIFEST).is_file():
         raise InputError(
             f"the weights of the embedded {task.codec} head are not in {folder}; give another head, train one with "
             f"`unproject train {task.recipe} --out {folder.name}`, or set UNPROJECT_WEIGHTS"
         )
-    return GeometryHead.load(folder, device, dtype)
+    return folder
 
 
 def known_start(name: str) -> Start | None:

@@ -75,6 +75,7 @@ def seen(monkeypatch: pytest.MonkeyPatch, in_tmp: Path) -> Calibrator:
     picture_camera.own_calibration.cache_clear()
     monkeypatch.setattr(picture_camera, "own_calibration", lambda device: calibrator)
     monkeypatch.setattr(Calibrate, "load", lambda self: calibrator)
+    monkeypatch.setattr(Calibrate, "headless", lambda self: "")
     monkeypatch.setattr(Geometry, "load", lambda self: Head())
     monkeypatch.setattr(MAP_COMMANDS["depth"], "load", lambda self: Head())
     monkeypatch.setattr(Pointcloud, "load", lambda self: Head())
@@ -143,6 +144,7 @@ def test_one_camera_of_folders_in_folders_is_known_again(run: Run, seen: Calibra
 
 def test_without_weights_a_photo_still_has_its_exif(run: Run, in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Calibrate, "load", lambda self: "no weights here")
+    monkeypatch.setattr(Calibrate, "headless", lambda self: "no weights here")
     image = Image.new("RGB", (60, 40), (90, 20, 40))
     exif = image.getexif()
     exif.get_ifd(0x8769).update({0x920A: 5.0, 0xA405: 30})
@@ -153,10 +155,30 @@ def test_without_weights_a_photo_still_has_its_exif(run: Run, in_tmp: Path, monk
     assert told["source"] == "EXIF of the photo; no camera head" and told["focal_mm"] == pytest.approx(5.0)
     assert told["focal_px"][0] == pytest.approx(30 / math.hypot(36, 24) * math.hypot(60, 40))
     Image.new("RGB", (60, 40), (90, 20, 40)).save("plain.png")
-    code, _, err = run("calibrate", "plain.png", "-o", "plain.json")
-    assert code == 2 and "tells no focal length and there is no camera head: no weights here" in err
+    monkeypatch.setattr(Calibrate, "load", lambda self: pytest.fail("a network is loaded"))
+    told = "tells no focal length and there is no camera head: no weights here"
+    for how in ((), ("--dry-run",)):
+        code, _, err = run("calibrate", "plain.png", "-o", "plain.json", *how)
+        assert code == 2 and told in err
+        code, _, err = run("calibrate", "plain.png", "--focal", "exif", "-o", "plain.json", *how)
+        assert code == 2 and "--focal exif: plain.png does not tell its focal length" in err
+        code, _, err = run("calibrate", "phone.jpg", "plain.png", "--shared", "-o", "cams", *how)
+        assert code == 2 and "--shared needs a camera head: no weights here" in err
+    code, out, _ = run("calibrate", "phone.jpg", "plain.png", "-o", "cams", "--dry-run")
+    assert code == 0 and "would read phone.jpg (60 x 40 px)" in out and "would skip plain.png: its EXIF tells no" in out
+    monkeypatch.setattr(Calibrate, "load", lambda self: "no weights here")
     assert run("calibrate", "plain.png", "--focal", "70", "-o", "given.json")[0] == 0
     assert json.loads(Path("given.json").read_text())["K"][0][0] == 70
+
+
+def test_an_absent_camera_head_is_told_by_its_files(run: Run, in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNPROJECT_WEIGHTS", str(in_tmp))
+    Image.new("RGB", (60, 40), (90, 20, 40)).save("plain.png")
+    told = [run("calibrate", "plain.png", *how) for how in ((), ("--dry-run",))]
+    assert [code for code, _, _ in told] == [2, 2] and told[0][2] == told[1][2]
+    assert "there is no camera head: the weights of the embedded camera head are not in" in told[0][2]
+    assert run("calibrate", "plain.png", "--prior", "owner/head", "--dry-run")[0] == 0
+    assert run("calibrate", "plain.png", "--focal", "50", "--dry-run")[0] == 0
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,15 @@ def test_a_head_of_metres_tells_them_through_the_camera(picture: None, run: Run,
     ("words", "told"),
     [
         (("depth", "a.png", "--head", "primedepth"), "unproject train primedepth"),
-        (("normals", "a.png", "--refine"), "unproject train normals-refine"),
+        (("normals", "a.png", "--refine"), "the weights of 'refiner' are not in"),
+        (
+            ("normals", "a.png", "--refine"),
+            "`unproject train normals-refine --out runs/normals-refine` and give --refiner runs/normals-refine/export",
+        ),
+        (("normals", "a.png", "--refine", "--refiner", "/nope"), "head '/nope' is neither a folder nor one of"),
+        (("normals", "a.png", "--refine", "--refiner", "."), "holds no head of these kinds"),
+        (("normals", "a.png", "--refine", "--steps", "3"), "--steps 3: the steps of --refine are the refiner's own"),
+        (("depth", "a.png", "--head", "primedepth", "--steps", "3"), "the steps of --head primedepth are its own"),
         (("normals", "a.png", "--refiner", "x"), "--refiner x is of --refine"),
         (("normals", "a.png", "--head", "one-step"), "unproject train normals-one-step"),
         (("normals", "a.png", "--head", "one-step", "--refine"), "--head one-step and --refine are two heads"),
@@ -99,8 +107,50 @@ def test_what_is_absent_or_at_odds_is_said(
     picture: None, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: tuple[str, ...], told: str
 ) -> None:
     monkeypatch.setenv("UNPROJECT_WEIGHTS", str(tmp_path))
-    code, _, err = run(*words)
-    assert code == 2 and told in " ".join(err.split())
+    for how in ((), ("--dry-run",)):
+        code, _, err = run(*words, *how)
+        assert code == 2 and told in " ".join(err.split())
+
+
+def test_a_run_knows_before_anything_is_loaded_what_is_absent(
+    picture: None, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("UNPROJECT_WEIGHTS", str(tmp_path))
+    for name in ("depth", "normals"):
+        monkeypatch.setattr(MAP_COMMANDS[name], "load", lambda self: pytest.fail("a network is loaded"))
+    assert run("normals", "a.png", "--refine")[0] == 2 and run("depth", "a.png", "--head", "nope")[0] == 2
+
+
+def test_heads_that_loading_would_fetch_or_find_pass_a_dry_run(picture: None, run: Run, heads: Path) -> None:
+    for words in (
+        ("depth", "--head", "primedepth-sd21"),
+        ("normals", "--head", "yoso-normal"),
+        ("depth", "--metric", "--head", "dm-calib"),
+        ("depth", "--head", str(heads / "reader")),
+        ("normals", "--refine", "--refiner", str(heads / "refiner")),
+        ("normals", "--prior", "owner/head"),
+    ):
+        code, _, err = run(words[0], "a.png", *words[1:], "--dry-run")
+        assert code == 0, err
+
+
+@pytest.mark.parametrize(("name", "words"), [("depth", ("--head",)), ("normals", ("--refine", "--refiner"))])
+def test_the_folder_of_a_training_is_told_from_its_export(
+    picture: None, run: Run, heads: Path, name: str, words: tuple[str, ...]
+) -> None:
+    Path("training").mkdir()
+    (heads / ("reader" if name == "depth" else "refiner")).rename("training/export")
+    code, _, err = run(name, "a.png", *words, "training", "--dry-run")
+    assert code == 2 and "training is the folder of a training; give training/export" in err
+
+
+def test_a_dry_run_counts_the_calls_of_a_refinement(picture: None, run: Run, heads: Path) -> None:
+    asked = ("normals", "a.png", "--device", "cpu", "--dry-run")
+    assert "would take about 1 s on one core" in run(*asked)[1]
+    refined = RefinedHead.load(heads / "refiner", GeometryHead.load(heads / "tiny-geometry"))
+    refined.with_settings(steps=10).save(heads / "ten", "tiny-geometry")
+    assert "would take about 5 s on one core" in run(*asked, "--refine", "--refiner", str(heads / "ten"))[1]
+    assert "would take about 2 s on one core" in run(*asked, "--refine", "--refiner", str(heads / "refiner"))[1]
 
 
 def test_options_are_where_a_tasks_file_gives_them_a_meaning() -> None:

@@ -16,6 +16,7 @@ from unproject.generate import finish
 from unproject.geometry.splats import GaussianCloud, load_splats
 from unproject.geometry.splats.facts import facts_of
 from unproject.pipelines import text_to_splats
+from unproject.pipelines.text_to_shape import REAL_BACKBONES
 from unproject.pipelines.text_to_splats import TextToSplatsOutput
 from unproject.utils.pictures import save_image
 from unproject.utils.seeds import generator
@@ -122,6 +123,8 @@ def test_several_prompts_cannot_share_a_folder_of_one(run: Run, asked: list[dict
         (("--method", "amortised", "--amortised", "none"), "do not exist"),
         (("--turbo", "weights"), "--turbo belongs to --method turbo"),
         (("--method", "turbo", "--turbo", "none"), "do not exist"),
+        (("--method", "turbo", "--prior", "toybox-dit"), "no weights of turbo come with the prior 'toybox-dit' yet"),
+        (("--method", "amortised"), "no weights of amortised come with the prior 'toybox' yet; train some with"),
         (("--direct25", "weights"), "direct25 weights weights do not exist"),
         (("--method", "turbo", "--second-ring", "30"), "--second-ring belongs to --method direct25"),
         (("--method", "direct25", "--rule", "sds"), "--rule belongs to --method optimise"),
@@ -138,10 +141,26 @@ def test_options_of_the_other_method_are_refused(run: Run, words: tuple[str, ...
 def test_a_dry_run_says_that_planes_make_the_mesh(run: Run) -> None:
     code, out, err = run("text-to-mesh", "a red chair", "--method", "turbo", "--refine", "4", "--dry-run")
     assert code == 0 and "planes and 4 steps of score distillation" in out + err
-    code, out, err = run("text-to-mesh", "a red chair", "--method", "amortised", "--dry-run")
+    Path("made").mkdir()
+    amortised = ("--method", "amortised", "--amortised", "made")
+    code, out, err = run("text-to-mesh", "a red chair", *amortised, "--dry-run")
     assert code == 0 and "with one pass of a network" in out + err
     code, out, err = run("text-to-mesh", "a red chair", "--method", "direct25", "--steps", "9", "--dry-run")
     assert code == 0 and "a mesh of 'a red chair' with normal maps, fused and painted" in out + err
+
+
+def test_a_dry_run_names_the_files_and_the_backbones_of_shapes(run: Run) -> None:
+    code, out, err = run("text-to-mesh", "a purple xylophone", "--method", "turbo", "--dry-run")
+    assert code == 0 and err.count(f"--prior {REAL_BACKBONES}") == 1
+    assert "would write to outputs/text-to-mesh/a-purple-xylophone: a-purple-xylophone-seed0.glb, " in out
+    code, out, err = run("text-to-splats", "a purple xylophone", "--dry-run", "--seed", "3", "-o", "new/place")
+    assert code == 0 and f"--prior {REAL_BACKBONES}" in err
+    assert "would write to new/place: a-purple-xylophone-seed3.ply, " in out
+    assert "would write to new/cup.glb\n" in run("text-to-mesh", "a red cup", "--dry-run", "-o", "new/cup.glb")[1]
+    assert "--prior sd15, sdxl, sd3 or flux-dev" in run("text-to-image", "a purple xylophone", "--dry-run")[2]
+    Path("p.txt").write_text("a cup\na dog\n")
+    out = run("text-to-mesh", "--prompts", "p.txt", "--dry-run")[1]
+    assert "a-cup-seed0-sheet.png and 5 more\n" in out
 
 
 @pytest.mark.parametrize(

@@ -125,3 +125,20 @@ def test_what_is_refused(run, files, tmp_path: Path, monkeypatch) -> None:
         code, _, err = run(*words, *(() if "-o" in words else ("-o", str(tmp_path / "new"))))
         assert code == 2, (words, err)
         assert message in err, (words, err)
+
+
+def test_a_dry_run_refuses_what_no_prior_draws_or_shows_no_object(run, files, in_tmp: Path) -> None:
+    Image.new("RGBA", (24, 24), (200, 40, 40, 0)).save("nothing.png")
+    Image.new("RGB", (24, 24), (200, 40, 40)).save("even.png")
+    for command in ("image-to-views", "image-to-mesh"):
+        for words, told in (
+            (("nothing.png",), "the object (transparency) is 0.00% of the picture"),
+            (("nothing.png", "--subject", "a cup"), "the object (transparency) is 0.00% of the picture"),
+            (("even.png", "--plain"), "the object (a plain background) is 0.00% of the picture"),
+            ((files["full.png"], "--plain", "--prior", "toybox-dit"), "nothing that draws views of a picture comes"),
+        ):
+            for how in ((), ("--dry-run",)):
+                code, _, err = run(command, *words, *how)
+                assert code == 2 and told in err
+        for prior in (("--prior", "owner/prior"), ("--prior", "mvdream"), given(files)[1:5]):
+            assert run(command, files["cut.png"], *prior, "--dry-run")[0] == 0

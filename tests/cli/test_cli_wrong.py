@@ -115,6 +115,23 @@ def test_what_only_the_work_finds_wrong_leaves_nothing_either(run: Run, monkeypa
     assert Path("dir/ok-depth.run.json").read_bytes() == before, "the maps are there, and so is what tells of them"
 
 
+def test_a_picture_that_shows_nothing_is_refused_before_a_network_is_loaded(run: Run) -> None:
+    nothing = np.zeros((9, 9, 4))
+    for name in ("nothing.png", "dir/one.png", "dir/two.png"):
+        save_image(name, nothing)
+    save_image("dir/small.png", np.zeros((1, 1, 3)))
+    for command in ("depth", "normals", "geometry", "pointcloud"):
+        for how in ((), ("--dry-run",)):
+            code, _, err = run(command, "nothing.png", *how)
+            assert code == 2 and "nothing.png: the picture shows nothing: it is transparent everywhere" in err
+    code, _, err = run("depth", "dir", "--dry-run")
+    assert code == 2 and "none of the 3 pictures could be used: dir/one.png: " in err
+    code, out, _ = run("depth", "dir", "ok.png", "--dry-run")
+    assert code == 0 and "would read ok.png (64 x 48 px)" in out
+    assert "would skip dir/one.png: the picture shows nothing" in out
+    assert "would skip dir/small.png: has 1 x 1 pixels" in out
+
+
 def test_arrays_are_told_by_what_the_file_holds(run: Run) -> None:
     np.savez("a.npz", depth=np.zeros((2, 3)))
     Path("a.npz").rename("a.npy")

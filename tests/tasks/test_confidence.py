@@ -12,12 +12,14 @@ from unproject.pipelines.calibrated import calibrate_head
 from unproject.pipelines.geometry_maps import Made
 from unproject.pipelines.image_to_geometry import ImageToDepth
 from unproject.pipelines.sureness import add_confidence
+from unproject.scripts import head_confidence
 from unproject.tasks.confidence import ErrorModel, coverage, fit_error_model, pixel_features
 from unproject.tasks.data import GeometryData
 from unproject.tasks.geometry_head import GeometryHead, HeadConfig
 from unproject.tasks.metrics import spearman
 from unproject.tasks.outputs import GeometryOutput, TaskOutput
 from unproject.utils.errors import InputError
+from unproject.utils.files import read_json
 
 
 def scenes(count: int, seed: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -123,6 +125,22 @@ def test_a_calibrated_head_is_sure_in_numbers(tiny_prior, planes, tmp_path) -> N
     stored = np.load(tmp_path / "photo.npz")
     np.testing.assert_array_equal(stored["confidence"], made.confidence[0, ..., 0])
     assert float(stored["tolerance"]) == 0.1
+
+
+def test_new_error_models_leave_the_other_facts_of_a_head(tiny_prior, planes, tmp_path, monkeypatch) -> None:
+    """In another folder and in the head's own: head.json differs by the confidence and where the base was found."""
+    head = GeometryHead.from_prior(tiny_prior, HeadConfig(processing_resolution=32))
+    tiny_prior.save(tmp_path / "tiny")
+    folder = head.save(tmp_path / "own", "tiny", validation={"abs_rel": 0.25}, steps_trained=7)
+    before = read_json(folder / "head.json")
+    monkeypatch.setattr(head_confidence, "RenderedSet", lambda folder: planes(6))
+    monkeypatch.setattr(head_confidence, "CameraColumns", lambda data: data)
+    for out in (tmp_path / "other", folder):
+        words = [str(folder), "--val", "renders", "--out", str(out), "--images", "4"]
+        assert head_confidence.main(words) == 0
+        after = read_json(out / "head.json")
+        assert after.pop("confidence").keys() == {"depth", "normals"}
+        assert {**after, "base": "tiny"} == before
 
 
 def test_fewer_members_than_error_models_are_fitted_to_have_no_confidence() -> None:

@@ -88,7 +88,7 @@ class _FromImage(HeadPipeline, ABC, Generic[Out]):
             image: a path, PIL image, array (H, W, 3) or tensor (3, H, W) in [0, 1], or several of one size.
             num_inference_steps: None: what suits the head; a regressor takes 1.
             ensemble_size: predictions to align and reduce. A sampler draws other noise for each; a regressor looks at
-                mirrored and rescaled copies. Uncertainty comes with 2 or more and is useful from 3 on.
+                mirrored and rescaled copies. Uncertainty comes with 2 or more, confidence with 3.
             processing_resolution: px of the longest edge inside the network; 0: the image's own; None: the head's.
             match_input_resolution: return maps of the image's size.
             valid: (H, W) or (N, H, W) bool of what the picture shows; None: where a file or a PIL image is not
@@ -144,7 +144,8 @@ class _FromImage(HeadPipeline, ABC, Generic[Out]):
             own = at_map_size(seen, (height, width))
             output.valid = own if output_type == "pt" else own.permute(0, 2, 3, 1).cpu().numpy()
         if self.head.confidence:
-            add_confidence(result, made, images, self.head.confidence, settings.resolution, output_type)
+            models, longest = self.head.confidence, settings.resolution
+            add_confidence(result, made, images, models, longest, output_type, settings.members)
         chosen = self._chosen(result)
         if return_dict:
             return chosen

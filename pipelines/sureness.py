@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -14,20 +15,33 @@ from ..tasks.outputs import GeometryOutput
 from .geometry_maps import Made
 from .picture_inputs import resized
 
-ENSEMBLE = 3  # members that error models are fitted to
+ENSEMBLE = 3  # members that error models are fitted to; the spread of fewer is another measure
 
 
 def add_confidence(
-    result: GeometryOutput, made: Made, images: Tensor, models: dict[str, ErrorModel], longest: int, kind: str
+    result: GeometryOutput,
+    made: Made,
+    images: Tensor,
+    models: dict[str, ErrorModel],
+    longest: int,
+    kind: str,
+    members: int,
 ) -> None:
     """Fills `confidence` of each map there is a model for, and the tolerance that it speaks of.
 
     images: (N, 3, H, W). longest: px of the longer side that the network saw, 0 = the pictures' own. kind: "np" or
-    "pt", as the maps.
+    "pt", as the maps. members: of the ensemble; where they are fewer than error models are fitted to, nothing is
+    filled, and one UserWarning says so (of a single prediction, which has no spread, none).
     """
-    for name, model in models.items():
-        if name not in result.maps or name not in made.spread:
-            continue
+    told = {name: model for name, model in models.items() if name in result.maps and name in made.spread}
+    if told and members < ENSEMBLE:
+        warnings.warn(
+            f"an ensemble of {members} has no confidence: error models are fitted to the spread of {ENSEMBLE}; "
+            f"take ensemble_size={ENSEMBLE} (--ensemble {ENSEMBLE}) or more",
+            stacklevel=3,
+        )
+        return
+    for name, model in told.items():
         maps = made.maps[name]
         sure = torch.from_numpy(model.probability(seen_features(maps, made.spread[name], images, longest)))
         sure = F.interpolate(sure[:, None].float(), tuple(maps.shape[2:]), mode="bilinear")

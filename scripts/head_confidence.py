@@ -1,7 +1,8 @@
 """Confidence for a head: python -m unproject.scripts.head_confidence HEAD --val FOLDER ... --out FOLDER.
 
 HEAD is a folder or a name. The error models of its targets are fitted to rendered validation sets and calibrated on
-other scenes of them; --out is the same head with these, or HEAD's own folder.
+other scenes of them; --out is the same head with these, or HEAD's own folder. What else its head.json told, such as
+the numbers of validation, is kept.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
         head = load_head(options.head)
         sets = [CameraColumns(RenderedSet(folder)) for folder in options.val]
         calibrate_head(head, GeometryData(sets, columns=head.codec.columns()), options.images)
-        print(head.save(options.out))
+        print(head.save(options.out, **head.facts))
     except UnprojectError as error:
         print(f"head_confidence: {error}", file=sys.stderr)
         return error.exit_code

@@ -4,8 +4,10 @@ Affine-invariant maps are aligned first (Marigold, Ke et al. 2024): minimise ove
 sum_(i<j) sqrt(mean((s_i d_i + t_i - s_j d_j - t_j)^2)) + strength (|min(m)| + |1 - max(m)|), m the reduced map.
 The minimum of that sum is a collapse (all s_i near 0: the pull is too weak); what works is two BFGS steps on gradients
 by finite differences of float32 values, whose result changes by up to 0.02 when the maps change by 1e-7. That is the
-"published" solver, equal to diffusers'. "consensus" has no such collapse: members are standardised and refitted by
-least squares to their mean until they agree, in float64.
+"published" solver, equal to diffusers', down to its lower median: of an even number of members the lower of the two
+middle ones, so that two members show no deviation at all. "consensus" has no such collapse: members are standardised
+and refitted by least squares to their mean until they agree, in float64. Its median, and that of maps that need no
+alignment, is the mean of the two middle members where their number is even.
 """
 
 from __future__ import annotations
@@ -52,16 +54,17 @@ ROUNDS = 8
 def ensemble_affine(maps: Tensor, reduction: Reduction = "median", how: Alignment = PUBLISHED) -> Ensembled:
     """Aligns, reduces and rescales to [0, 1] maps (E, 1, H, W); the uncertainty is the median absolute deviation.
 
-    Reduction "mean" gives the standard deviation instead. Medians are the lower ones for even E.
+    Reduction "mean" gives the standard deviation instead. Medians of even E are the mean of the two middle members,
+    with the published solver the lower of them.
     """
     if maps.ndim != 4 or maps.shape[1] != 1:
         raise InputError(f"maps have shape {tuple(maps.shape)}, expected (E, 1, H, W)")
     if reduction not in ("median", "mean"):
         raise InputError(f"reduction {reduction!r} is unknown; have median, mean")
     aligned = _apply(maps, _fit(maps, reduction, how), how.shift)
-    prediction = _reduce(aligned, reduction)
+    prediction = _reduce(aligned, reduction, how.solver)
     spread = (
-        torch.median((aligned - prediction).abs(), 0, keepdim=True).values
+        _reduce((aligned - prediction).abs(), reduction, how.solver)
         if reduction == "median"
         else aligned.std(0, keepdim=True)
     )
@@ -89,16 +92,23 @@ def ensemble_directions(normals: Tensor, reduction: Literal["closest", "mean"] =
 
 
 def ensemble_median(maps: Tensor) -> Ensembled:
-    """Per-pixel median of maps (E, C, H, W) that need no alignment, and the deviation's mean over channels."""
-    middle = torch.median(maps, 0, keepdim=True).values
-    deviation = torch.median((maps - middle).abs(), 0, keepdim=True).values
+    """Per-pixel median of maps (E, C, H, W) that need no alignment, and the median deviation's mean over channels."""
+    middle = median_of_members(maps)
+    deviation = median_of_members((maps - middle).abs())
     return Ensembled(middle, deviation.mean(1, keepdim=True))
 
 
-def _reduce(aligned: Tensor, reduction: Reduction) -> Tensor:
+def median_of_members(members: Tensor) -> Tensor:
+    """(1, ...) of members (E, ...), of even E the mean of the two middle ones, as numpy.median."""
+    ranked, count = members.sort(0).values, len(members)
+    low, high = ranked[(count - 1) // 2], ranked[count // 2]
+    return ((low + high) / 2)[None]
+
+
+def _reduce(aligned: Tensor, reduction: Reduction, solver: Solver) -> Tensor:
     if reduction == "mean":
         return aligned.mean(0, keepdim=True)
-    return torch.median(aligned, 0, keepdim=True).values
+    return torch.median(aligned, 0, keepdim=True).values if solver == "published" else median_of_members(aligned)
 
 
 def _apply(maps: Tensor, parameters: np.ndarray, shift: bool) -> Tensor:
@@ -112,7 +122,7 @@ def _cost(parameters: np.ndarray, maps: Tensor, reduction: Reduction, how: Align
     pairs = itertools.combinations(range(len(maps)), 2)
     cost = sum(((aligned[i] - aligned[j]) ** 2).mean().sqrt().item() for i, j in pairs)
     if how.strength > 0:
-        reduced = _reduce(aligned, reduction)
+        reduced = _reduce(aligned, reduction, how.solver)
         cost += (reduced.min().abs().item() + (1.0 - reduced.max()).abs().item()) * how.strength
     return cost
 

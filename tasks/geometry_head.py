@@ -35,6 +35,7 @@ from .ensemble import Solver as Alignment
 from .walk import USUAL, Walk
 
 MANIFEST = "head.json"
+OWN_ENTRIES = ("base", "config", "versions", "confidence")  # of it, which `save` makes anew
 PROMPT = "prompt.safetensors"
 ADAPTER = "adapter.safetensors"
 ENDS = ("conv_in", "conv_norm_out", "conv_out")  # what reads and writes latents
@@ -136,6 +137,8 @@ class GeometryHead:
         """whether its folder holds the codec, not the base's"""
         self.confidence: dict[str, ErrorModel] = {}
         """by target, where the head was calibrated"""
+        self.facts: dict[str, Any] = {}
+        """what else its head.json told, such as the numbers of validation; for `save`"""
 
     @property
     def groups(self) -> int:
@@ -189,6 +192,7 @@ class GeometryHead:
         head = cls(prior, unet.to(device, dtype).eval().requires_grad_(False), config, found)
         head._empty, head.brings_codec = empty.to(device, dtype), (folder / CODEC).is_dir()
         head.confidence = {k: ErrorModel.read(v) for k, v in manifest.get("confidence", {}).items()}
+        head.facts = {name: fact for name, fact in manifest.items() if name not in OWN_ENTRIES}
         return head
 
     def save(self, folder: str | Path, base: str | None = None, **facts: Any) -> Path:

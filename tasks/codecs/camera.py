@@ -18,7 +18,7 @@ from ...geometry.camera_image import (
 )
 from ...geometry.pinhole_fit import fit_pinhole
 from ...utils.errors import InputError
-from ..ensemble import Alignment, Ensembled
+from ..ensemble import Alignment, Ensembled, median_of_members
 from ..metrics import angles_deg, normal_errors
 from .base import Column, Invariance, TargetCodec
 
@@ -73,8 +73,8 @@ class CameraCodec(TargetCodec):
         """See TargetCodec.reduce: medians of angles, the middle of an even number, so that mirrored members give the
         mirrored camera; the spread is the mean deviation in rad."""
         angles = angles_of_tangents(members)
-        middle = _middle(angles)
-        spread = _middle((angles - middle).abs()).mean(1, keepdim=True)
+        middle = median_of_members(angles)
+        spread = median_of_members((angles - middle).abs()).mean(1, keepdim=True)
         return Ensembled(tangents_of_angles(middle), spread)
 
     def error(self, maps: Tensor, target: Tensor, valid: Tensor) -> Tensor:
@@ -120,9 +120,3 @@ def matrix_errors(found: np.ndarray, true: np.ndarray, width: int, height: int) 
 
 def _rays(tangents: Tensor) -> Tensor:
     return torch.cat([tangents[:, :2], torch.ones_like(tangents[:, :1])], 1)
-
-
-def _middle(values: Tensor) -> Tensor:
-    """Median over the first axis, kept; the middle of the two of an even number."""
-    ordered, count = values.sort(0).values, len(values)
-    return 0.5 * (ordered[(count - 1) // 2] + ordered[count // 2])[None]

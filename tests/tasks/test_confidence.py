@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
 
 from unproject.pipelines.calibrated import calibrate_head
+from unproject.pipelines.geometry_maps import Made
 from unproject.pipelines.image_to_geometry import ImageToDepth
+from unproject.pipelines.sureness import add_confidence
+from unproject.scripts import head_confidence
 from unproject.tasks.confidence import ErrorModel, coverage, fit_error_model, pixel_features
 from unproject.tasks.data import GeometryData
 from unproject.tasks.geometry_head import GeometryHead, HeadConfig
 from unproject.tasks.metrics import spearman
+from unproject.tasks.outputs import GeometryOutput, TaskOutput
 from unproject.utils.errors import InputError
+from unproject.utils.files import read_json
 
 
 def scenes(count: int, seed: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -110,7 +117,7 @@ def test_a_calibrated_head_is_sure_in_numbers(tiny_prior, planes, tmp_path) -> N
     again = GeometryHead.load(head.save(tmp_path / "tiny-geometry", "tiny"))
     assert again.confidence == head.confidence
     picture = torch.rand(3, 40, 48, generator=torch.Generator().manual_seed(0))
-    made = ImageToDepth(again)(picture, ensemble_size=2)
+    made = ImageToDepth(again)(picture, ensemble_size=3)
     assert made.confidence.shape == (1, 40, 48, 1) and made.tolerance == 0.1
     assert 0.01 <= made.confidence.min() <= made.confidence.max() <= 0.99
     assert ImageToDepth(again)(picture).confidence is None  # of one member there is no spread
@@ -118,3 +125,51 @@ def test_a_calibrated_head_is_sure_in_numbers(tiny_prior, planes, tmp_path) -> N
     stored = np.load(tmp_path / "photo.npz")
     np.testing.assert_array_equal(stored["confidence"], made.confidence[0, ..., 0])
     assert float(stored["tolerance"]) == 0.1
+
+
+def test_new_error_models_leave_the_other_facts_of_a_head(tiny_prior, planes, tmp_path, monkeypatch) -> None:
+    """In another folder and in the head's own: head.json differs by the confidence and where the base was found."""
+    head = GeometryHead.from_prior(tiny_prior, HeadConfig(processing_resolution=32))
+    tiny_prior.save(tmp_path / "tiny")
+    folder = head.save(tmp_path / "own", "tiny", validation={"abs_rel": 0.25}, steps_trained=7)
+    before = read_json(folder / "head.json")
+    monkeypatch.setattr(head_confidence, "RenderedSet", lambda folder: planes(6))
+    monkeypatch.setattr(head_confidence, "CameraColumns", lambda data: data)
+    for out in (tmp_path / "other", folder):
+        words = [str(folder), "--val", "renders", "--out", str(out), "--images", "4"]
+        assert head_confidence.main(words) == 0
+        after = read_json(out / "head.json")
+        assert after.pop("confidence").keys() == {"depth", "normals"}
+        assert {**after, "base": "tiny"} == before
+
+
+def test_fewer_members_than_error_models_are_fitted_to_have_no_confidence() -> None:
+    """One warning for all maps and no confidence of two members; of three and more it comes, and of one in silence."""
+    picture = torch.rand(1, 3, 12, 16, generator=torch.Generator().manual_seed(0))
+    models = {name: ErrorModel("relative", 0.1, (0.0,) * 9, tuple(np.linspace(0.1, 9, 99))) for name in ("a", "b")}
+
+    def sure(members: int) -> list[np.ndarray | None]:
+        maps = dict.fromkeys(models, picture[:, :1])
+        spread = {} if members == 1 else dict.fromkeys(models, 0.1 * picture[:, 1:2])
+        result = GeometryOutput({name: TaskOutput(picture[:, :1]) for name in models})
+        add_confidence(result, Made(maps, spread, None), picture, models, 0, "np", members)
+        return [part.confidence for part in result.maps.values()]
+
+    with pytest.warns(UserWarning, match=r"ensemble_size=3 \(--ensemble 3\)") as told:
+        assert sure(2) == [None, None]
+    assert len(told) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert sure(1) == [None, None]
+        assert all(one is not None and one.shape == (1, 12, 16, 1) for members in (3, 4) for one in sure(members))
+
+
+def test_a_pipeline_tells_how_many_members_there_are(tiny_prior) -> None:
+    config = HeadConfig(targets=("depth", "normals"), processing_resolution=32)
+    head = GeometryHead.from_prior(tiny_prior, config)
+    head.confidence = {"depth": ErrorModel("relative", 0.1, (0.0,) * 9, tuple(np.linspace(0.1, 9, 99)))}
+    picture = torch.rand(3, 40, 48, generator=torch.Generator().manual_seed(0))
+    with pytest.warns(UserWarning, match="an ensemble of 2 has no confidence"):
+        made = ImageToDepth(head)(picture, ensemble_size=2)
+    assert made.confidence is None and made.tolerance is None and made.uncertainty is not None
+    assert ImageToDepth(head)(picture, ensemble_size=4).confidence is not None

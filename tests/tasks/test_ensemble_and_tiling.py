@@ -5,12 +5,20 @@ from __future__ import annotations
 import inspect
 import math
 
+import numpy as np
 import pytest
 import torch
 from diffusers import MarigoldDepthPipeline, MarigoldNormalsPipeline
 
 from unproject.tasks.codecs import unit_length
-from unproject.tasks.ensemble import CONSENSUS, PUBLISHED, ensemble_affine, ensemble_directions, ensemble_median
+from unproject.tasks.ensemble import (
+    CONSENSUS,
+    PUBLISHED,
+    _consensus,
+    ensemble_affine,
+    ensemble_directions,
+    ensemble_median,
+)
 from unproject.tasks.metrics import fit_affine
 from unproject.tasks.noise import annealed_noise
 from unproject.tasks.tiling import Box, blend, stitch_affine, tile_boxes
@@ -124,6 +132,33 @@ def test_median_and_messages() -> None:
         ensemble_affine(torch.zeros(2, 3, 4, 4))
     with pytest.raises(InputError, match="mode"):
         ensemble_affine(maps, "mode")
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
+def test_medians_over_members_are_those_of_numpy(count: int) -> None:
+    """Slow twin: numpy.median. Of two members the prediction lies between, and the spread is half their distance."""
+    maps = torch.rand(count, 2, 6, 7, generator=torch.Generator().manual_seed(3))
+    found, members = ensemble_median(maps), maps.numpy()
+    middle = np.median(members, 0, keepdims=True)
+    deviation = np.median(np.abs(members - middle), 0, keepdims=True).mean(1, keepdims=True)
+    np.testing.assert_allclose(found.prediction, middle, atol=1e-6)
+    np.testing.assert_allclose(found.uncertainty, deviation, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_a_consensus_reduces_by_those_medians(size: int) -> None:
+    """Slow twin: numpy.median of the aligned members. The spread of two is not 0 everywhere."""
+    rows = torch.randn(size, 200, generator=torch.Generator().manual_seed(4)).double()
+    rows = 1 + 0.1 * rows + torch.linspace(0, 5, 200)
+    shared = ensemble_affine(rows.reshape(size, 1, 10, 20), how=CONSENSUS)
+    values = _consensus(rows, True).reshape(2, size, 1)
+    aligned = (rows * values[0] + values[1]).numpy()
+    middle = np.median(aligned, 0)
+    span = middle.max() - middle.min()
+    np.testing.assert_allclose(shared.prediction.flatten(), (middle - middle.min()) / span, atol=1e-5)
+    spread = np.median(np.abs(aligned - middle), 0) / span
+    np.testing.assert_allclose(shared.uncertainty.flatten(), spread, atol=1e-5)
+    assert (shared.uncertainty > 1e-4).double().mean() > 0.9
 
 
 @pytest.mark.parametrize(("height", "width", "tile", "overlap"), [(32, 32, 32, 8), (50, 33, 32, 8), (97, 20, 32, 0)])

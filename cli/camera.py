@@ -76,7 +76,7 @@ class Calibrate(ImageCommand):
         if self.prior != ImageCommand.prior:
             return ""
         try:
-            embedded_folder(next(task for task in task_table().values() if task.codec == "camera"))
+            embedded_folder(task_table()[self.name])
         except InputError as error:
             return str(error)
         return ""

@@ -137,12 +137,24 @@ class EachCommand(HeadCommand, Seeded):
         """One network for all; what is there is kept, one that cannot be done is named and skipped."""
         jobs, skipped = self.jobs(target)
         found = sort_out(self, jobs, target, self.overwrite)
-        failed, made = run_jobs(self, found, record, target, self.load, lambda pipe, job: self.do(pipe, job, record))
+
+        def do(pipe: Any, job: Job) -> None:
+            self.do(pipe, job, record)
+            if self.overwrite and not record.rescued:
+                self._clear(job, record)
+
+        failed, made = run_jobs(self, found, record, target, self.load, do)
         if failed and not made and not found.kept:
             raise self._none_of(len(jobs), failed[0])
         told = [*failed, *found.kept, *skipped]
         record.notes.update(skipped=told)
         return Shown([f"skipped: {t}" for t in told], data={"skipped": told}, exit_code=SOME_FAILED if failed else 0)
+
+    def _clear(self, job: Job, record: RunRecord) -> None:
+        """Removes what an earlier run with other options left of a job under names that this command writes."""
+        for path in map(job.target.file, self.endings()):
+            if str(path) not in record.outputs and path.is_file():
+                path.unlink()
 
     def _none_of(self, count: int, first: InputError | str) -> InputError:
         return InputError(f"none of the {count} {self.plural} could be used: {first}")

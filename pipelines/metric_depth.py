@@ -87,10 +87,12 @@ def opencv_normals(made: GeometryOutput, index: int = 0) -> Tensor | None:
 
 
 def metres_map(made: GeometryOutput, metric: Metric, index: int = 0) -> OneMap:
-    """The depth of an image in metres, for files."""
+    """The depth of an image in metres, for files. Its confidence is that of the depth once it is aligned: it says
+    nothing of the scale."""
     one = made.depth.one(index)
     metres = made.depth.one_metres(metric.near_m, metric.far_m, index)
     known = metres[np.isfinite(metres)]
     low, high = (float(value) for value in np.quantile(known, (0.0, 1.0)))
     spread = None if one.spread is None else one.spread * (metric.far_m - metric.near_m)
-    return OneMap(MetresFiles(metric, low, max(high, low + 1e-6)), np.nan_to_num(metres)[..., None], spread, one.seen)
+    files, values = MetresFiles(metric, low, max(high, low + 1e-6)), np.nan_to_num(metres)[..., None]
+    return OneMap(files, values, spread, one.seen, one.confidence, one.tolerance)

@@ -78,7 +78,18 @@ class PictureGeometry:
             "near_m": self.metric.near_m,
             "far_m": self.metric.far_m,
             "seen": float(self.mask.mean()),
+            **self._sureness(),
         }
+
+    def _sureness(self) -> dict[str, float]:
+        """Mean confidence of what is seen and its tolerance, of the maps that have some."""
+        told: dict[str, float] = {}
+        for name, output in (("depth", self.made.depth), ("normals", self.made.normals)):
+            one = output.one(0)
+            if one.confidence is not None and one.tolerance is not None and self.mask.any():
+                told[f"{name}_confidence"] = float(one.confidence[self.mask].mean())
+                told[f"{name}_tolerance"] = float(one.tolerance)
+        return told
 
     def document(self) -> dict[str, Any]:
         """The camera as `--K` reads it, and the report."""
@@ -95,15 +106,26 @@ class PictureGeometry:
         }
 
     def save_npz(self, path: str | Path, compression: Compression = "fast") -> Path:
-        """Writes depth_m, normals, mask, K, c2w, and the confidence of the depth where the head brings one."""
+        """Writes depth_m, normals, mask, K, c2w, and where the head brings error models and there is an ensemble the
+        confidence of depth and normals: the probability of an error below the tolerance beside it (a share of the
+        aligned depth, degrees)."""
+        assert self.made.normals is not None
+        depth, normals = self.made.depth.one(0), self.made.normals.one(0)
         arrays = {
             "depth_m": self.depth_m,
             "normals": self.normals,
             "mask": self.mask,
             "K": self.seen.camera.K[0].double().numpy(),
             "c2w": self.seen.camera.c2w[0].double().numpy(),
-            "confidence": self.made.depth.one(0).confidence,
+            "confidence": depth.confidence,
+            "tolerance": _number(depth.tolerance),
+            "normals_confidence": normals.confidence,
+            "normals_tolerance": _number(normals.tolerance),
             "scale": np.array(self.metric.scale),
             "frame": np.array("opencv"),
         }
         return write_npz(Path(path), arrays, compression)
+
+
+def _number(value: float | None) -> np.ndarray | None:
+    return None if value is None else np.array(value)

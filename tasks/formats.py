@@ -8,10 +8,10 @@ from ..utils.errors import InputError
 
 MAP_FORMATS: dict[str, tuple[str, ...]] = {  # endings of the files of a map, the one that is always there first
     "npz": (".npz",),
-    "npy": (".npy", "-uncertainty.npy"),
-    "exr": (".exr", "-uncertainty.exr"),
-    "tiff": (".tiff", "-uncertainty.tiff"),
-    "png": (".png", "-16bit.png", "-uncertainty.png"),
+    "npy": (".npy", "-uncertainty.npy", "-confidence.npy"),
+    "exr": (".exr", "-uncertainty.exr", "-confidence.exr"),
+    "tiff": (".tiff", "-uncertainty.tiff", "-confidence.tiff"),
+    "png": (".png", "-16bit.png", "-uncertainty.png", "-confidence.png"),
 }
 USUAL = ("npz", "png")
 MATERIAL_MAPS = ("albedo", "normal", "roughness", "metallic", "height")

@@ -137,7 +137,8 @@ class OneMap:
     def _save_numbers(self, base: Path, kind: str, how: Saving) -> list[Path]:
         """Float formats hold nan where nothing is seen; facts stand in the file where it can hold them."""
         facts, written = self.codec.facts(), []
-        for ending, values in (("-uncertainty", self.spread), ("", self._numbers())):
+        maps = (("-uncertainty", self.spread), ("-confidence", self.confidence), ("", self._numbers()))
+        for ending, values in maps:
             if values is None:
                 continue
             path, parts = _ending(base, f"{ending}.{kind}"), self._masked(values)
@@ -154,7 +155,9 @@ class OneMap:
         made: list[tuple[str, Callable[[slice], np.ndarray]]] = [("-16bit.png", self._levels)]
         if self.spread is not None:
             low, high = usual_range(self.spread, self.seen)
-            made.append(("-uncertainty.png", lambda rows: self._spread_picture(rows, low, high)))
+            made.append(("-uncertainty.png", lambda rows: self._shades(self.spread, rows, low, high)))
+        if self.confidence is not None:
+            made.append(("-confidence.png", lambda rows: self._shades(self.confidence, rows, 0.0, 1.0)))
         made.append((".png", lambda rows: self.picture(how, rows, legend)))
         return [
             write_png(_ending(base, ending), (draw(rows) for rows in self._bands()), height, how.compression)
@@ -168,10 +171,10 @@ class OneMap:
         seen = self.seen[rows]
         return np.where(seen if levels.ndim == 2 else seen[..., None], levels, np.uint16(0))
 
-    def _spread_picture(self, rows: slice, low: float, high: float) -> Picture:
-        assert self.spread is not None
+    def _shades(self, values: np.ndarray | None, rows: slice, low: float, high: float) -> Picture:
+        assert values is not None
         mask = None if self.seen is None else self.seen[rows]
-        return colourise(self.spread[rows], SPREAD_COLOURS, mask, low, high)
+        return colourise(values[rows], SPREAD_COLOURS, mask, low, high)
 
     def _numbers(self) -> np.ndarray:
         return self.values[..., 0] if self.codec.channels == 1 else self.values

@@ -255,6 +255,7 @@ def test_geometry_agrees_with_itself(run: Run, seen: Calibrator) -> None:
     report = told["report"]
     assert report["normals_median_deg"] < 1 and report["plane_rms"] < 0.002 and report["measured"]
     assert "1.2 m above the floor" in out
+    assert "confidence" not in stored and "depth_confidence" not in report
     cloud, mesh = PointCloud.load("g/photo-geometry.ply"), Mesh.load("g/photo-geometry.glb")
     floor = cloud.points[:, 2].min().item()
     assert floor == pytest.approx(-EYE_M, rel=0.03)  # z is up, the camera at the origin

@@ -84,6 +84,26 @@ def test_sets_that_share_a_format_agree_or_are_refused(run: Run, in_tmp: Path, r
     assert code == 2 and "out/a-depth.npz is already there" in err
 
 
+def test_overwriting_leaves_nothing_of_the_run_before(
+    run: Run, in_tmp: Path, monkeypatch: pytest.MonkeyPatch, ramps: list[int]
+) -> None:
+    photos("p/a.png", "p/b.png")
+
+    def depth(picture: np.ndarray, ensemble_size: int = 1, **_: Any) -> DepthOutput:
+        ramp = np.linspace(0, 1, picture[..., 0].size, dtype=np.float32).reshape(1, *picture.shape[:2], 1)
+        return DepthOutput(ramp, 0.1 * ramp if ensemble_size > 1 else None, nfe=1)
+
+    monkeypatch.setattr(MAP_COMMANDS["depth"], "load", lambda self: depth)
+    assert run("depth", "p", "-o", "out", "--ensemble", "3")[0] == 0
+    assert run("depth", "p/a.png", "-o", "out", "--format", "tiff")[0] == 0
+    Path("out/a-depth-notes.txt").write_text("mine")
+    assert Path("out/a-depth-uncertainty.png").is_file()
+    assert run("depth", "p", "-o", "out", "--overwrite")[0] == 0
+    left = sorted(path.name for path in Path("out").glob("a-*") if not path.name.endswith("run.json"))
+    assert left == ["a-depth-16bit.png", "a-depth-notes.txt", "a-depth.npz", "a-depth.png", "a-depth.tiff"]
+    assert not [name for name in told("depth.run.json")["outputs"] if not Path(name).is_file()]
+
+
 def test_what_is_made_anew_is_no_longer_anothers(run: Run, in_tmp: Path, ramps: list[int]) -> None:
     """The first record loses what --overwrite replaced, and the first set says so instead of keeping it."""
     photos("p/a.png", "p/b.png")

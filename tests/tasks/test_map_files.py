@@ -50,6 +50,19 @@ def test_float_formats_hold_the_map_and_nan_where_nothing_is_seen(tmp_path: Path
     np.testing.assert_array_equal(tifffile.imread(path), normals().normals[0])
 
 
+def test_a_confidence_is_written_in_every_format(tmp_path: Path) -> None:
+    made = depth(spread=True)
+    made.confidence, made.tolerance = 1 - made.uncertainty, 0.1
+    names = [path.name for path in made.save(tmp_path / "a", ("npy", "tiff", "png", "npz"))]
+    assert names[:3] == ["a-uncertainty.npy", "a-confidence.npy", "a.npy"]
+    assert {f"a-confidence.{kind}" for kind in ("npy", "tiff", "png")} <= set(names)
+    assert set(names) <= {f"a{ending}" for kind in ("npy", "tiff", "png", "npz") for ending in MAP_FORMATS[kind]}
+    expected = np.where(made.seen()[0], made.confidence[0, ..., 0], np.nan)
+    np.testing.assert_array_equal(np.load(tmp_path / "a-confidence.npy"), expected)
+    shown, spread = (np.asarray(Image.open(tmp_path / f"a-{name}.png")) for name in ("confidence", "uncertainty"))
+    assert shown.shape == spread.shape and (shown != spread).any()
+
+
 def test_exr_is_the_same_map(tmp_path: Path) -> None:
     pytest.importorskip("OpenEXR")
     from unproject.utils.bands import read_exr

@@ -308,4 +308,4 @@ class MapCommand(ImageCommand, OneKind):
 
     def bytes_per_pixel(self) -> int:
         """See ImageCommand.bytes_per_pixel: as if nothing could be compressed."""
-        return 16 * len(self.formats)
+        return 24 * len(self.formats)

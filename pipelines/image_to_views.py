@@ -187,7 +187,7 @@ class ImageToViews(PriorPipeline):
         shown = cut.framed(settings.size, settings.fill, settings.background)
         told = drawer.read(shown[:3], subject if prompt is None and drawer.asks_words else prompt, azimuth_deg)
         if prompt is None and subject and told.prompt and not set(subject.lower().split()) <= set(told.prompt.split()):
-            told = told._replace(prompt=subject)  # who names the object knows it better than who reads it
+            told = drawer.read(shown[:3], subject, told.azimuth_deg)  # who names the object knows it best
         settings = replace(settings, prompt=told.prompt, azimuth_deg=told.azimuth_deg)
         kept = None if out is None else _Kept(Path(out), settings, shown, prior)
         views, nfe = (kept.read() if kept is not None and resume else None) or self._drawn(shown[None, :3], settings)

@@ -11,7 +11,7 @@ import pytest
 import torch
 import trimesh
 
-from unproject.bench import direct25, direct25_text, solids
+from unproject.bench import direct25, direct25_text, solids, triplane_turbo
 from unproject.bench.records import refuse_vacuous
 from unproject.bench.registry import experiment
 from unproject.bench.runner import Context
@@ -22,6 +22,8 @@ from unproject.geometry.meshes import Mesh, join_meshes
 from unproject.geometry.raycast import RayMesh
 from unproject.geometry.solid import solid_surface
 from unproject.geometry.unwrap import unwrap
+from unproject.scripts.turbo_recipe import TurboRecipe
+from unproject.utils.configs import CONFIGS, load_config, read_yaml
 from unproject.utils.errors import InputError, UnprojectError
 
 
@@ -133,3 +135,20 @@ def test_exact_maps_belong_to_the_object_that_is_compared() -> None:
     assert float((nearest - points).norm(dim=-1).max()) < 1e-3
     agree = (seen.truth.face_normals()[face] * seen.normals[seen.depth > 0]).sum(-1)
     assert np.median(agree.numpy()) > 0.95
+
+
+def test_settings_of_triplane_turbo_differ_in_what_they_are_named_after() -> None:
+    values = read_yaml(CONFIGS / "train" / "triplane-turbo.yaml")
+    values.pop("objective")
+    model = load_config(TurboRecipe, values).model
+    made = triplane_turbo.settings(model, triplane_turbo.TurboBench(updates=7, scored=5))
+    full, updates = made[triplane_turbo.FULL_K]
+    assert (full.turbo.steps, full.taught, full.fresh, full.start.updates, updates) == (4, 0, True, 7, 7)
+    one, own = made[triplane_turbo.ONE][0], made[triplane_turbo.OWN][0]
+    assert replace(one, turbo=full.turbo) == full and one.turbo.steps == 1
+    assert replace(own, fresh=True) == full and not own.fresh
+    scored, lonely = made[triplane_turbo.SCORED], made[triplane_turbo.LONELY]
+    assert scored[1] == lonely[1] == 5 and made[triplane_turbo.SHIPPED] == (scored[0], 0)
+    assert set(scored[0].teachers) == {"single", "joint", "normals"} and scored[0].joint.prior == "toybox-mv"
+    assert lonely[0].single == scored[0].single and not lonely[0].joint.prior and not lonely[0].normals.prior
+    assert not scored[0].start.updates and not lonely[0].start.updates
